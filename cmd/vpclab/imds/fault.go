@@ -1,0 +1,116 @@
+package imds
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+)
+
+// Effect is what a fault makes of a request.
+type Effect string
+
+// The effects.
+const (
+	Delay    Effect = "delay"    // answer as usual, after Fault.Delay
+	Status   Effect = "status"   // answer Fault.Status with EC2's error page
+	Hang     Effect = "hang"     // never answer
+	Reset    Effect = "reset"    // reset the TCP connection
+	Empty    Effect = "empty"    // 200 without a body
+	Truncate Effect = "truncate" // 200 with half of the body that was announced
+	HTML     Effect = "html"     // 200 with a web page, as a captive portal sends
+	Body     Effect = "body"     // 200 with Fault.Body
+)
+
+// Effects lists all effects.
+func Effects() []Effect {
+	return []Effect{Delay, Status, Hang, Reset, Empty, Truncate, HTML, Body}
+}
+
+// TokenKey is the name under which faults, the log and the counters know
+// requests to the token endpoint.
+const TokenKey = "token"
+
+// Fault makes the requests that it matches fail.
+type Fault struct {
+	// ID is given by [Server.AddFault].
+	ID int `json:"id"`
+	// Pattern is matched against the key: the path below meta-data/ without a
+	// final slash ("network/interfaces/macs" for that listing), or [TokenKey].
+	// It is a [path.Match] pattern, in which "/**" at the end stands for the
+	// directory and everything below it; "**" alone is every request.
+	Pattern string `json:"pattern"`
+	// Effect is what happens.
+	Effect Effect `json:"effect"`
+	// Status is for the effect Status: 400 to 599.
+	Status int `json:"status,omitempty"`
+	// Body is for the effect Body.
+	Body string `json:"body,omitempty"`
+	// Delay comes before the effect, whatever it is.
+	Delay time.Duration `json:"delay,omitempty"`
+	// Probability is the chance that a matching request is hit; 0 means always.
+	Probability float64 `json:"probability,omitempty"`
+	// Count is how many requests are hit before the fault ends; 0 is no limit.
+	Count int `json:"count,omitempty"`
+	// Hits is how many requests were hit so far.
+	Hits int `json:"hits"`
+}
+
+// Check says what is wrong with a fault, if anything.
+func (f Fault) Check() error {
+	if f.Pattern == "" {
+		return errors.New("fault: no pattern; \"**\" matches every request")
+	}
+	if _, err := path.Match(f.Pattern, ""); err != nil {
+		return fmt.Errorf("fault: pattern %q: %w", f.Pattern, err)
+	}
+	switch f.Effect {
+	case Status:
+		if f.Status < 400 || f.Status > 599 {
+			return fmt.Errorf("fault on %s: status %d is not in 400…599", f.Pattern, f.Status)
+		}
+	case Delay:
+		if f.Delay <= 0 {
+			return fmt.Errorf("fault on %s: effect delay without a delay", f.Pattern)
+		}
+	case Hang, Reset, Empty, Truncate, HTML, Body:
+	default:
+		return fmt.Errorf("fault on %s: unknown effect %q, want one of %v", f.Pattern, f.Effect, Effects())
+	}
+	if f.Probability < 0 || f.Probability > 1 {
+		return fmt.Errorf("fault on %s: probability %v is not in 0…1", f.Pattern, f.Probability)
+	}
+	if f.Count < 0 || f.Delay < 0 {
+		return fmt.Errorf("fault on %s: negative count or delay", f.Pattern)
+	}
+	return nil
+}
+
+// String names the fault as the request log does.
+func (f Fault) String() string {
+	switch {
+	case f.Effect == Status:
+		return fmt.Sprintf("status %d", f.Status)
+	case f.Delay > 0:
+		return fmt.Sprintf("%s %s", f.Effect, f.Delay)
+	}
+	return string(f.Effect)
+}
+
+func (f Fault) matches(key string) bool {
+	if f.Pattern == "**" {
+		return true
+	}
+	if dir, ok := strings.CutSuffix(f.Pattern, "/**"); ok {
+		depth := strings.Count(dir, "/") + 1
+		parts := strings.Split(key, "/")
+		if len(parts) < depth {
+			return false
+		}
+		hit, _ := path.Match(dir, strings.Join(parts[:depth], "/"))
+		return hit
+	}
+	hit, _ := path.Match(f.Pattern, key)
+	return hit
+}

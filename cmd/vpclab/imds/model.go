@@ -1,0 +1,295 @@
+package imds
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// macsDir is the directory that has one sub-directory an ENI.
+const macsDir = "network/interfaces/macs"
+
+// Instance is what the top-level keys say. The zero value of a field leaves its
+// key out.
+type Instance struct {
+	ID           string     // i-0123456789abcdef0
+	Type         string     // m7i.large
+	AMI          string     // ami-0123456789abcdef0
+	MAC          string     // of the primary ENI
+	LocalIPv4    netip.Addr // primary address of the primary ENI
+	IPv6         netip.Addr // first IPv6 address of the primary ENI
+	Hostname     string     // for hostname, local-hostname
+	PublicName   string     // public-hostname
+	Region       string     // us-east-1
+	Zone         string     // us-east-1a
+	ZoneID       string     // use1-az1
+	AccountID    string     // owner in the identity document
+	Architecture string     // x86_64, in the identity document
+}
+
+// Keys renders the instance as metadata keys, relative to meta-data/.
+func (i Instance) Keys() map[string]string {
+	k := map[string]string{
+		"services/domain":     "amazonaws.com",
+		"services/partition":  "aws",
+		"ami-launch-index":    "0",
+		"instance-life-cycle": "on-demand",
+	}
+	put := func(key, value string) {
+		if value != "" {
+			k[key] = value
+		}
+	}
+	put("instance-id", i.ID)
+	put("instance-type", i.Type)
+	put("ami-id", i.AMI)
+	put("mac", i.MAC)
+	if i.LocalIPv4.IsValid() {
+		k["local-ipv4"] = i.LocalIPv4.String()
+	}
+	if i.IPv6.IsValid() {
+		k["ipv6"] = i.IPv6.String()
+	}
+	put("hostname", i.Hostname)
+	put("local-hostname", i.Hostname)
+	put("public-hostname", i.PublicName)
+	put("placement/region", i.Region)
+	put("placement/availability-zone", i.Zone)
+	put("placement/availability-zone-id", i.ZoneID)
+	return k
+}
+
+// Interface is what the metadata say about one ENI. The zero value of a field
+// leaves its key out, as EC2 does for what an ENI does not have.
+type Interface struct {
+	MAC              string // identity: the directory's name, lower case
+	ID               string // eni-…
+	DeviceNumber     int
+	NetworkCard      *int         // only on instance types with several cards
+	IPv4             []netip.Addr // the primary address first
+	IPv6             []netip.Addr
+	IPv4Prefixes     []netip.Prefix // delegated, /28
+	IPv6Prefixes     []netip.Prefix // delegated, /80
+	SubnetID         string
+	SubnetIPv4       netip.Prefix
+	SubnetIPv6       []netip.Prefix
+	VPCID            string
+	VPCIPv4          []netip.Prefix
+	VPCIPv6          []netip.Prefix
+	SecurityGroups   []string
+	SecurityGroupIDs []string
+	OwnerID          string
+	LocalHostname    string
+	PublicIPv4       []netip.Addr
+	PublicHostname   string
+}
+
+// Keys renders the ENI as metadata keys, relative to its own directory.
+func (i Interface) Keys() map[string]string {
+	k := map[string]string{
+		"mac":           i.MAC,
+		"interface-id":  i.ID,
+		"device-number": strconv.Itoa(i.DeviceNumber),
+	}
+	put := func(key string, lines ...string) {
+		lines = slices.DeleteFunc(lines, func(s string) bool { return s == "" })
+		if len(lines) > 0 {
+			k[key] = strings.Join(lines, "\n")
+		}
+	}
+	if i.NetworkCard != nil {
+		put("network-card", strconv.Itoa(*i.NetworkCard))
+	}
+	put("local-ipv4s", texts(i.IPv4)...)
+	put("ipv6s", texts(i.IPv6)...)
+	put("ipv4-prefix", texts(i.IPv4Prefixes)...)
+	put("ipv6-prefix", texts(i.IPv6Prefixes)...)
+	put("subnet-id", i.SubnetID)
+	if i.SubnetIPv4.IsValid() {
+		put("subnet-ipv4-cidr-block", i.SubnetIPv4.String())
+	}
+	put("subnet-ipv6-cidr-blocks", texts(i.SubnetIPv6)...)
+	put("vpc-id", i.VPCID)
+	if len(i.VPCIPv4) > 0 {
+		put("vpc-ipv4-cidr-block", i.VPCIPv4[0].String())
+	}
+	put("vpc-ipv4-cidr-blocks", texts(i.VPCIPv4)...)
+	put("vpc-ipv6-cidr-blocks", texts(i.VPCIPv6)...)
+	put("security-groups", i.SecurityGroups...)
+	put("security-group-ids", i.SecurityGroupIDs...)
+	put("owner-id", i.OwnerID)
+	put("local-hostname", i.LocalHostname)
+	put("public-hostname", i.PublicHostname)
+	put("public-ipv4s", texts(i.PublicIPv4)...)
+	for n, public := range i.PublicIPv4 {
+		if n < len(i.IPv4) {
+			put("ipv4-associations/"+public.String(), i.IPv4[n].String())
+		}
+	}
+	return k
+}
+
+func texts[T fmt.Stringer](list []T) []string {
+	out := make([]string, len(list))
+	for n, v := range list {
+		out[n] = v.String()
+	}
+	return out
+}
+
+// Held as a delay keeps a key back until [Server.Reveal] names it.
+const Held = time.Duration(-1)
+
+// Propagation says when the keys of a changed ENI become visible, counted from
+// the change. A key that is not yet visible reads as it did before the change;
+// one that was not there before is absent from the listing and reads 404,
+// except device-number, which reads 0 until it has propagated (facts: EC2 does
+// that, and the top-level mac is right from the start). The zero value makes
+// everything visible at once.
+type Propagation struct {
+	// Default is the delay of the keys that Keys does not name.
+	Default time.Duration
+	// Keys is the delay of single keys, by their name relative to the ENI's
+	// directory: "device-number", "local-ipv4s". [Held] waits for Reveal.
+	Keys map[string]time.Duration
+}
+
+func (p Propagation) of(key string) time.Duration {
+	if d, ok := p.Keys[key]; ok {
+		return d
+	}
+	return p.Default
+}
+
+// A value is what one key reads from some moment on.
+type value struct {
+	from   time.Time
+	held   bool // not before Reveal, whatever from says
+	exists bool
+	text   string
+}
+
+// A tree holds the metadata keys, by their path below meta-data/, each with the
+// values it goes through. Directories are not stored: they are where keys are.
+type tree map[string][]value
+
+// at returns what key reads at a moment.
+func (t tree) at(key string, now time.Time) (string, bool) {
+	var current value
+	for _, v := range t[key] {
+		if v.held || v.from.After(now) {
+			break
+		}
+		current = v
+	}
+	return current.text, current.exists
+}
+
+// set makes key read text, or be absent, after a delay; what was still to come
+// is dropped.
+func (t tree) set(key, text string, exists bool, now time.Time, delay time.Duration) {
+	next := value{from: now.Add(max(delay, 0)), held: delay == Held, exists: exists, text: text}
+	old, existed := t.at(key, now)
+	switch {
+	case delay == 0 && !exists:
+		delete(t, key)
+	case delay == 0:
+		t[key] = []value{next}
+	case existed:
+		t[key] = []value{{exists: true, text: old}, next}
+	default:
+		t[key] = []value{next}
+	}
+}
+
+// reveal makes the last value of key the current one.
+func (t tree) reveal(key string) {
+	if vs := t[key]; len(vs) > 0 {
+		last := vs[len(vs)-1]
+		last.held, last.from = false, time.Time{}
+		if !last.exists {
+			delete(t, key)
+			return
+		}
+		t[key] = []value{last}
+	}
+}
+
+// under returns the keys below a directory, in order.
+func (t tree) under(dir string) []string {
+	prefix := dir + "/"
+	var keys []string
+	for _, key := range slices.Sorted(maps.Keys(t)) {
+		if strings.HasPrefix(key, prefix) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// A reader answers what a client sees at one moment.
+type reader struct {
+	tree      tree
+	overrides map[string]string
+	now       time.Time
+}
+
+func (r reader) leaf(key string) (string, bool) {
+	if text, ok := r.overrides[key]; ok {
+		return text, true
+	}
+	return r.tree.at(key, r.now)
+}
+
+// list returns the entries of a directory, sub-directories with a final slash,
+// in the order of their names. A directory that has nothing does not exist.
+func (r reader) list(dir string) ([]string, bool) {
+	prefix := ""
+	if dir != "" {
+		prefix = dir + "/"
+	}
+	entries := make(map[string]bool) // name → is a directory
+	add := func(key string) {
+		rest, ok := strings.CutPrefix(key, prefix)
+		if !ok || rest == "" {
+			return
+		}
+		name, _, isDir := strings.Cut(rest, "/")
+		entries[name] = entries[name] || isDir
+	}
+	for key := range r.tree {
+		if _, ok := r.tree.at(key, r.now); ok {
+			add(key)
+		}
+	}
+	for key := range r.overrides {
+		add(key)
+	}
+	if len(entries) == 0 {
+		return nil, false
+	}
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(entries)) {
+		if entries[name] {
+			name += "/"
+		}
+		names = append(names, name)
+	}
+	return names, true
+}
+
+// key turns what follows meta-data in a URL into a key: no leading or final
+// slash. A path that is not in its shortest form names nothing.
+func cleanKey(s string) (key string, slash, ok bool) {
+	key = strings.TrimPrefix(s, "/")
+	key, slash = strings.CutSuffix(key, "/")
+	if key == "" {
+		return "", slash, true
+	}
+	return key, slash, path.Clean(key) == key && !strings.HasPrefix(key, "..")
+}

@@ -1,0 +1,630 @@
+package imds
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	mrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Headers of IMDSv2.
+const (
+	ttlHeader   = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+	tokenHeader = "X-Aws-Ec2-Metadata-Token"
+)
+
+// MaxTTL is the longest life of a token that EC2 grants.
+const MaxTTL = 21600 * time.Second
+
+// maxLog bounds the request log; the oldest requests fall out of it.
+const maxLog = 200_000
+
+// Options for [New].
+type Options struct {
+	// Seed makes the faults' probabilities repeatable.
+	Seed uint64
+	// MaxTokenTTL caps the life of tokens below what was asked for, so that a
+	// test meets an expired token soon. 0 means [MaxTTL].
+	MaxTokenTTL time.Duration
+}
+
+// Server is the metadata service of one instance. All methods may be called at
+// any time from any goroutine.
+type Server struct {
+	maxTTL time.Duration
+
+	mu        sync.Mutex
+	instance  Instance
+	tree      tree
+	overrides map[string]string
+	tokens    map[string]token
+	tokenSeq  int
+	faults    []*Fault
+	faultSeq  int
+	rand      *mrand.Rand
+	log       []*Request
+	logSeq    int
+}
+
+type token struct {
+	id      string
+	expires time.Time
+}
+
+// New returns a service that knows of no instance yet.
+func New(opts Options) *Server {
+	maxTTL := opts.MaxTokenTTL
+	if maxTTL <= 0 || maxTTL > MaxTTL {
+		maxTTL = MaxTTL
+	}
+	return &Server{
+		maxTTL:    maxTTL,
+		tree:      make(tree),
+		overrides: make(map[string]string),
+		tokens:    make(map[string]token),
+		rand:      mrand.New(mrand.NewPCG(opts.Seed, 0x1d5)),
+	}
+}
+
+// SetInstance sets the top-level keys.
+func (s *Server) SetInstance(i Instance) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for key := range s.instance.Keys() {
+		s.tree.set(key, "", false, now, 0)
+	}
+	for key, text := range i.Keys() {
+		s.tree.set(key, text, true, now, 0)
+	}
+	s.instance = i
+}
+
+// PutInterface adds an ENI, or changes what is said about it. Only keys whose
+// value differs are touched: they follow the propagation, and one that is still
+// on its way keeps its time.
+func (s *Server) PutInterface(i Interface, p Propagation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	dir := macsDir + "/" + i.MAC
+	want := i.Keys()
+	isNew := !slices.ContainsFunc(s.tree.under(dir), func(key string) bool {
+		_, visible := s.tree.at(key, now)
+		return visible
+	})
+	for _, key := range s.tree.under(dir) {
+		name := strings.TrimPrefix(key, dir+"/")
+		if _, ok := want[name]; !ok && s.last(key).exists {
+			s.tree.set(key, "", false, now, p.of(name))
+		}
+	}
+	for name, text := range want {
+		key := dir + "/" + name
+		if last := s.last(key); last.exists && last.text == text {
+			continue
+		}
+		if name == "device-number" && isNew && p.of(name) != 0 {
+			s.tree.set(key, "0", true, now, 0)
+		}
+		s.tree.set(key, text, true, now, p.of(name))
+	}
+}
+
+func (s *Server) last(key string) value {
+	if vs := s.tree[key]; len(vs) > 0 {
+		return vs[len(vs)-1]
+	}
+	return value{}
+}
+
+// RemoveInterface withdraws an ENI, at once or after it has lingered.
+func (s *Server) RemoveInterface(mac string, linger time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, key := range s.tree.under(macsDir + "/" + mac) {
+		s.tree.set(key, "", false, now, linger)
+	}
+}
+
+// Reveal ends the propagation of keys of an ENI, named relative to its
+// directory; without names, of all its keys.
+func (s *Server) Reveal(mac string, keys ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	dir := macsDir + "/" + mac
+	if len(keys) == 0 {
+		for _, key := range s.tree.under(dir) {
+			s.tree.reveal(key)
+		}
+		return
+	}
+	for _, key := range keys {
+		s.tree.reveal(dir + "/" + key)
+	}
+}
+
+// Set makes one key read text; the key is the path below meta-data/.
+func (s *Server) Set(key, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tree.set(key, text, true, time.Now(), 0)
+}
+
+// Delete removes one key.
+func (s *Server) Delete(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tree.set(key, "", false, time.Now(), 0)
+}
+
+// Override makes a key read text, whatever the ENIs are, until it is cleared.
+func (s *Server) Override(key, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.overrides[key] = text
+}
+
+// ClearOverride ends the overrides of keys; without keys, all of them.
+func (s *Server) ClearOverride(keys ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(keys) == 0 {
+		clear(s.overrides)
+	}
+	for _, key := range keys {
+		delete(s.overrides, key)
+	}
+}
+
+// Snapshot returns every key that a client could read now, with its value.
+func (s *Server) Snapshot() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	out := make(map[string]string)
+	for key := range s.tree {
+		if text, ok := s.tree.at(key, now); ok {
+			out[key] = text
+		}
+	}
+	maps.Copy(out, s.overrides)
+	return out
+}
+
+// RevokeTokens makes every token that was handed out invalid.
+func (s *Server) RevokeTokens() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.tokens)
+}
+
+// AddFault puts a fault in force and returns its ID. Faults are tried in the
+// order in which they were added; the first that hits decides.
+func (s *Server) AddFault(f Fault) (int, error) {
+	if err := f.Check(); err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faultSeq++
+	f.ID, f.Hits = s.faultSeq, 0
+	s.faults = append(s.faults, &f)
+	return f.ID, nil
+}
+
+// ClearFault ends one fault; it tells whether there was one of that ID.
+func (s *Server) ClearFault(id int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.faults)
+	s.faults = slices.DeleteFunc(s.faults, func(f *Fault) bool { return f.ID == id })
+	return len(s.faults) < n
+}
+
+// ClearFaults ends all faults.
+func (s *Server) ClearFaults() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = nil
+}
+
+// Faults returns the faults in force.
+func (s *Server) Faults() []Fault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Fault, len(s.faults))
+	for n, f := range s.faults {
+		out[n] = *f
+	}
+	return out
+}
+
+// fault picks the fault that a request meets.
+func (s *Server) fault(key string) (Fault, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n, f := range s.faults {
+		if !f.matches(key) {
+			continue
+		}
+		if f.Probability > 0 && s.rand.Float64() >= f.Probability {
+			continue
+		}
+		f.Hits++
+		hit := *f
+		if f.Count > 0 && f.Hits >= f.Count {
+			s.faults = slices.Delete(s.faults, n, n+1)
+		}
+		return hit, true
+	}
+	return Fault{}, false
+}
+
+// An answer is what the service would say without faults.
+type answer struct {
+	status int
+	body   string
+	ttl    int // seconds left of the token, 0 for none
+}
+
+// ServeHTTP implements [http.Handler].
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	key := keyOf(r.URL.Path)
+	entry := s.begin(r, key)
+	fault, hit := s.fault(key)
+	if hit {
+		s.note(entry, fault.String(), "", 0)
+		if fault.Delay > 0 {
+			select {
+			case <-time.After(fault.Delay):
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}
+	if !hit || fault.Effect == Delay {
+		a := s.answer(r, key, entry)
+		s.note(entry, "", "", a.status)
+		write(w, a)
+		return
+	}
+	switch fault.Effect {
+	case Status:
+		s.note(entry, "", "", fault.Status)
+		write(w, answer{status: fault.Status})
+	case Hang:
+		<-r.Context().Done()
+	case Reset:
+		reset(w)
+	case Empty:
+		s.note(entry, "", "", http.StatusOK)
+		write(w, answer{status: http.StatusOK})
+	case HTML:
+		s.note(entry, "", "", http.StatusOK)
+		w.Header().Set("Content-Type", "text/html")
+		send(w, portalPage)
+	case Body:
+		s.note(entry, "", "", http.StatusOK)
+		write(w, answer{status: http.StatusOK, body: fault.Body})
+	case Truncate:
+		a := s.answer(r, key, entry)
+		s.note(entry, "", "", a.status)
+		w.Header().Set("Content-Type", "text/plain")
+		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)+1))
+		w.WriteHeader(a.status)
+		send(w, a.body[:len(a.body)/2])
+		_ = http.NewResponseController(w).Flush() // see send
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// reset closes the connection with a RST: SO_LINGER of 0 makes close do that.
+func reset(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // it fails when the client was faster
+	}
+	conn.Close()
+}
+
+func write(w http.ResponseWriter, a answer) {
+	h := w.Header()
+	h.Set("Server", "EC2ws")
+	body := a.body
+	if a.status >= 400 {
+		h.Set("Content-Type", "text/html")
+		body = errorPage(a.status)
+	} else {
+		h.Set("Content-Type", "text/plain")
+		h.Set("Accept-Ranges", "none")
+	}
+	if a.ttl > 0 {
+		h.Set(ttlHeader, strconv.Itoa(a.ttl))
+	}
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(a.status)
+	send(w, body)
+}
+
+// send writes a body. An error is a client that has gone, and there is nobody to tell.
+func send(w io.Writer, body string) { _, _ = io.WriteString(w, body) }
+
+// version matches the dated trees, which have the same content as latest here.
+var version = regexp.MustCompile(`^(latest|1\.0|20\d\d-\d\d-\d\d)$`)
+
+// split takes a URL path apart: its version, and what follows.
+func split(urlPath string) (rest string, ok bool) {
+	v, rest, _ := strings.Cut(strings.TrimPrefix(urlPath, "/"), "/")
+	return rest, version.MatchString(v)
+}
+
+// keyOf returns the name under which faults and the log know a URL path.
+func keyOf(urlPath string) string {
+	rest, ok := split(urlPath)
+	if !ok {
+		return urlPath
+	}
+	if rest == "api/token" {
+		return TokenKey
+	}
+	if rest == "meta-data" {
+		return ""
+	}
+	if below, ok := strings.CutPrefix(rest, "meta-data/"); ok {
+		return strings.TrimSuffix(below, "/")
+	}
+	return urlPath
+}
+
+// answer is the service without faults.
+func (s *Server) answer(r *http.Request, key string, entry *Request) answer {
+	if key == TokenKey {
+		return s.answerToken(r, entry)
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return answer{status: http.StatusMethodNotAllowed}
+	}
+	s.mu.Lock()
+	t, ok := s.tokens[r.Header.Get(tokenHeader)]
+	s.mu.Unlock()
+	left := time.Until(t.expires)
+	if ok {
+		s.note(entry, "", t.id, 0)
+	}
+	if !ok || left <= 0 {
+		return answer{status: http.StatusUnauthorized}
+	}
+	body, ok := s.read(r.URL.Path)
+	if !ok {
+		return answer{status: http.StatusNotFound, ttl: seconds(left)}
+	}
+	return answer{status: http.StatusOK, body: body, ttl: seconds(left)}
+}
+
+func seconds(d time.Duration) int {
+	return int((d + time.Second - 1) / time.Second)
+}
+
+func (s *Server) answerToken(r *http.Request, entry *Request) answer {
+	if r.Method != http.MethodPut {
+		return answer{status: http.StatusMethodNotAllowed}
+	}
+	if _, forwarded := r.Header["X-Forwarded-For"]; forwarded {
+		return answer{status: http.StatusForbidden}
+	}
+	ttl, err := strconv.Atoi(r.Header.Get(ttlHeader))
+	if err != nil || ttl < 1 || ttl > int(MaxTTL/time.Second) {
+		return answer{status: http.StatusBadRequest}
+	}
+	life := min(time.Duration(ttl)*time.Second, s.maxTTL)
+	raw := make([]byte, 40)
+	rand.Read(raw) // never fails: crypto/rand
+	text := base64.URLEncoding.EncodeToString(raw)
+	s.mu.Lock()
+	s.tokenSeq++
+	t := token{id: fmt.Sprintf("t%d", s.tokenSeq), expires: time.Now().Add(life)}
+	s.tokens[text] = t
+	maps.DeleteFunc(s.tokens, func(_ string, t token) bool { return time.Since(t.expires) > time.Minute })
+	s.mu.Unlock()
+	s.note(entry, "", t.id, 0)
+	return answer{status: http.StatusOK, body: text, ttl: seconds(life)}
+}
+
+// read returns the body of a path, for a client with a token.
+func (s *Server) read(urlPath string) (string, bool) {
+	if urlPath == "/" || urlPath == "" {
+		return "2021-01-03\n2021-03-23\n2021-07-15\n2022-09-24\nlatest", true
+	}
+	rest, ok := split(urlPath)
+	if !ok {
+		return "", false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch strings.TrimSuffix(rest, "/") {
+	case "":
+		return "dynamic\nmeta-data", true
+	case "dynamic":
+		return "instance-identity/", true
+	case "dynamic/instance-identity":
+		return "document", true
+	case "dynamic/instance-identity/document":
+		return s.instance.document(), true
+	}
+	below, ok := strings.CutPrefix(rest, "meta-data")
+	if !ok || below != "" && below[0] != '/' {
+		return "", false
+	}
+	key, slash, ok := cleanKey(below)
+	if !ok {
+		return "", false
+	}
+	view := reader{tree: s.tree, overrides: s.overrides, now: time.Now()}
+	if text, ok := view.leaf(key); ok && !slash {
+		return text, true
+	}
+	names, ok := view.list(key)
+	return strings.Join(names, "\n"), ok
+}
+
+// document renders the instance identity document.
+func (i Instance) document() string {
+	doc := map[string]any{
+		"version":          "2017-09-30",
+		"accountId":        i.AccountID,
+		"architecture":     i.Architecture,
+		"availabilityZone": i.Zone,
+		"imageId":          i.AMI,
+		"instanceId":       i.ID,
+		"instanceType":     i.Type,
+		"region":           i.Region,
+		"privateIp":        nil,
+	}
+	if i.LocalIPv4.IsValid() {
+		doc["privateIp"] = i.LocalIPv4.String()
+	}
+	text, _ := json.MarshalIndent(doc, "", "  ") // strings and nil only: cannot fail
+	return string(text)
+}
+
+// errorPage is the body of EC2's errors.
+func errorPage(status int) string {
+	title := fmt.Sprintf("%d - %s", status, http.StatusText(status))
+	return `<?xml version="1.0" encoding="iso-8859-1"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"
+	"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head>
+  <title>` + title + `</title>
+ </head>
+ <body>
+  <h1>` + title + `</h1>
+ </body>
+</html>
+`
+}
+
+// portalPage is what something else than the metadata service would answer.
+const portalPage = `<!DOCTYPE html>
+<html><head><title>Sign in</title></head>
+<body><p>Please sign in to use this network.</p></body></html>
+`
+
+// Request is one line of the request log.
+type Request struct {
+	Seq       int            `json:"seq"` // from 1, never used again
+	Time      time.Time      `json:"time"`
+	Method    string         `json:"method"`
+	Path      string         `json:"path"`
+	Key       string         `json:"key"`             // below meta-data/, or TokenKey
+	Status    int            `json:"status"`          // 0 while unanswered, and for ever after a hang or reset
+	Fault     string         `json:"fault,omitempty"` // what was done to it
+	Remote    netip.AddrPort `json:"remote"`
+	Local     netip.AddrPort `json:"local"`
+	UserAgent string         `json:"userAgent"`
+	Token     string         `json:"token,omitempty"` // t1, t2, …: which token was issued or shown
+}
+
+// begin writes a request into the log.
+func (s *Server) begin(r *http.Request, key string) *Request {
+	entry := &Request{
+		Time: time.Now(), Method: r.Method, Path: r.URL.Path, Key: key, UserAgent: r.UserAgent(),
+	}
+	entry.Remote, _ = netip.ParseAddrPort(r.RemoteAddr)
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		entry.Local, _ = netip.ParseAddrPort(local.String())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.logSeq++
+	entry.Seq = s.logSeq
+	if len(s.log) >= maxLog {
+		s.log = slices.Delete(s.log, 0, maxLog/10)
+	}
+	s.log = append(s.log, entry)
+	return entry
+}
+
+// note completes a log entry.
+func (s *Server) note(entry *Request, fault, token string, status int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if fault != "" {
+		entry.Fault = fault
+	}
+	if token != "" {
+		entry.Token = token
+	}
+	if status != 0 {
+		entry.Status = status
+	}
+}
+
+// Requests returns the log, oldest first.
+func (s *Server) Requests() []Request {
+	return s.RequestsSince(time.Time{})
+}
+
+// RequestsSince returns the requests that came at t or later.
+func (s *Server) RequestsSince(t time.Time) []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	from, _ := slices.BinarySearchFunc(s.log, t, func(r *Request, t time.Time) int { return r.Time.Compare(t) })
+	out := make([]Request, 0, len(s.log)-from)
+	for _, r := range s.log[from:] {
+		out = append(out, *r)
+	}
+	return out
+}
+
+// ResetRequests empties the log; the sequence goes on.
+func (s *Server) ResetRequests() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log = nil
+}
+
+// Counters sums up requests.
+type Counters struct {
+	Total    int            `json:"total"`    // all requests, for tokens too
+	Tokens   int            `json:"tokens"`   // requests for a token
+	Errors   int            `json:"errors"`   // answered with 400 or more, or not at all
+	NotFound int            `json:"notFound"` // of these, 404
+	ByKey    map[string]int `json:"byKey"`
+}
+
+// Count sums up requests, such as those of [Server.RequestsSince].
+func Count(requests []Request) Counters {
+	c := Counters{ByKey: make(map[string]int)}
+	for _, r := range requests {
+		c.Total++
+		c.ByKey[r.Key]++
+		if r.Key == TokenKey {
+			c.Tokens++
+		}
+		if r.Status >= 400 || r.Status == 0 {
+			c.Errors++
+		}
+		if r.Status == http.StatusNotFound {
+			c.NotFound++
+		}
+	}
+	return c
+}

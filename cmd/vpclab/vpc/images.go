@@ -1,0 +1,335 @@
+package vpc
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultCacheDir is where images are kept; the environment variable VPCLAB_CACHE
+// names another place.
+const DefaultCacheDir = "/var/cache/vpclab"
+
+// Suites are the Debian suites of which images can be made, with the systemd
+// that they have (sid: at the time of writing).
+var Suites = []Suite{{"bookworm", "252"}, {"trixie", "257"}, {"sid", "262"}}
+
+// Suite is a Debian suite.
+type Suite struct {
+	Name    string
+	Systemd string // major version
+}
+
+// packages is what an image has beyond what is essential: what a cloud image of
+// Debian has, as far as it touches the network.
+var packages = []string{
+	"systemd-sysv", "systemd-resolved", "dbus", "udev", "polkitd", "libpam-systemd",
+	"iproute2", "iputils-ping", "procps", "nftables", "login", "passwd",
+}
+
+// masked units would cost time in a container and have nothing to do in it.
+var masked = []string{
+	"console-getty.service", "getty@.service", "getty.target", "systemd-firstboot.service",
+	"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
+	"e2scrub_reap.service", "fstrim.timer", "systemd-pstore.service",
+}
+
+// OrdinaryUser is a user of every image, for what must work without privileges.
+const OrdinaryUser = "ec2-user"
+
+// customize is run in the new image's parent with its path as $1. Networkd and
+// all that could own a link stay as Debian ships them.
+var customize = []string{
+	`for u in ` + strings.Join(masked, " ") + `; do ln -sf /dev/null "$1/etc/systemd/system/$u"; done`,
+	`chroot "$1" useradd --create-home --shell /bin/bash ` + OrdinaryUser,
+	`: > "$1/etc/machine-id"; rm -f "$1/etc/hostname" "$1/etc/resolv.conf"; ln -s ../run/systemd/resolve/stub-resolv.conf "$1/etc/resolv.conf"`,
+	// What ConditionNeedsUpdate= would do at the first boot is done already.
+	`chroot "$1" journalctl --update-catalog; touch "$1/etc/.updated" "$1/var/.updated"`,
+}
+
+// Image is a root file system in the cache.
+type Image struct {
+	Suite string
+	Path  string
+	// Current is false for one that was built by another version of the lab.
+	Current bool
+}
+
+// Images is the cache of root file systems.
+type Images struct {
+	// Dir is the cache's directory; the default is that of VPCLAB_CACHE, or else
+	// [DefaultCacheDir].
+	Dir string
+	// Logf, if set, is told what takes long.
+	Logf func(format string, args ...any)
+}
+
+func (c Images) dir() string {
+	if c.Dir != "" {
+		return c.Dir
+	}
+	if dir := os.Getenv("VPCLAB_CACHE"); dir != "" {
+		return dir
+	}
+	return DefaultCacheDir
+}
+
+func (c Images) logf(format string, args ...any) {
+	if c.Logf != nil {
+		c.Logf(format, args...)
+	}
+}
+
+// name is the file name of a suite's image; it changes with what is in it.
+func imageName(suite string) string {
+	h := sha256.New()
+	for _, part := range slices.Concat(packages, customize) {
+		h.Write([]byte(part + "\x00"))
+	}
+	return suite + "-" + hex.EncodeToString(h.Sum(nil))[:12]
+}
+
+// List returns the images in the cache.
+func (c Images) List() ([]Image, error) {
+	entries, err := os.ReadDir(c.dir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []Image
+	for _, e := range entries {
+		suite, _, ok := strings.Cut(e.Name(), "-")
+		if e.IsDir() && ok && knownSuite(suite) == nil {
+			out = append(out, Image{
+				Suite: suite, Path: filepath.Join(c.dir(), e.Name()), Current: e.Name() == imageName(suite),
+			})
+		}
+	}
+	return out, nil
+}
+
+func knownSuite(suite string) error {
+	var names []string
+	for _, s := range Suites {
+		if s.Name == suite {
+			return nil
+		}
+		names = append(names, s.Name)
+	}
+	return fmt.Errorf("unknown suite %q, want one of %s", suite, strings.Join(names, ", "))
+}
+
+// Get returns the image of a suite, building it if it is not in the cache. The
+// image is in use, and is not removed, until the returned lock is closed.
+func (c Images) Get(ctx context.Context, suite string) (path string, inUse *os.File, err error) {
+	if err := knownSuite(suite); err != nil {
+		return "", nil, err
+	}
+	if err := os.MkdirAll(c.dir(), 0o755); err != nil {
+		return "", nil, err
+	}
+	path = filepath.Join(c.dir(), imageName(suite))
+	inUse, err = os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", nil, err
+	}
+	defer func() {
+		if err != nil {
+			inUse.Close()
+		}
+	}()
+	lock := func(how int) error {
+		return until(ctx, "the lock "+inUse.Name()+" is free", func() (bool, error) {
+			err := unix.Flock(int(inUse.Fd()), how|unix.LOCK_NB)
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return false, nil
+			}
+			return err == nil, err
+		})
+	}
+	for {
+		if err := lock(unix.LOCK_SH); err != nil {
+			return "", nil, err
+		}
+		if _, err := os.Stat(path); err == nil {
+			return path, inUse, nil
+		}
+		if err := lock(unix.LOCK_EX); err != nil {
+			return "", nil, err
+		}
+		if _, err := os.Stat(path); err == nil {
+			continue
+		}
+		if err := c.build(ctx, suite, path); err != nil {
+			return "", nil, fmt.Errorf("building the image of %s: %w", suite, err)
+		}
+	}
+}
+
+// Remove removes images from the cache; those that are in use stay, and are
+// reported as an error.
+func (c Images) Remove(images ...Image) error {
+	var errs []error
+	for _, i := range images {
+		lock, err := os.OpenFile(i.Path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			errs = append(errs, fmt.Errorf("%s is in use by a lab", i.Path))
+		} else {
+			// The lock's file stays: it is what others hold on to.
+			errs = append(errs, os.RemoveAll(i.Path))
+		}
+		lock.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// build makes an image with mmdebstrap in a temporary directory, and puts it in
+// its place when it is complete.
+func (c Images) build(ctx context.Context, suite, path string) (err error) {
+	if err := needTools("mmdebstrap"); err != nil {
+		return err
+	}
+	// What an interrupted build has left; we hold the lock of this image.
+	old, _ := filepath.Glob(filepath.Join(c.dir(), ".build-"+suite+"-*"))
+	for _, dir := range old {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	tmp, err := os.MkdirTemp(c.dir(), ".build-"+suite+"-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	mirror := hostMirror()
+	c.logf("building the image of %s from %s with mmdebstrap; this happens once", suite, mirror)
+	root := filepath.Join(tmp, "root")
+	args := []string{
+		"--quiet", "--variant=minbase", "--format=directory", "--include=" + strings.Join(packages, ","),
+		// Snapshots and mirrors behind a proxy may be older than their Release file allows.
+		`--aptopt=Acquire::Check-Valid-Until "false"`,
+		`--aptopt=Acquire::Languages "none"`,
+		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io",
+	}
+	for _, opt := range hostAptOptions(ctx) {
+		args = append(args, "--aptopt="+opt)
+	}
+	for _, hook := range customize {
+		args = append(args, "--customize-hook="+hook)
+	}
+	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, suite, root, mirror)...)
+	// mmdebstrap cleans up its mounts when it is asked to stop.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	if err := runTool(cmd); err != nil {
+		return err
+	}
+	if err := os.Chmod(root, 0o755); err != nil {
+		return err
+	}
+	return os.Rename(root, path)
+}
+
+// hostMirror returns the Debian mirror of this machine's apt configuration.
+func hostMirror() string {
+	files, _ := filepath.Glob("/etc/apt/sources.list.d/*")
+	for _, file := range append([]string{"/etc/apt/sources.list"}, files...) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			if len(fields) == 0 || fields[0] != "deb" && !strings.EqualFold(fields[0], "URIs:") {
+				continue
+			}
+			for _, f := range fields[1:] {
+				if u, err := url.Parse(f); err == nil && u.Host != "" && strings.TrimRight(u.Path, "/") == "/debian" {
+					return strings.TrimRight(f, "/")
+				}
+			}
+		}
+	}
+	return "http://deb.debian.org/debian"
+}
+
+// hostAptOptions returns the proxies of this machine's apt configuration.
+func hostAptOptions(ctx context.Context) []string {
+	out, err := exec.CommandContext(ctx, "apt-config", "dump", "Acquire").Output()
+	if err != nil {
+		return nil
+	}
+	var opts []string
+	for line := range strings.Lines(string(out)) {
+		line = strings.TrimSuffix(strings.TrimSpace(line), ";")
+		if name, value, ok := strings.Cut(line, " "); ok && value != `""` && strings.Contains(strings.ToLower(name), "::proxy") {
+			opts = append(opts, line)
+		}
+	}
+	return opts
+}
+
+// hostPackages names the Debian package of each tool that the lab runs on the host.
+var hostPackages = map[string]string{
+	"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "nft": "nftables",
+	"nsenter": "util-linux", "unshare": "util-linux",
+}
+
+// needTools says which packages are missing on the host.
+func needTools(tools ...string) error {
+	var missing, install []string
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			missing = append(missing, tool)
+			if p := hostPackages[tool]; !slices.Contains(install, p) {
+				install = append(install, p)
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("not found on this machine: %s; install it with: apt-get install %s",
+		strings.Join(missing, ", "), strings.Join(install, " "))
+}
+
+// runTool runs a command; its error has what the command wrote to stderr.
+func runTool(cmd *exec.Cmd) error {
+	var stderr bytes.Buffer
+	if cmd.Stderr == nil {
+		cmd.Stderr = &stderr
+	}
+	if err := cmd.Run(); err != nil {
+		return toolError(cmd, err, stderr.String())
+	}
+	return nil
+}
+
+func toolError(cmd *exec.Cmd, err error, stderr string) error {
+	text := strings.TrimSpace(stderr)
+	if len(text) > 4096 {
+		text = "…" + text[len(text)-4096:]
+	}
+	if text != "" {
+		text = ": " + text
+	}
+	return fmt.Errorf("%s: %w%s", strings.Join(cmd.Args[:min(len(cmd.Args), 6)], " "), err, text)
+}

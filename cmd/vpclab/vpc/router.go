@@ -1,0 +1,411 @@
+package vpc
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
+	"github.com/insomniacslk/dhcp/iana"
+	"github.com/mdlayher/ndp"
+	"github.com/mdlayher/packet"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// DHCPEvent is a DHCP message of an ENI and what the router answered.
+type DHCPEvent struct {
+	Time    time.Time  `json:"time"`
+	Service Service    `json:"service"`
+	Message string     `json:"message"` // DISCOVER, REQUEST, SOLICIT, …
+	Answer  string     `json:"answer"`  // OFFER, ACK, NAK, …; empty: not answered
+	Address netip.Addr `json:"address"` // what was handed out
+}
+
+// startServices opens the sockets of DHCPv4, DHCPv6 and router advertisements in
+// the VPC's namespace and serves them.
+func (sn *Subnet) startServices() error {
+	v := sn.vpc
+	err := v.thread.do(func() error {
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			ctlErr := c.Control(func(fd uintptr) {
+				err = errors.Join(
+					unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, sn.bridge.Attrs().Name),
+					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1))
+			})
+			return errors.Join(err, ctlErr)
+		}}
+		var err error
+		if sn.dhcp4, err = lc.ListenPacket(v.life, "udp4", "0.0.0.0:67"); err != nil {
+			return fmt.Errorf("opening the DHCPv4 socket: %w", err)
+		}
+		if !sn.spec.IPv6.IsValid() {
+			return nil
+		}
+		if sn.dhcp6, err = listenRaw(sn.bridge.Attrs().Index); err != nil {
+			return fmt.Errorf("opening the DHCPv6 and RA socket: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	v.tasks.Go(sn.serveDHCPv4)
+	if sn.dhcp6 != nil {
+		v.tasks.Go(sn.serveIPv6)
+		v.tasks.Go(func() { sn.advertiseRegularly(v.life) })
+	}
+	return nil
+}
+
+// serveDHCPv4 answers until the socket is closed.
+func (sn *Subnet) serveDHCPv4() {
+	buf := make([]byte, 9216)
+	for {
+		n, _, err := sn.dhcp4.ReadFrom(buf)
+		if err != nil {
+			if sn.vpc.life.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				sn.vpc.logf("subnet %s: DHCPv4: %v", sn.spec.Name, err)
+			}
+			return
+		}
+		req, err := dhcpv4.FromBytes(buf[:n])
+		if err != nil || req.OpCode != dhcpv4.OpcodeBootRequest {
+			continue
+		}
+		e := sn.eni(req.ClientHWAddr)
+		if e == nil {
+			continue
+		}
+		event := DHCPEvent{Time: time.Now(), Service: DHCPv4, Message: req.MessageType().String()}
+		if reply := sn.answerDHCPv4(e, req); reply != nil && !sn.isMuted(DHCPv4) {
+			event.Answer = reply.MessageType().String()
+			event.Address, _ = netip.AddrFromSlice(reply.YourIPAddr.To4())
+			to := &net.UDPAddr{IP: reply.YourIPAddr, Port: 68}
+			switch {
+			case req.IsBroadcast() || reply.MessageType() == dhcpv4.MessageTypeNak:
+				to.IP = net.IPv4bcast
+			case !req.ClientIPAddr.IsUnspecified():
+				to.IP = req.ClientIPAddr
+			}
+			// Unicast needs no ARP: the address is a known neighbour.
+			if _, err := sn.dhcp4.WriteTo(reply.ToBytes(), to); err != nil && sn.vpc.life.Err() == nil {
+				sn.vpc.logf("subnet %s: answering %s of %s: %v", sn.spec.Name, event.Message, e.id, err)
+			}
+		}
+		e.note(event)
+	}
+}
+
+// In a subnet without IPv4 a VPC hands out a link-local address to reach its
+// link-local services with, and a gateway that does not answer.
+var unusableGateway = netip.MustParseAddr("169.254.0.1")
+
+// answerDHCPv4 decides on the answer; nil is none.
+func (sn *Subnet) answerDHCPv4(e *ENI, req *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+	var addr netip.Addr
+	mask := net.CIDRMask(32, 32)
+	server, router := netip.MustParseAddr("169.254.169.253"), unusableGateway
+	if sn.spec.IPv4.IsValid() {
+		mask = net.CIDRMask(sn.spec.IPv4.Bits(), 32)
+		server, router = sn.Gateway4(), sn.Gateway4()
+		if list := e.IPv4(); len(list) > 0 {
+			addr = list[0]
+		}
+	} else {
+		addr = e.linkLocal4()
+	}
+	if !addr.IsValid() {
+		return nil
+	}
+	answer := dhcpv4.MessageTypeOffer
+	switch req.MessageType() {
+	case dhcpv4.MessageTypeDiscover:
+	case dhcpv4.MessageTypeRequest:
+		if id := req.ServerIdentifier(); id != nil && !id.Equal(server.AsSlice()) {
+			return nil // for another server
+		}
+		answer = dhcpv4.MessageTypeAck
+		want := req.RequestedIPAddress()
+		if want == nil || want.IsUnspecified() {
+			want = req.ClientIPAddr
+		}
+		if !want.Equal(addr.AsSlice()) {
+			answer = dhcpv4.MessageTypeNak
+		}
+	case dhcpv4.MessageTypeInform:
+		answer = dhcpv4.MessageTypeAck
+	default:
+		return nil
+	}
+	mods := []dhcpv4.Modifier{
+		dhcpv4.WithMessageType(answer),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(server.AsSlice())),
+	}
+	if answer != dhcpv4.MessageTypeNak {
+		dns := server
+		if sn.spec.IPv4.IsValid() {
+			dns = addOffset(sn.vpc.opts.IPv4[0].Addr(), 2)
+		}
+		mods = append(mods,
+			dhcpv4.WithYourIP(addr.AsSlice()),
+			dhcpv4.WithNetmask(mask),
+			dhcpv4.WithRouter(router.AsSlice()),
+			dhcpv4.WithDNS(dns.AsSlice()),
+			dhcpv4.WithOption(dhcpv4.OptDomainName("ec2.internal")),
+			dhcpv4.WithLeaseTime(uint32(sn.vpc.opts.Lifetimes.DHCPv4/time.Second)))
+	}
+	reply, err := dhcpv4.NewReplyFromRequest(req, mods...)
+	if err != nil {
+		return nil
+	}
+	return reply
+}
+
+// A rawConn sends and receives IPv6 packets of a bridge, below the kernel's
+// IPv6: it sees the client's MAC, which DHCPv6 does not carry, and it answers to
+// it without neighbour discovery.
+type rawConn struct {
+	conn *packet.Conn
+}
+
+const (
+	protoUDP    = 17
+	protoICMPv6 = 58
+	portClient6 = 546
+	portServer6 = 547
+)
+
+// listenRaw opens a packet socket for DHCPv6 requests and router solicitations.
+func listenRaw(ifindex int) (*rawConn, error) {
+	// Offsets from the IPv6 header; a packet with extension headers is neither.
+	filter, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: 6, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protoUDP, SkipTrue: 3},
+		bpf.LoadAbsolute{Off: 42, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: portServer6, SkipTrue: 4},
+		bpf.RetConstant{Val: 0},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protoICMPv6, SkipTrue: 3},
+		bpf.LoadAbsolute{Off: 40, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 133, SkipFalse: 1},
+		bpf.RetConstant{Val: 1 << 16},
+		bpf.RetConstant{Val: 0},
+	})
+	if err != nil {
+		return nil, err
+	}
+	conn, err := packet.Listen(&net.Interface{Index: ifindex}, packet.Datagram, unix.ETH_P_IPV6, &packet.Config{Filter: filter})
+	if err != nil {
+		return nil, err
+	}
+	return &rawConn{conn: conn}, nil
+}
+
+// send sends one upper-layer packet, whose checksum is filled in already.
+func (c *rawConn) send(mac net.HardwareAddr, src, dst netip.Addr, proto byte, payload []byte) error {
+	b := make([]byte, 40, 40+len(payload))
+	b[0] = 6 << 4
+	binary.BigEndian.PutUint16(b[4:], uint16(len(payload)))
+	b[6], b[7] = proto, 255
+	copy(b[8:], src.AsSlice())
+	copy(b[24:], dst.AsSlice())
+	_, err := c.conn.WriteTo(append(b, payload...), &packet.Addr{HardwareAddr: mac})
+	return err
+}
+
+// udp6 makes a UDP datagram with its checksum: RFC 8200, section 8.1.
+func udp6(src, dst netip.Addr, from, to uint16, payload []byte) []byte {
+	b := make([]byte, 8, 8+len(payload))
+	binary.BigEndian.PutUint16(b[0:], from)
+	binary.BigEndian.PutUint16(b[2:], to)
+	binary.BigEndian.PutUint16(b[4:], uint16(8+len(payload)))
+	b = append(b, payload...)
+	pseudo := slices.Concat(src.AsSlice(), dst.AsSlice(), []byte{0, 0, b[4], b[5], 0, 0, 0, protoUDP}, b)
+	if len(pseudo)%2 == 1 {
+		pseudo = append(pseudo, 0)
+	}
+	var sum uint32
+	for i := 0; i < len(pseudo); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(pseudo[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	check := ^uint16(sum)
+	if check == 0 {
+		check = 0xffff
+	}
+	binary.BigEndian.PutUint16(b[6:], check)
+	return b
+}
+
+// serveIPv6 answers DHCPv6 requests and router solicitations until the socket
+// is closed.
+func (sn *Subnet) serveIPv6() {
+	buf := make([]byte, 9216)
+	for {
+		n, from, err := sn.dhcp6.conn.ReadFrom(buf)
+		if err != nil {
+			if sn.vpc.life.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				sn.vpc.logf("subnet %s: DHCPv6: %v", sn.spec.Name, err)
+			}
+			return
+		}
+		sender, ok := from.(*packet.Addr)
+		if !ok || n < 48 {
+			continue
+		}
+		e := sn.eni(sender.HardwareAddr)
+		if e == nil {
+			continue
+		}
+		src, _ := netip.AddrFromSlice(buf[8:24])
+		if buf[6] == protoICMPv6 {
+			if !sn.isMuted(RA) {
+				to := src
+				if to.IsUnspecified() {
+					to = netip.IPv6LinkLocalAllNodes()
+				}
+				if err := sn.advertiseTo(sender.HardwareAddr, to); err != nil && sn.vpc.life.Err() == nil {
+					sn.vpc.logf("subnet %s: advertising to %s: %v", sn.spec.Name, e.id, err)
+				}
+			}
+			continue
+		}
+		req, err := dhcpv6.MessageFromBytes(buf[48:n])
+		if err != nil {
+			continue
+		}
+		event := DHCPEvent{Time: time.Now(), Service: DHCPv6, Message: req.MessageType.String()}
+		if reply := sn.answerDHCPv6(e, req); reply != nil && !sn.isMuted(DHCPv6) {
+			event.Answer = reply.MessageType.String()
+			if ia := reply.Options.OneIANA(); ia != nil && ia.Options.OneAddress() != nil {
+				event.Address, _ = netip.AddrFromSlice(ia.Options.OneAddress().IPv6Addr)
+			}
+			router := sn.Gateway6()
+			err := sn.dhcp6.send(sender.HardwareAddr, router, src, protoUDP,
+				udp6(router, src, portServer6, portClient6, reply.ToBytes()))
+			if err != nil && sn.vpc.life.Err() == nil {
+				sn.vpc.logf("subnet %s: answering %s of %s: %v", sn.spec.Name, event.Message, e.id, err)
+			}
+		}
+		e.note(event)
+	}
+}
+
+// answerDHCPv6 decides on the answer; nil is none. It hands out the ENI's first
+// IPv6 address, whatever the client asks for.
+func (sn *Subnet) answerDHCPv6(e *ENI, req *dhcpv6.Message) *dhcpv6.Message {
+	var addr netip.Addr
+	if list := e.IPv6(); len(list) > 0 {
+		addr = list[0]
+	}
+	duid := &dhcpv6.DUIDLL{HWType: iana.HWTypeEthernet, LinkLayerAddr: sn.mac}
+	server := dhcpv6.WithServerID(duid)
+	if id := req.Options.ServerID(); id != nil && !id.Equal(duid) {
+		return nil // for another server
+	}
+	var reply *dhcpv6.Message
+	var err error
+	switch req.MessageType {
+	case dhcpv6.MessageTypeSolicit:
+		if !addr.IsValid() {
+			return nil
+		}
+		// The highest preference: there is no other server to wait for.
+		reply, err = dhcpv6.NewAdvertiseFromSolicit(req, server, dhcpv6.WithPreference(255))
+	case dhcpv6.MessageTypeRequest, dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind, dhcpv6.MessageTypeConfirm,
+		dhcpv6.MessageTypeRelease, dhcpv6.MessageTypeInformationRequest:
+		reply, err = dhcpv6.NewReplyFromMessage(req, server)
+	default:
+		return nil
+	}
+	if err != nil {
+		return nil
+	}
+	switch req.MessageType {
+	case dhcpv6.MessageTypeSolicit, dhcpv6.MessageTypeRequest, dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind:
+	default:
+		return reply
+	}
+	for _, ia := range req.Options.IANA() {
+		reply.AddOption(sn.leaseDHCPv6(ia, addr))
+	}
+	return reply
+}
+
+// leaseDHCPv6 answers one identity association: the address is confirmed, any
+// other that the client has is withdrawn.
+func (sn *Subnet) leaseDHCPv6(ia *dhcpv6.OptIANA, addr netip.Addr) *dhcpv6.OptIANA {
+	life := sn.vpc.opts.Lifetimes
+	out := &dhcpv6.OptIANA{IaId: ia.IaId, T1: life.DHCPv6Preferred / 2, T2: life.DHCPv6Preferred * 4 / 5}
+	if addr.IsValid() {
+		out.Options.Add(&dhcpv6.OptIAAddress{
+			IPv6Addr: addr.AsSlice(), PreferredLifetime: life.DHCPv6Preferred, ValidLifetime: life.DHCPv6Valid,
+		})
+	} else {
+		out.Options.Add(&dhcpv6.OptStatusCode{StatusCode: iana.StatusNoAddrsAvail, StatusMessage: "no address"})
+	}
+	for _, old := range ia.Options.Addresses() {
+		if a, ok := netip.AddrFromSlice(old.IPv6Addr); ok && a != addr {
+			out.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: old.IPv6Addr})
+		}
+	}
+	return out
+}
+
+// allNodes is the Ethernet address of ff02::1.
+var allNodes = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
+
+// Advertise sends a router advertisement to the subnet now, unless muted.
+func (sn *Subnet) Advertise() error {
+	if sn.dhcp6 == nil || sn.isMuted(RA) {
+		return nil
+	}
+	return sn.advertiseTo(allNodes, netip.IPv6LinkLocalAllNodes())
+}
+
+// advertiseTo sends an advertisement as EC2's routers do: addresses are managed,
+// the subnet is on-link, nothing is for autonomous configuration.
+func (sn *Subnet) advertiseTo(mac net.HardwareAddr, to netip.Addr) error {
+	router, life := sn.Gateway6(), sn.vpc.opts.Lifetimes.Router
+	ra := &ndp.RouterAdvertisement{
+		CurrentHopLimit: 64, ManagedConfiguration: true, RouterLifetime: life,
+		Options: []ndp.Option{
+			&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: sn.mac},
+			&ndp.PrefixInformation{
+				PrefixLength: uint8(sn.spec.IPv6.Bits()), OnLink: true,
+				ValidLifetime: 2 * life, PreferredLifetime: life, Prefix: sn.spec.IPv6.Addr(),
+			},
+		},
+	}
+	b, err := ndp.MarshalMessageChecksum(ra, router, to)
+	if err != nil {
+		return fmt.Errorf("making a router advertisement: %w", err)
+	}
+	return sn.dhcp6.send(mac, router, to, protoICMPv6, b)
+}
+
+func (sn *Subnet) advertiseRegularly(ctx context.Context) {
+	tick := time.NewTicker(sn.vpc.opts.Lifetimes.AdvertiseEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := sn.Advertise(); err != nil && ctx.Err() == nil {
+				sn.vpc.logf("subnet %s: router advertisement: %v", sn.spec.Name, err)
+			}
+		}
+	}
+}

@@ -1,0 +1,131 @@
+package vpc
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// RequireForTest skips a test that boots instances where it cannot: with -short,
+// for it is no unit test, and without root. In CI (the environment variable of that
+// name) it fails without root: a skipped test proves nothing.
+func RequireForTest(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("this test boots instances: run it without -short, as root")
+	}
+	if os.Geteuid() != 0 {
+		const how = "this test boots instances in network namespaces and needs root; run it with: sudo -E go test -run '^%s$'"
+		if os.Getenv("CI") != "" {
+			t.Fatalf(how, t.Name())
+		}
+		t.Skipf(how, t.Name())
+	}
+}
+
+// ForTest makes a VPC for a test that [RequireForTest] does not skip, and closes it
+// at the test's end, however that comes.
+func ForTest(t testing.TB, opts Options) *VPC {
+	t.Helper()
+	RequireForTest(t)
+	if opts.Logf == nil {
+		opts.Logf = t.Logf
+	}
+	v, err := New(t.Context(), opts)
+	if err != nil {
+		t.Fatalf("making a VPC: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := v.Close(); err != nil {
+			t.Errorf("closing the VPC: %v", err)
+		}
+	})
+	return v
+}
+
+// BootForTest makes an instance and boots it. If the test fails, the instance's
+// journal goes to the test's log.
+func BootForTest(t testing.TB, v *VPC, opts InstanceOptions) *Instance {
+	t.Helper()
+	inst, err := v.NewInstance(t.Context(), opts)
+	if err != nil {
+		t.Fatalf("making an instance: %v", err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() && inst.Running() {
+			journal, err := inst.Journal(v.life, "--boot", "--lines=200", "--output=short-precise")
+			t.Logf("journal of %s (%v):\n%s", inst.id, err, journal)
+		}
+	})
+	if err := inst.Boot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return inst
+}
+
+// StageForTest returns an installation of ec2netd for [InstallTree]: the directory
+// that EC2NETD_STAGE names, or else one of the test's own, made of the sources by
+// "make stage": two tests that make it in one place would take it from each other.
+func StageForTest(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv("EC2NETD_STAGE"); dir != "" {
+		return dir
+	}
+	module, err := exec.CommandContext(t.Context(), "go", "env", "GOMOD").Output()
+	if err != nil {
+		t.Fatalf("looking for the sources of ec2netd: %v", err)
+	}
+	root, dir := filepath.Dir(string(bytes.TrimSpace(module))), filepath.Join(t.TempDir(), "stage")
+	if out, err := exec.CommandContext(t.Context(), "make", "-C", root, "stage", "STAGE="+dir).CombinedOutput(); err != nil {
+		t.Fatalf("make stage: %v\n%s", err, out)
+	}
+	return dir
+}
+
+// TracesForTest lists what a lab has on this machine, or has left: files, mounts,
+// namespaces, cgroups, and of the processes those that still run.
+func TracesForTest(t testing.TB, stateDir, name string, pids ...int) []string {
+	t.Helper()
+	var found []string
+	dir, netns := filepath.Join(stateDir, name), filepath.Join("/run/netns", netnsName(name))
+	for _, path := range []string{dir, netns} {
+		if _, err := os.Lstat(path); err == nil {
+			found = append(found, path)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, dir+"/") || strings.Contains(line, netnsName(name)) {
+			found = append(found, "mount "+strings.TrimSpace(line))
+		}
+	}
+	glob := func(pattern string) []string {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return paths
+	}
+	for _, above := range []string{"", "*", "*/*"} {
+		found = append(found, glob(filepath.Join("/sys/fs/cgroup", above, "vpclab-"+name))...)
+	}
+	for _, pid := range pids {
+		if _, err := startTime(pid); err == nil && !zombie(pid) {
+			found = append(found, fmt.Sprintf("process %d", pid))
+		}
+	}
+	// Any process that has the lab's directory as its root or in its mounts.
+	for _, path := range glob("/proc/[0-9]*/mountinfo") {
+		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), dir+"/") {
+			found = append(found, path)
+		}
+	}
+	return found
+}
