@@ -1,0 +1,220 @@
+package dbusserver
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"ec2netd/api"
+	"ec2netd/api/apitest"
+	"ec2netd/service/state"
+)
+
+// TestContract holds the code to the XML: each method has a handler and each handler
+// a method; the properties have the names and types that the XML says.
+func TestContract(t *testing.T) { // H1
+	c, err := newContract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := handlers()
+	for name, i := range c.interfaces {
+		if name == peerInterface {
+			continue
+		}
+		var documented, handled []string
+		for _, m := range i.Methods {
+			documented = append(documented, m.Name)
+		}
+		for m := range table[name] {
+			handled = append(handled, m)
+		}
+		slices.Sort(documented)
+		slices.Sort(handled)
+		if !slices.Equal(documented, handled) {
+			t.Errorf("%s: the XML has the methods %q, the code %q", name, documented, handled)
+		}
+	}
+	v := newView(apitest.State())
+	for name, p := range map[string]properties{
+		api.ManagerInterface:   v.manager,
+		api.InterfaceInterface: interfaceProperties(&v.state.Interfaces[2]), // the one of nil slices
+	} {
+		documented := map[string]string{}
+		for _, d := range c.interfaces[name].Properties {
+			documented[d.Name] = d.Type
+			if d.Access != "read" {
+				t.Errorf("%s.%s is not read-only", name, d.Name)
+			}
+		}
+		served := map[string]string{}
+		for property, value := range p {
+			served[property] = value.Signature().String()
+		}
+		if !reflect.DeepEqual(documented, served) {
+			t.Errorf("%s: the XML has\n%v\nthe code\n%v", name, documented, served)
+		}
+	}
+	if want := (map[string]bool{"MetadataLastSuccess": true, "MetadataRequests": true, "MetadataErrors": true}); !reflect.DeepEqual(c.quiet[api.ManagerInterface], want) {
+		t.Errorf("quiet properties: %v", c.quiet)
+	}
+}
+
+func TestValues(t *testing.T) {
+	s := apitest.State()
+	p := managerProperties(s)
+	for name, want := range map[string]any{
+		"State": "configured", "InstanceId": "i-0123456789abcdef0", "NetworkdReloads": uint64(3),
+		"NetworkdRunning": true, "LastChange": uint64(s.LastChange.UnixMicro()),
+	} {
+		if got := p[name].Value(); got != want {
+			t.Errorf("%s = %v, want %v", name, got, want)
+		}
+	}
+	e := state.Interface{Name: "a\xff\x00b", DeviceIndex: state.Unknown}
+	p = interfaceProperties(&e)
+	for name, want := range map[string]any{"Name": "a\uFFFD\uFFFDb", "DeviceIndex": int32(-1), "Since": uint64(0)} {
+		if got := p[name].Value(); got != want {
+			t.Errorf("%s = %v, want %v", name, got, want)
+		}
+	}
+}
+
+func TestEscapeLabel(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                      "_",
+		"eni-0a1b2c3d4e5f60001": "eni_2d0a1b2c3d4e5f60001",
+		"02:00:00:00:00:03":     "_302_3a00_3a00_3a00_3a00_3a03",
+		"a_b/c\x00é":            "a_5fb_2fc_00_c3_a9",
+	} {
+		if got := escapeLabel(in); got != want {
+			t.Errorf("escapeLabel(%q) = %q, want %q", in, got, want)
+		}
+		if p := dbus.ObjectPath(api.InterfacePath + "/" + escapeLabel(in)); !p.IsValid() {
+			t.Errorf("%s is no object path", p)
+		}
+	}
+}
+
+// message encodes one message as it comes from the bus.
+func message(t testing.TB, m *dbus.Message, order binary.ByteOrder) []byte {
+	t.Helper()
+	if len(m.Body) > 0 {
+		m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(m.Body...))
+	}
+	var b bytes.Buffer
+	if err := m.EncodeTo(&b, order); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func methodCall(member string, body ...any) *dbus.Message {
+	return &dbus.Message{
+		Type: dbus.TypeMethodCall,
+		Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldPath:        dbus.MakeVariant(dbus.ObjectPath(api.ObjectPath)),
+			dbus.FieldInterface:   dbus.MakeVariant(api.ManagerInterface),
+			dbus.FieldMember:      dbus.MakeVariant(member),
+			dbus.FieldDestination: dbus.MakeVariant(api.BusName),
+			dbus.FieldSender:      dbus.MakeVariant(":1.7"),
+		},
+		Body: body,
+	}
+}
+
+func signal(sender string, body ...any) *dbus.Message {
+	m := methodCall("Something", body...)
+	m.Type = dbus.TypeSignal
+	m.Headers[dbus.FieldSender] = dbus.MakeVariant(sender)
+	return m
+}
+
+// stream is a connection that has only something to read.
+type stream struct {
+	net.Conn
+	io.Reader
+}
+
+func (s stream) Read(b []byte) (int, error)     { return s.Reader.Read(b) }
+func (stream) SetWriteDeadline(time.Time) error { return nil }
+
+func guarded(r io.Reader) *guard {
+	g := &guard{Conn: stream{Reader: r}, signatures: map[string]bool{"": true, "s": true, "b": true}}
+	g.begun.Store(true)
+	return g
+}
+
+// TestGuard sends one message of each kind and sees what is left of it.
+func TestGuard(t *testing.T) {
+	reply := methodCall("x", "words")
+	reply.Type = dbus.TypeMethodReply
+	reply.Headers[dbus.FieldReplySerial] = dbus.MakeVariant(uint32(1))
+	hugePath := methodCall("Describe")
+	hugePath.Headers[dbus.FieldPath] = dbus.MakeVariant(dbus.ObjectPath("/" + string(bytes.Repeat([]byte{'a'}, maxHeader))))
+	for _, c := range []struct {
+		name string
+		in   *dbus.Message
+		pass bool
+		body []any
+	}{
+		{"call without arguments", methodCall("Describe"), true, nil},
+		{"call with arguments", methodCall("GetInterface", "ens5"), true, []any{"ens5"}},
+		{"call with other arguments", methodCall("GetInterface", uint32(1), "x"), true, nil},
+		{"call with large arguments", methodCall("GetInterface", string(make([]byte, 0))+string(bytes.Repeat([]byte{'x'}, maxBody))), true, nil},
+		{"call of a path without end", hugePath, false, nil},
+		{"reply", reply, true, []any{"words"}},
+		{"signal of the bus", signal("org.freedesktop.DBus", "name"), true, []any{"name"}},
+		{"signal of anybody", signal(":1.7", "name"), false, nil},
+	} {
+		for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+			raw := message(t, c.in, order)
+			last := methodCall("Last")
+			g := guarded(bytes.NewReader(append(raw, message(t, last, order)...)))
+			got, err := dbus.DecodeMessage(g)
+			if err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			if c.pass {
+				want := c.in.Headers[dbus.FieldPath]
+				if got.Type != c.in.Type || got.Headers[dbus.FieldPath] != want || !reflect.DeepEqual(got.Body, c.body) {
+					t.Errorf("%s: got %v with %v", c.name, got.Type, got.Body)
+				}
+				if got, err = dbus.DecodeMessage(g); err != nil {
+					t.Fatalf("%s: the message behind it: %v", c.name, err)
+				}
+			}
+			if got.Headers[dbus.FieldMember].Value() != "Last" {
+				t.Errorf("%s: then came %v", c.name, got)
+			}
+			if _, err := dbus.DecodeMessage(g); !errors.Is(err, io.EOF) {
+				t.Errorf("%s: at the end: %v", c.name, err)
+			}
+		}
+	}
+}
+
+// FuzzGuard: whatever comes, the guard neither panics nor loops, and what it passes
+// begins like a message.
+func FuzzGuard(f *testing.F) {
+	f.Add(message(f, methodCall("Describe"), binary.LittleEndian))
+	f.Add(message(f, methodCall("GetInterface", uint32(1)), binary.BigEndian))
+	f.Add(message(f, signal(":1.7", dbus.MakeVariant(dbus.MakeVariant("x"))), binary.LittleEndian))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		out, _ := io.ReadAll(guarded(bytes.NewReader(raw)))
+		if len(out) > len(raw) {
+			t.Errorf("%d bytes became %d", len(raw), len(out))
+		}
+		if len(out) > 0 && out[0] != 'l' && out[0] != 'B' {
+			t.Errorf("passed %q", out)
+		}
+	})
+}

@@ -1,0 +1,38 @@
+package dbusserver
+
+import (
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+
+	"ec2netd/api"
+	"ec2netd/service/state"
+)
+
+// interfacePath is the object path of an ENI.
+func interfacePath(e *state.Interface) dbus.ObjectPath {
+	return dbus.ObjectPath(api.InterfacePath + "/" + escapeLabel(e.ID()))
+}
+
+// escapeLabel makes any string an element of an object path, as systemd does for
+// its units (sd_bus_path_encode(3)): each byte that is no ASCII letter or digit, and
+// a digit in front, becomes _ and two hex digits; the empty string becomes _.
+func escapeLabel(s string) string {
+	if s == "" {
+		return "_"
+	}
+	const hex = "0123456789abcdef"
+	var b strings.Builder
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9' && i > 0:
+			b.WriteByte(c)
+		default:
+			b.WriteByte('_')
+			b.WriteByte(hex[c>>4])
+			b.WriteByte(hex[c&15])
+		}
+	}
+	return b.String()
+}

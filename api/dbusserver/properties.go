@@ -1,0 +1,151 @@
+package dbusserver
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"ec2netd/api"
+	"ec2netd/service/state"
+)
+
+// properties maps the name of a property to its value.
+type properties map[string]dbus.Variant
+
+// managerProperties are the properties of the manager object.
+func managerProperties(s *state.State) properties {
+	p := properties{}
+	p.add("", reflect.ValueOf(*s))
+	return p
+}
+
+// interfaceProperties are the properties of the object of an ENI.
+func interfaceProperties(e *state.Interface) properties {
+	p := properties{}
+	p.add("", reflect.ValueOf(*e))
+	return p
+}
+
+// add adds a property for each field of a struct: the JSON name with a capital first
+// letter, prefixed by that of the structs around it. Lists of structs are left out:
+// they are objects. That it is done by reflection is what keeps the names of D-Bus
+// and JSON the same; the tests hold the result to the XML.
+func (p properties) add(prefix string, v reflect.Value) {
+	for i := range v.NumField() {
+		tag, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		name := prefix + strings.ToUpper(tag[:1]) + tag[1:]
+		field := v.Field(i)
+		switch value := field.Interface().(type) {
+		case time.Time:
+			var usec uint64
+			if !value.IsZero() {
+				usec = uint64(value.UnixMicro())
+			}
+			p[name] = dbus.MakeVariant(usec)
+		case []string:
+			list := make([]string, len(value))
+			for i, s := range value {
+				list[i] = text(s)
+			}
+			p[name] = dbus.MakeVariant(list)
+		case []state.Interface:
+		default:
+			switch field.Kind() {
+			case reflect.Struct:
+				p.add(name, field)
+			case reflect.String:
+				p[name] = dbus.MakeVariant(text(field.String()))
+			case reflect.Int:
+				p[name] = dbus.MakeVariant(int32(field.Int()))
+			case reflect.Bool, reflect.Uint64:
+				p[name] = dbus.MakeVariant(value)
+			default:
+				panic(fmt.Sprintf("property %s: no D-Bus type for %s", name, field.Type()))
+			}
+		}
+	}
+}
+
+// text makes a string fit for D-Bus, which knows UTF-8 without NUL only and ends the
+// connection of a sender of anything else. Link names and errors may have any byte.
+func text(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+// changed returns the properties of now that before has not, or has otherwise, but
+// for those that quiet names.
+func changed(before, now properties, quiet map[string]bool) properties {
+	diff := properties{}
+	for name, value := range now {
+		if !quiet[name] && !reflect.DeepEqual(before[name].Value(), value.Value()) {
+			diff[name] = value
+		}
+	}
+	return diff
+}
+
+// view is all that the objects show at one moment. It is never changed.
+type view struct {
+	state   *state.State
+	manager properties
+	// interfaces by object path.
+	interfaces map[dbus.ObjectPath]properties
+	// describe returns the state as JSON. It is kept, so that describing often
+	// costs little.
+	describe func() (string, error)
+}
+
+func newView(s *state.State) *view {
+	v := &view{state: s, manager: managerProperties(s), interfaces: map[dbus.ObjectPath]properties{}}
+	v.describe = sync.OnceValues(func() (string, error) {
+		b, err := json.Marshal(api.NonNil(s))
+		return string(b), err
+	})
+	for i := range s.Interfaces {
+		e := &s.Interfaces[i]
+		v.interfaces[interfacePath(e)] = interfaceProperties(e)
+	}
+	return v
+}
+
+// kind is what an object path stands for.
+type kind int
+
+const (
+	none    kind = iota // no object
+	node                // only a step on the way to one
+	manager             // the daemon
+	anENI               // an ENI
+)
+
+// kindOf tells what path stands for.
+func (v *view) kindOf(path dbus.ObjectPath) kind {
+	switch path {
+	case "/", "/org", api.InterfacePath:
+		return node
+	case api.ObjectPath:
+		return manager
+	}
+	if _, ok := v.interfaces[path]; ok {
+		return anENI
+	}
+	return none
+}
+
+// propertiesOf returns the interface that the object at path has its properties in,
+// and them; "" and nil if it has none.
+func (v *view) propertiesOf(path dbus.ObjectPath) (name string, p properties) {
+	switch v.kindOf(path) {
+	case manager:
+		return api.ManagerInterface, v.manager
+	case anENI:
+		return api.InterfaceInterface, v.interfaces[path]
+	default:
+		return "", nil
+	}
+}

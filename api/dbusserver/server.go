@@ -1,0 +1,279 @@
+// Package dbusserver serves org.ec2netd1 on the system bus: the contract of
+// api/org.ec2netd1.Manager.xml and api/org.ec2netd1.Interface.xml. It shows what
+// the agent says and passes Refresh on to it; it decides nothing about the network.
+package dbusserver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/godbus/dbus/v5"
+
+	"ec2netd/api"
+	"ec2netd/service/state"
+)
+
+// SystemBus is the socket of the system bus. systemd opens it early at boot, long
+// before the bus runs; who connects then waits until it does.
+const SystemBus = "/run/dbus/system_bus_socket"
+
+// How patient the server is with the bus.
+const (
+	// setupTimeout is for the connection to be ready for use. At boot that waits
+	// for dbus.service, and so for basic.target.
+	setupTimeout = 2 * time.Minute
+	// firstRetry and lastRetry bound the time between attempts to connect: short
+	// enough that nobody waits for ec2netd when the bus is there.
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 2 * time.Second
+	// patience is how long the bus may be away without a word in the log.
+	patience = time.Minute
+)
+
+// Options are what a [Server] needs.
+type Options struct {
+	// Agent is the daemon; required.
+	Agent api.Agent
+	// Authorizer decides on Refresh; nil means [api.RootOnly].
+	Authorizer api.Authorizer
+	// Logger; nil means none.
+	Logger *slog.Logger
+	// Socket of the bus; empty means [SystemBus].
+	Socket string
+	// RefreshTimeout bounds one Refresh; zero means 90 seconds.
+	RefreshTimeout time.Duration
+}
+
+// Server serves D-Bus. It owns its connection to the bus and makes a new one when
+// the bus restarts.
+type Server struct {
+	options  Options
+	contract *contract
+	ready    chan struct{}
+}
+
+// New makes a Server; nothing happens before Run. The error is that of an interface
+// description that cannot be read.
+func New(o Options) (*Server, error) {
+	if o.Agent == nil {
+		return nil, errors.New("D-Bus server: no agent given")
+	}
+	if o.Authorizer == nil {
+		o.Authorizer = api.RootOnly{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	o.Socket = cmp.Or(o.Socket, SystemBus)
+	o.RefreshTimeout = cmp.Or(o.RefreshTimeout, 90*time.Second)
+	c, err := newContract()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{options: o, contract: c, ready: make(chan struct{})}, nil
+}
+
+// String names the task for the log.
+func (s *Server) String() string { return "D-Bus server " + api.BusName }
+
+// Ready is closed when the name was owned for the first time. At boot that is after
+// the bus has started: what the bus waits for must not wait for this.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Run serves until ctx is done, and returns nil then. That there is no bus, or that
+// it goes away, is no error: Run tries again, soon and without a word at first.
+// Run must be called once only.
+func (s *Server) Run(ctx context.Context) error {
+	watch := s.options.Agent.Watch(ctx)
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval = firstRetry, lastRetry
+	var failing time.Time
+	var told bool
+	for {
+		connection, err := s.connect(ctx)
+		if err == nil {
+			if told {
+				s.options.Logger.Info("The D-Bus API is available again", "name", api.BusName)
+			}
+			retry.Reset()
+			failing, told = time.Time{}, false
+			s.serve(ctx, connection, watch)
+		} else if ctx.Err() == nil {
+			s.options.Logger.Debug("No connection to the bus yet", "error", err)
+			if failing.IsZero() {
+				failing = time.Now()
+			}
+			var taken *nameTakenError
+			var refused dbus.Error
+			if !told && (time.Since(failing) > patience || errors.As(err, &taken) || errors.As(err, &refused)) {
+				s.options.Logger.Warn("The D-Bus API is not available; trying on", "error", err)
+				told = true
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retry.NextBackOff()):
+		}
+	}
+}
+
+// nameTakenError: somebody else is org.ec2netd1 on this bus.
+type nameTakenError struct{ reply dbus.RequestNameReply }
+
+func (e *nameTakenError) Error() string {
+	return fmt.Sprintf("requesting the bus name %s: %v: does another ec2netd run? See busctl status %s",
+		api.BusName, e.reply, api.BusName)
+}
+
+// connect dials the bus, makes everything callable, and only then takes the name.
+func (s *Server) connect(ctx context.Context) (_ *connection, err error) {
+	setup, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	var d net.Dialer
+	socket, err := d.DialContext(setup, "unix", s.options.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the bus: %w", err)
+	}
+	t := newTree(&s.options, s.contract)
+	g := &guard{Conn: socket, signatures: s.contract.inSignatures()}
+	conn, err := dbus.NewConn(g, dbus.WithContext(ctx), dbus.WithHandler(t),
+		dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	if err != nil {
+		socket.Close()
+		return nil, fmt.Errorf("connecting to the bus: %w", err)
+	}
+	c := &connection{conn: conn, socket: socket, tree: t}
+	stop := context.AfterFunc(setup, func() { socket.Close() })
+	defer func() {
+		if !stop() && err == nil {
+			err = fmt.Errorf("connecting to the bus at %s: %w", s.options.Socket, context.Cause(setup))
+		}
+		if err != nil {
+			c.close()
+		}
+	}()
+	if err := conn.Auth(nil); err != nil {
+		return nil, fmt.Errorf("authenticating to the bus at %s: %w", s.options.Socket, err)
+	}
+	if err := conn.Hello(); err != nil {
+		return nil, fmt.Errorf("greeting the bus at %s: %w", s.options.Socket, err)
+	}
+	var reply dbus.RequestNameReply
+	err = conn.BusObject().CallWithContext(setup, "org.freedesktop.DBus.RequestName", 0,
+		api.BusName, dbus.NameFlagDoNotQueue).Store(&reply)
+	if err != nil {
+		return nil, fmt.Errorf("requesting the bus name %s: %w", api.BusName, err)
+	}
+	if reply != dbus.RequestNameReplyPrimaryOwner && reply != dbus.RequestNameReplyAlreadyOwner {
+		return nil, &nameTakenError{reply}
+	}
+	return c, nil
+}
+
+// inSignatures lists the argument signatures that the methods have, Set's apart: its
+// value can be anything, and is refused whatever it is.
+func (c *contract) inSignatures() map[string]bool {
+	signatures := map[string]bool{}
+	for _, i := range c.interfaces {
+		for _, m := range i.Methods {
+			if i.Name != propertiesInterface || m.Name != "Set" {
+				signatures[c.inSignature(i.Name, m.Name)] = true
+			}
+		}
+	}
+	return signatures
+}
+
+// serve tells the bus of each change until the connection ends, which is at the
+// latest when ctx is done.
+func (s *Server) serve(ctx context.Context, c *connection, watch <-chan *state.State) {
+	defer c.close()
+	// A write that the bus does not take would hold up Close of godbus otherwise.
+	stop := context.AfterFunc(ctx, func() { c.socket.Close() })
+	defer stop()
+	select {
+	case <-s.ready:
+	default:
+		close(s.ready)
+	}
+	s.options.Logger.Debug("Serving D-Bus", "name", api.BusName)
+	for {
+		select {
+		case <-c.conn.Context().Done():
+			return
+		case _, ok := <-watch:
+			if !ok {
+				return
+			}
+			// What the channel holds may be older than what connect saw.
+			if err := c.publish(s.options.Agent.State()); err != nil {
+				s.options.Logger.Debug("Could not signal a change on the bus", "error", err)
+				return
+			}
+		}
+	}
+}
+
+// connection is one connection to the bus.
+type connection struct {
+	conn   *dbus.Conn
+	socket net.Conn
+	tree   *tree
+}
+
+func (c *connection) close() {
+	c.socket.Close()
+	_ = c.conn.Close() // it closes the socket too, and finds it closed
+	c.tree.close()
+}
+
+// publish shows now to callers, and then signals what is different.
+func (c *connection) publish(now *state.State) error {
+	before := c.tree.view.Load()
+	if before.state == now {
+		return nil
+	}
+	after := newView(now)
+	c.tree.view.Store(after)
+	for _, path := range slices.Sorted(maps.Keys(before.interfaces)) {
+		if _, stays := after.interfaces[path]; !stays {
+			err := c.conn.Emit(api.ObjectPath, objectManagerInterface+".InterfacesRemoved", path, []string{api.InterfaceInterface})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(after.interfaces)) {
+		p := after.interfaces[path]
+		old, was := before.interfaces[path]
+		var err error
+		if was {
+			err = c.emitChanged(path, api.InterfaceInterface, old, p)
+		} else {
+			err = c.conn.Emit(api.ObjectPath, objectManagerInterface+".InterfacesAdded",
+				path, map[string]properties{api.InterfaceInterface: p})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return c.emitChanged(api.ObjectPath, api.ManagerInterface, before.manager, after.manager)
+}
+
+// emitChanged signals the properties of one object that changed, if any did.
+func (c *connection) emitChanged(path dbus.ObjectPath, iface string, before, after properties) error {
+	diff := changed(before, after, c.tree.contract.quiet[iface])
+	if len(diff) == 0 {
+		return nil
+	}
+	return c.conn.Emit(path, propertiesInterface+".PropertiesChanged", iface, diff, []string{})
+}

@@ -1,0 +1,371 @@
+package dbusserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"ec2netd/api"
+)
+
+// Limits of what clients can have under way. Everything but Refresh is answered from
+// memory at once, so that nobody who behaves comes near.
+const (
+	maxRunning    = 8    // calls that are worked on
+	maxCaller     = 256  // calls of one bus connection that run or wait
+	maxCalls      = 4096 // calls of all
+	maxRefreshes  = 16   // refreshes that run or wait
+	callerTimeout = 5 * time.Second
+)
+
+// tree answers every method call that arrives on one bus connection.
+//
+// It stands in place of godbus's own table of exported objects. In that table any
+// local user can end the process: Introspect on a path that is not exported walks a
+// map without a lock. Here a path is looked up in an immutable view, so that ENIs
+// may come and go while anyone asks for anything.
+type tree struct {
+	agent      api.Agent
+	authorizer api.Authorizer
+	log        *slog.Logger
+	contract   *contract
+	timeout    time.Duration
+	handlers   map[string]map[string]handlerFunc
+	view       atomic.Pointer[view]
+
+	running   chan struct{}
+	refreshes chan struct{}
+
+	mu      sync.Mutex
+	closed  bool
+	callers map[string]int
+	calls   int
+	idle    *sync.Cond
+}
+
+func newTree(o *Options, c *contract) *tree {
+	t := &tree{
+		agent:      o.Agent,
+		authorizer: o.Authorizer,
+		log:        o.Logger,
+		contract:   c,
+		timeout:    o.RefreshTimeout,
+		handlers:   handlers(),
+		running:    make(chan struct{}, maxRunning),
+		refreshes:  make(chan struct{}, maxRefreshes),
+		callers:    map[string]int{},
+	}
+	t.idle = sync.NewCond(&t.mu)
+	t.view.Store(newView(o.Agent.State()))
+	return t
+}
+
+// call is one method call.
+type call struct {
+	tree   *tree
+	view   *view
+	conn   *dbus.Conn
+	path   dbus.ObjectPath
+	iface  string
+	member string
+	msg    *dbus.Message
+	sender string
+}
+
+// handlerFunc answers one method: the values of its out arguments, or a dbus.Error.
+type handlerFunc func(*call) ([]any, error)
+
+// handlers maps interface and method to what answers it. The tests hold it to the
+// XML.
+func handlers() map[string]map[string]handlerFunc {
+	return map[string]map[string]handlerFunc{
+		introspectInterface:    {"Introspect": (*call).introspect},
+		propertiesInterface:    {"Get": (*call).get, "GetAll": (*call).getAll, "Set": (*call).set},
+		objectManagerInterface: {"GetManagedObjects": (*call).getManagedObjects},
+		api.ManagerInterface: {
+			"Describe":     (*call).describe,
+			"GetInterface": (*call).getInterface,
+			"Refresh":      (*call).refresh,
+		},
+		api.InterfaceInterface: {},
+	}
+}
+
+// LookupObject implements [dbus.Handler]. Every path is an object here; it is
+// answered when it is called, under the limits.
+func (t *tree) LookupObject(path dbus.ObjectPath) (dbus.ServerObject, bool) {
+	return &call{tree: t, path: path}, true
+}
+
+// LookupInterface implements [dbus.ServerObject].
+func (c *call) LookupInterface(name string) (dbus.Interface, bool) {
+	c.iface = name
+	return c, true
+}
+
+// LookupMethod implements [dbus.Interface].
+func (c *call) LookupMethod(name string) (dbus.Method, bool) {
+	c.member = name
+	return c, true
+}
+
+// DecodeArguments implements [dbus.ArgumentDecoder].
+func (c *call) DecodeArguments(conn *dbus.Conn, sender string, msg *dbus.Message, _ []any) ([]any, error) {
+	c.conn, c.sender, c.msg = conn, sender, msg
+	return nil, nil
+}
+
+// Call, NumArguments and so on implement [dbus.Method].
+func (c *call) Call(...any) (out []any, err error) { return c.tree.answer(c) }
+
+// NumArguments is not asked for: see DecodeArguments.
+func (c *call) NumArguments() int { return 0 }
+
+// NumReturns is not asked for.
+func (c *call) NumReturns() int { return 0 }
+
+// ArgumentValue is not asked for.
+func (c *call) ArgumentValue(int) any { return nil }
+
+// ReturnValue is not asked for.
+func (c *call) ReturnValue(int) any { return nil }
+
+// answer finds and runs the handler of a call. A panic in it costs the caller an
+// error, not everyone the daemon.
+func (t *tree) answer(c *call) (out []any, err error) {
+	if !t.enter(c.sender) {
+		return nil, failure("org.freedesktop.DBus.Error.LimitsExceeded",
+			"too many calls are waiting for an answer: wait for some before making more")
+	}
+	defer t.leave(c.sender)
+	defer func() {
+		if r := recover(); r != nil {
+			t.log.Error("A D-Bus call failed within ec2netd; please report this",
+				"interface", c.iface, "member", c.member, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			out, err = nil, failure("org.freedesktop.DBus.Error.Failed", "ec2netd failed on this call; its log says more")
+		}
+	}()
+	t.running <- struct{}{}
+	release := sync.OnceFunc(func() { <-t.running })
+	defer release()
+
+	c.view = t.view.Load()
+	available := interfacesOf(c.view.kindOf(c.path))
+	if available == nil {
+		return nil, failure("org.freedesktop.DBus.Error.UnknownObject",
+			"no object %s: ask GetManagedObjects on %s for those there are", clip(string(c.path)), api.ObjectPath)
+	}
+	if c.iface == "" {
+		// The interface may be left out of a call; the method names are unambiguous.
+		for _, name := range available {
+			if t.handlers[name][c.member] != nil {
+				c.iface = name
+			}
+		}
+	}
+	if c.iface != "" && !slices.Contains(available, c.iface) {
+		return nil, failure("org.freedesktop.DBus.Error.UnknownInterface",
+			"%s has no interface %s", clip(string(c.path)), c.iface)
+	}
+	handler := t.handlers[c.iface][c.member]
+	if handler == nil {
+		return nil, failure("org.freedesktop.DBus.Error.UnknownMethod",
+			"%s has no method %s of interface %q", clip(string(c.path)), c.member, c.iface)
+	}
+	got, _ := c.msg.Headers[dbus.FieldSignature].Value().(dbus.Signature)
+	if want := t.contract.inSignature(c.iface, c.member); got.String() != want && c.member != "Set" {
+		return nil, failure(dbus.ErrMsgInvalidArg.Name, "%s takes arguments of signature %q and got %q, or too many bytes",
+			c.member, want, got.String())
+	}
+	if c.iface == api.ManagerInterface && c.member == "Refresh" {
+		// The rest of a refresh takes its time, and must not keep readers waiting.
+		if err := c.authorize(api.ActionRefresh); err != nil {
+			return nil, err
+		}
+		release()
+	}
+	return handler(c)
+}
+
+// inSignature is the signature of the arguments of a method.
+func (c *contract) inSignature(iface, member string) string {
+	var s string
+	for _, m := range c.interfaces[iface].Methods {
+		if m.Name == member {
+			for _, a := range m.Args {
+				if a.Direction != "out" {
+					s += a.Type
+				}
+			}
+		}
+	}
+	return s
+}
+
+// enter admits a call of a sender, or refuses it.
+func (t *tree) enter(sender string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || t.calls >= maxCalls || t.callers[sender] >= maxCaller {
+		return false
+	}
+	t.calls++
+	t.callers[sender]++
+	return true
+}
+
+func (t *tree) leave(sender string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.calls--
+	if t.callers[sender]--; t.callers[sender] == 0 {
+		delete(t.callers, sender)
+	}
+	if t.calls == 0 {
+		t.idle.Broadcast()
+	}
+}
+
+// close refuses further calls and waits for those under way.
+func (t *tree) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	for t.calls > 0 {
+		t.idle.Wait()
+	}
+}
+
+// authorize asks the bus who the caller is, and the Authorizer whether it may.
+func (c *call) authorize(action string) error {
+	ctx, cancel := context.WithTimeout(c.conn.Context(), callerTimeout)
+	defer cancel()
+	var uid uint32
+	err := c.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixUser", 0, c.sender).Store(&uid)
+	if err != nil {
+		return failure("org.freedesktop.DBus.Error.AccessDenied", "asking the bus who calls: %v", err)
+	}
+	err = c.tree.authorizer.Authorize(ctx, api.Caller{
+		UID:         uid,
+		BusName:     c.sender,
+		Interactive: c.msg.Flags&dbus.FlagAllowInteractiveAuthorization != 0,
+	}, action)
+	if err != nil {
+		return failure("org.freedesktop.DBus.Error.AccessDenied", "%v", err)
+	}
+	return nil
+}
+
+func (c *call) introspect() ([]any, error) {
+	return []any{c.tree.contract.introspectXML(c.view, c.path)}, nil
+}
+
+func (c *call) get() ([]any, error) {
+	iface, name := c.msg.Body[0].(string), c.msg.Body[1].(string)
+	p, err := c.properties(iface)
+	if err != nil {
+		return nil, err
+	}
+	value, ok := p[name]
+	if !ok {
+		return nil, failure("org.freedesktop.DBus.Error.UnknownProperty", "%s has no property %q", clip(string(c.path)), clip(name))
+	}
+	return []any{value}, nil
+}
+
+func (c *call) getAll() ([]any, error) {
+	p, err := c.properties(c.msg.Body[0].(string))
+	if err != nil {
+		return nil, err
+	}
+	return []any{map[string]dbus.Variant(p)}, nil
+}
+
+func (c *call) set() ([]any, error) {
+	return nil, failure("org.freedesktop.DBus.Error.PropertyReadOnly",
+		"the properties of ec2netd tell what is, and cannot be set; see ec2netd.conf(5) for what can be configured")
+}
+
+// properties of the interface of c's object; "" stands for the one there is.
+func (c *call) properties(iface string) (properties, error) {
+	name, p := c.view.propertiesOf(c.path)
+	switch {
+	case iface == name || iface == "":
+		return p, nil
+	case slices.Contains(interfacesOf(c.view.kindOf(c.path)), iface):
+		return properties{}, nil
+	default:
+		return nil, failure("org.freedesktop.DBus.Error.UnknownInterface", "%s has no interface %q", clip(string(c.path)), clip(iface))
+	}
+}
+
+func (c *call) getManagedObjects() ([]any, error) {
+	objects := make(map[dbus.ObjectPath]map[string]properties, len(c.view.interfaces))
+	for path, p := range c.view.interfaces {
+		objects[path] = map[string]properties{api.InterfaceInterface: p}
+	}
+	return []any{objects}, nil
+}
+
+func (c *call) describe() ([]any, error) {
+	s, err := c.view.describe()
+	if err != nil {
+		return nil, err
+	}
+	return []any{s}, nil
+}
+
+func (c *call) getInterface() ([]any, error) {
+	e, err := api.Find(c.view.state, c.msg.Body[0].(string))
+	if err != nil {
+		return nil, failure(api.ErrorNoSuchInterface, "%v", err)
+	}
+	return []any{interfacePath(e)}, nil
+}
+
+func (c *call) refresh() ([]any, error) {
+	select {
+	case c.tree.refreshes <- struct{}{}:
+		defer func() { <-c.tree.refreshes }()
+	default:
+		return nil, failure("org.freedesktop.DBus.Error.LimitsExceeded", "%d refreshes are under way: wait for them", maxRefreshes)
+	}
+	ctx, cancel := context.WithTimeout(c.conn.Context(), c.tree.timeout)
+	defer cancel()
+	changes, err := c.tree.agent.Refresh(ctx, c.msg.Body[0].(bool))
+	switch {
+	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, failure("org.freedesktop.DBus.Error.Timeout",
+			"the refresh was not done within %v and goes on by itself: %v", c.tree.timeout, err)
+	case err != nil:
+		return nil, failure(api.ErrorRefreshFailed, "refreshing: %v", err)
+	}
+	b, err := json.Marshal(api.NonNilChanges(changes))
+	if err != nil {
+		return nil, err
+	}
+	return []any{string(b)}, nil
+}
+
+// failure makes a D-Bus error with a text for people.
+func failure(name, format string, args ...any) error {
+	return dbus.Error{Name: name, Body: []any{text(fmt.Sprintf(format, args...))}}
+}
+
+// clip keeps what a caller sent from filling an error or a log.
+func clip(s string) string {
+	const most = 256
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}

@@ -1,0 +1,135 @@
+package varlinkserver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"runtime/debug"
+
+	"github.com/varlink/go/varlink"
+
+	"ec2netd/api"
+	"ec2netd/api/orgec2netdnetwork"
+	"ec2netd/service/state"
+)
+
+// peerKey is the key of the caller in a call's context.
+type peerKey struct{}
+
+func withPeer(ctx context.Context, peer api.Caller) context.Context {
+	return context.WithValue(ctx, peerKey{}, peer)
+}
+
+// dispatcher stands around the generated one and does for every method what each
+// would have to do for itself.
+type dispatcher struct {
+	*orgec2netdnetwork.VarlinkInterface
+	options *Options
+}
+
+// VarlinkDispatch runs one call. If it panics, the client loses its connection and
+// nobody else anything.
+func (d *dispatcher) VarlinkDispatch(ctx context.Context, call varlink.Call, method string) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			d.options.Logger.Error("A Varlink call failed within ec2netd; please report this",
+				"method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s panicked: %v", method, r)
+		}
+	}()
+	if call.In.Parameters == nil {
+		// Parameters that are all optional may be left out as a whole.
+		none := json.RawMessage("{}")
+		call.In.Parameters = &none
+	}
+	return d.VarlinkInterface.VarlinkDispatch(ctx, call, method)
+}
+
+// network implements the methods of the IDL. It replies with the model itself where
+// the generated replies would have every field as an argument; a test holds the
+// field names of both together.
+type network struct{ options *Options }
+
+// Describe implements the method of the IDL.
+func (n *network) Describe(ctx context.Context, c orgec2netdnetwork.VarlinkCall) error {
+	return c.Reply(ctx, api.NonNil(n.options.Agent.State()))
+}
+
+// interfaceReply is the reply of ListInterfaces.
+type interfaceReply struct {
+	Interface *state.Interface `json:"interface,omitempty"`
+}
+
+// ListInterfaces implements the method of the IDL.
+func (n *network) ListInterfaces(ctx context.Context, c orgec2netdnetwork.VarlinkCall, id *string) error {
+	s := api.NonNil(n.options.Agent.State())
+	switch {
+	case id != nil:
+		e, err := api.Find(s, *id)
+		if err != nil {
+			return c.ReplyNoSuchInterface(ctx, *id)
+		}
+		return c.Reply(ctx, interfaceReply{e})
+	case !c.WantsMore():
+		return replyExpectedMore(ctx, &c.Call)
+	case len(s.Interfaces) == 0:
+		return c.Reply(ctx, interfaceReply{})
+	}
+	for i := range s.Interfaces {
+		c.Continues = i < len(s.Interfaces)-1
+		if err := c.Reply(ctx, interfaceReply{&s.Interfaces[i]}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Refresh implements the method of the IDL.
+func (n *network) Refresh(ctx context.Context, c orgec2netdnetwork.VarlinkCall, wait *bool) error {
+	peer, _ := ctx.Value(peerKey{}).(api.Caller)
+	if err := n.options.Authorizer.Authorize(ctx, peer, api.ActionRefresh); err != nil {
+		return c.ReplyNotPermitted(ctx, err.Error())
+	}
+	limited, cancel := context.WithTimeout(ctx, n.options.RefreshTimeout)
+	defer cancel()
+	changes, err := n.options.Agent.Refresh(limited, wait != nil && *wait)
+	switch {
+	case err != nil && limited.Err() != nil:
+		return c.ReplyRefreshFailed(ctx, fmt.Sprintf("not done within %v, and goes on by itself: %v", n.options.RefreshTimeout, err))
+	case err != nil:
+		return c.ReplyRefreshFailed(ctx, err.Error())
+	}
+	return c.Reply(ctx, api.NonNilChanges(changes))
+}
+
+// Monitor implements the method of the IDL.
+func (n *network) Monitor(ctx context.Context, c orgec2netdnetwork.VarlinkCall) error {
+	if !c.WantsMore() {
+		return replyExpectedMore(ctx, &c.Call)
+	}
+	ctx, cancel := context.WithCancel(ctx) // ends the watch
+	defer cancel()
+	c.Continues = true
+	var last *state.State
+	for s := range n.options.Agent.Watch(ctx) {
+		if last != nil && last.Same(s) {
+			continue
+		}
+		if err := c.Reply(ctx, api.NonNil(s)); err != nil {
+			return err
+		}
+		last = s
+	}
+	return context.Cause(ctx)
+}
+
+// replyExpectedMore replies as systemd's services do to a call that streams and was
+// made without more. The library refuses to send errors of org.varlink.service, so
+// that it goes out by hand.
+func replyExpectedMore(ctx context.Context, c *varlink.Call) error {
+	if c.IsOneway() {
+		return nil
+	}
+	_, err := c.Conn.Write(ctx, []byte(`{"error":"org.varlink.service.ExpectedMore","parameters":{}}`+"\x00"))
+	return err
+}

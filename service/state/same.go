@@ -1,0 +1,35 @@
+package state
+
+import (
+	"slices"
+	"time"
+)
+
+// Same tells whether o says no more than s. Each pass of the agent moves the
+// metadata counters and the time of the last success; telling every client about
+// that once a minute would wake up the whole machine for nothing. A list that is
+// nil says the same as an empty one.
+func (s *State) Same(o *State) bool {
+	return s.Version == o.Version && s.State == o.State && s.Reason == o.Reason &&
+		s.InstanceID == o.InstanceID && s.LastChange.Equal(o.LastChange) &&
+		s.Metadata.quiet() == o.Metadata.quiet() && s.Networkd == o.Networkd &&
+		slices.EqualFunc(s.Interfaces, o.Interfaces, Interface.same)
+}
+
+// quiet is m without what moves at each pass.
+func (m Metadata) quiet() Metadata {
+	m.LastSuccess, m.Requests, m.Errors = time.Time{}, 0, 0
+	return m
+}
+
+func (i Interface) same(o Interface) bool {
+	return i.ENIID == o.ENIID && i.MAC == o.MAC && i.Name == o.Name && i.Ifindex == o.Ifindex &&
+		i.Primary == o.Primary && i.DeviceIndex == o.DeviceIndex && i.NetworkCard == o.NetworkCard &&
+		i.Metric == o.Metric && i.Table == o.Table && i.Priority == o.Priority &&
+		slices.Equal(i.Addresses, o.Addresses) && slices.Equal(i.Prefixes, o.Prefixes) &&
+		slices.Equal(i.Subnets, o.Subnets) && slices.Equal(i.Altnames, o.Altnames) &&
+		slices.Equal(i.Files, o.Files) && i.NetworkFile == o.NetworkFile &&
+		i.State == o.State && i.Reason == o.Reason &&
+		slices.Equal(i.Missing, o.Missing) && slices.Equal(i.Unwanted, o.Unwanted) &&
+		i.Since.Equal(o.Since)
+}

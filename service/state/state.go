@@ -1,0 +1,191 @@
+// Package state is the model of what ec2netd tells others: what EC2 says of each
+// ENI, what was made of it, and how far it has come, with the reason in words.
+//
+// It holds values only. A *State is immutable once published; the agent makes a
+// new one for each pass. The JSON names here are the names in D-Bus (with a
+// capital first letter, as D-Bus properties have), in Varlink and in the output of
+// ec2netctl --json; api/ documents them for clients.
+package state
+
+import "time"
+
+// Manager is the state of the whole daemon, [State.State].
+type Manager string
+
+// The states of the daemon.
+const (
+	// Starting: no pass with an answer of the metadata service has ended yet.
+	Starting Manager = "starting"
+	// Configured: every managed ENI is as EC2 says, or is on the way there.
+	Configured Manager = "configured"
+	// Degraded: at least one ENI is not as EC2 says, or networkd does not do its
+	// part. Reason says which.
+	Degraded Manager = "degraded"
+	// Offline: the metadata service does not answer. What was configured stays.
+	Offline Manager = "offline"
+)
+
+// ENI is the state of one ENI, [Interface.State].
+type ENI string
+
+// The states of an ENI.
+const (
+	// ENIConfigured: the kernel has all that the metadata says.
+	ENIConfigured ENI = "configured"
+	// ENIConfiguring: files are written, networkd is applying them.
+	ENIConfiguring ENI = "configuring"
+	// ENIPending: the metadata of this ENI is not complete (yet); what was
+	// configured before stays.
+	ENIPending ENI = "pending"
+	// ENIShadowed: networkd uses another .network file for the link.
+	ENIShadowed ENI = "shadowed"
+	// ENIOverridden: an administrator's file takes the place of the daemon's own.
+	ENIOverridden ENI = "overridden"
+	// ENIUnmanaged: the configuration or networkd leaves this link alone.
+	ENIUnmanaged ENI = "unmanaged"
+	// ENIDegraded: the kernel does not have what the metadata says, and time for
+	// it is up.
+	ENIDegraded ENI = "degraded"
+)
+
+// Unknown stands for a device index or network card that the metadata has not
+// told yet, and for a metric, table or priority that an ENI does not have.
+const Unknown = -1
+
+// State is all that the daemon has to say, at one moment.
+type State struct {
+	// Version of the daemon, as ec2netd --version prints it.
+	Version string `json:"version"`
+	// State of the daemon and Reason in words; Reason is empty when configured, unless
+	// the configuration has mistakes.
+	State  Manager `json:"state"`
+	Reason string  `json:"reason"`
+	// InstanceID (i-…), empty until the metadata told it.
+	InstanceID string `json:"instanceId"`
+	// Metadata, Networkd: the two that the daemon works between.
+	Metadata Metadata `json:"metadata"`
+	Networkd Networkd `json:"networkd"`
+	// Interfaces: the primary first, then by network card and device index, then
+	// by name.
+	Interfaces []Interface `json:"interfaces"`
+	// LastChange is when the daemon last changed a file, or zero.
+	LastChange time.Time `json:"lastChange,omitzero"`
+}
+
+// Metadata tells how the daemon gets on with the instance metadata service.
+type Metadata struct {
+	// Endpoint is the base URL that answered last.
+	Endpoint string `json:"endpoint"`
+	// LastSuccess is when a read was last complete; LastError is the error since,
+	// or empty.
+	LastSuccess time.Time `json:"lastSuccess,omitzero"`
+	LastError   string    `json:"lastError"`
+	// Requests and Errors count since the daemon started. A 404 of a key that may
+	// be absent is not an error.
+	Requests uint64 `json:"requests"`
+	Errors   uint64 `json:"errors"`
+}
+
+// Networkd tells how the daemon gets on with systemd-networkd.
+type Networkd struct {
+	// Running: networkd owns its bus name.
+	Running bool `json:"running"`
+	// Version of systemd as networkd reports it ("252", "257.13…"), or empty.
+	Version string `json:"version"`
+	// Reloads that the daemon asked for since it started.
+	Reloads uint64 `json:"reloads"`
+	// LastError of the last call to networkd, or empty.
+	LastError string `json:"lastError"`
+}
+
+// Interface is one ENI of the instance.
+type Interface struct {
+	// ENIID (eni-…), empty until the metadata told it.
+	ENIID string `json:"eniId"`
+	// MAC address, lower case with colons; it is there from the first moment.
+	MAC string `json:"mac"`
+	// Name and Ifindex of the link; empty and 0 while the ENI has none.
+	Name    string `json:"name"`
+	Ifindex int    `json:"ifindex"`
+	// Primary: the ENI whose MAC is the top-level mac key of the metadata.
+	Primary bool `json:"primary"`
+	// DeviceIndex and NetworkCard as EC2 numbers them, or Unknown. On instances
+	// without network cards NetworkCard is 0.
+	DeviceIndex int `json:"deviceIndex"`
+	NetworkCard int `json:"networkCard"`
+	// Metric of the ENI's default routes in the main table, Table of its own
+	// routes and Priority of its policy rules; Unknown where it has none.
+	Metric   int `json:"metric"`
+	Table    int `json:"table"`
+	Priority int `json:"priority"`
+	// Addresses as the metadata lists them, IPv4 before IPv6; the first IPv4 one
+	// is the primary address. Prefixes: delegated prefixes in CIDR notation.
+	// Subnets: the CIDR blocks of the ENI's subnet.
+	Addresses []string `json:"addresses"`
+	Prefixes  []string `json:"prefixes"`
+	Subnets   []string `json:"subnets"`
+	// Altnames that the link should have.
+	Altnames []string `json:"altnames"`
+	// Files of the daemon in force for this ENI, absolute paths.
+	Files []string `json:"files"`
+	// NetworkFile is the .network file that networkd uses for the link.
+	NetworkFile string `json:"networkFile"`
+	// State, and Reason in words. Of a configured ENI Reason is empty, or says what is
+	// worth knowing all the same: that the metadata could not be read again and its
+	// last view holds, or that the primary address is not the first of the link.
+	State  ENI    `json:"state"`
+	Reason string `json:"reason"`
+	// Missing lists what is wanted and not in the kernel, Unwanted what was
+	// withdrawn and still is: "address 10.0.1.7", "rule from 10.0.1.7 lookup
+	// 10001", "default route (IPv4) in table 10001", "altname eni-…".
+	Missing  []string `json:"missing"`
+	Unwanted []string `json:"unwanted"`
+	// Since is when State was entered.
+	Since time.Time `json:"since,omitzero"`
+}
+
+// ID names the interface for people and in object paths: the ENI ID, or the MAC
+// address while that is not known.
+func (i *Interface) ID() string {
+	if i.ENIID != "" {
+		return i.ENIID
+	}
+	return i.MAC
+}
+
+// Changes is what one Refresh did.
+type Changes struct {
+	// FilesWritten and FilesRemoved, absolute paths.
+	FilesWritten []string `json:"filesWritten"`
+	FilesRemoved []string `json:"filesRemoved"`
+	// Reloaded: networkd was asked to reload.
+	Reloaded bool `json:"reloaded"`
+	// Settled: no ENI is configuring any more. A Refresh without wait tells it too,
+	// but does not wait for it.
+	Settled bool `json:"settled"`
+	// Interfaces whose addresses, prefixes or state changed.
+	Interfaces []InterfaceChange `json:"interfaces"`
+}
+
+// InterfaceChange is what one Refresh changed on one ENI.
+type InterfaceChange struct {
+	ENIID string `json:"eniId"`
+	Name  string `json:"name"`
+	// Added and Removed: addresses, and prefixes in CIDR notation.
+	Added   []string `json:"added"`
+	Removed []string `json:"removed"`
+	// State and Reason afterwards.
+	State  ENI    `json:"state"`
+	Reason string `json:"reason"`
+}
+
+// Find returns the interface that id names: ENI ID, MAC address (any case),
+// interface name, altname, or index in decimal.
+func (s *State) Find(id string) (*Interface, bool) {
+	for i := range s.Interfaces {
+		if s.Interfaces[i].named(id) {
+			return &s.Interfaces[i], true
+		}
+	}
+	return nil, false
+}
