@@ -1,0 +1,378 @@
+// Package agent is the loop of the daemon: it observes the kernel, the metadata and
+// networkd, has package plan decide, acts through the store, networkd and udevd,
+// verifies, and publishes the state.
+//
+// It is level-triggered: an event (a link, a timer, a call, networkd coming back)
+// carries no data, it only asks for a pass, and a pass looks at everything that
+// matters. One goroutine does it all but the reading of metadata, so that a slow
+// metadata service delays nothing else.
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
+	"ec2netd/service/plan"
+	"ec2netd/service/state"
+	"ec2netd/service/store"
+)
+
+// Kernel takes snapshots of the network namespace.
+type Kernel interface {
+	Observe() (*kernel.Snapshot, error)
+}
+
+// Metadata reads the instance metadata service.
+type Metadata interface {
+	ReadInstance(ctx context.Context, paths []metadata.Path) (metadata.Instance, error)
+	ReadENI(ctx context.Context, paths []metadata.Path, want metadata.Wanted) (*metadata.ENI, error)
+	Requests() (sent, failed uint64)
+	Answered() string
+	CloseIdle()
+}
+
+// Networkd is systemd-networkd.
+type Networkd interface {
+	Owner(ctx context.Context) (string, error)
+	Reload(ctx context.Context) error
+	Reconfigure(ctx context.Context, index int) error
+	Link(index int) networkd.LinkState
+	Version(ctx context.Context) string
+	WhyNotRunning(ctx context.Context) (reason string, lasting bool)
+}
+
+// Udev is udevd.
+type Udev interface {
+	LinkFile(index int) (file string, ok bool)
+	Apply(ctx context.Context, names []string) error
+}
+
+// Store keeps the generated files.
+type Store interface {
+	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
+	Units() ([]store.Unit, error)
+	Read(path string) string
+	Base() (unit string, dropIns []string)
+	Target(path string) string
+}
+
+// Options of an [Agent]. All fields without a remark are needed.
+type Options struct {
+	Version  string
+	Kernel   Kernel
+	Metadata Metadata
+	Networkd Networkd
+	Udev     Udev
+	Store    Store
+	Log      *slog.Logger
+
+	// Events ask for a pass each time something can be received.
+	Events []<-chan struct{}
+	// Endpoint in place of the two well-known ones, or empty.
+	Endpoint string
+	// Refresh is the longest time between two looks at the metadata.
+	RefreshEvery time.Duration
+	// Views is the file that keeps the last views over a restart, or empty.
+	Views string
+	// Problems of the configuration, shown in the state.
+	Problems []string
+	// Watchdog is called often enough by the loop itself, so that a hang shows;
+	// WatchdogEvery is how often. Nil for none.
+	Watchdog      func()
+	WatchdogEvery time.Duration
+}
+
+// Times of the loop.
+const (
+	// settleTime is how long an ENI may take from a change to being configured
+	// before it counts as degraded.
+	settleTime = 15 * time.Second
+	// leaseTime is how long DHCP may take before other addresses wait for it no
+	// longer. A lease takes a few milliseconds in EC2.
+	leaseTime = 10 * time.Second
+	// absentTime is how long networkd may be missing before that is worth a word: it
+	// starts after this daemon, and is away for a moment when it is restarted.
+	absentTime = 5 * time.Second
+	// startTime is how long it may be missing before anybody is asked why: at boot the
+	// one to ask is not there either.
+	startTime = time.Second
+	// batchTime is how long a pass waits for other reads that are under way, so that
+	// several ENIs make one reload.
+	batchTime = 40 * time.Millisecond
+	// firstLook and slowestLook bound the time between two looks at the kernel while
+	// networkd applies something.
+	firstLook   = 10 * time.Millisecond
+	slowestLook = 400 * time.Millisecond
+	// slowestBusLook bounds the time between two looks for a bus that does not answer.
+	slowestBusLook = 5 * time.Second
+	// firstRetry is the first delay after a failed read; it doubles up to the
+	// refresh time. An address is there a few milliseconds before its routes.
+	firstRetry = 50 * time.Millisecond
+	// patience is how often a read may fail without an answer before that is worth
+	// a word: at boot and attach the network is only coming up.
+	patience = 5
+	// readTime bounds one read of all that is to be known of an ENI.
+	readTime = 20 * time.Second
+	// waitTime bounds a Refresh that waits.
+	waitTime = 60 * time.Second
+	// readers is how many ENIs are read at once: the service allows 1024 packets a
+	// second an ENI (facts: EC2).
+	readers = 4
+)
+
+// Agent is the loop. Make one with [New].
+type Agent struct {
+	Options
+
+	current  atomic.Pointer[state.State]
+	mu       sync.Mutex // guards watchers
+	watchers map[chan *state.State]struct{}
+
+	ready    chan struct{}
+	requests chan *request
+	results  chan result
+	bell     chan struct{}
+
+	// Below: the loop's alone.
+	instance    metadata.Instance
+	instanceGot bool
+	// presumed is the MAC address of the link that was taken for the primary ENI.
+	presumed    string
+	instanceTry attempt
+	targets     map[string]*target
+	waiting     []*request
+	reading     int
+
+	snapshot *kernel.Snapshot
+	links    map[int]*link
+	plan     plan.Plan
+
+	// reloadDue: networkd must be asked to reload. forgotten: files of detached ENIs
+	// went without a reload, so networkd still has them in memory.
+	reloadDue   bool
+	forgotten   bool
+	reloads     uint64
+	lastChange  time.Time
+	networkdErr string
+	networkdUp  bool
+	owner       string
+	networkdWhy string
+	absentSince time.Time
+	busDown     bool
+	busDelay    time.Duration
+	lastSuccess time.Time
+	instanceErr error
+	storeErr    string
+	refused     map[string]string
+
+	// passAt is when a pass is due, nextLook when the kernel shall be looked at
+	// again; zero for not at all.
+	passAt      time.Time
+	nextRefresh time.Time
+	nextLook    time.Time
+	lookDelay   time.Duration
+	said        map[string]string
+}
+
+// attempt is the schedule of one repeated read.
+type attempt struct {
+	next  time.Time
+	delay time.Duration
+	// failures since the last success.
+	failures int
+	busy     bool
+	// began is when the last read that ended had begun.
+	began time.Time
+}
+
+// early tells whether a failure is no surprise yet.
+func (a *attempt) early(err error) bool {
+	return noAnswer(metadata.KindOf(err)) && a.failures < patience
+}
+
+// failed schedules the next try, with exponential back-off and jitter (D6).
+func (a *attempt) failed(now time.Time, limit time.Duration) {
+	a.failures++
+	a.delay = min(max(2*a.delay, firstRetry), limit)
+	a.next = now.Add(jitter(a.delay))
+}
+
+// target is an ENI whose metadata is read: a MAC address on a link.
+type target struct {
+	attempt
+	mac   string
+	index int
+	view  *metadata.ENI
+	err   error
+	// follow is the delay to the next look while the ENI is new or has just
+	// changed, 0 once it goes with all others.
+	follow time.Duration
+}
+
+// link is what the loop remembers of a link.
+type link struct {
+	// since is when the link was first seen, or when networkd last was asked to do
+	// something about it: the start of the time that it is given.
+	since time.Time
+	// withdrawn are addresses that were taken out of its drop-in and may still be
+	// on the link.
+	withdrawn []netip.Addr
+	// reconfigured is when networkd was last asked to reconfigure it.
+	reconfigured time.Time
+	// triggered is when udevd was last asked to apply its .link file.
+	triggered time.Time
+	state     state.ENI
+	entered   time.Time
+	// eni, mac and name are what it was last known by.
+	eni, mac, name string
+}
+
+// New returns an agent. It does nothing before Run.
+func New(options Options) *Agent {
+	a := &Agent{
+		Options:  options,
+		watchers: make(map[chan *state.State]struct{}),
+		ready:    make(chan struct{}),
+		requests: make(chan *request),
+		results:  make(chan result, readers),
+		bell:     make(chan struct{}, 1),
+		targets:  make(map[string]*target),
+		links:    make(map[int]*link),
+		said:     make(map[string]string),
+	}
+	a.current.Store(&state.State{Version: options.Version, State: state.Starting, Interfaces: []state.Interface{}})
+	return a
+}
+
+// String names the task.
+func (a *Agent) String() string { return "agent" }
+
+// Ready is closed after the first pass: what can be done without metadata is done,
+// and what was configured is known.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// Run loops until ctx ends. It leaves files and kernel as they are (E6).
+func (a *Agent) Run(ctx context.Context) error {
+	// Readers end with the loop.
+	reads, stop := context.WithCancel(ctx)
+	defer stop()
+	for _, events := range a.Events {
+		go a.forward(reads, events)
+	}
+	var watchdog <-chan time.Time
+	if a.Watchdog != nil && a.WatchdogEvery > 0 {
+		ticker := time.NewTicker(a.WatchdogEvery)
+		defer ticker.Stop()
+		watchdog = ticker.C
+	}
+
+	a.load()
+	// Files that an earlier run wrote may not have been read. A reload in which no
+	// file changed touches no link (facts.md 1).
+	a.reloadDue = true
+	a.nextRefresh = time.Now().Add(jitter(a.RefreshEvery))
+	a.pass(ctx)
+	close(a.ready)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		a.startReads(reads, time.Now())
+		timer.Reset(time.Until(a.wake()))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watchdog:
+			a.Watchdog()
+		case <-a.bell:
+			a.ask(0)
+		case r := <-a.results:
+			a.take(r)
+			// Wait a moment for the others, so that all make one reload.
+			if a.reading > 0 {
+				a.ask(batchTime)
+			} else {
+				a.ask(0)
+			}
+		case r := <-a.requests:
+			a.begin(r)
+		case <-timer.C:
+		}
+		now := time.Now()
+		if !now.Before(a.nextRefresh) {
+			a.refreshAll(now)
+		}
+		if reached(a.passAt, now) || reached(a.nextLook, now) {
+			a.pass(ctx)
+		}
+		a.finish(time.Now())
+	}
+}
+
+// reached tells whether a time that is set has come.
+func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// ask has a pass made after a delay, or earlier if one is asked for already.
+func (a *Agent) ask(delay time.Duration) {
+	if at := time.Now().Add(delay); a.passAt.IsZero() || at.Before(a.passAt) {
+		a.passAt = at
+	}
+}
+
+// forward makes events ring the bell.
+func (a *Agent) forward(ctx context.Context, events <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-events:
+			if !ok {
+				return
+			}
+			select {
+			case a.bell <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// wake is when the loop must run again without an event.
+func (a *Agent) wake() time.Time {
+	at := a.nextRefresh
+	earlier := func(t time.Time) {
+		if !t.IsZero() && t.Before(at) {
+			at = t
+		}
+	}
+	earlier(a.passAt)
+	earlier(a.nextLook)
+	// Where no link has an address there is nothing to read over: an address event
+	// ends that.
+	if a.reading < readers && len(a.paths("")) > 0 {
+		if !a.instanceGot && !a.instanceTry.busy && len(a.targets) > 0 {
+			earlier(a.instanceTry.next)
+		}
+		for _, t := range a.targets {
+			if a.instanceGot && !t.busy {
+				earlier(t.next)
+			}
+		}
+	}
+	for _, r := range a.waiting {
+		earlier(r.deadline)
+	}
+	return at
+}
+
+// jitter spreads a delay over ±10 %, so that instances do not ask in step.
+func jitter(d time.Duration) time.Duration {
+	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d))
+}

@@ -1,0 +1,620 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+	"ec2netd/service/plan"
+	"ec2netd/service/state"
+)
+
+func bubble(t *testing.T, test func(*testing.T, *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(t, newWorld(t)) })
+}
+
+func (w *world) tree(t *testing.T) string {
+	t.Helper()
+	var out strings.Builder
+	err := filepath.WalkDir(filepath.Join(w.dir, plan.Directory), func(p string, d os.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || d.IsDir() {
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		text, _ := os.ReadFile(p)
+		target, _ := os.Readlink(p)
+		out.WriteString(p + target + info.ModTime().String() + string(text) + "\n")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// C1: one consistent view, one reload; E3: then nothing, however often it looks.
+func TestAttachAndIdle(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Second)
+		must(t, a, "ens5", state.ENIConfigured)
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.22", "10.0.1.21")
+		_, before, _ := w.counts()
+		settle(time.Second)
+		got := must(t, a, "eni-00000000000000001", state.ENIConfigured)
+		if got.Table != 10001 || got.Metric != 513 || !slices.Equal(got.Altnames, []string{"eni-00000000000000001", "device-number-1"}) {
+			t.Errorf("%+v", got)
+		}
+		// One for the metric of the lease, one for the addresses that waited for it.
+		if _, reloads, _ := w.counts(); reloads != before+2 {
+			t.Errorf("%d reloads for one ENI", reloads-before)
+		}
+		if a.State().State != state.Configured {
+			t.Errorf("%s: %s", a.State().State, a.State().Reason)
+		}
+		settle(10 * time.Minute)
+		tree := w.tree(t)
+		reads, reloads, lines := w.counts()
+		published := a.State()
+		settle(100 * time.Minute)
+		reads2, reloads2, lines2 := w.counts()
+		if reads2 < reads+150 {
+			t.Errorf("%d reads in 100 refreshes of 2 ENIs", reads2-reads)
+		}
+		if reloads2 != reloads || lines2 != lines || w.tree(t) != tree || w.triggers > 2 {
+			t.Errorf("idle: %d reloads, %d log lines, %d triggers", reloads2-reloads, lines2-lines, w.triggers)
+		}
+		if !published.Same(a.State()) {
+			t.Errorf("the state changed: %+v to %+v", published, a.State())
+		}
+	})
+}
+
+// Several ENIs at once make few reloads.
+func TestManyAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.delay = 5 * time.Millisecond
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Second)
+		_, before, _ := w.counts()
+		for i := 1; i < 15; i++ {
+			w.attach(i, fmt.Sprintf("ens%d", 5+i), fmt.Sprintf("10.0.1.%d", 20+2*i), fmt.Sprintf("10.0.1.%d", 21+2*i))
+		}
+		settle(time.Second)
+		for _, i := range a.State().Interfaces {
+			if i.State != state.ENIConfigured {
+				t.Errorf("%s is %s: %s", i.Name, i.State, i.Reason)
+			}
+		}
+		if _, reloads, _ := w.counts(); reloads-before > 3 {
+			t.Errorf("%d reloads for 14 ENIs", reloads-before)
+		}
+	})
+}
+
+// A1: a change follows by itself; A2, D3: and only what the metadata withdrew goes.
+func TestAssignAndUnassign(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20")
+		a, stop := w.start(t)
+		defer stop()
+		settle(5 * time.Minute)
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.21") })
+		settle(70 * time.Second)
+		must(t, a, "ens6", state.ENIConfigured)
+		if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.20", "10.0.1.21"}) {
+			t.Errorf("assigned: %v", got)
+		}
+		for _, err := range []error{
+			&metadata.Error{Key: "local-ipv4s", Kind: metadata.ServerError, Status: 500, Err: errors.New("500")},
+			&metadata.Error{Key: "local-ipv4s", Kind: metadata.Denied, Status: 403, Err: errors.New("403")},
+			&metadata.Error{Key: "local-ipv4s", Kind: metadata.Throttled, Status: 429, Err: errors.New("429")},
+			&metadata.Error{Key: "local-ipv4s", Kind: metadata.Timeout, Err: errors.New("late")},
+			&metadata.Error{Key: "local-ipv4s", Kind: metadata.Malformed, Status: 200, Err: errors.New("garbage")},
+			&metadata.IncompleteError{MAC: macOf(1), Missing: []string{"local-ipv4s"}},
+			&metadata.IncompleteError{MAC: macOf(1)},
+		} {
+			tree := w.tree(t)
+			w.set(func() { w.errs[macOf(1)] = err })
+			settle(10 * time.Minute)
+			got := must(t, a, "ens6", state.ENIConfigured)
+			if !strings.Contains(got.Reason, err.Error()) {
+				t.Errorf("%v: the reason is %q", err, got.Reason)
+			}
+			if w.tree(t) != tree || len(w.addresses("ens6")) != 2 {
+				t.Errorf("%v: something changed", err)
+			}
+			_, _, lines := w.counts()
+			settle(time.Hour)
+			if _, _, now := w.counts(); now != lines {
+				t.Errorf("%v: %d more log lines for the same error: %q", err, now-lines, w.log[lines:])
+			}
+			w.set(func() { delete(w.errs, macOf(1)) })
+			settle(2 * time.Minute)
+			if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "" || a.State().State != state.Configured {
+				t.Errorf("%v: afterwards %q, %s %s", err, got.Reason, a.State().State, a.State().Reason)
+			}
+		}
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20") })
+		settle(70 * time.Second)
+		if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.20"}) {
+			t.Errorf("unassigned: %v", got)
+		}
+		must(t, a, "ens6", state.ENIConfigured)
+	})
+}
+
+// D7: a metadata service that is off is a normal state.
+func TestOffline(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		off := &metadata.Error{Key: "mac", Kind: metadata.Unreachable, Err: errors.New("refused")}
+		w.errs[""] = off
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Hour)
+		if s := a.State(); s.State != state.Offline || !strings.Contains(s.Reason, "refused") {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+		if reads, _, lines := w.counts(); reads > 90 || lines > 3 {
+			t.Errorf("%d reads and %d log lines in an hour: %q", reads, lines, w.log)
+		}
+		// The primary has its metric all the same.
+		if got := must(t, a, "ens5", state.ENIPending); got.Metric != 512 || !got.Primary {
+			t.Errorf("%+v", got)
+		}
+		unit := func() string {
+			_, own, _ := strings.Cut(w.tree(t), "70-ens5.network/")
+			return own
+		}
+		tree := unit()
+		w.set(func() { delete(w.errs, "") })
+		settle(2 * time.Minute)
+		must(t, a, "ens5", state.ENIConfigured)
+		// E1: what was presumed was right, so nothing of it is written again.
+		if now := unit(); tree == "" || now != tree {
+			t.Errorf("before:\n%s\nafter:\n%s", tree, now)
+		}
+	})
+}
+
+// C2: a detach removes files and touches nobody else.
+func TestDetach(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10", "10.0.1.11")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		tree := w.tree(t)
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		settle(time.Minute)
+		_, reloads, _ := w.counts()
+		w.detach(1)
+		settle(time.Second)
+		if _, ok := a.State().Find("ens6"); ok {
+			t.Error("still in the state")
+		}
+		if _, now, _ := w.counts(); now != reloads {
+			t.Errorf("%d reloads", now-reloads)
+		}
+		if w.tree(t) != tree {
+			t.Errorf("files:\n%s\nbefore:\n%s", w.tree(t), tree)
+		}
+	})
+}
+
+// C3: attached again under another name: one unit for that MAC address.
+func TestReattach(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.detach(1)
+		w.attach(1, "ens9", "10.0.1.20")
+		settle(time.Minute)
+		must(t, a, "ens9", state.ENIConfigured)
+		units, err := w.store.Units()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range units {
+			if u.Name == "ens6" {
+				t.Errorf("%+v is left", u)
+			}
+		}
+	})
+}
+
+// C3: two ENIs that are attached again with each other's names, at once for the daemon
+// or while it is down.
+func TestSwappedNames(t *testing.T) {
+	for _, down := range []bool{false, true} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.attach(0, "ens5", "10.0.1.10")
+			w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+			w.attach(2, "ens7", "10.0.1.30", "10.0.1.31")
+			a, stop := w.start(t)
+			settle(time.Minute)
+			if down {
+				stop()
+			}
+			w.set(func() {
+				w.links[1].Name, w.links[2].Name = "ens7", "ens6"
+				w.links[1].Index, w.links[2].Index = 8, 9
+			})
+			if down {
+				a, stop = w.start(t)
+			} else {
+				w.ring()
+			}
+			defer stop()
+			settle(time.Minute)
+			for name, index := range map[string]int{"ens7": 1, "ens6": 2} {
+				if got := must(t, a, name, state.ENIConfigured); got.MAC != macOf(index) || got.Table != 10000+index {
+					t.Errorf("%+v", got)
+				}
+			}
+		})
+	}
+}
+
+// C3, F2: while nothing is known of an ENI that has come under another's name, the
+// files of that other one are not left in force for it.
+func TestSwappedNamesWithoutMetadata(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.attach(2, "ens7", "10.0.1.30", "10.0.1.31")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		off := &metadata.Error{Key: "local-ipv4s", Kind: metadata.Timeout, Err: errors.New("late")}
+		w.set(func() {
+			w.errs[macOf(1)], w.errs[macOf(2)] = off, off
+			w.links[1].Name, w.links[2].Name = "ens7", "ens6"
+			w.links[1].Index, w.links[2].Index = 8, 9
+		})
+		w.ring()
+		settle(time.Minute)
+		for name, mac := range map[string]string{"ens7": macOf(1), "ens6": macOf(2)} {
+			must(t, a, name, state.ENIPending)
+			if got := plan.MACIn(w.store.Read(plan.NetworkDropIn(name))); got != "" && got != mac {
+				t.Errorf("%s has the file of %s", name, got)
+			}
+		}
+		w.set(func() { clear(w.errs) })
+		settle(3 * time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		must(t, a, "ens7", state.ENIConfigured)
+	})
+}
+
+// A1, A3: secondary addresses wait for the lease, but not for ever.
+func TestLeaseThatDoesNotCome(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.set(func() { w.links[1].Addresses = nil })
+		settle(5 * time.Second)
+		if got := w.addresses("ens6"); len(got) != 0 {
+			t.Errorf("before the lease: %v", got)
+		}
+		settle(time.Minute)
+		if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.21"}) {
+			t.Errorf("the lease does not come: %v", got)
+		}
+		if got := must(t, a, "ens6", state.ENIDegraded); !strings.Contains(got.Reason, "10.0.1.20") {
+			t.Error(got.Reason)
+		}
+	})
+}
+
+// B5, B6: the only link was taken for the primary and is not.
+func TestWrongPresumption(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		off := &metadata.Error{Key: "mac", Kind: metadata.Timeout, Err: errors.New("late")}
+		w.errs[""] = off
+		w.attach(1, "ens6", "10.0.1.20")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		if got := must(t, a, "ens6", state.ENIPending); got.Metric != 512 {
+			t.Errorf("%+v", got)
+		}
+		w.attach(0, "ens5", "10.0.1.10")
+		settle(time.Minute)
+		if tree := w.tree(t); strings.Contains(tree, "RouteMetric=512") {
+			t.Errorf("the presumption is still there:\n%s", tree)
+		}
+		w.set(func() { clear(w.errs) })
+		settle(3 * time.Minute)
+		if must(t, a, "ens5", state.ENIConfigured).Metric != 512 || must(t, a, "ens6", state.ENIConfigured).Metric != 513 {
+			t.Errorf("%+v", a.State())
+		}
+	})
+}
+
+// One ENI that cannot be read is told once, not at each refresh.
+func TestSteadyFailure(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20")
+		a, stop := w.start(t)
+		defer stop()
+		settle(5 * time.Minute)
+		w.set(func() {
+			w.errs[macOf(1)] = &metadata.Error{Key: "local-ipv4s", Kind: metadata.ServerError, Status: 500, Err: errors.New("500")}
+		})
+		settle(5 * time.Minute)
+		published := 0
+		watch := a.Watch(t.Context())
+		go func() {
+			for range watch {
+				published++
+			}
+		}()
+		settle(time.Hour)
+		if published > 1 {
+			t.Errorf("%d states in an hour in which nothing changed", published)
+		}
+	})
+}
+
+// The bus is there before networkd: that is no failure for a while.
+func TestBusBeforeNetworkd(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.bus, w.running = false, false
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(2 * time.Second)
+		w.set(func() { w.bus = true })
+		settle(4 * time.Second)
+		if s := a.State(); s.State == state.Degraded {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+		w.set(func() { w.running = true })
+		settle(2 * time.Second)
+		must(t, a, "ens5", state.ENIConfigured)
+	})
+}
+
+// E6, D3: a restart needs no metadata to keep things as they are, with or without
+// what the last run knew.
+func TestRestart(t *testing.T) {
+	for _, forget := range []string{"", "gone", "garbage"} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.attach(0, "ens5", "10.0.1.10", "10.0.1.11")
+			w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+			a, stop := w.start(t)
+			settle(time.Minute)
+			must(t, a, "ens6", state.ENIConfigured)
+			stop()
+			tree, addresses := w.tree(t), w.addresses("ens6")
+			views := filepath.Join(w.dir, "views.json")
+			switch forget {
+			case "gone":
+				if err := os.Remove(views); err != nil {
+					t.Fatal(err)
+				}
+			case "garbage":
+				if err := os.WriteFile(views, []byte(`{"views":[{"ifindex":3,"eni":{"mac":"02:00:00:00:01:11","id":"../../x"}}]}`), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			off := &metadata.Error{Key: "mac", Kind: metadata.Timeout, Err: errors.New("late")}
+			w.set(func() { w.errs[""], w.errs[macOf(0)], w.errs[macOf(1)] = off, off, off })
+			a, stop = w.start(t)
+			defer stop()
+			settle(10 * time.Minute)
+			if w.tree(t) != tree || !slices.Equal(w.addresses("ens6"), addresses) {
+				t.Errorf("%s: something changed:\n%s\n%s", forget, tree, w.tree(t))
+			}
+			want := state.ENIConfigured
+			if forget != "" {
+				want = state.ENIPending
+			}
+			must(t, a, "ens6", want)
+			w.set(func() { clear(w.errs) })
+			settle(2 * time.Minute)
+			must(t, a, "ens6", state.ENIConfigured)
+			if w.tree(t) != tree {
+				t.Errorf("%s: the metadata is back and something changed", forget)
+			}
+		})
+	}
+}
+
+// networkd that is not there is a reason, not a crash; when it comes, it reads.
+func TestNetworkdAbsent(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.running = false
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(10 * time.Minute)
+		if s := a.State(); s.State != state.Degraded || !strings.Contains(s.Reason, "masked") {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+		must(t, a, "ens6", state.ENIDegraded)
+		if _, reloads, _ := w.counts(); reloads != 0 {
+			t.Errorf("%d reloads", reloads)
+		}
+		w.set(func() { w.running = true })
+		w.ring()
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		if s := a.State(); s.State != state.Configured {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+	})
+}
+
+// A reload that fails is asked for again.
+func TestReloadFails(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.reloadErr = errors.New("no")
+		w.attach(0, "ens5", "10.0.1.10", "10.0.1.11")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		if got, _ := a.State().Find("ens5"); got.State == state.ENIConfigured || a.State().Networkd.LastError == "" {
+			t.Errorf("%+v", a.State())
+		}
+		w.set(func() { w.reloadErr = nil })
+		settle(time.Minute)
+		must(t, a, "ens5", state.ENIConfigured)
+	})
+}
+
+// What networkd does not bring in time is degraded, and says what.
+func TestDegraded(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.set(func() { w.mute = true })
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		settle(5 * time.Second)
+		must(t, a, "ens6", state.ENIConfiguring)
+		settle(5 * time.Minute)
+		if got := must(t, a, "ens6", state.ENIDegraded); !strings.Contains(got.Reason, "10.0.1.21") {
+			t.Error(got.Reason)
+		}
+		if a.State().State != state.Degraded {
+			t.Error(a.State().State)
+		}
+		if _, _, lines := w.counts(); lines > 8 {
+			t.Errorf("%d log lines: %q", lines, w.log)
+		}
+	})
+}
+
+// H3: Refresh says what it changed, waits for it, and says what failed.
+func TestRefresh(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.delay = 10 * time.Millisecond
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(5 * time.Minute)
+		changes, err := a.Refresh(t.Context(), true)
+		if err != nil || len(changes.FilesWritten)+len(changes.Interfaces) > 0 || !changes.Settled || changes.Reloaded {
+			t.Errorf("nothing to do: %+v, %v", changes, err)
+		}
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.22") })
+		began := time.Now()
+		changes, err = a.Refresh(t.Context(), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !changes.Settled || !changes.Reloaded || len(changes.FilesWritten) != 1 || len(changes.Interfaces) != 1 ||
+			!slices.Equal(changes.Interfaces[0].Added, []string{"10.0.1.22"}) || !slices.Equal(changes.Interfaces[0].Removed, []string{"10.0.1.21"}) {
+			t.Errorf("%+v", changes)
+		}
+		if took := time.Since(began); took > 300*time.Millisecond {
+			t.Errorf("it took %v", took)
+		}
+		// A read that is under way does not count, nor delays what does.
+		w.set(func() { w.delay = 100 * time.Millisecond })
+		go func() { _, _ = a.Refresh(t.Context(), false) }()
+		time.Sleep(50 * time.Millisecond)
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.24") })
+		began = time.Now()
+		changes, err = a.Refresh(t.Context(), true)
+		if took := time.Since(began); err != nil || took < 100*time.Millisecond || took > 500*time.Millisecond ||
+			!slices.Contains(w.addresses("ens6"), "10.0.1.24") {
+			t.Errorf("during a read: after %v: %+v, %v", took, changes, err)
+		}
+		w.set(func() {
+			w.delay, w.mute = 0, true
+			w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.23")
+		})
+		if changes, err = a.Refresh(t.Context(), false); err != nil || changes.Settled || len(changes.FilesWritten) != 1 {
+			t.Errorf("without waiting: %+v, %v", changes, err)
+		}
+		w.set(func() {
+			w.errs[macOf(1)] = &metadata.Error{Key: "local-ipv4s", Kind: metadata.ServerError, Status: 500, Err: errors.New("broken")}
+		})
+		if _, err = a.Refresh(t.Context(), true); err == nil || !strings.Contains(err.Error(), "local-ipv4s") {
+			t.Errorf("an error of the metadata: %v", err)
+		}
+	})
+}
+
+// On 252 DHCP routes of an old metric stay until the link is reconfigured: once.
+func TestOldMetric(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		settle(20 * time.Millisecond)
+		w.set(func() {
+			stale := w.routes[len(w.routes)-1]
+			for _, r := range w.routes {
+				if r.Link == 3 && r.Table == kernel.MainTable {
+					stale = r
+				}
+			}
+			stale.Metric = plan.UnknownMetric
+			w.routes = append(w.routes, stale)
+		})
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		if w.reconfigures != 1 {
+			t.Errorf("%d reconfigures", w.reconfigures)
+		}
+	})
+}
+
+// H1: watchers see the latest state, and a slow one holds up nobody.
+func TestWatch(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		slow, quick := a.Watch(t.Context()), a.Watch(t.Context())
+		<-quick
+		settle(time.Minute)
+		w.attach(1, "ens6", "10.0.1.20")
+		settle(time.Minute)
+		var last *state.State
+		for range 3 {
+			select {
+			case last = <-slow:
+			case <-time.After(time.Second):
+			}
+		}
+		if last == nil || len(last.Interfaces) != 2 || last.Interfaces[1].State != state.ENIConfigured {
+			t.Errorf("%+v", last)
+		}
+	})
+}

@@ -1,0 +1,561 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+	"ec2netd/service/plan"
+	"ec2netd/service/state"
+	"ec2netd/service/store"
+)
+
+// pass observes, decides, acts, verifies and publishes, once.
+func (a *Agent) pass(ctx context.Context) {
+	a.nextLook, a.passAt = time.Time{}, time.Time{}
+	if !a.observe() {
+		a.nextLook = time.Now().Add(slowestLook)
+		return
+	}
+	a.decide()
+	if a.act(ctx) {
+		// What was done shows in the kernel, on 256 and later at once.
+		if !a.observe() {
+			a.nextLook = time.Now().Add(slowestLook)
+			return
+		}
+		a.decide()
+	}
+	a.repair(ctx)
+	a.publish(ctx, a.verify())
+}
+
+// observe looks at the kernel and brings targets and links up to date. It is false
+// if the kernel cannot be asked.
+func (a *Agent) observe() bool {
+	snapshot, err := a.Kernel.Observe()
+	if err != nil {
+		a.say("kernel", "Cannot look at the kernel; trying again", "reason", err.Error())
+		return false
+	}
+	a.unsay("kernel")
+	a.snapshot = snapshot
+	now := time.Now()
+	seen := make(map[string]bool)
+	present := make(map[int]bool)
+	for _, l := range snapshot.Links {
+		seen[l.MAC], present[l.Index] = true, true
+		if a.links[l.Index] == nil {
+			a.links[l.Index] = &link{since: now, entered: now}
+			// networkd would configure it by files that are gone, if they matched.
+			a.reloadDue = a.reloadDue || a.forgotten
+		}
+		// Identity is the MAC address and the link: the same MAC on a new link is a
+		// new attachment (C3).
+		t := a.targets[l.MAC]
+		if t == nil || (t.index != l.Index && !present[t.index] && !linkPresent(snapshot, t.index)) {
+			a.targets[l.MAC] = &target{mac: l.MAC, index: l.Index, attempt: attempt{next: now}}
+			a.hasten(now)
+		}
+	}
+	for index, l := range a.links {
+		if !present[index] {
+			delete(a.links, index)
+			if l.mac != "" {
+				a.Log.Info("ENI detached", "eni", l.eni, "mac", l.mac, "interface", l.name)
+			}
+		}
+	}
+	gone := false
+	for mac, t := range a.targets {
+		if !seen[mac] || !linkPresent(snapshot, t.index) {
+			delete(a.targets, mac)
+			gone = true
+		}
+	}
+	if gone {
+		a.save()
+		// Connections that are bound to a link that is gone lead nowhere.
+		a.Metadata.CloseIdle()
+	}
+	return true
+}
+
+func linkPresent(snapshot *kernel.Snapshot, index int) bool {
+	return slices.ContainsFunc(snapshot.Links, func(l kernel.Link) bool { return l.Index == index })
+}
+
+// decide makes the plan of what is known now.
+func (a *Agent) decide() {
+	now := time.Now()
+	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed}
+	in.Base, in.BaseDropIns = a.Store.Base()
+	// Numbers are held by MAC address, under whatever name the link had.
+	in.Assigned = a.assigned()
+	for mac, t := range a.targets {
+		if t.view != nil {
+			in.Views[mac] = *t.view
+		}
+	}
+	for _, l := range a.snapshot.Links {
+		entry := plan.Link{Link: l, Current: a.Store.Read(plan.NetworkDropIn(l.Name))}
+		if plan.MACIn(entry.Current) != l.MAC {
+			// It is of another ENI that had the name.
+			entry.Current = ""
+		}
+		if applied, ok := a.Udev.LinkFile(l.Index); ok {
+			entry.LinkFile = a.policy(l.Name, applied)
+		}
+		for _, route := range a.snapshot.Routes {
+			if route.Link != l.Index || route.Table != kernel.MainTable || !route.IsDefault() {
+				continue
+			}
+			switch {
+			case route.Protocol == kernel.ProtocolDHCP && route.Destination.Addr().Is4():
+				entry.DHCPMetrics = append(entry.DHCPMetrics, route.Metric)
+			case route.Protocol == kernel.ProtocolRA && route.Gateway.IsLinkLocalUnicast():
+				entry.Routers = append(entry.Routers, route.Gateway)
+			}
+		}
+		entry.LeaseOverdue = now.Sub(a.links[l.Index].since) > leaseTime
+		in.Links = append(in.Links, entry)
+	}
+	a.plan = plan.Make(in)
+	presumed := ""
+	for i := range a.plan.ENIs {
+		if a.plan.ENIs[i].Presumed {
+			presumed = a.plan.ENIs[i].Link.MAC
+		}
+	}
+	if presumed != a.presumed {
+		a.presumed = presumed
+		a.save()
+	}
+}
+
+// assigned are the numbers that stand in generated drop-ins.
+func (a *Agent) assigned() map[string]plan.Numbers {
+	held := make(map[string]plan.Numbers)
+	units, err := a.Store.Units()
+	if err != nil {
+		return held
+	}
+	for _, unit := range units {
+		content := a.Store.Read(plan.NetworkDropIn(unit.Name))
+		mac := plan.MACIn(content)
+		if numbers, ok := plan.NumbersIn(content); ok && unit.Kind == store.Network && mac != "" && mac != a.presumed {
+			held[mac] = numbers
+		}
+	}
+	return held
+}
+
+// policy is the .link file whose policies hold for a link: the one that udevd
+// applied or, where that is a generated one, the one that it leads to.
+func (a *Agent) policy(name, applied string) string {
+	if applied == "" {
+		// None, as where 99-default.link is masked to keep the kernel's names.
+		return plan.NoPolicy
+	}
+	if path.Dir(applied) != plan.Directory || !strings.HasPrefix(path.Base(applied), "70-") {
+		return applied
+	}
+	for _, generated := range []string{applied, plan.LinkPath(name)} {
+		if target := a.Store.Target(generated); target != "" {
+			return target
+		}
+	}
+	if a.Store.Read(applied) != "" {
+		return applied // a file of somebody else's
+	}
+	// It was that of the link's old name, and is gone.
+	return plan.DefaultPolicy
+}
+
+// act brings the disk to the plan and has networkd and udevd take it up. It tells
+// whether either was asked to do something.
+func (a *Agent) act(ctx context.Context) bool {
+	var keep []store.Unit
+	before := make(map[string]string)
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		before[eni.Link.Name] = eni.Link.Current
+		if eni.Keep {
+			keep = append(keep, store.Unit{Name: eni.Link.Name, Kind: store.Network})
+		}
+		if eni.Keep || eni.KeepLink {
+			keep = append(keep, store.Unit{Name: eni.Link.Name, Kind: store.Link})
+		}
+	}
+	changes, err := a.Store.Apply(a.plan.Files, keep)
+	a.refused = changes.Refused
+	a.storeErr = ""
+	if err != nil {
+		a.storeErr = err.Error()
+		a.say("store", "Cannot write configuration files", "reason", err.Error())
+	} else {
+		a.unsay("store")
+	}
+	if changes.Any() {
+		a.lastChange = time.Now()
+		for _, r := range a.waiting {
+			r.written = append(r.written, changes.Written...)
+			r.removed = append(r.removed, changes.Removed...)
+		}
+		a.Log.Debug("files changed", "written", changes.Written, "removed", changes.Removed)
+	}
+	a.forgotten = a.forgotten || len(changes.Removed) > 0
+	acted := a.applyNetwork(ctx, touched(&a.plan, changes.Written, changes.Removed, plan.NetworkPath), before)
+	a.applyLinks(ctx, touched(&a.plan, changes.Written, nil, plan.LinkPath))
+	return acted
+}
+
+// touched are the present links of whose unit something was changed. A detached
+// ENI's files go without a reload: networkd has forgotten the link already (C2).
+func touched(p *plan.Plan, written, removed []string, unit func(string) string) []*plan.ENI {
+	var found []*plan.ENI
+	for i := range p.ENIs {
+		eni := &p.ENIs[i]
+		if slices.ContainsFunc(slices.Concat(written, removed), func(file string) bool {
+			return file == unit(eni.Link.Name) || path.Dir(file) == unit(eni.Link.Name)+".d"
+		}) {
+			found = append(found, eni)
+		}
+	}
+	return found
+}
+
+// applyNetwork has networkd reload if files of present links changed, now or
+// earlier when it could not be asked.
+func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before map[string]string) bool {
+	now := time.Now()
+	for _, eni := range changed {
+		l := a.links[eni.Link.Index]
+		l.since = now
+		for _, address := range plan.StaticIn(before[eni.Link.Name]) {
+			if !slices.Contains(eni.Want.Static, address) && !slices.Contains(l.withdrawn, address) {
+				l.withdrawn = append(l.withdrawn, address)
+			}
+		}
+	}
+	if len(changed) > 0 {
+		a.hasten(now)
+		a.reloadDue = true
+	}
+	a.busDown = false
+	owner, err := a.Networkd.Owner(ctx)
+	if err != nil {
+		a.busDown = true
+		a.networkdUp = false
+		// Early at boot networkd reads the files when it starts, without being asked.
+		a.networkdWhy = "the system bus does not answer, so systemd-networkd cannot be asked to reload"
+		return false
+	}
+	a.networkdUp = owner != ""
+	a.networkdWhy, a.busDelay = "", 0
+	if owner != a.owner {
+		// Another networkd: it configures all links, which takes its time.
+		a.owner = owner
+		for _, l := range a.links {
+			l.since = now
+		}
+		a.hasten(now)
+	}
+	if !a.networkdUp {
+		if a.absentSince.IsZero() {
+			a.absentSince = now
+		}
+		if now.Sub(a.absentSince) < startTime {
+			return false
+		}
+		why, lasting := a.Networkd.WhyNotRunning(ctx)
+		if lasting || now.Sub(a.absentSince) > absentTime {
+			a.networkdWhy = why
+			a.say("networkd", "Nothing can be configured", "reason", why)
+		}
+		return false
+	}
+	a.networkdWhy, a.absentSince = "", time.Time{}
+	a.unsay("networkd")
+	if !a.reloadDue {
+		return false
+	}
+	a.reloads++
+	if err := a.Networkd.Reload(ctx); err != nil {
+		a.networkdErr = err.Error()
+		a.say("reload", "networkd did not reload; trying again", "reason", err.Error())
+		return true
+	}
+	a.unsay("reload")
+	a.networkdErr = ""
+	a.reloadDue, a.forgotten = false, false
+	for _, r := range a.waiting {
+		r.reloaded = true
+	}
+	return true
+}
+
+// applyLinks has udevd apply the .link files of links.
+func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
+	now := time.Now()
+	var names []string
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		l := a.links[eni.Link.Index]
+		lacking := eni.Known && len(eni.Files) > 0 && eni.Link.LinkFile != "" &&
+			slices.ContainsFunc(eni.Want.Altnames, func(name string) bool { return !slices.Contains(eni.Link.Altnames, name) })
+		// udevd may have been busy or down: ask again, seldom.
+		if slices.Contains(changed, eni) || (lacking && now.Sub(l.triggered) > max(settleTime, a.RefreshEvery)) {
+			l.triggered = now
+			names = append(names, eni.Link.Name)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	a.hasten(now)
+	if err := a.Udev.Apply(ctx, names); err != nil {
+		a.say("udev", "udevd does not apply .link files: alternative names will be missing", "reason", err.Error())
+		return
+	}
+	a.unsay("udev")
+}
+
+// repair asks networkd to configure links anew that it left with DHCP routes of an
+// old metric.
+func (a *Agent) repair(ctx context.Context) {
+	if !a.networkdUp || a.reloadDue {
+		return
+	}
+	now := time.Now()
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		l := a.links[eni.Link.Index]
+		if !eni.Reconfigure() || now.Sub(l.reconfigured) < settleTime {
+			continue
+		}
+		l.reconfigured, l.since = now, now
+		a.hasten(now)
+		a.Log.Debug("reconfiguring: DHCP routes with an old metric are left", "interface", eni.Link.Name)
+		if err := a.Networkd.Reconfigure(ctx, eni.Link.Index); err != nil {
+			a.say("reconfigure", "networkd did not reconfigure the link", "eni", eni.View.ID, "mac", eni.Link.MAC,
+				"interface", eni.Link.Name, "reason", err.Error())
+			return
+		}
+	}
+}
+
+// hasten makes the loop look at the kernel often again.
+func (a *Agent) hasten(now time.Time) {
+	a.lookDelay = firstLook
+	a.nextLook = now.Add(a.lookDelay)
+}
+
+// verify compares what is wanted with what is, and schedules the next look where
+// they differ.
+func (a *Agent) verify() []state.Interface {
+	now := time.Now()
+	interfaces := make([]state.Interface, 0, len(a.plan.ENIs))
+	look := time.Duration(0)
+	soonest := func(d time.Duration) {
+		if look == 0 || d < look {
+			look = d
+		}
+	}
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		l := a.links[eni.Link.Index]
+		entry := a.describe(eni)
+		age := now.Sub(l.since)
+		if eni.Known {
+			gap := plan.Gaps(eni, a.snapshot, l.withdrawn)
+			entry.Missing, entry.Unwanted = orEmpty(gap.Missing), orEmpty(gap.Unwanted)
+			if len(gap.Late) > 0 && age >= settleTime {
+				entry.Missing = append(entry.Missing, gap.Late...)
+			} else if len(gap.Late) > 0 {
+				soonest(slowestLook)
+			}
+			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool { return !eni.Link.Has(address) })
+		}
+		if l.state == state.ENIConfigured && len(entry.Missing)+len(entry.Unwanted) > 0 && age >= settleTime {
+			// Something went that was there: a carrier that was lost, somebody's reload.
+			// networkd gets its time for that too.
+			l.since, age = now, 0
+			a.lookDelay = firstLook
+		}
+		entry.State, entry.Reason = a.judge(eni, &entry, age)
+		if entry.State == state.ENIConfiguring || eni.Held || (eni.Known && eni.Link.LinkFile == "") {
+			if age < settleTime+time.Second {
+				if a.lookDelay == 0 {
+					a.lookDelay = firstLook
+				}
+				soonest(a.lookDelay)
+			} else {
+				soonest(settleTime)
+			}
+		}
+		if entry.State == state.ENIDegraded || entry.State == state.ENIShadowed {
+			soonest(settleTime)
+		}
+		if entry.State != l.state {
+			l.state, l.entered = entry.State, now
+			a.tell(&entry)
+		}
+		l.eni, l.mac, l.name = entry.ENIID, entry.MAC, entry.Name
+		entry.Since = l.entered
+		interfaces = append(interfaces, entry)
+	}
+	switch {
+	case a.busDown:
+		// Nobody tells when the bus comes up.
+		a.busDelay = min(max(2*a.busDelay, 4*firstLook), slowestBusLook)
+		soonest(a.busDelay)
+	case (a.networkdUp && a.reloadDue) || (!a.networkdUp && a.networkdWhy == ""):
+		soonest(slowestLook)
+	}
+	if a.storeErr != "" {
+		soonest(settleTime)
+	}
+	if look > 0 {
+		a.lookDelay = min(a.lookDelay*3/2, slowestLook)
+		if at := now.Add(look); a.nextLook.IsZero() || at.Before(a.nextLook) {
+			a.nextLook = at
+		}
+	} else {
+		a.lookDelay = 0
+		a.nextLook = time.Time{}
+	}
+	return interfaces
+}
+
+// judge says how far an ENI has come.
+func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) (state.ENI, string) {
+	t := a.targets[eni.Link.MAC]
+	readError := ""
+	if t != nil && t.err != nil {
+		readError = t.err.Error()
+	}
+	if !eni.Known {
+		reason := eni.Reason
+		if eni.View.MAC == "" && readError != "" {
+			reason = readError
+		} else if eni.View.MAC == "" && a.instanceErr != nil {
+			reason = a.instanceErr.Error()
+		}
+		return state.ENIPending, reason
+	}
+	gaps := slices.Concat(entry.Missing, prefixed("still there: ", entry.Unwanted))
+	why := a.Networkd.Link(eni.Link.Index)
+	entry.NetworkFile = why.File
+	own := plan.NetworkPath(eni.Link.Name)
+	switch {
+	case !a.networkdUp && a.networkdWhy != "" && (!a.busDown || age >= settleTime):
+		return state.ENIDegraded, a.networkdWhy
+	case a.storeErr != "":
+		return state.ENIDegraded, a.storeErr
+	case why.File != "" && why.File != own && path.Base(why.File) == path.Base(own):
+		return state.ENIOverridden, "the administrator's " + why.File + " is in force instead of " + own
+	case a.refused[own] != "":
+		return state.ENIOverridden, own + " is not written: " + a.refused[own]
+	case why.File != "" && why.File != own && (age >= settleTime || !strings.HasSuffix(why.File, store.BaseName)) && !a.reloadDue && why.Administrative != "pending" && age > time.Second:
+		if strings.HasSuffix(why.File, store.BaseName) {
+			return state.ENIDegraded, "networkd has not taken up " + own + " and uses " + why.File + ": see networkctl status " + eni.Link.Name
+		}
+		return state.ENIShadowed, "networkd uses " + why.File + " for the link instead of " + own +
+			": remove it, or give it a name that sorts after 70-"
+	case why.Administrative == "unmanaged" && age >= settleTime:
+		return state.ENIUnmanaged, "networkd leaves the link alone: see networkctl status " + eni.Link.Name
+	case len(gaps) == 0 && !eni.Held:
+		if readError != "" {
+			return state.ENIConfigured, "the last view of the metadata holds: " + readError
+		}
+		return state.ENIConfigured, plan.Misordered(eni)
+	case age < settleTime:
+		return state.ENIConfiguring, "waiting for: " + summary(gaps)
+	}
+	return state.ENIDegraded, "networkd has not brought: " + summary(gaps) + "; see journalctl -u systemd-networkd"
+}
+
+func prefixed(prefix string, all []string) []string {
+	out := make([]string, len(all))
+	for i, s := range all {
+		out[i] = prefix + s
+	}
+	return out
+}
+
+// summary names the first few of many.
+func summary(all []string) string {
+	const most = 3
+	if len(all) == 0 {
+		return "the lease"
+	}
+	if len(all) > most {
+		return strings.Join(all[:most], ", ") + " and " + plural(len(all)-most, "other")
+	}
+	return strings.Join(all, ", ")
+}
+
+// tell logs that an ENI entered a state: info for what is as it shall be, warning
+// for what is not.
+func (a *Agent) tell(entry *state.Interface) {
+	args := []any{"eni", entry.ENIID, "mac", entry.MAC, "interface", entry.Name}
+	switch entry.State {
+	case state.ENIConfigured:
+		a.Log.Info("ENI configured", append(args, "addresses", len(entry.Addresses), "prefixes", len(entry.Prefixes),
+			"device_index", entry.DeviceIndex, "table", entry.Table, "metric", entry.Metric)...)
+	case state.ENIDegraded, state.ENIShadowed, state.ENIOverridden:
+		a.Log.Warn("ENI "+string(entry.State), append(args, "reason", entry.Reason)...)
+	default:
+		a.Log.Debug("ENI "+string(entry.State), append(args, "reason", entry.Reason)...)
+	}
+}
+
+// describe is what is known of an ENI without looking at the kernel.
+func (a *Agent) describe(eni *plan.ENI) state.Interface {
+	entry := state.Interface{
+		MAC: eni.Link.MAC, Name: eni.Link.Name, Ifindex: eni.Link.Index, Primary: eni.Primary,
+		ENIID: eni.View.ID, DeviceIndex: state.Unknown, NetworkCard: state.Unknown,
+		Metric: state.Unknown, Table: state.Unknown, Priority: state.Unknown,
+		Addresses: []string{}, Prefixes: []string{}, Subnets: []string{}, Altnames: []string{}, Files: []string{},
+		Missing: []string{}, Unwanted: []string{},
+		NetworkFile: a.Networkd.Link(eni.Link.Index).File,
+	}
+	for _, file := range eni.Files {
+		entry.Files = append(entry.Files, file.Path)
+	}
+	if eni.Want.Metric != 0 {
+		entry.Metric = eni.Want.Metric
+	}
+	if !eni.Known {
+		return entry
+	}
+	entry.DeviceIndex, entry.NetworkCard = eni.Numbers.Index, eni.Numbers.Card
+	if eni.Want.Table != 0 {
+		entry.Table, entry.Priority = eni.Want.Table, eni.Want.Table
+	}
+	entry.Addresses = texts(eni.Want.Addresses)
+	entry.Prefixes = texts(slices.Concat(eni.View.IPv4Prefixes, eni.View.IPv6Prefixes))
+	entry.Subnets = texts(slices.Concat(eni.View.IPv4Subnets, eni.View.IPv6Subnets))
+	entry.Altnames = eni.Want.Altnames
+	return entry
+}
+
+func texts[T interface{ String() string }](values []T) []string {
+	out := make([]string, len(values))
+	for i, v := range values {
+		out[i] = v.String()
+	}
+	return out
+}
+
+func isIncomplete(err error) bool {
+	var incomplete *metadata.IncompleteError
+	return errors.As(err, &incomplete)
+}

@@ -1,0 +1,280 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"ec2netd/service/state"
+)
+
+// State returns the last published state. It is never nil and never changes.
+func (a *Agent) State() *state.State { return a.current.Load() }
+
+// Watch returns a channel with the current state first, and then the latest one
+// after each change: a slow reader misses what lies between. It is closed when ctx
+// ends.
+func (a *Agent) Watch(ctx context.Context) <-chan *state.State {
+	in := make(chan *state.State, 1)
+	a.mu.Lock()
+	a.watchers[in] = struct{}{}
+	in <- a.State()
+	a.mu.Unlock()
+	out := make(chan *state.State)
+	go func() {
+		defer close(out)
+		defer func() {
+			a.mu.Lock()
+			delete(a.watchers, in)
+			a.mu.Unlock()
+		}()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case latest := <-in:
+				select {
+				case <-ctx.Done():
+					return
+				case out <- latest:
+				}
+			}
+		}
+	}()
+	return out
+}
+
+// publish makes the state of this pass the current one, and tells the watchers if
+// it says anything new.
+func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
+	sent, failed := a.Metadata.Requests()
+	next := &state.State{
+		Version:    a.Version,
+		InstanceID: a.instance.ID,
+		Metadata: state.Metadata{
+			Endpoint: a.Metadata.Answered(), LastSuccess: a.lastSuccess, LastError: errorText(a.lastError()), Requests: sent, Errors: failed,
+		},
+		Networkd: state.Networkd{
+			Running: a.networkdUp, Version: a.versionOf(ctx), Reloads: a.reloads, LastError: a.networkdErr,
+		},
+		Interfaces: interfaces,
+		LastChange: a.lastChange,
+	}
+	next.State, next.Reason = a.overall(interfaces)
+	before := a.State()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.current.Store(next)
+	if before.Same(next) {
+		return
+	}
+	for watcher := range a.watchers {
+		select {
+		case <-watcher:
+		default:
+		}
+		watcher <- next
+	}
+}
+
+func (a *Agent) versionOf(ctx context.Context) string {
+	if !a.networkdUp {
+		return ""
+	}
+	return a.Networkd.Version(ctx)
+}
+
+// overall is the state of the whole.
+func (a *Agent) overall(interfaces []state.Interface) (state.Manager, string) {
+	if !a.networkdUp && a.networkdWhy != "" && !a.busDown {
+		return state.Degraded, a.networkdWhy
+	}
+	for _, i := range interfaces {
+		switch i.State {
+		case state.ENIDegraded, state.ENIShadowed, state.ENIOverridden:
+			return state.Degraded, fmt.Sprintf("%s (%s) is %s: %s", i.ID(), i.Name, i.State, i.Reason)
+		}
+	}
+	switch {
+	case a.offline():
+		return state.Offline, "the metadata service does not answer, what is configured stays: " + errorText(a.lastError())
+	case !a.instanceGot && a.instanceErr != nil:
+		return state.Degraded, a.instanceErr.Error()
+	case !a.instanceGot:
+		return state.Starting, "the metadata has not been read yet"
+	}
+	if err := a.lastError(); err != nil {
+		return state.Degraded, err.Error()
+	}
+	if len(a.Problems) > 0 {
+		return state.Configured, "the configuration has mistakes: " + a.Problems[0]
+	}
+	return state.Configured, ""
+}
+
+// request is a Refresh under way.
+type request struct {
+	wait     bool
+	began    time.Time
+	deadline time.Time
+	before   *state.State
+	written  []string
+	removed  []string
+	reloaded bool
+	reply    chan reply
+}
+
+type reply struct {
+	changes *state.Changes
+	err     error
+}
+
+// Refresh reads all metadata again and brings everything up to date. With wait it
+// returns when no ENI is configuring any more, at the latest after a minute, and
+// says in Settled whether that is so. The error says what of the metadata could not
+// be read; what was configured stays.
+func (a *Agent) Refresh(ctx context.Context, wait bool) (*state.Changes, error) {
+	r := &request{wait: wait, reply: make(chan reply, 1)}
+	select {
+	case a.requests <- r:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	select {
+	case done := <-r.reply:
+		return done.changes, done.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// begin starts a Refresh.
+func (a *Agent) begin(r *request) {
+	now := time.Now()
+	r.began, r.deadline, r.before = now, now.Add(waitTime), a.State()
+	a.waiting = append(a.waiting, r)
+	a.hurry(now)
+}
+
+// finish ends the Refreshes that are done.
+func (a *Agent) finish(now time.Time) {
+	a.waiting = slices.DeleteFunc(a.waiting, func(r *request) bool {
+		late := !now.Before(r.deadline)
+		if !late && !a.readSince(r.began) {
+			return false
+		}
+		settled := !a.reloadDue && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool { return i.State == state.ENIConfiguring })
+		if r.wait && !late && !settled {
+			return false
+		}
+		if err := a.readError(); err != nil {
+			r.reply <- reply{err: err}
+			return true
+		}
+		r.reply <- reply{changes: a.changes(r, settled)}
+		return true
+	})
+}
+
+// readSince tells whether every ENI was read, and the result passed on, by reads
+// that began at a time or later.
+func (a *Agent) readSince(began time.Time) bool {
+	if len(a.paths("")) == 0 {
+		return true
+	}
+	if !a.passAt.IsZero() {
+		return false
+	}
+	if !a.instanceGot {
+		return !a.instanceTry.busy && !a.instanceTry.began.Before(began)
+	}
+	for _, t := range a.targets {
+		if t.busy || t.began.Before(began) {
+			return false
+		}
+	}
+	return true
+}
+
+// readError is why nothing, or not all, could be read.
+func (a *Agent) readError() error {
+	if !a.instanceGot || len(a.paths("")) == 0 {
+		reason := errorText(a.instanceErr)
+		if reason == "" {
+			reason = "no link has an address to ask the metadata service from"
+		}
+		return fmt.Errorf("the metadata was not read: %s", reason)
+	}
+	return a.lastError()
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// changes is what a Refresh did.
+func (a *Agent) changes(r *request, settled bool) *state.Changes {
+	now := a.State()
+	c := &state.Changes{
+		FilesWritten: orEmpty(r.written), FilesRemoved: orEmpty(r.removed), Reloaded: r.reloaded, Settled: settled,
+		Interfaces: []state.InterfaceChange{},
+	}
+	ids := make([]string, 0)
+	for _, s := range []*state.State{r.before, now} {
+		for _, i := range s.Interfaces {
+			if !slices.Contains(ids, i.MAC) {
+				ids = append(ids, i.MAC)
+			}
+		}
+	}
+	for _, mac := range ids {
+		var was, is state.Interface
+		if found, ok := r.before.Find(mac); ok {
+			was = *found
+		}
+		found, present := now.Find(mac)
+		if present {
+			is = *found
+		}
+		change := state.InterfaceChange{
+			ENIID: is.ENIID, Name: is.Name, State: is.State, Reason: is.Reason,
+			Added:   minus(slices.Concat(is.Addresses, is.Prefixes), slices.Concat(was.Addresses, was.Prefixes)),
+			Removed: minus(slices.Concat(was.Addresses, was.Prefixes), slices.Concat(is.Addresses, is.Prefixes)),
+		}
+		if !present {
+			change.ENIID, change.Name, change.Reason = was.ENIID, was.Name, "detached"
+		}
+		if len(change.Added)+len(change.Removed) > 0 || was.State != is.State || was.MAC == "" {
+			c.Interfaces = append(c.Interfaces, change)
+		}
+	}
+	return c
+}
+
+func minus(a, b []string) []string {
+	out := []string{}
+	for _, s := range a {
+		if !slices.Contains(b, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return fmt.Sprintf("1 %s", what)
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

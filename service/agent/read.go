@@ -1,0 +1,283 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"ec2netd/service/metadata"
+)
+
+// result is the end of one read.
+type result struct {
+	began time.Time
+	// mac and index of the ENI that was read; empty for the instance.
+	mac      string
+	index    int
+	instance metadata.Instance
+	view     *metadata.ENI
+	err      error
+}
+
+// startReads starts the reads that are due.
+func (a *Agent) startReads(ctx context.Context, now time.Time) {
+	if len(a.targets) == 0 {
+		return
+	}
+	if paths := a.paths(""); !a.instanceGot && !a.instanceTry.busy && !now.Before(a.instanceTry.next) && len(paths) > 0 && a.reading < readers {
+		a.instanceTry.busy = true
+		a.read(ctx, func(ctx context.Context) result {
+			instance, err := a.Metadata.ReadInstance(ctx, paths)
+			return result{instance: instance, err: err}
+		})
+	}
+	// Which ENI is the primary decides what numbers mean: know that first.
+	if !a.instanceGot {
+		return
+	}
+	for _, t := range a.dueTargets(now) {
+		paths := a.paths(t.mac)
+		if len(paths) == 0 || a.reading >= readers {
+			return
+		}
+		t.busy = true
+		want := metadata.Wanted{MAC: t.mac, Primary: t.mac == a.instance.PrimaryMAC, Known: t.view}
+		index := t.index
+		a.read(ctx, func(ctx context.Context) result {
+			view, err := a.Metadata.ReadENI(ctx, paths, want)
+			return result{mac: want.MAC, index: index, view: view, err: err}
+		})
+	}
+}
+
+func (a *Agent) read(ctx context.Context, do func(context.Context) result) {
+	a.reading++
+	began := time.Now()
+	go func() {
+		bounded, cancel := context.WithTimeout(ctx, readTime)
+		defer cancel()
+		r := do(bounded)
+		r.began = began
+		select {
+		case a.results <- r:
+		case <-ctx.Done():
+		}
+	}()
+}
+
+func (a *Agent) dueTargets(now time.Time) []*target {
+	var due []*target
+	for _, t := range a.targets {
+		if !t.busy && !now.Before(t.next) {
+			due = append(due, t)
+		}
+	}
+	slices.SortFunc(due, func(x, y *target) int { return x.next.Compare(y.next) })
+	return due
+}
+
+// take puts the end of a read where it belongs.
+func (a *Agent) take(r result) {
+	defer a.hurry(time.Now())
+	a.reading--
+	now := time.Now()
+	if r.err == nil {
+		a.lastSuccess = now
+	}
+	if r.mac == "" {
+		a.instanceTry.busy, a.instanceTry.began, a.instanceErr = false, r.began, r.err
+		if r.err != nil {
+			a.instanceTry.failed(now, a.RefreshEvery)
+			if a.instanceTry.early(r.err) {
+				return
+			}
+			a.say("metadata", "Cannot read the metadata yet; what is configured stays", "reason", r.err.Error())
+			return
+		}
+		a.instance, a.instanceGot = r.instance, true
+		a.save()
+		return
+	}
+	t := a.targets[r.mac]
+	if t == nil || t.index != r.index {
+		return // detached, or attached anew, meanwhile
+	}
+	t.busy, t.began, t.err = false, r.began, r.err
+	if r.err != nil {
+		t.failed(now, a.RefreshEvery)
+		if !isIncomplete(r.err) && !t.early(r.err) {
+			a.sayENI(t, "read "+t.mac, "Cannot read the metadata of the ENI; its last view holds", "reason", r.err.Error())
+		}
+		return
+	}
+	a.unsay("read " + t.mac)
+	a.unsay("metadata")
+	t.delay, t.failures = 0, 0
+	changed := t.view == nil || !t.view.Equal(r.view)
+	if changed {
+		if t.view != nil {
+			was, is := holdings(t.view), holdings(r.view)
+			a.Log.Info("ENI changed", "eni", r.view.ID, "mac", t.mac, "interface", a.nameOf(t.index),
+				"added", strings.Join(minus(is, was), " "), "removed", strings.Join(minus(was, is), " "))
+		}
+		t.view = r.view
+		a.save()
+		// Keys of a new ENI appear one by one, and changes seldom come alone.
+		t.follow = time.Second
+	} else if t.follow > 0 {
+		t.follow *= 2
+	}
+	if t.follow == 0 || t.follow >= a.RefreshEvery {
+		t.follow = 0
+		t.next = now.Add(10 * a.RefreshEvery) // refreshAll comes first
+	} else {
+		t.next = now.Add(jitter(t.follow))
+	}
+}
+
+// holdings are the addresses and prefixes of an ENI.
+func holdings(view *metadata.ENI) []string {
+	return slices.Concat(texts(view.IPv4), texts(view.IPv6), texts(view.IPv4Prefixes), texts(view.IPv6Prefixes))
+}
+
+// hurry has what a Refresh waits for read at once: a read that was under way when it
+// came does not count.
+func (a *Agent) hurry(now time.Time) {
+	for _, r := range a.waiting {
+		if !a.instanceGot && a.instanceTry.began.Before(r.began) {
+			a.instanceTry.next = now
+		}
+		for _, t := range a.targets {
+			if t.began.Before(r.began) {
+				t.next = now
+			}
+		}
+	}
+}
+
+// refreshAll has all ENIs read again now.
+func (a *Agent) refreshAll(now time.Time) {
+	a.nextRefresh = now.Add(jitter(a.RefreshEvery))
+	for _, t := range a.targets {
+		if t.err == nil || !t.next.After(now) {
+			t.next = now
+		}
+	}
+	if a.reading == 0 {
+		a.Metadata.CloseIdle()
+	}
+}
+
+// paths are the ways to the metadata service for an ENI, best first: over the ENI
+// itself, over the primary one, over any other (D2); bound to the device, so that a
+// changed default route or a VPN does not cut the daemon off.
+func (a *Agent) paths(mac string) []metadata.Path {
+	if a.Endpoint != "" {
+		return []metadata.Path{{Endpoint: a.Endpoint}}
+	}
+	if a.snapshot == nil {
+		return nil
+	}
+	var devices [3][]int
+	for i, l := range a.snapshot.Links {
+		rank := 2
+		switch l.MAC {
+		case mac:
+			rank = 0
+		case a.instance.PrimaryMAC:
+			rank = 1
+		}
+		devices[rank] = append(devices[rank], i)
+	}
+	var ipv4, ipv6 []metadata.Path
+	for _, index := range slices.Concat(devices[:]...) {
+		l := &a.snapshot.Links[index]
+		var has4, has6 bool
+		for _, address := range l.Addresses {
+			// In an IPv6-only subnet DHCP hands out a link-local IPv4 address with an
+			// unusable gateway (facts.md 20).
+			if address.Global && !address.Tentative && !address.Prefix.Addr().IsLinkLocalUnicast() {
+				has4 = has4 || address.Prefix.Addr().Is4()
+				has6 = has6 || address.Prefix.Addr().Is6()
+			}
+		}
+		if has4 && len(ipv4) < 3 {
+			ipv4 = append(ipv4, metadata.Path{Device: l.Name, Index: l.Index, Endpoint: metadata.EndpointIPv4})
+		}
+		if has6 && len(ipv6) < 3 {
+			ipv6 = append(ipv6, metadata.Path{Device: l.Name, Index: l.Index, Endpoint: metadata.EndpointIPv6})
+		}
+	}
+	return append(ipv4, ipv6...)
+}
+
+// lastError is the error that stands in the way of a complete view of everything: that
+// of the instance, of the primary ENI, of any other; nil if there is none. A view that
+// is not complete yet is no error.
+func (a *Agent) lastError() error {
+	if !a.instanceGot {
+		return a.instanceErr
+	}
+	var first *target
+	for _, t := range a.targets {
+		if t.err == nil || isIncomplete(t.err) {
+			continue
+		}
+		if first == nil || t.mac == a.instance.PrimaryMAC || (first.mac != a.instance.PrimaryMAC && t.mac < first.mac) {
+			first = t
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	return first.err
+}
+
+// offline tells whether the metadata service gives no answer at all.
+func (a *Agent) offline() bool {
+	if !a.instanceGot {
+		return a.instanceErr != nil && noAnswer(metadata.KindOf(a.instanceErr))
+	}
+	for _, t := range a.targets {
+		if t.err == nil || isIncomplete(t.err) || !noAnswer(metadata.KindOf(t.err)) {
+			return false
+		}
+	}
+	return len(a.targets) > 0
+}
+
+func noAnswer(kind metadata.Kind) bool {
+	return kind == metadata.Unreachable || kind == metadata.Timeout || kind == metadata.Reset
+}
+
+// say logs something once, until what it says changes or unsay takes it back: an
+// error that repeats is one line (I1).
+func (a *Agent) say(key, message string, args ...any) {
+	text := message + fmt.Sprint(args...)
+	if a.said[key] == text {
+		a.Log.Debug(message, args...)
+		return
+	}
+	a.said[key] = text
+	a.Log.Warn(message, args...)
+}
+
+func (a *Agent) unsay(key string) { delete(a.said, key) }
+
+func (a *Agent) sayENI(t *target, key, message string, args ...any) {
+	if t.view != nil {
+		args = append(args, "eni", t.view.ID)
+	}
+	a.say(key, message, append(args, "mac", t.mac, "interface", a.nameOf(t.index))...)
+}
+
+func (a *Agent) nameOf(index int) string {
+	for _, l := range a.snapshot.Links {
+		if l.Index == index {
+			return l.Name
+		}
+	}
+	return ""
+}

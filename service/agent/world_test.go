@@ -1,0 +1,307 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
+	"ec2netd/service/plan"
+	"ec2netd/service/state"
+	"ec2netd/service/store"
+)
+
+// world is an instance for failure modes that a real one won't show on demand: a
+// kernel, a metadata service, and a networkd that applies what the files say.
+type world struct {
+	mu        sync.Mutex
+	dir       string
+	links     []kernel.Link
+	routes    []kernel.Route
+	rules     []kernel.Rule
+	instance  metadata.Instance
+	views     map[string]metadata.ENI
+	errs      map[string]error // by MAC; "" for the instance
+	delay     time.Duration
+	running   bool
+	bus       bool
+	reloadErr error
+	// mute: networkd takes the reload and does nothing.
+	mute bool
+
+	reads, reloads, reconfigures, triggers int
+	log                                    []string
+	poke                                   chan struct{}
+	store                                  *store.Store
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{
+		dir: t.TempDir(), views: map[string]metadata.ENI{}, errs: map[string]error{}, running: true, bus: true,
+		instance: metadata.Instance{ID: "i-0123456789abcdef0", PrimaryMAC: macOf(0)}, poke: make(chan struct{}, 1),
+	}
+	w.store = &store.Store{Root: w.dir}
+	return w
+}
+
+func macOf(index int) string { return fmt.Sprintf("02:00:00:00:01:%02x", 0x10+index) }
+
+func viewOf(index int, ipv4 ...string) metadata.ENI {
+	v := metadata.ENI{MAC: macOf(index), ID: fmt.Sprintf("eni-%017x", index), DeviceIndex: index, IPv4Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}}
+	for _, a := range ipv4 {
+		v.IPv4 = append(v.IPv4, netip.MustParseAddr(a))
+	}
+	return v
+}
+
+// attach plugs a link in that networkd has a lease for, and tells the metadata.
+func (w *world) attach(index int, name string, ipv4 ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.views[macOf(index)] = viewOf(index, ipv4...)
+	ifindex := 2
+	for _, l := range w.links {
+		ifindex = max(ifindex, l.Index+1)
+	}
+	l := kernel.Link{Index: ifindex, Name: name, MAC: macOf(index), Driver: "ena"}
+	l.Addresses = []kernel.Address{{Prefix: netip.PrefixFrom(netip.MustParseAddr(ipv4[0]), 24), Global: true}}
+	w.links = append(w.links, l)
+	w.ring()
+}
+
+func (w *world) detach(index int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.links = slices.DeleteFunc(w.links, func(l kernel.Link) bool { return l.MAC == macOf(index) })
+	delete(w.views, macOf(index))
+	w.apply()
+	w.ring()
+}
+
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
+func (w *world) ring() {
+	select {
+	case w.poke <- struct{}{}:
+	default:
+	}
+}
+
+// apply is what networkd does with the files.
+func (w *world) apply() {
+	w.routes, w.rules = nil, nil
+	for i := range w.links {
+		l := &w.links[i]
+		content := w.store.Read(plan.NetworkDropIn(l.Name))
+		metric := plan.UnknownMetric
+		if n, ok := plan.NumbersIn(content); ok {
+			metric = n.Metric()
+		}
+		everywhere := netip.MustParsePrefix("0.0.0.0/0")
+		w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: metric, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
+		// The lease stays, static addresses are as the file has them.
+		l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool { return a.Prefix.IsSingleIP() })
+		for _, a := range plan.StaticIn(content) {
+			l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(a, a.BitLen()), Global: true})
+		}
+		table := 0
+		for line := range strings.Lines(content) {
+			if from, ok := strings.CutPrefix(strings.TrimSpace(line), "From="); ok {
+				n, _ := plan.NumbersIn(content)
+				table = n.Table()
+				w.rules = append(w.rules, kernel.Rule{Priority: table, Table: table, From: netip.MustParsePrefix(from), Plain: true, Protocol: kernel.ProtocolStatic})
+			}
+		}
+		if table != 0 {
+			w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: table, Destination: everywhere})
+		}
+	}
+}
+
+func (w *world) Observe() (*kernel.Snapshot, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := &kernel.Snapshot{Routes: slices.Clone(w.routes), Rules: slices.Clone(w.rules)}
+	for _, l := range w.links {
+		l.Addresses, l.Altnames = slices.Clone(l.Addresses), slices.Clone(l.Altnames)
+		s.Links = append(s.Links, l)
+	}
+	return s, nil
+}
+
+func (w *world) ReadInstance(ctx context.Context, _ []metadata.Path) (metadata.Instance, error) {
+	w.pause(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reads++
+	return w.instance, w.errs[""]
+}
+
+func (w *world) ReadENI(ctx context.Context, _ []metadata.Path, want metadata.Wanted) (*metadata.ENI, error) {
+	w.pause(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reads++
+	if err := w.errs[want.MAC]; err != nil {
+		return nil, err
+	}
+	v, ok := w.views[want.MAC]
+	if !ok {
+		return nil, &metadata.IncompleteError{MAC: want.MAC}
+	}
+	return &v, nil
+}
+
+func (w *world) pause(ctx context.Context) {
+	select {
+	case <-time.After(w.delay):
+	case <-ctx.Done():
+	}
+}
+
+func (w *world) Requests() (uint64, uint64) { return 0, 0 }
+func (w *world) Answered() string           { return metadata.EndpointIPv4 }
+func (w *world) CloseIdle()                 {}
+
+func (w *world) Owner(context.Context) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.bus {
+		return "", networkd.ErrNoBus
+	}
+	if !w.running {
+		return "", nil
+	}
+	return ":1.7", nil
+}
+
+func (w *world) Reload(context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reloads++
+	if w.reloadErr == nil && !w.mute {
+		w.apply()
+	}
+	return w.reloadErr
+}
+
+func (w *world) Reconfigure(context.Context, int) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reconfigures++
+	w.apply()
+	return nil
+}
+
+func (w *world) Link(int) networkd.LinkState {
+	return networkd.LinkState{Administrative: "configured"}
+}
+func (w *world) Version(context.Context) string { return "257" }
+func (w *world) WhyNotRunning(context.Context) (string, bool) {
+	return "systemd-networkd is masked", false
+}
+
+// devices is udevd.
+type devices struct{ *world }
+
+func (d devices) LinkFile(int) (string, bool) { return plan.DefaultPolicy, true }
+
+func (d devices) Apply(_ context.Context, names []string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.triggers++
+	for i := range d.links {
+		l := &d.links[i]
+		if !slices.Contains(names, l.Name) {
+			continue
+		}
+		for line := range strings.Lines(d.store.Read(plan.LinkDropIn(l.Name))) {
+			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !slices.Contains(l.Altnames, name) {
+				l.Altnames = append(l.Altnames, name)
+			}
+		}
+	}
+	return nil
+}
+
+// start runs an agent in the world until the returned function is called.
+func (w *world) start(t *testing.T) (*Agent, func()) {
+	t.Helper()
+	a := New(Options{
+		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store,
+		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
+		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"),
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	<-a.Ready()
+	return a, func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+type logWriter struct{ *world }
+
+func (l logWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.log = append(l.log, string(p))
+	return len(p), nil
+}
+
+// settle lets the time pass that everything needs that is under way.
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (w *world) counts() (reads, reloads, lines int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.reads, w.reloads, len(w.log)
+}
+
+func (w *world) addresses(name string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for _, l := range w.links {
+		for _, a := range l.Addresses {
+			if l.Name == name {
+				out = append(out, a.Prefix.Addr().String())
+			}
+		}
+	}
+	return out
+}
+
+func must(t *testing.T, a *Agent, id string, want state.ENI) *state.Interface {
+	t.Helper()
+	i, ok := a.State().Find(id)
+	if !ok {
+		t.Fatalf("%s is not in the state %+v", id, a.State())
+	}
+	if i.State != want {
+		t.Fatalf("%s is %s (%s; missing %q), want %s", id, i.State, i.Reason, i.Missing, want)
+	}
+	return i
+}

@@ -1,0 +1,254 @@
+// Package config reads ec2netd.conf(5): the main file and its drop-ins, in the
+// format of networkd.conf.
+//
+// It parses and checks; it never fails as a whole. A line that is wrong becomes a
+// [Problem] with file, line and key, the default stays for that key, and all the
+// rest holds.
+package config
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Defaults, as design and ec2netd.conf(5) tell them.
+const (
+	DefaultRefresh = 60 * time.Second
+	minRefresh     = time.Second
+	maxRefresh     = 24 * time.Hour
+)
+
+// DefaultDrivers are the drivers of ENIs: Nitro, Xen with enhanced networking, Xen
+// without.
+func DefaultDrivers() []string { return []string{"ena", "ixgbevf", "vif"} }
+
+// Config is the configuration in force.
+type Config struct {
+	// Drivers whose links are ENIs, as ethtool reports them. [Match] Driver=
+	Drivers []string
+	// Endpoint is the base URL of the metadata service in place of the two
+	// well-known ones, or empty. [Metadata] Endpoint=
+	Endpoint string
+	// Refresh is the longest time between two looks at the metadata.
+	// [Metadata] RefreshSec=
+	Refresh time.Duration
+	// Files that were read, in order.
+	Files []string
+	// Problems in them, in order.
+	Problems []Problem
+}
+
+// Problem is one line that was not understood. The configuration holds without it.
+type Problem struct {
+	File string
+	Line int
+	// Key is "Section.Key", or "Section", or empty when the line has none.
+	Key string
+	// Message says what is wrong and what is used instead.
+	Message string
+}
+
+// String says where the problem is and what it is, as compilers do.
+func (p Problem) String() string {
+	where := fmt.Sprintf("%s:%d: ", p.File, p.Line)
+	if p.Line == 0 {
+		where = p.File + ": "
+	}
+	if p.Key != "" {
+		where += p.Key + ": "
+	}
+	return where + p.Message
+}
+
+// Load reads etc/ec2netd.conf and then the drop-ins ec2netd.conf.d/*.conf of
+// usr/lib, run and etc below root ("/" for the system). Drop-ins are taken in the
+// order of their names; of two with one name the one in etc wins over run, and run
+// over usr/lib, and a link to /dev/null masks the others, as systemd does it.
+func Load(root string) Config {
+	c := Config{Drivers: DefaultDrivers(), Refresh: DefaultRefresh}
+	main := filepath.Join(root, "etc/ec2netd.conf")
+	if _, err := os.Lstat(main); err == nil {
+		c.file(main)
+	}
+	for _, path := range dropIns(root) {
+		c.file(path)
+	}
+	return c
+}
+
+func dropIns(root string) []string {
+	byName := make(map[string]string)
+	for _, dir := range []string{"usr/lib", "run", "etc"} {
+		found, _ := filepath.Glob(filepath.Join(root, dir, "ec2netd.conf.d/*.conf"))
+		for _, path := range found {
+			byName[filepath.Base(path)] = path
+		}
+	}
+	names := make([]string, 0, len(byName))
+	for name, path := range byName {
+		if target, err := os.Readlink(path); err == nil && target == os.DevNull {
+			continue
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	paths := make([]string, 0, len(names))
+	for _, name := range names {
+		paths = append(paths, byName[name])
+	}
+	return paths
+}
+
+func (c *Config) file(path string) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		c.Problems = append(c.Problems, Problem{File: path, Message: fmt.Sprintf("cannot be read and is ignored: %v", err)})
+		return
+	}
+	c.Files = append(c.Files, path)
+	c.parse(path, string(text))
+}
+
+func (c *Config) parse(path, text string) {
+	section := ""
+	known := false
+	number, pending, start := 0, "", 0
+	for line := range strings.Lines(text) {
+		number++
+		line = strings.TrimRight(line, "\r\n")
+		trimmed := strings.TrimSpace(line)
+		// Comments between continued lines are dropped, as in unit files.
+		if strings.HasPrefix(trimmed, "#") || strings.HasPrefix(trimmed, ";") {
+			continue
+		}
+		if pending == "" {
+			start = number
+		}
+		if before, ok := strings.CutSuffix(line, `\`); ok {
+			pending += before + " "
+			continue
+		}
+		trimmed = strings.TrimSpace(pending + line)
+		pending = ""
+		problem := func(key, format string, args ...any) {
+			c.Problems = append(c.Problems, Problem{File: path, Line: start, Key: key, Message: fmt.Sprintf(format, args...)})
+		}
+		switch {
+		case trimmed == "":
+		case strings.HasPrefix(trimmed, "["):
+			name, ok := strings.CutSuffix(trimmed[1:], "]")
+			if !ok || name == "" {
+				section, known = "", false
+				problem("", "%q is not a section header; what follows is ignored up to the next one", trimmed)
+				continue
+			}
+			section, known = name, sections[name] != nil
+			if !known && !strings.HasPrefix(name, "X-") {
+				problem(name, "there is no such section; it is ignored. There are: %s", strings.Join(sectionNames(), ", "))
+			}
+		default:
+			key, value, ok := strings.Cut(trimmed, "=")
+			if !ok {
+				problem(section, "%q is not Key=Value; the line is ignored", trimmed)
+				continue
+			}
+			if section == "" {
+				problem("", "%s= stands before any section header and is ignored", strings.TrimSpace(key))
+				continue
+			}
+			if !known {
+				continue
+			}
+			key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+			set := sections[section][key]
+			if set == nil {
+				if !strings.HasPrefix(key, "X-") {
+					problem(section+"."+key, "there is no such key in [%s]; it is ignored", section)
+				}
+				continue
+			}
+			if err := set(c, value); err != nil {
+				problem(section+"."+key, "%v", err)
+			}
+		}
+	}
+	if pending != "" {
+		c.Problems = append(c.Problems, Problem{File: path, Line: start, Key: section, Message: "the file ends in a continued line, which is ignored"})
+	}
+}
+
+// sections is the table of keys. A setter gets the trimmed value and says in its
+// error what is used instead.
+var sections = map[string]map[string]func(*Config, string) error{
+	"Match": {
+		"Driver": setDriver,
+	},
+	"Metadata": {
+		"Endpoint":   setEndpoint,
+		"RefreshSec": setRefresh,
+	},
+}
+
+func sectionNames() []string {
+	names := make([]string, 0, len(sections))
+	for name := range sections {
+		names = append(names, "["+name+"]")
+	}
+	slices.Sort(names)
+	return names
+}
+
+var driverName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,31}$`)
+
+func setDriver(c *Config, value string) error {
+	if value == "" {
+		c.Drivers = nil
+		return nil
+	}
+	for driver := range strings.FieldsSeq(value) {
+		if !driverName.MatchString(driver) {
+			return fmt.Errorf("%q is not the name of a driver; the line is ignored", driver)
+		}
+	}
+	for driver := range strings.FieldsSeq(value) {
+		if !slices.Contains(c.Drivers, driver) {
+			c.Drivers = append(c.Drivers, driver)
+		}
+	}
+	return nil
+}
+
+func setEndpoint(c *Config, value string) error {
+	c.Endpoint = ""
+	if value == "" {
+		return nil
+	}
+	u, err := url.Parse(value)
+	if err != nil || u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%q is not a base URL like http://169.254.169.254; the well-known endpoints are used", value)
+	}
+	c.Endpoint = strings.TrimRight(value, "/")
+	return nil
+}
+
+func setRefresh(c *Config, value string) error {
+	c.Refresh = DefaultRefresh
+	if value == "" {
+		return nil
+	}
+	span, err := parseSpan(value)
+	if err != nil {
+		return fmt.Errorf("%w; %s is used", err, DefaultRefresh)
+	}
+	if span < minRefresh || span > maxRefresh {
+		return fmt.Errorf("%q is not between %s and %s; %s is used", value, minRefresh, maxRefresh, DefaultRefresh)
+	}
+	c.Refresh = span
+	return nil
+}

@@ -1,0 +1,99 @@
+// Package kernel observes the links, addresses, routes and policy rules of this
+// network namespace over rtnetlink, and tells when they may have changed.
+//
+// It only looks: networkd does all addressing and routing.
+package kernel
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Snapshot is what the kernel had at one moment.
+type Snapshot struct {
+	// Links whose driver is one of those asked for, by index.
+	Links []Link
+	// Routes of these links, and Rules of the namespace, without the three default
+	// rules.
+	Routes []Route
+	Rules  []Rule
+}
+
+// Link is a link that can be an ENI.
+type Link struct {
+	Index int
+	Name  string
+	// MAC address, lower case with colons.
+	MAC string
+	// Driver as ethtool reports it.
+	Driver   string
+	Altnames []string
+	// Addresses in the order of the kernel, IPv4 before IPv6.
+	Addresses []Address
+}
+
+// Address on a link.
+type Address struct {
+	// Prefix: the address with its prefix length, not masked.
+	Prefix netip.Prefix
+	// Global scope, as opposed to link or host.
+	Global bool
+	// Tentative: duplicate address detection has not ended, or failed.
+	Tentative bool
+	// Dynamic: with a lifetime, from DHCP or a router advertisement.
+	Dynamic bool
+}
+
+// Route of an observed link.
+type Route struct {
+	Link int
+	// Table number and Metric (priority) of the route.
+	Table  int
+	Metric int
+	// Destination, masked; 0.0.0.0/0 or ::/0 for a default route.
+	Destination netip.Prefix
+	// Gateway, or the zero Addr for an on-link route.
+	Gateway netip.Addr
+	// Protocol is an RTPROT_ number: 16 for DHCP, 9 for RA, 4 for static.
+	Protocol int
+}
+
+// Rule is a policy rule.
+type Rule struct {
+	Priority int
+	Table    int
+	// From is the source prefix, the zero Prefix if the rule has none.
+	From     netip.Prefix
+	Protocol int
+	// Plain: the rule selects by source alone and only looks a table up.
+	Plain bool
+	IPv4  bool
+}
+
+// Protocol numbers of routes and rules (rtnetlink(7)).
+const (
+	ProtocolStatic = 4
+	ProtocolRA     = 9
+	ProtocolDHCP   = 16
+)
+
+// MainTable is the number of the main routing table.
+const MainTable = 254
+
+// Has tells whether the address is on the link and may be used.
+func (l *Link) Has(address netip.Addr) bool {
+	return slices.ContainsFunc(l.Addresses, func(a Address) bool { return a.Prefix.Addr() == address && !a.Tentative })
+}
+
+// FirstGlobalIPv4 returns the first global IPv4 address of the link.
+func (l *Link) FirstGlobalIPv4() (netip.Addr, bool) {
+	for _, a := range l.Addresses {
+		if a.Global && a.Prefix.Addr().Is4() {
+			return a.Prefix.Addr(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// IsDefault tells whether the route is a default route.
+func (r *Route) IsDefault() bool { return r.Destination.Bits() == 0 }

@@ -1,0 +1,174 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// receiveBuffer of the subscriptions. The kernel drops what does not fit and says
+// so; then everything is looked at again.
+const receiveBuffer = 1 << 20
+
+// Watcher tells when links or their addresses may have changed. It is a task of
+// the daemon.
+type Watcher struct {
+	drivers []string
+	log     *slog.Logger
+	changed chan struct{}
+	ready   chan struct{}
+}
+
+// NewWatcher returns a watcher of links with one of the drivers.
+func NewWatcher(drivers []string, log *slog.Logger) *Watcher {
+	return &Watcher{drivers: drivers, log: log, changed: make(chan struct{}, 1), ready: make(chan struct{})}
+}
+
+// String names the task.
+func (w *Watcher) String() string { return "link watcher" }
+
+// Changed carries no data: it only asks for another look. Several changes may make
+// one.
+func (w *Watcher) Changed() <-chan struct{} { return w.changed }
+
+// Ready is closed once nothing is missed any more.
+func (w *Watcher) Ready() <-chan struct{} { return w.ready }
+
+// Run watches until ctx ends. A subscription that breaks is made anew.
+func (w *Watcher) Run(ctx context.Context) error {
+	first := true
+	for {
+		err := w.subscribe(ctx, func() {
+			if first {
+				close(w.ready)
+				first = false
+			}
+			w.poke()
+		})
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the daemon is ending, which is no error
+		}
+		w.log.Debug("subscribing to rtnetlink again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// subscribe watches until a subscription breaks or ctx ends, and calls ready once
+// both stand.
+func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
+	done := make(chan struct{})
+	links := make(chan netlink.LinkUpdate, 64)
+	addresses := make(chan netlink.AddrUpdate, 64)
+	defer func() {
+		close(done)
+		// The library's goroutine may be blocked in a send: let it end.
+		go func() {
+			for range links {
+			}
+		}()
+		go func() {
+			for range addresses {
+			}
+		}()
+	}()
+	failed := func(err error) { w.log.Debug("rtnetlink subscription", "error", err) }
+	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{
+		ErrorCallback: failed, ReceiveBufferSize: receiveBuffer,
+	}); err != nil {
+		close(links)
+		close(addresses)
+		return fmt.Errorf("subscribing to link events: %w", err)
+	}
+	if err := netlink.AddrSubscribeWithOptions(addresses, done, netlink.AddrSubscribeOptions{
+		ErrorCallback: failed, ReceiveBufferSize: receiveBuffer,
+	}); err != nil {
+		close(addresses)
+		return fmt.Errorf("subscribing to address events: %w", err)
+	}
+	observer, err := NewObserver(w.drivers)
+	if err != nil {
+		return err
+	}
+	defer observer.Close()
+	// What the links looked like: the kernel also reports changes that are none for
+	// us (statistics, other links).
+	seen := make(map[int]appearance)
+	if found, err := observer.lenient.LinkList(); err == nil {
+		for _, link := range found {
+			if _, ok := observer.driver(link.Attrs()); ok {
+				seen[link.Attrs().Index] = appearanceOf(link.Attrs())
+			}
+		}
+	}
+	ready()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case update, ok := <-links:
+			if !ok {
+				return fmt.Errorf("the link subscription ended")
+			}
+			attrs := update.Attrs()
+			index := attrs.Index
+			if update.Header.Type == unix.RTM_DELLINK {
+				delete(observer.known, index)
+				if _, ok := seen[index]; ok {
+					delete(seen, index)
+					w.poke()
+				}
+				continue
+			}
+			if _, ok := observer.driver(attrs); !ok {
+				continue
+			}
+			if now := appearanceOf(attrs); !now.equal(seen[index]) {
+				seen[index] = now
+				w.poke()
+			}
+		case update, ok := <-addresses:
+			if !ok {
+				return fmt.Errorf("the address subscription ended")
+			}
+			if _, ok := seen[update.LinkIndex]; ok {
+				w.poke()
+			}
+		}
+	}
+}
+
+func (w *Watcher) poke() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// appearance is what of a link matters.
+type appearance struct {
+	name, mac string
+	flags     uint32
+	altnames  []string
+}
+
+func appearanceOf(attrs *netlink.LinkAttrs) appearance {
+	return appearance{
+		name:     attrs.Name,
+		mac:      attrs.HardwareAddr.String(),
+		flags:    attrs.RawFlags & (unix.IFF_UP | unix.IFF_LOWER_UP),
+		altnames: attrs.AltNames,
+	}
+}
+
+func (a appearance) equal(b appearance) bool {
+	return a.name == b.name && a.mac == b.mac && a.flags == b.flags && slices.Equal(a.altnames, b.altnames)
+}

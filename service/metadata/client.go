@@ -1,0 +1,252 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	"github.com/aws/smithy-go"
+)
+
+// The two well-known base URLs of the service. The IPv6 one is off by default in
+// EC2.
+const (
+	EndpointIPv4 = "http://169.254.169.254"
+	EndpointIPv6 = "http://[fd00:ec2::254]"
+)
+
+const (
+	// requestTimeout bounds one request on one path. The service answers in a few
+	// milliseconds.
+	requestTimeout = 2 * time.Second
+	// maxBody bounds an answer: 4096 lines of the longest value are less.
+	maxBody = 256 << 10
+)
+
+// Path is one way to the service.
+type Path struct {
+	// Device is the link that requests are bound to (SO_BINDTODEVICE), or empty
+	// for whatever the main routing table says. Index is its index: a socket stays
+	// bound to the link, not to the name.
+	Device string
+	Index  int
+	// Endpoint is the base URL.
+	Endpoint string
+}
+
+// String names the path in messages.
+func (p Path) String() string {
+	if p.Device == "" {
+		return p.Endpoint
+	}
+	return p.Endpoint + " over " + p.Device
+}
+
+// Options of a [Client].
+type Options struct {
+	// UserAgent is added to the User-Agent header, "ec2netd/VERSION".
+	UserAgent string
+	// Timeout of one request on one path, 2 s if zero.
+	Timeout time.Duration
+}
+
+// Client reads keys. One token serves all paths: EC2 issues it for the instance,
+// not for an ENI. It may be used by several goroutines.
+type Client struct {
+	// sdk holds the token. It is replaced to get rid of one that was refused.
+	sdk       atomic.Pointer[imds.Client]
+	transport *transport
+	timeout   time.Duration
+	answered  atomic.Pointer[Path]
+}
+
+// NewClient returns a client. It does not connect.
+func NewClient(options Options) *Client {
+	if options.Timeout == 0 {
+		options.Timeout = requestTimeout
+	}
+	t := &transport{byLink: make(map[linkKey]*http.Transport), agent: options.UserAgent}
+	c := &Client{transport: t, timeout: options.Timeout}
+	c.sdk.Store(newSDK(t))
+	return c
+}
+
+func newSDK(t *transport) *imds.Client {
+	return imds.New(imds.Options{
+		// The path of the request decides the real endpoint, see transport.
+		Endpoint:          EndpointIPv4,
+		ClientEnableState: imds.ClientEnabled,
+		EnableFallback:    aws.FalseTernary,
+		// The SDK's retry quota would block the client after some 50 failures, and
+		// retries are for whoever knows about paths and back-off.
+		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
+			o.MaxAttempts = 1
+			o.RateLimiter = ratelimit.None
+		}),
+		HTTPClient: &http.Client{
+			Transport: t,
+			CheckRedirect: func(*http.Request, []*http.Request) error {
+				return errors.New("the metadata service answered with a redirect, which is refused")
+			},
+		},
+	})
+}
+
+// Requests returns how many requests were sent, tokens included, and how many of
+// them failed. A 404 is no failure.
+func (c *Client) Requests() (sent, failed uint64) {
+	return c.transport.sent.Load(), c.transport.failed.Load()
+}
+
+// Answered names the endpoint that gave an answer last, empty while none has.
+func (c *Client) Answered() string {
+	if path := c.answered.Load(); path != nil {
+		return path.Endpoint
+	}
+	return ""
+}
+
+// CloseIdle closes connections that no request uses.
+func (c *Client) CloseIdle() { c.transport.closeIdle() }
+
+// get reads one key below meta-data/ over the paths in order: the next one is tried
+// when one gives no HTTP answer at all. It returns the body and the path that
+// answered, also with an error status.
+func (c *Client) get(ctx context.Context, paths []Path, key string) (string, Path, error) {
+	var failure error
+	for _, path := range paths {
+		body, err := c.getOver(ctx, path, key)
+		if err == nil {
+			c.answered.Store(&path)
+			return body, path, nil
+		}
+		failure = err
+		if ctx.Err() != nil {
+			break
+		}
+		switch KindOf(err) {
+		case Unreachable, Timeout, Reset:
+			continue
+		}
+		return "", path, err
+	}
+	if failure == nil {
+		failure = &Error{Key: key, Kind: Unreachable, Err: errors.New("no link has an address to ask from yet")}
+	}
+	return "", Path{}, failure
+}
+
+func (c *Client) getOver(ctx context.Context, path Path, key string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	trace := traceOf(path)
+	sdk := c.sdk.Load()
+	out, err := sdk.GetMetadata(context.WithValue(ctx, traceKey{}, &trace), &imds.GetMetadataInput{Path: key})
+	if err != nil && trace.key == http.StatusUnauthorized {
+		// The SDK keeps a token for its life, also one that was refused: a new client
+		// gets a new one (D1).
+		c.sdk.CompareAndSwap(sdk, newSDK(c.transport))
+		trace = traceOf(path)
+		out, err = c.sdk.Load().GetMetadata(context.WithValue(ctx, traceKey{}, &trace), &imds.GetMetadataInput{Path: key})
+	}
+	if err != nil {
+		return "", classify(key, path, &trace, err)
+	}
+	defer out.Content.Close()
+	body, err := io.ReadAll(io.LimitReader(out.Content, maxBody+1))
+	if err != nil {
+		return "", classify(key, path, &trace, err)
+	}
+	if len(body) > maxBody {
+		return "", &Error{Key: key, Kind: Malformed, Status: http.StatusOK, Err: fmt.Errorf("the answer is longer than %d bytes", maxBody)}
+	}
+	return string(body), nil
+}
+
+// classify turns a failure of the SDK into an Error. The SDK hides why a token was
+// refused or a dial failed, so the transport records it in the trace.
+func classify(key string, path Path, trace *trace, err error) error {
+	e := &Error{Key: key, Kind: Unreachable, Status: trace.key}
+	if trace.atToken {
+		e.Key, e.Status = "token", trace.token
+	}
+	if e.Status != 0 && e.Status != http.StatusOK {
+		e.Kind = kindOfStatus(e.Status)
+		e.Err = fmt.Errorf("%s answered %d %s", path, e.Status, http.StatusText(e.Status))
+		return e
+	}
+	cause := err
+	if trace.err != nil {
+		cause = trace.err
+	}
+	var canceled *smithy.CanceledError
+	var network net.Error
+	switch {
+	case errors.Is(cause, context.DeadlineExceeded), errors.Is(cause, os.ErrDeadlineExceeded),
+		errors.As(cause, &canceled), errors.As(cause, &network) && network.Timeout():
+		e.Kind = Timeout
+		e.Err = fmt.Errorf("%s did not answer in time", path)
+		return e
+	case errors.Is(cause, syscall.ECONNRESET), errors.Is(cause, io.EOF), errors.Is(cause, io.ErrUnexpectedEOF), errors.Is(cause, syscall.EPIPE):
+		e.Kind = Reset
+		e.Err = fmt.Errorf("%s ended the connection within the answer: %w", path, cause)
+		return e
+	}
+	e.Err = fmt.Errorf("%s: %w", path, cause)
+	return e
+}
+
+func kindOfStatus(status int) Kind {
+	switch status {
+	case http.StatusNotFound:
+		return NotFound
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return Denied
+	case http.StatusTooManyRequests:
+		return Throttled
+	}
+	return ServerError
+}
+
+// trace goes with a read's context: the path that it shall take, and what the
+// transport saw.
+type trace struct {
+	path Path
+	// token and key are the HTTP status of the two requests, 0 for no answer.
+	token, key int
+	// atToken: the request for a token came last.
+	atToken bool
+	err     error
+}
+
+func traceOf(path Path) trace { return trace{path: path} }
+
+type traceKey struct{}
+
+// counters of what was sent.
+type counters struct{ sent, failed atomic.Uint64 }
+
+func target(endpoint string, u *url.URL) (*url.URL, error) {
+	base, err := url.Parse(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	to := *u
+	to.Scheme, to.Host = base.Scheme, base.Host
+	if base.Path != "" && base.Path != "/" {
+		to.Path = base.Path + to.Path
+	}
+	return &to, nil
+}

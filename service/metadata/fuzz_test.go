@@ -1,0 +1,63 @@
+package metadata
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// FuzzValues: whatever a value is, it is refused or it survives being written again:
+// no text of the service gets through unparsed (D4).
+func FuzzValues(f *testing.F) {
+	for _, seed := range []string{"10.0.1.20\n10.0.1.21", "2001:db8::1", "10.0.1.240/28", "2001:db8::/80", "eni-0123456789abcdef0", "3", "02:00:00:00:01:10", "", "\n", "device-number\nlocal-ipv4s\nipv4-associations/", "[Match]\nName=*"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		again := func(values []string) {
+			if got := strings.Join(values, "\n"); !strings.EqualFold(got, strings.TrimSuffix(body, "\n")) && len(got) != 0 {
+				// Only spelling may differ: IPv6 addresses have several.
+				if !strings.Contains(body, ":") {
+					t.Errorf("%q was read as %q", body, got)
+				}
+			}
+			for _, v := range values {
+				if strings.ContainsAny(v, "\n\r[]=% ") {
+					t.Errorf("%q passed through", v)
+				}
+			}
+		}
+		for _, ipv4 := range []bool{true, false} {
+			if addresses, err := parseAddresses(body, ipv4); err == nil {
+				again(texts(addresses))
+				for _, a := range addresses {
+					if a.Is4() != ipv4 {
+						t.Errorf("%s is of the wrong family", a)
+					}
+				}
+			}
+			if prefixes, err := parsePrefixes(body, ipv4); err == nil {
+				again(texts(prefixes))
+				for _, p := range prefixes {
+					if p != p.Masked() || p == (netip.Prefix{}) {
+						t.Errorf("%s has host bits", p)
+					}
+				}
+			}
+		}
+		for _, parse := range []func(string) (string, error){parseENIID, parseInstanceID, parseMAC} {
+			if value, err := parse(body); err == nil {
+				again([]string{value})
+			}
+		}
+		if number, err := parseNumber(body, maxIndex); err == nil && (number < 0 || number > maxIndex) {
+			t.Errorf("%q was read as %d", body, number)
+		}
+		if keys, err := parseKeys(body); err == nil {
+			for key := range keys {
+				if strings.ContainsAny(key, "/.\n ") {
+					t.Errorf("the key %q passed through", key)
+				}
+			}
+		}
+	})
+}

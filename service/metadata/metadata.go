@@ -1,0 +1,124 @@
+// Package metadata reads what EC2 says of the instance's ENIs from the instance
+// metadata service (IMDSv2).
+//
+// It turns answers into typed, checked values or into typed errors, and nothing
+// else: what an error means for the configuration is decided in package agent, and
+// what a value means in package plan. No text of the service leaves this package
+// unparsed.
+package metadata
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Instance is what is true of the whole instance. It does not change while the
+// instance runs.
+type Instance struct {
+	// ID of the instance, i-….
+	ID string `json:"id"`
+	// PrimaryMAC is the top-level mac key: the MAC address of the primary ENI,
+	// lower case with colons. It is right from the start, other than the
+	// device-number of a new ENI.
+	PrimaryMAC string `json:"primaryMac"`
+}
+
+// ENI is one complete view of an ENI.
+type ENI struct {
+	// MAC address, lower case with colons.
+	MAC string `json:"mac"`
+	// ID of the ENI, eni-….
+	ID string `json:"id"`
+	// DeviceIndex is the key device-number. It reads 0 until the attachment has
+	// propagated.
+	DeviceIndex int `json:"deviceIndex"`
+	// NetworkCard is the key network-card, nil where the key does not exist:
+	// always on instance types with one card, and for a while on others.
+	NetworkCard *int `json:"networkCard"`
+	// IPv4 is local-ipv4s in the order of the service: the first is the primary
+	// address. IPv6 is ipv6s. Either is empty when the ENI has no such address.
+	IPv4 []netip.Addr `json:"ipv4"`
+	IPv6 []netip.Addr `json:"ipv6"`
+	// IPv4Prefixes and IPv6Prefixes are the delegated prefixes (ipv4-prefix,
+	// ipv6-prefix).
+	IPv4Prefixes []netip.Prefix `json:"ipv4Prefixes"`
+	IPv6Prefixes []netip.Prefix `json:"ipv6Prefixes"`
+	// IPv4Subnets and IPv6Subnets are the CIDR blocks of the ENI's subnet
+	// (subnet-ipv4-cidr-block, subnet-ipv6-cidr-blocks).
+	IPv4Subnets []netip.Prefix `json:"ipv4Subnets"`
+	IPv6Subnets []netip.Prefix `json:"ipv6Subnets"`
+}
+
+// Equal tells whether two views say the same. The order of secondary addresses and
+// of prefixes says nothing (A2).
+func (e *ENI) Equal(o *ENI) bool {
+	return e.MAC == o.MAC && e.ID == o.ID && e.DeviceIndex == o.DeviceIndex &&
+		equalCard(e.NetworkCard, o.NetworkCard) &&
+		equalFirst(e.IPv4, o.IPv4) && equalSets(e.IPv4, o.IPv4, netip.Addr.Compare) &&
+		equalSets(e.IPv6, o.IPv6, netip.Addr.Compare) &&
+		equalSets(e.IPv4Prefixes, o.IPv4Prefixes, netip.Prefix.Compare) &&
+		equalSets(e.IPv6Prefixes, o.IPv6Prefixes, netip.Prefix.Compare) &&
+		equalSets(e.IPv4Subnets, o.IPv4Subnets, netip.Prefix.Compare) &&
+		equalSets(e.IPv6Subnets, o.IPv6Subnets, netip.Prefix.Compare)
+}
+
+func equalCard(a, b *int) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return *a == *b
+}
+
+func equalFirst(a, b []netip.Addr) bool {
+	if len(a) == 0 || len(b) == 0 {
+		return len(a) == len(b)
+	}
+	return a[0] == b[0]
+}
+
+func equalSets[T comparable](a, b []T, compare func(T, T) int) bool {
+	return slices.Equal(slices.SortedFunc(slices.Values(a), compare), slices.SortedFunc(slices.Values(b), compare))
+}
+
+// Check refuses a view that no read of this package gives: for views that were kept
+// in a file.
+func (e *ENI) Check() error {
+	mac, err := ParseMAC(e.MAC)
+	if err != nil {
+		return err
+	}
+	if mac != e.MAC {
+		return fmt.Errorf("%q is not in lower case", e.MAC)
+	}
+	if !eniID.MatchString(e.ID) {
+		return fmt.Errorf("%q is not an ENI ID", clip(e.ID))
+	}
+	if e.DeviceIndex < 0 || e.DeviceIndex > maxIndex || (e.NetworkCard != nil && (*e.NetworkCard < 0 || *e.NetworkCard > maxCard)) {
+		return fmt.Errorf("device index and network card of %s are out of range", e.ID)
+	}
+	for _, check := range []struct {
+		values []string
+		parse  func(string) error
+	}{
+		{texts(e.IPv4), func(s string) error { _, err := parseAddresses(s, true); return err }},
+		{texts(e.IPv6), func(s string) error { _, err := parseAddresses(s, false); return err }},
+		{texts(slices.Concat(e.IPv4Prefixes, e.IPv4Subnets)), func(s string) error { _, err := parsePrefixes(s, true); return err }},
+		{texts(slices.Concat(e.IPv6Prefixes, e.IPv6Subnets)), func(s string) error { _, err := parsePrefixes(s, false); return err }},
+	} {
+		for _, value := range check.values {
+			if err := check.parse(value); err != nil {
+				return fmt.Errorf("%s: %w", e.ID, err)
+			}
+		}
+	}
+	return nil
+}
+
+func texts[T fmt.Stringer](values []T) []string {
+	out := make([]string, len(values))
+	for i, v := range values {
+		out[i] = v.String()
+	}
+	return out
+}

@@ -1,0 +1,193 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+)
+
+// The keys of an ENI that are read, below network/interfaces/macs/MAC/.
+const (
+	keyDeviceNumber = "device-number"
+	keyInterfaceID  = "interface-id"
+	keyNetworkCard  = "network-card"
+	keyIPv4         = "local-ipv4s"
+	keyIPv6         = "ipv6s"
+	keyIPv4Prefixes = "ipv4-prefix"
+	keyIPv6Prefixes = "ipv6-prefix"
+	keyIPv4Subnet   = "subnet-ipv4-cidr-block"
+	keyIPv6Subnets  = "subnet-ipv6-cidr-blocks"
+)
+
+const macs = "network/interfaces/macs/"
+
+// ReadInstance reads what does not change while the instance runs.
+func (c *Client) ReadInstance(ctx context.Context, paths []Path) (Instance, error) {
+	var instance Instance
+	r := &reader{client: c, paths: paths}
+	if err := r.read(ctx, "mac", func(body string) (err error) {
+		instance.PrimaryMAC, err = parseMAC(body)
+		return err
+	}); err != nil {
+		return Instance{}, err
+	}
+	if err := r.read(ctx, "instance-id", func(body string) (err error) {
+		instance.ID, err = parseInstanceID(body)
+		return err
+	}); err != nil {
+		return Instance{}, err
+	}
+	return instance, nil
+}
+
+// Wanted names the ENI whose view [Client.ReadENI] reads.
+type Wanted struct {
+	// MAC address of the ENI.
+	MAC string
+	// Primary: the ENI is the instance's primary one.
+	Primary bool
+	// Known is the last view of the same attachment, or nil: what does not change
+	// while an ENI is attached is taken from it rather than read again (D8).
+	Known *ENI
+}
+
+// ReadENI reads one complete view of an ENI. The directory listing tells which keys
+// exist, so that none is probed in vain (D5). The error is an [*Error], or an
+// [*IncompleteError] where the service answered but does not tell all yet.
+func (c *Client) ReadENI(ctx context.Context, paths []Path, want Wanted) (*ENI, error) {
+	known := want.Known
+	// The path of a request is joined and cleaned by the SDK: never let anything
+	// but a MAC address into it.
+	mac, err := ParseMAC(want.MAC)
+	if err != nil {
+		return nil, &Error{Key: macs, Kind: Malformed, Err: err}
+	}
+	r := &reader{client: c, paths: paths, base: macs + mac + "/"}
+	var exists map[string]bool
+	err = r.read(ctx, "", func(body string) (err error) {
+		exists, err = parseKeys(body)
+		return err
+	})
+	if KindOf(err) == NotFound && err != nil {
+		return nil, incomplete(mac)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if missing := missingKeys(exists); len(missing) > 0 {
+		return nil, incomplete(mac, missing...)
+	}
+
+	eni := &ENI{MAC: mac}
+	// A secondary ENI that reads device-number 0 may be one whose attachment has not
+	// propagated: its numbers are read again until they say something (B4).
+	settled := known != nil && (want.Primary || known.DeviceIndex != 0) && exists[keyNetworkCard] == (known.NetworkCard != nil)
+	if settled {
+		eni.ID, eni.DeviceIndex, eni.NetworkCard = known.ID, known.DeviceIndex, known.NetworkCard
+	}
+	steps := []struct {
+		key   string
+		skip  bool
+		parse func(string) error
+	}{
+		{keyInterfaceID, settled, func(body string) (err error) { eni.ID, err = parseENIID(body); return err }},
+		{keyDeviceNumber, settled, func(body string) (err error) { eni.DeviceIndex, err = parseNumber(body, maxIndex); return err }},
+		{keyNetworkCard, settled, func(body string) error {
+			card, err := parseNumber(body, maxCard)
+			eni.NetworkCard = &card
+			return err
+		}},
+		{keyIPv4, false, func(body string) (err error) { eni.IPv4, err = parseAddresses(body, true); return err }},
+		{keyIPv6, false, func(body string) (err error) { eni.IPv6, err = parseAddresses(body, false); return err }},
+		{keyIPv4Prefixes, false, func(body string) (err error) { eni.IPv4Prefixes, err = parsePrefixes(body, true); return err }},
+		{keyIPv6Prefixes, false, func(body string) (err error) { eni.IPv6Prefixes, err = parsePrefixes(body, false); return err }},
+		{keyIPv4Subnet, known != nil && len(known.IPv4Subnets) > 0, func(body string) (err error) {
+			eni.IPv4Subnets, err = parsePrefixes(body, true)
+			return err
+		}},
+		{keyIPv6Subnets, known != nil && len(known.IPv6Subnets) > 0, func(body string) (err error) {
+			eni.IPv6Subnets, err = parsePrefixes(body, false)
+			return err
+		}},
+	}
+	for _, step := range steps {
+		if step.skip || !exists[step.key] {
+			continue
+		}
+		err := r.read(ctx, step.key, step.parse)
+		if err != nil && KindOf(err) == NotFound {
+			// Listed a moment ago and gone now: the view is changing under us.
+			return nil, incomplete(mac, step.key)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if known != nil && eni.IPv4Subnets == nil && exists[keyIPv4Subnet] {
+		eni.IPv4Subnets = known.IPv4Subnets
+	}
+	if known != nil && eni.IPv6Subnets == nil && exists[keyIPv6Subnets] {
+		eni.IPv6Subnets = known.IPv6Subnets
+	}
+	return eni, nil
+}
+
+// missingKeys tells what a listing lacks for the ENI to be configured. Which family
+// is in use follows from the keys alone (A7): an IPv4 subnet means an IPv4 address,
+// and every ENI has a subnet of at least one family.
+func missingKeys(exists map[string]bool) []string {
+	var missing []string
+	need := func(key string) {
+		if !exists[key] && !slices.Contains(missing, key) {
+			missing = append(missing, key)
+		}
+	}
+	need(keyDeviceNumber)
+	need(keyInterfaceID)
+	if exists[keyIPv4Subnet] || exists[keyIPv4Prefixes] {
+		need(keyIPv4)
+	}
+	if exists[keyIPv4] {
+		need(keyIPv4Subnet)
+	}
+	if exists[keyIPv6] || exists[keyIPv6Prefixes] {
+		need(keyIPv6Subnets)
+	}
+	switch {
+	case exists[keyIPv4], exists[keyIPv6], exists[keyIPv6Prefixes]:
+	case exists[keyIPv6Subnets] && !exists[keyIPv4Subnet]:
+		need(keyIPv6)
+	default:
+		need(keyIPv4)
+	}
+	return missing
+}
+
+// reader reads keys of one view, and stays on the path that answered.
+type reader struct {
+	client *Client
+	paths  []Path
+	base   string
+}
+
+func (r *reader) read(ctx context.Context, key string, parse func(string) error) error {
+	body, used, err := r.client.get(ctx, r.paths, r.base+key)
+	if used != (Path{}) {
+		// Do not wait for a dead path again in this view.
+		if i := slices.Index(r.paths, used); i > 0 {
+			r.paths = append([]Path{used}, slices.Delete(slices.Clone(r.paths), i, i+1)...)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := parse(body); err != nil {
+		var typed *Error
+		if errors.As(err, &typed) {
+			return err
+		}
+		return &Error{Key: r.base + key, Kind: Malformed, Status: http.StatusOK, Err: err}
+	}
+	return nil
+}

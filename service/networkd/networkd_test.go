@@ -1,0 +1,74 @@
+package networkd
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// instance is a root with networkd's state directory.
+func instance(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, netifPath, "links"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+// A bus that takes connections and says nothing, as a socket does whose daemon does not
+// run yet, holds nobody up for long.
+func TestSilentBus(t *testing.T) {
+	root := instance(t)
+	socket := filepath.Join(root, "bus")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	c := &Client{Address: "unix:path=" + socket, Root: root}
+	defer c.Close()
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Owner(t.Context())
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, ErrNoBus) {
+			t.Errorf("Owner: %v", err)
+		}
+	case <-time.After(10 * dialTimeout):
+		t.Fatal("Owner does not return")
+	}
+}
+
+// Before networkd has run, nobody is asked.
+func TestBeforeNetworkd(t *testing.T) {
+	c := &Client{Address: "unix:path=/nonexistent", Root: t.TempDir()}
+	if owner, err := c.Owner(t.Context()); owner != "" || err != nil {
+		t.Errorf("%q, %v", owner, err)
+	}
+	c.Root = instance(t)
+	if _, err := c.Owner(t.Context()); !errors.Is(err, ErrNoBus) {
+		t.Errorf("without a bus: %v", err)
+	}
+}
+
+func TestLink(t *testing.T) {
+	root := instance(t)
+	text := "# This is private data. Do not parse.\nADMIN_STATE=configured\nNETWORK_FILE=/run/systemd/network/70-ens6.network\nNETWORK_FILE_DROPINS=\"\"\n"
+	if err := os.WriteFile(filepath.Join(root, netifPath, "links/3"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := &Client{Root: root}
+	if got, want := c.Link(3), (LinkState{"configured", "/run/systemd/network/70-ens6.network"}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := c.Link(4); got != (LinkState{}) {
+		t.Errorf("a link that networkd does not know: %+v", got)
+	}
+}

@@ -1,0 +1,416 @@
+// Package plan decides: out of what was observed it makes the files that networkd
+// and udev shall have, and what the kernel shall have once they are applied.
+//
+// Everything here is a pure function of its input. It reads no file, asks nobody,
+// and does not know how a file is written.
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"slices"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+)
+
+// Numbers of an ENI (B1). They are those of amazon-ec2-net-utils, which VPC CNI,
+// nodeadm and others rely on (facts: EC2).
+const (
+	metricBase = 512
+	tableBase  = 10000
+	cardStep   = 100
+)
+
+// UnknownMetric is the route metric of an ENI that is not known yet, set in the
+// base unit 80-ec2.network. It is worse than that of every known ENI, so that such
+// an ENI never takes traffic from the primary one (B6).
+const UnknownMetric = 30000
+
+// Directory in which generated files are looked up by networkd and udevd.
+const Directory = "/run/systemd/network"
+
+// DefaultPolicy is the .link file that applies where nothing else does, and NoPolicy
+// one of this daemon that has no policy at all, for links that no .link file applies
+// to.
+const (
+	DefaultPolicy = "/usr/lib/systemd/network/99-default.link"
+	NoPolicy      = "/usr/lib/ec2netd/none.link"
+)
+
+// DropInName is the file name of every generated drop-in.
+const DropInName = "50-ec2netd.conf"
+
+// Numbers are the two coordinates of an ENI on its instance.
+type Numbers struct {
+	Card  int
+	Index int
+}
+
+// Metric of the ENI's default routes in the main table.
+func (n Numbers) Metric() int { return metricBase + cardStep*n.Card + n.Index }
+
+// Table of the ENI's own routes, and priority of its policy rules.
+func (n Numbers) Table() int { return tableBase + cardStep*n.Card + n.Index }
+
+// Input is what was observed.
+type Input struct {
+	// PrimaryMAC as the metadata tells it, or empty while it has not.
+	PrimaryMAC string
+	// Views are the last complete views by MAC address.
+	Views map[string]metadata.ENI
+	// Links that can be ENIs.
+	Links []Link
+	// Base is the .network file that generated units build upon, an absolute path.
+	Base string
+	// BaseDropIns are the drop-ins of the base unit in force: absolute paths, at
+	// most one for each file name. A link to the base unit drops them out of
+	// networkd's sight (facts.md 8), so they are linked into each generated
+	// drop-in directory.
+	BaseDropIns []string
+	// Assigned are the numbers that ENIs have now, by MAC address: while an ENI
+	// holds them, no other one gets them (B5).
+	Assigned map[string]Numbers
+	// Presumed is the MAC address of the link that was taken for the primary ENI
+	// because it was the only one, or empty.
+	Presumed string
+}
+
+// Link is a link that can be an ENI, and what is known of it.
+type Link struct {
+	kernel.Link
+	// LinkFile is the .link file that udevd applied: an absolute path, or empty
+	// while udevd is not done with the link.
+	LinkFile string
+	// Current is the content of the generated .network drop-in that is on disk for
+	// this name and this MAC address, or empty.
+	Current string
+	// DHCPMetrics are the metrics of the default routes by DHCPv4 that the link has
+	// in the main table.
+	DHCPMetrics []int
+	// Routers are the IPv6 routers that advertise themselves on the link, by the
+	// default routes that the main table has through them.
+	Routers []netip.Addr
+	// LeaseOverdue: the link has had time enough for DHCP and DHCPv6 to bring its
+	// addresses; what is missing will not come that way.
+	LeaseOverdue bool
+}
+
+// File is one file to be: regular with Content, or a symbolic link to Target.
+type File struct {
+	Path    string
+	Content string
+	Target  string
+}
+
+// Want is what the kernel shall have for one ENI.
+type Want struct {
+	// Addresses, IPv4 before IPv6, the primary one first.
+	Addresses []netip.Addr
+	// Static are those of Addresses that stand in the generated drop-in; the others
+	// come by DHCP.
+	Static []netip.Addr
+	// Primary IPv4 address, or the zero Addr.
+	Primary netip.Addr
+	// Rules are the source prefixes that are looked up in Table.
+	Rules []netip.Prefix
+	// Table is 0 for an ENI without a table of its own.
+	Table int
+	// Metric of the default routes in the main table.
+	Metric int
+	// IPv4, IPv6: families in use, whose default routes must be there.
+	IPv4, IPv6 bool
+	// Router is the IPv6 router that is known from advertisements, or the zero Addr.
+	Router   netip.Addr
+	Altnames []string
+}
+
+// ENI is what was decided for one link.
+type ENI struct {
+	Link    Link
+	Primary bool
+	// Presumed: the ENI is taken for the primary because it is the only link.
+	Presumed bool
+	// Known: View is complete and its numbers may be used.
+	Known   bool
+	View    metadata.ENI
+	Numbers Numbers
+	// Files that belong to the ENI; they are in Plan.Files too.
+	Files []File
+	// Keep: nothing is known that could replace what is on disk for this link, so
+	// all of it stays. KeepLink: that is so of the .link file alone.
+	Keep, KeepLink bool
+	// Held: addresses that the metadata lists wait for the lease, so that the
+	// primary address is the first one of the link (A3).
+	Held bool
+	Want Want
+	// Reason says why the ENI is not Known.
+	Reason string
+}
+
+// Plan is the decision.
+type Plan struct {
+	ENIs  []ENI
+	Files []File
+}
+
+// Make decides.
+func Make(in Input) Plan {
+	var plan Plan
+	cards := slices.ContainsFunc(slices.Collect(maps.Values(in.Views)), func(v metadata.ENI) bool { return v.NetworkCard != nil })
+	for _, link := range in.Links {
+		eni := ENI{Link: link, Primary: link.MAC == in.PrimaryMAC}
+		view, viewed := in.Views[link.MAC]
+		switch {
+		case duplicate(in.Links, link):
+			eni.Reason = fmt.Sprintf("another link has the MAC address %s too", link.MAC)
+		case in.PrimaryMAC == "" && len(in.Links) == 1 && !viewed:
+			// An instance always has its primary ENI: if there is one link, it is
+			// that. So the primary gets its metric before the metadata answers.
+			eni.Primary, eni.Presumed = true, true
+			eni.Reason = "the metadata has not been read yet"
+		case !viewed:
+			eni.Reason = "the metadata has not been read yet"
+		default:
+			eni.View = view
+			eni.Known, eni.Numbers, eni.Reason = number(view, eni.Primary, cards)
+		}
+		plan.ENIs = append(plan.ENIs, eni)
+	}
+	settleNumbers(plan.ENIs, in.Assigned)
+	for i := range plan.ENIs {
+		eni := &plan.ENIs[i]
+		switch {
+		case eni.Known:
+			render(eni, in)
+		case eni.Primary && !viewedIn(in, eni) && eni.Link.Current == "" && !duplicate(in.Links, eni.Link):
+			eni.Want.Metric = Numbers{}.Metric()
+			eni.Files = networkFiles(eni, in)
+		case eni.Link.MAC == in.Presumed && !eni.Primary && !viewedIn(in, eni):
+			// It was the only link then, and there are more now, or the metadata names
+			// another one: what was presumed of it must not give it the primary's
+			// metric (B5, B6).
+		default:
+			eni.Keep = eni.Link.Current != ""
+			eni.Presumed = eni.Link.MAC == in.Presumed
+			if numbers, ok := NumbersIn(eni.Link.Current); ok {
+				eni.Want.Metric = numbers.Metric()
+			}
+		}
+		plan.Files = append(plan.Files, eni.Files...)
+	}
+	slices.SortFunc(plan.ENIs, order)
+	return plan
+}
+
+func viewedIn(in Input, eni *ENI) bool {
+	_, ok := in.Views[eni.Link.MAC]
+	return ok
+}
+
+// number tells whether a view's numbers may be used.
+func number(view metadata.ENI, primary, cards bool) (known bool, numbers Numbers, reason string) {
+	if view.NetworkCard != nil {
+		numbers.Card = *view.NetworkCard
+	} else if cards {
+		// B5: other ENIs of this instance have the key, so this one's is still to
+		// come; taking it as 0 could give two ENIs one table.
+		return false, Numbers{}, "the metadata does not tell its network card yet, though it does for other ENIs"
+	}
+	numbers.Index = view.DeviceIndex
+	if !primary && numbers == (Numbers{}) {
+		// B4: 0 on card 0 is the primary's alone; here it means that the attachment
+		// has not propagated.
+		return false, Numbers{}, "the metadata still says device-number 0, which is the primary's: the attachment has not propagated yet"
+	}
+	return true, numbers, ""
+}
+
+// settleNumbers sees to it that no two ENIs have the same numbers (B5). Who has
+// them now keeps them; of several that are new, none gets them, since nothing tells
+// which is wrong.
+func settleNumbers(enis []ENI, assigned map[string]Numbers) {
+	owner := make(map[Numbers]string)
+	for _, eni := range enis {
+		if numbers, ok := assigned[eni.Link.MAC]; ok {
+			owner[numbers] = eni.Link.MAC
+		}
+	}
+	claims := make(map[Numbers][]string)
+	for _, eni := range enis {
+		if eni.Known {
+			claims[eni.Numbers] = append(claims[eni.Numbers], eni.Link.MAC)
+		}
+	}
+	for i := range enis {
+		eni := &enis[i]
+		if !eni.Known {
+			continue
+		}
+		mac := eni.Link.MAC
+		held, taken := owner[eni.Numbers]
+		if (taken && held == mac) || (!taken && len(claims[eni.Numbers]) == 1) {
+			continue
+		}
+		other := held
+		for _, claimant := range claims[eni.Numbers] {
+			if other == "" && claimant != mac {
+				other = claimant
+			}
+		}
+		eni.Known = false
+		eni.Reason = fmt.Sprintf("device index %d on network card %d is that of %s too: one of the two has not propagated yet",
+			eni.Numbers.Index, eni.Numbers.Card, other)
+	}
+}
+
+func duplicate(links []Link, link Link) bool {
+	return slices.ContainsFunc(links, func(l Link) bool { return l.MAC == link.MAC && l.Index != link.Index })
+}
+
+// order: the primary first, then by card and index, then by name.
+func order(a, b ENI) int {
+	rank := func(e ENI) int {
+		switch {
+		case e.Primary:
+			return 0
+		case e.Known:
+			return 1
+		}
+		return 2
+	}
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Numbers.Table(), b.Numbers.Table()), cmp.Compare(a.Link.Name, b.Link.Name))
+}
+
+// render fills in what a known ENI shall have.
+func render(eni *ENI, in Input) {
+	view := &eni.View
+	want := &eni.Want
+	want.Metric = eni.Numbers.Metric()
+	want.IPv4 = len(view.IPv4) > 0
+	want.IPv6 = len(view.IPv6) > 0 || len(view.IPv6Prefixes) > 0
+	want.Addresses = slices.Concat(view.IPv4, view.IPv6)
+	if want.IPv4 {
+		want.Primary = view.IPv4[0]
+	}
+	want.Altnames = Altnames(view)
+	if !eni.Primary {
+		want.Table = eni.Numbers.Table()
+		for _, address := range want.Addresses {
+			want.Rules = append(want.Rules, netip.PrefixFrom(address, address.BitLen()))
+		}
+		want.Rules = append(want.Rules, view.IPv4Prefixes...)
+		want.Rules = append(want.Rules, view.IPv6Prefixes...)
+		slices.SortFunc(want.Rules, netip.Prefix.Compare)
+	}
+	if want.IPv6 && want.Table != 0 {
+		want.Router = router(eni, in)
+	}
+	want.Static, eni.Held = static(eni)
+	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
+	eni.KeepLink = eni.Link.LinkFile == ""
+}
+
+// static tells which addresses stand in the drop-in, and whether some that shall
+// stand there wait.
+func static(eni *ENI) (addresses []netip.Addr, held bool) {
+	link, want := &eni.Link, &eni.Want
+	add := func(address netip.Addr, now bool) {
+		if now || inDropIn(link.Current, address) {
+			addresses = append(addresses, address)
+		} else {
+			held = true
+		}
+	}
+	// The kernel orders addresses by age. A secondary address that comes before the
+	// lease makes the primary one not the first of the link, and nothing but
+	// removing it mends that; so secondary addresses wait for the lease. A lease
+	// whose routes do not all have the ENI's metric is about to be taken away for a
+	// moment: networkd is at work on the link, or must configure it once more.
+	ready := link.LeaseOverdue || (link.Has(want.Primary) && slices.Contains(link.DHCPMetrics, want.Metric) && !stale(link, want.Metric))
+	for _, address := range slices.SortedFunc(slices.Values(eni.View.IPv4), netip.Addr.Compare) {
+		if address != want.Primary {
+			add(address, ready)
+		}
+	}
+	for _, address := range slices.SortedFunc(slices.Values(eni.View.IPv6), netip.Addr.Compare) {
+		if eni.Primary && !inDropIn(link.Current, address) && leftToDHCPv6(eni, address) {
+			continue
+		}
+		add(address, true)
+	}
+	return addresses, held
+}
+
+// leftToDHCPv6 tells whether an IPv6 address of the primary ENI is no concern of
+// the drop-in: DHCPv6 has handed it out, or it is the first one and DHCPv6 may
+// still do so. That way a boot configures the link once (E1).
+func leftToDHCPv6(eni *ENI, address netip.Addr) bool {
+	link := &eni.Link
+	if link.dynamic(address) {
+		return true
+	}
+	return address == eni.View.IPv6[0] && !link.LeaseOverdue && !slices.ContainsFunc(eni.View.IPv6, link.dynamic)
+}
+
+func (l *Link) dynamic(address netip.Addr) bool {
+	return slices.ContainsFunc(l.Addresses, func(a kernel.Address) bool { return a.Prefix.Addr() == address && a.Dynamic })
+}
+
+// router returns the IPv6 router of an ENI's subnet: one that advertises itself on the
+// link or, before it has done so there, on the link of another ENI in the subnet. The
+// one that stands in the drop-in stays as long as nothing speaks against it.
+func router(eni *ENI, in Input) netip.Addr {
+	current := routerIn(eni.Link.Current)
+	routers := eni.Link.Routers
+	if len(routers) == 0 {
+		for _, link := range in.Links {
+			view, ok := in.Views[link.MAC]
+			if ok && slices.ContainsFunc(view.IPv6Subnets, func(p netip.Prefix) bool { return slices.Contains(eni.View.IPv6Subnets, p) }) {
+				routers = append(routers, link.Routers...)
+			}
+		}
+	}
+	if len(routers) == 0 || slices.Contains(routers, current) {
+		return current
+	}
+	return slices.MinFunc(routers, netip.Addr.Compare)
+}
+
+// stale tells whether the link has default routes by DHCPv4 with another metric
+// than it shall have.
+func stale(link *Link, metric int) bool {
+	return slices.ContainsFunc(link.DHCPMetrics, func(m int) bool { return m != metric })
+}
+
+// Reconfigure tells whether networkd must be asked to configure the link anew:
+// after a reload it has DHCP routes of both the old metric and the new one, which
+// systemd 252 with KeepConfiguration=dhcp never takes away by itself (facts.md 3).
+func (e *ENI) Reconfigure() bool {
+	return e.Want.Metric != 0 && slices.Contains(e.Link.DHCPMetrics, e.Want.Metric) && stale(&e.Link, e.Want.Metric)
+}
+
+// Altnames of an ENI's link (G1).
+func Altnames(view *metadata.ENI) []string {
+	number := fmt.Sprintf("device-number-%d", view.DeviceIndex)
+	if view.NetworkCard != nil {
+		number = fmt.Sprintf("device-number-%d.%d", view.DeviceIndex, *view.NetworkCard)
+	}
+	return []string{view.ID, number}
+}
+
+// NetworkPath and LinkPath are the generated units of a link, and NetworkDropIn and
+// LinkDropIn their drop-ins.
+func NetworkPath(name string) string { return path.Join(Directory, "70-"+name+".network") }
+
+// NetworkDropIn is the generated .network drop-in of a link.
+func NetworkDropIn(name string) string { return path.Join(NetworkPath(name)+".d", DropInName) }
+
+// LinkPath is the generated .link file of a link.
+func LinkPath(name string) string { return path.Join(Directory, "70-"+name+".link") }
+
+// LinkDropIn is the generated .link drop-in of a link.
+func LinkDropIn(name string) string { return path.Join(LinkPath(name)+".d", DropInName) }

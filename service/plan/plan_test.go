@@ -1,0 +1,545 @@
+package plan
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coreos/go-systemd/v22/unit"
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+const (
+	primaryMAC = "02:00:00:00:01:10"
+	base       = "/usr/lib/systemd/network/80-ec2.network"
+	defaultFor = "/usr/lib/systemd/network/99-default.link"
+)
+
+func addrs(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, t := range texts {
+		out = append(out, netip.MustParseAddr(t))
+	}
+	return out
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, t := range texts {
+		out = append(out, netip.MustParsePrefix(t))
+	}
+	return out
+}
+
+func view(index int, ipv4, ipv6 []netip.Addr) metadata.ENI {
+	v := metadata.ENI{
+		MAC: fmt.Sprintf("02:00:00:00:01:1%x", index), ID: fmt.Sprintf("eni-0123456789abcdef%x", index), DeviceIndex: index,
+		IPv4: ipv4, IPv6: ipv6,
+	}
+	if len(ipv4) > 0 {
+		v.IPv4Subnets = prefixes("10.0.1.0/24")
+	}
+	if len(ipv6) > 0 {
+		v.IPv6Subnets = prefixes("2001:db8:1::/64")
+	}
+	return v
+}
+
+// leased is the link of a view after DHCP has done its part.
+func leased(index int, v *metadata.ENI) Link {
+	l := Link{LinkFile: defaultFor}
+	l.Index, l.Name, l.MAC, l.Driver = index+2, fmt.Sprintf("ens%d", index+5), v.MAC, "ena"
+	if len(v.IPv4) > 0 {
+		l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(v.IPv4[0], 24), Global: true, Dynamic: true})
+		n := Numbers{Index: v.DeviceIndex}
+		if v.NetworkCard != nil {
+			n.Card = *v.NetworkCard
+		}
+		l.DHCPMetrics = []int{n.Metric()}
+	}
+	return l
+}
+
+func input(links []Link, views ...metadata.ENI) Input {
+	in := Input{PrimaryMAC: primaryMAC, Views: map[string]metadata.ENI{}, Links: links, Base: base}
+	for _, v := range views {
+		in.Views[v.MAC] = v
+	}
+	return in
+}
+
+func text(p Plan) string {
+	var b strings.Builder
+	for _, f := range p.Files {
+		if f.Target != "" {
+			fmt.Fprintf(&b, "==> %s -> %s\n\n", f.Path, f.Target)
+			continue
+		}
+		fmt.Fprintf(&b, "==> %s\n%s\n", f.Path, f.Content)
+	}
+	for _, e := range p.ENIs {
+		fmt.Fprintf(&b, "--> %s known=%v keep=%v held=%v %s\n", e.Link.Name, e.Known, e.Keep, e.Held, e.Reason)
+	}
+	return b.String()
+}
+
+func golden(t *testing.T, p Plan) {
+	t.Helper()
+	path := filepath.Join("testdata", strings.ReplaceAll(t.Name(), "/", "_")+".golden")
+	got := text(p)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (make it anew with -update):\n%s", path, diff)
+	}
+}
+
+func TestMake(t *testing.T) {
+	plain := view(0, addrs("10.0.1.10"), nil)
+	second := view(1, addrs("10.0.1.20", "10.0.1.9", "10.0.1.22"), addrs("2001:db8:1::20"))
+	second.IPv4Prefixes, second.IPv6Prefixes = prefixes("10.0.1.240/28"), prefixes("2001:db8:1:0:1::/80")
+	t.Run("before the metadata", func(t *testing.T) {
+		in := input([]Link{leased(0, &plain)})
+		in.PrimaryMAC = ""
+		golden(t, Make(in))
+	})
+	t.Run("primary alone", func(t *testing.T) {
+		golden(t, Make(input([]Link{leased(0, &plain)}, plain)))
+	})
+	t.Run("primary with secondary addresses", func(t *testing.T) {
+		many := view(0, addrs("10.0.1.10", "10.0.1.11"), addrs("2001:db8:1::10", "2001:db8:1::11"))
+		golden(t, Make(input([]Link{leased(0, &many)}, many)))
+	})
+	t.Run("secondary", func(t *testing.T) {
+		golden(t, Make(input([]Link{leased(0, &plain), leased(1, &second)}, plain, second)))
+	})
+	t.Run("secondary with a router known from the primary", func(t *testing.T) {
+		dual := view(0, addrs("10.0.1.10"), addrs("2001:db8:1::10"))
+		first := leased(0, &dual)
+		first.Routers = addrs("fe80::1")
+		golden(t, Make(input([]Link{first, leased(1, &second)}, dual, second)))
+	})
+	t.Run("secondary before its lease", func(t *testing.T) {
+		link := leased(1, &second)
+		link.Addresses = nil
+		golden(t, Make(input([]Link{leased(0, &plain), link}, plain, second)))
+	})
+	t.Run("secondary IPv6 only on card 1", func(t *testing.T) {
+		one, zero := 1, 0
+		first, only := plain, view(2, nil, addrs("2001:db8:1::30"))
+		first.NetworkCard, only.NetworkCard = &zero, &one
+		golden(t, Make(input([]Link{leased(0, &plain), leased(2, &only)}, first, only)))
+	})
+	t.Run("base drop-ins", func(t *testing.T) {
+		in := input([]Link{leased(0, &plain)}, plain)
+		in.BaseDropIns = []string{"/etc/systemd/network/80-ec2.network.d/lab.conf"}
+		golden(t, Make(in))
+	})
+}
+
+// A1, B1: the numbers of amazon-ec2-net-utils.
+func TestNumbers(t *testing.T) {
+	for _, test := range []struct {
+		n             Numbers
+		metric, table int
+	}{{Numbers{}, 512, 10000}, {Numbers{0, 1}, 513, 10001}, {Numbers{1, 2}, 614, 10102}} {
+		if test.n.Metric() != test.metric || test.n.Table() != test.table {
+			t.Errorf("%+v: metric %d table %d, want %d and %d", test.n, test.n.Metric(), test.n.Table(), test.metric, test.table)
+		}
+	}
+}
+
+// B4, B5: an ENI whose numbers are not certain gets none.
+func TestUncertainNumbers(t *testing.T) {
+	zero, one := 0, 1
+	primary, a, b := view(0, addrs("10.0.1.10"), nil), view(1, addrs("10.0.1.20"), nil), view(2, addrs("10.0.1.30"), nil)
+	links := []Link{leased(0, &primary), leased(1, &a), leased(2, &b)}
+	known := func(in Input) map[string]bool {
+		out := map[string]bool{}
+		for _, e := range Make(in).ENIs {
+			out[e.Link.Name] = e.Known
+			if !e.Known && (e.Reason == "" || strings.Contains(e.Reason, "  ") || e.Keep != (e.Link.Current != "") || len(e.Files) > 0) {
+				t.Errorf("%s: not known, but reason %q, keep %v, %d files", e.Link.Name, e.Reason, e.Keep, len(e.Files))
+			}
+		}
+		return out
+	}
+	t.Run("device-number 0", func(t *testing.T) {
+		a := a
+		a.DeviceIndex = 0
+		if got := known(input(links, primary, a, b)); got["ens6"] || !got["ens5"] || !got["ens7"] {
+			t.Error(got)
+		}
+	})
+	t.Run("network-card missing", func(t *testing.T) {
+		primary, b := primary, b
+		primary.NetworkCard, b.NetworkCard = &zero, &one
+		if got := known(input(links, primary, a, b)); got["ens6"] || !got["ens5"] || !got["ens7"] {
+			t.Error(got)
+		}
+	})
+	t.Run("the same number twice", func(t *testing.T) {
+		b := b
+		b.DeviceIndex = 1
+		if got := known(input(links, primary, a, b)); got["ens6"] || got["ens7"] {
+			t.Error(got)
+		}
+		in := input(slices.Clone(links), primary, a, b)
+		in.Links[2].Current = "[Match]\nMACAddress=" + b.MAC + "\n"
+		in.Assigned = map[string]Numbers{a.MAC: {0, 1}}
+		if got := known(in); !got["ens6"] || got["ens7"] {
+			t.Error("who has the number does not keep it", got)
+		}
+	})
+	t.Run("the same MAC twice", func(t *testing.T) {
+		again := leased(1, &a)
+		again.Index, again.Name = 9, "ens9"
+		if got := known(input(append(slices.Clone(links), again), primary, a, b)); got["ens6"] || got["ens9"] || !got["ens7"] {
+			t.Error(got)
+		}
+	})
+}
+
+// B5, B6: what was presumed of the only link does not outlive it being the only one.
+func TestPresumption(t *testing.T) {
+	a, b := view(0, addrs("10.0.1.10"), nil), view(1, addrs("10.0.1.20"), nil)
+	first, second := leased(1, &b), leased(0, &a)
+	in := Input{Links: []Link{first}, Base: base}
+	e := Make(in).ENIs[0]
+	if !e.Presumed || !e.Primary || e.Want.Metric != 512 || len(e.Files) == 0 {
+		t.Fatalf("%+v", e)
+	}
+	first.Current = e.Files[0].Content
+	check := func(what string, in Input, keep bool) {
+		t.Helper()
+		in.Presumed = first.MAC
+		for _, e := range Make(in).ENIs {
+			if e.Link.MAC == first.MAC && (e.Keep != keep || e.Presumed != keep || len(e.Files) > 0) {
+				t.Errorf("%s: %+v", what, e)
+			}
+		}
+	}
+	check("alone", Input{Links: []Link{first}, Base: base}, true)
+	check("another link", Input{Links: []Link{first, second}, Base: base}, false)
+	check("another primary", Input{Links: []Link{first}, Base: base, PrimaryMAC: a.MAC}, false)
+	check("it is the primary", Input{Links: []Link{first, second}, Base: base, PrimaryMAC: b.MAC}, true)
+}
+
+// A3: secondary addresses wait for the lease, but not for ever, and never go again.
+func TestHeldAddresses(t *testing.T) {
+	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
+	make1 := func(change func(*Link)) ENI {
+		link := leased(1, &v)
+		change(&link)
+		return Make(input([]Link{link}, v)).ENIs[0]
+	}
+	with := make1(func(*Link) {})
+	if with.Held || !slices.Equal(with.Want.Static, addrs("10.0.1.21")) {
+		t.Errorf("after the lease: held %v, static %v", with.Held, with.Want.Static)
+	}
+	if e := make1(func(l *Link) { l.Addresses = nil }); !e.Held || len(e.Want.Static) > 0 {
+		t.Errorf("before the lease: held %v, static %v", e.Held, e.Want.Static)
+	}
+	for _, metrics := range [][]int{nil, {30000}, {513, 30000}} {
+		if e := make1(func(l *Link) { l.DHCPMetrics = metrics }); !e.Held {
+			t.Errorf("with DHCP routes of the metrics %v: not held", metrics)
+		}
+	}
+	if e := make1(func(l *Link) { l.Addresses, l.LeaseOverdue = nil, true }); e.Held {
+		t.Error("the lease is overdue: held")
+	}
+	if e := make1(func(l *Link) { l.Addresses, l.Current = nil, with.Files[0].Content }); e.Held || len(e.Want.Static) != 1 {
+		t.Error("the lease was lost: an address that was there is taken away")
+	}
+}
+
+// A router is taken from advertisements only, follows them, and stays while there are
+// none.
+func TestRouter(t *testing.T) {
+	primary, v := view(0, addrs("10.0.1.10"), addrs("2001:db8:1::10")), view(1, addrs("10.0.1.20"), addrs("2001:db8:1::20"))
+	elsewhere := view(2, nil, addrs("2001:db8:2::30"))
+	elsewhere.IPv6Subnets = prefixes("2001:db8:2::/64")
+	first, other := leased(0, &primary), leased(2, &elsewhere)
+	first.Routers, other.Routers = addrs("fe80::1"), addrs("fe80::3")
+	for _, test := range []struct {
+		name    string
+		own     []netip.Addr
+		current string
+		links   []Link
+		want    string
+	}{
+		{"from the subnet's other link", nil, "", []Link{first, other}, "fe80::1"},
+		{"of another subnet", nil, "", []Link{other}, ""},
+		{"its own first", addrs("fe80::2"), "", []Link{first}, "fe80::2"},
+		{"its own, changed", addrs("fe80::2"), "fe80::9", []Link{first}, "fe80::2"},
+		{"one of several stays", addrs("fe80::2", "fe80::4"), "fe80::4", nil, "fe80::4"},
+		{"none advertised now", nil, "fe80::4", nil, "fe80::4"},
+	} {
+		link := leased(1, &v)
+		link.Routers = test.own
+		if test.current != "" {
+			link.Current = "[Route]\nGateway=_ipv6ra\n\n[Route]\nGateway=" + test.current + "\n"
+		}
+		in := input(append(slices.Clone(test.links), link), primary, v, elsewhere)
+		for _, e := range Make(in).ENIs {
+			if e.Link.MAC != v.MAC {
+				continue
+			}
+			got := ""
+			if e.Want.Router.IsValid() {
+				got = e.Want.Router.String()
+			}
+			if got != test.want || strings.Contains(e.Files[0].Content, "\nMetric=") != (test.want != "") {
+				t.Errorf("%s: router %q, want %q:\n%s", test.name, got, test.want, e.Files[0].Content)
+			}
+		}
+	}
+}
+
+func TestReconfigure(t *testing.T) {
+	v := view(1, addrs("10.0.1.20"), nil)
+	for _, test := range []struct {
+		metrics []int
+		want    bool
+	}{{nil, false}, {[]int{513}, false}, {[]int{30000}, false}, {[]int{513, 30000}, true}} {
+		link := leased(1, &v)
+		link.DHCPMetrics = test.metrics
+		if got := Make(input([]Link{link}, v)).ENIs[0].Reconfigure(); got != test.want {
+			t.Errorf("DHCP routes with metrics %v: %v", test.metrics, got)
+		}
+	}
+}
+
+func TestGaps(t *testing.T) {
+	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
+	link := leased(1, &v)
+	eni := Make(input([]Link{link}, v)).ENIs[0]
+	missing := Gaps(&eni, &kernel.Snapshot{}, nil).Missing
+	want := []string{
+		"address 10.0.1.21", "default route (IPv4) in table 10001", "default route (IPv4) with metric 513",
+		"rule from 10.0.1.20/32 lookup 10001", "rule from 10.0.1.21/32 lookup 10001",
+		"altname eni-0123456789abcdef1", "altname device-number-1",
+	}
+	if diff := cmp.Diff(want, missing); diff != "" {
+		t.Error(diff)
+	}
+	// All there, a rule too many, and one that is somebody else's.
+	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true})
+	link.Altnames = []string{"device-number-1", "eni-0123456789abcdef1"}
+	eni = Make(input([]Link{link}, v)).ENIs[0]
+	snapshot := &kernel.Snapshot{
+		Routes: []kernel.Route{
+			{Link: 3, Table: kernel.MainTable, Metric: 513, Destination: netip.MustParsePrefix("0.0.0.0/0")},
+			{Link: 3, Table: 10001, Destination: netip.MustParsePrefix("0.0.0.0/0")},
+		},
+	}
+	for _, from := range []string{"10.0.1.20/32", "10.0.1.21/32", "10.0.1.99/32"} {
+		snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, From: netip.MustParsePrefix(from), Plain: true, Protocol: kernel.ProtocolStatic})
+	}
+	snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, Protocol: kernel.ProtocolStatic})
+	gap := Gaps(&eni, snapshot, addrs("10.0.1.20"))
+	if want := (Gap{Unwanted: []string{"rule from 10.0.1.99/32 lookup 10001"}}); !cmp.Equal(gap, want) {
+		t.Errorf("%+v", gap)
+	}
+	// One of IPv4 comes with the lease, not late.
+	bare := *snapshot
+	bare.Routes = snapshot.Routes[1:]
+	if gap := Gaps(&eni, &bare, nil); !slices.Contains(gap.Missing, "default route (IPv4) with metric 513") || len(gap.Late) > 0 {
+		t.Errorf("without a default route in the main table: %+v", gap)
+	}
+	// An IPv6 default route of the main table comes with an advertisement.
+	v.IPv6, v.IPv6Subnets = addrs("2001:db8:1::20"), prefixes("2001:db8:1::/64")
+	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("2001:db8:1::20/128"), Global: true})
+	eni = Make(input([]Link{link}, v)).ENIs[0]
+	late := "default route (IPv6) with metric 513"
+	if gap := Gaps(&eni, snapshot, nil); !slices.Contains(gap.Missing, late) || len(gap.Late) > 0 {
+		t.Errorf("without one in its own table: %+v", gap)
+	}
+	snapshot.Routes = append(snapshot.Routes, kernel.Route{Link: 3, Table: 10001, Metric: UnknownMetric, Destination: netip.MustParsePrefix("::/0")})
+	if gap := Gaps(&eni, snapshot, nil); slices.Contains(gap.Missing, late) || !slices.Equal(gap.Late, []string{late}) {
+		t.Errorf("with one in its own table: %+v", gap)
+	}
+}
+
+// anyView draws an ENI.
+func anyView(t *rapid.T, index int) metadata.ENI {
+	v := metadata.ENI{
+		MAC: fmt.Sprintf("02:00:00:00:01:%02x", index+0x10), ID: fmt.Sprintf("eni-%017x", index),
+		DeviceIndex: rapid.IntRange(0, 4).Draw(t, "device"),
+	}
+	if rapid.Bool().Draw(t, "has card") {
+		card := rapid.IntRange(0, 2).Draw(t, "card")
+		v.NetworkCard = &card
+	}
+	n4, n6 := rapid.IntRange(0, 50).Draw(t, "ipv4"), rapid.IntRange(0, 50).Draw(t, "ipv6")
+	for i := range n4 {
+		v.IPv4 = append(v.IPv4, netip.AddrFrom4([4]byte{10, 0, byte(index), byte(i + 10)}))
+	}
+	for i := range n6 {
+		v.IPv6 = append(v.IPv6, netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, byte(index), 15: byte(i + 10)}))
+	}
+	if n4 > 0 {
+		v.IPv4Subnets = prefixes("10.0.0.0/16")
+	}
+	if n6 > 0 {
+		v.IPv6Subnets = prefixes("2001:db8::/32")
+	}
+	return v
+}
+
+func anyInput(t *rapid.T) Input {
+	in := Input{PrimaryMAC: primaryMAC, Views: map[string]metadata.ENI{}, Base: base}
+	for i := range rapid.IntRange(0, 6).Draw(t, "ENIs") {
+		v := anyView(t, i)
+		link := leased(i, &v)
+		if rapid.Bool().Draw(t, "no lease") {
+			link.Addresses = nil
+		}
+		in.Links = append(in.Links, link)
+		if rapid.IntRange(0, 4).Draw(t, "viewed") > 0 {
+			in.Views[v.MAC] = v
+		}
+	}
+	return in
+}
+
+// The plan's properties, whatever comes in.
+func TestProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := anyInput(t)
+		p := Make(in)
+		numbers := map[Numbers]string{}
+		seen := map[string]bool{}
+		for _, e := range p.ENIs {
+			if e.Known {
+				if other, taken := numbers[e.Numbers]; taken {
+					t.Fatalf("%s and %s share %+v", other, e.Link.Name, e.Numbers) // B5
+				}
+				numbers[e.Numbers] = e.Link.Name
+			}
+			if e.Primary && len(e.Want.Rules) > 0 {
+				t.Fatal("the primary has rules") // B3
+			}
+			if !e.Primary && e.Known && len(e.Want.Rules) != len(e.View.IPv4)+len(e.View.IPv6) {
+				t.Fatalf("%d rules for %d addresses", len(e.Want.Rules), len(e.Want.Addresses)) // B2
+			}
+			if len(e.View.IPv4) > 0 && slices.Contains(e.Want.Static, e.View.IPv4[0]) {
+				t.Fatal("the primary address is static")
+			}
+			for _, f := range e.Files {
+				if seen[f.Path] {
+					t.Fatalf("%s is written twice", f.Path)
+				}
+				seen[f.Path] = true
+				if f.Target == "" {
+					parse(t, f)
+				}
+			}
+		}
+		// A2: the order of secondary addresses makes no difference, nor does that of
+		// the links.
+		shuffled := in
+		shuffled.Links = slices.Clone(in.Links)
+		slices.Reverse(shuffled.Links)
+		shuffled.Views = map[string]metadata.ENI{}
+		for mac, v := range in.Views {
+			v.IPv4, v.IPv6 = slices.Clone(v.IPv4), slices.Clone(v.IPv6)
+			if len(v.IPv4) > 1 {
+				slices.Reverse(v.IPv4[1:])
+			}
+			if len(v.IPv6) > 1 {
+				slices.Reverse(v.IPv6[1:])
+			}
+			shuffled.Views[mac] = v
+		}
+		sorted := func(p Plan) []File {
+			return slices.SortedFunc(slices.Values(p.Files), func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+		}
+		if diff := cmp.Diff(sorted(p), sorted(Make(shuffled))); diff != "" {
+			t.Fatalf("the order matters:\n%s", diff)
+		}
+		// What is on disk does not change the plan for it, and no address goes that
+		// is still in the metadata.
+		again := in
+		again.Links = slices.Clone(in.Links)
+		for i := range again.Links {
+			for _, f := range p.Files {
+				if f.Path == NetworkDropIn(again.Links[i].Name) {
+					again.Links[i].Current = f.Content
+				}
+			}
+			again.Links[i].LeaseOverdue = true
+		}
+		before := map[string][]netip.Addr{}
+		for _, e := range p.ENIs {
+			before[e.Link.Name] = e.Want.Static
+		}
+		for _, e := range Make(again).ENIs {
+			for _, a := range before[e.Link.Name] {
+				if !slices.Contains(e.Want.Static, a) {
+					t.Fatalf("%s went from %s by itself", a, e.Link.Name)
+				}
+			}
+		}
+	})
+}
+
+// parse holds a rendered file against another reader of unit files.
+func parse(t *rapid.T, f File) {
+	sections, err := unit.DeserializeSections(strings.NewReader(f.Content))
+	if err != nil {
+		t.Fatalf("%s: %v", f.Path, err)
+	}
+	if len(sections) == 0 || sections[0].Section != "Match" {
+		t.Fatalf("%s does not begin with [Match]", f.Path)
+	}
+	for _, s := range sections {
+		for _, e := range s.Entries {
+			if e.Name == "" || strings.ContainsAny(e.Value, "\n\r") {
+				t.Fatalf("%s: bad entry %+v", f.Path, e)
+			}
+		}
+	}
+}
+
+func TestControlCharacters(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("a newline got into a unit file")
+		}
+	}()
+	(&unitWriter{}).set("Name", "a\n[Match]")
+}
+
+func TestReadBack(t *testing.T) {
+	v := view(3, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
+	e := Make(input([]Link{leased(3, &v)}, v)).ENIs[0]
+	content := e.Files[0].Content
+	if got := StaticIn(content); !slices.Equal(got, e.Want.Static) {
+		t.Errorf("static addresses %v were read back as %v", e.Want.Static, got)
+	}
+	if got, ok := NumbersIn(content); !ok || got != e.Numbers {
+		t.Errorf("numbers %v were read back as %v, %v", e.Numbers, got, ok)
+	}
+	if _, ok := NumbersIn("RouteMetric=30000\n"); ok {
+		t.Error("the metric of an unknown ENI gives numbers")
+	}
+}

@@ -1,0 +1,216 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// unitWriter writes a unit file. Sections of one name stay apart, other than with the
+// libraries of the field, which merge them.
+type unitWriter struct{ text strings.Builder }
+
+func (u *unitWriter) comment(format string, args ...any) {
+	fmt.Fprintf(&u.text, "# %s\n", clean(fmt.Sprintf(format, args...)))
+}
+
+func (u *unitWriter) section(name string) {
+	if u.text.Len() > 0 {
+		u.text.WriteByte('\n')
+	}
+	fmt.Fprintf(&u.text, "[%s]\n", name)
+}
+
+func (u *unitWriter) set(key, value string) {
+	fmt.Fprintf(&u.text, "%s=%s\n", key, clean(value))
+}
+
+func (u *unitWriter) number(key string, value int) { u.set(key, strconv.Itoa(value)) }
+
+func (u *unitWriter) String() string { return u.text.String() }
+
+// clean refuses control characters: no value may end its line. All values are
+// numbers, addresses and checked names, so there is nothing that could fail here
+// but a mistake in this program.
+func clean(value string) string {
+	if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		panic(fmt.Sprintf("control character in a unit file: %q", value))
+	}
+	return value
+}
+
+// addressLine is how a static address stands in a drop-in.
+func addressLine(address netip.Addr) string {
+	return "Address=" + netip.PrefixFrom(address, address.BitLen()).String()
+}
+
+// inDropIn tells whether an address stands in the content of a drop-in.
+func inDropIn(content string, address netip.Addr) bool {
+	return strings.Contains(content, "\n"+addressLine(address)+"\n")
+}
+
+// MACIn returns the MAC address that a generated drop-in is for, or empty.
+func MACIn(content string) string {
+	for line := range strings.Lines(content) {
+		if mac, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "MACAddress="); ok {
+			return mac
+		}
+	}
+	return ""
+}
+
+// StaticIn returns the static addresses that stand in a generated drop-in.
+func StaticIn(content string) []netip.Addr {
+	var found []netip.Addr
+	for line := range strings.Lines(content) {
+		if value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "Address="); ok {
+			if prefix, err := netip.ParsePrefix(value); err == nil && prefix.IsSingleIP() {
+				found = append(found, prefix.Addr())
+			}
+		}
+	}
+	return found
+}
+
+// routerIn returns the IPv6 router that stands in a generated drop-in, or the zero
+// Addr.
+func routerIn(content string) netip.Addr {
+	for line := range strings.Lines(content) {
+		if value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "Gateway="); ok {
+			if router, err := netip.ParseAddr(value); err == nil {
+				return router
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
+// NumbersIn returns the numbers that stand in a generated drop-in.
+func NumbersIn(content string) (Numbers, bool) {
+	for line := range strings.Lines(content) {
+		value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "RouteMetric=")
+		if !ok {
+			continue
+		}
+		metric, err := strconv.Atoi(value)
+		if err != nil || metric < metricBase || metric >= UnknownMetric {
+			return Numbers{}, false
+		}
+		return Numbers{Card: (metric - metricBase) / cardStep, Index: (metric - metricBase) % cardStep}, true
+	}
+	return Numbers{}, false
+}
+
+// networkFiles are the unit, its own drop-in, and the base unit's drop-ins. The
+// drop-in comes first: a reader that sees the unit sees all of it.
+func networkFiles(eni *ENI, in Input) []File {
+	name := eni.Link.Name
+	files := []File{{Path: NetworkDropIn(name), Content: networkDropIn(eni)}}
+	for _, dropIn := range in.BaseDropIns {
+		files = append(files, File{Path: path.Join(NetworkPath(name)+".d", path.Base(dropIn)), Target: dropIn})
+	}
+	return append(files, File{Path: NetworkPath(name), Target: in.Base})
+}
+
+func networkDropIn(eni *ENI) string {
+	view, want := &eni.View, &eni.Want
+	u := &unitWriter{}
+	u.comment("Written by ec2netd, see ec2netd(8). Changes here are lost: make a drop-in")
+	u.comment("in /etc/systemd/network/70-%s.network.d/ instead.", eni.Link.Name)
+
+	u.section("Match")
+	// The empty line takes back the base unit's drivers: this unit is for one link.
+	// The name keeps it off VLANs and macvlans, which inherit the MAC address (C5).
+	u.set("Driver", "")
+	u.set("MACAddress", eni.Link.MAC)
+	u.set("Name", eni.Link.Name)
+
+	if !eni.Primary {
+		u.section("Network")
+		u.set("DHCP", "ipv4")
+	}
+
+	u.section("DHCPv4")
+	u.number("RouteMetric", want.Metric)
+
+	u.section("IPv6AcceptRA")
+	u.number("RouteMetric", want.Metric)
+	if !eni.Primary {
+		u.set("DHCPv6Client", "no")
+	}
+
+	for _, address := range want.Static {
+		u.section("Address")
+		u.text.WriteString(addressLine(address) + "\n")
+		u.set("AddPrefixRoute", "no")
+		if address.Is6() {
+			// EC2 sees to it that an address is not given twice; detection would only
+			// delay its use.
+			u.set("DuplicateAddressDetection", "none")
+		}
+	}
+	if want.Table == 0 {
+		return u.String()
+	}
+
+	family := func(use bool, gateway string, subnets []netip.Prefix) {
+		if !use {
+			return
+		}
+		u.section("Route")
+		u.set("Gateway", gateway)
+		u.number("Table", want.Table)
+		for _, subnet := range slices.SortedFunc(slices.Values(subnets), netip.Prefix.Compare) {
+			u.section("Route")
+			u.set("Destination", subnet.String())
+			if subnet.Addr().Is4() {
+				u.set("Scope", "link")
+			}
+			u.number("Table", want.Table)
+		}
+	}
+	family(want.IPv4, "_dhcp4", view.IPv4Subnets)
+	family(want.IPv6, "_ipv6ra", view.IPv6Subnets)
+	if want.Router.IsValid() {
+		// The route by advertisement comes a second or two after the link, and on 252
+		// it goes for as long with each reload. Until it is there again, this one is
+		// used: a static route that stands in the old and the new file is not touched
+		// (facts.md 4). Once there, that one is better: a new router is followed.
+		u.section("Route")
+		u.set("Gateway", want.Router.String())
+		u.number("Table", want.Table)
+		u.number("Metric", UnknownMetric)
+	}
+
+	for _, from := range want.Rules {
+		u.section("RoutingPolicyRule")
+		u.set("From", from.String())
+		u.number("Table", want.Table)
+		u.number("Priority", want.Table)
+	}
+	return u.String()
+}
+
+// linkFiles add the altnames. The unit is a link to the .link file in force, so
+// that every policy of that one stays in force (G2, facts.md 15).
+func linkFiles(eni *ENI) []File {
+	if eni.Link.LinkFile == "" {
+		return nil
+	}
+	name := eni.Link.Name
+	u := &unitWriter{}
+	u.comment("Written by ec2netd, see ec2netd(8). Changes here are lost.")
+	u.section("Match")
+	u.set("MACAddress", eni.Link.MAC)
+	u.section("Link")
+	for _, altname := range eni.Want.Altnames {
+		u.set("AlternativeName", altname)
+	}
+	return []File{
+		{Path: LinkDropIn(name), Content: u.String()},
+		{Path: LinkPath(name), Target: eni.Link.LinkFile},
+	}
+}

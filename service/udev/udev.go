@@ -1,0 +1,70 @@
+// Package udev asks udevd about network links, and has it apply .link files.
+//
+// There is no library for it: what is needed is one file of its database and two
+// commands of its own tool.
+package udev
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const commandTimeout = 10 * time.Second
+
+// Udev is the running udevd.
+type Udev struct {
+	// Root is put before /run/udev; empty for the system.
+	Root string
+}
+
+// LinkFile returns the .link file that udevd applied to a link (ID_NET_LINK_FILE),
+// empty if it applied none. ok is false while udevd is not done with the link.
+func (u *Udev) LinkFile(index int) (file string, ok bool) {
+	record, err := os.Open(filepath.Join("/", u.Root, "run/udev/data", "n"+strconv.Itoa(index)))
+	if err != nil {
+		return "", false
+	}
+	defer record.Close()
+	for scanner := bufio.NewScanner(record); scanner.Scan(); {
+		line := scanner.Text()
+		if value, found := strings.CutPrefix(line, "E:ID_NET_LINK_FILE="); found {
+			file = value
+		}
+		// When the device was initialised.
+		ok = ok || strings.HasPrefix(line, "I:")
+	}
+	return file, ok
+}
+
+// Apply has udevd read its files again and apply them to links. The event is "add":
+// "move" and "bind" do nothing from 257 on (facts.md 14).
+func (u *Udev) Apply(ctx context.Context, names []string) error {
+	if err := run(ctx, "control", "--reload"); err != nil {
+		return err
+	}
+	args := []string{"trigger", "--action=add"}
+	for _, name := range names {
+		args = append(args, "/sys/class/net/"+name)
+	}
+	return run(ctx, args...)
+}
+
+func run(ctx context.Context, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	command := exec.CommandContext(ctx, "udevadm", args...)
+	command.WaitDelay = time.Second
+	output, err := command.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("udevadm %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(output))
+	}
+	return nil
+}
