@@ -1,0 +1,265 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ec2netd/api"
+	"ec2netd/service/state"
+)
+
+// ctl is what the commands share.
+type ctl struct {
+	environment
+	// The flags.
+	address string
+	json    string
+	full    bool
+	timeout time.Duration
+}
+
+func newRoot(env environment) *cobra.Command {
+	c := &ctl{environment: env}
+	root := &cobra.Command{
+		Use:   "ec2netctl",
+		Short: "Show and refresh the network configuration of an EC2 instance",
+		Long: `ec2netctl shows what ec2netd makes of the elastic network interfaces (ENIs) of
+this EC2 instance, and asks it to look at the instance metadata again. Without a
+command it does what status does.
+
+An ENI can be given by its ID, MAC address, interface name, altname or interface
+index.`,
+		Example: `  ec2netctl                               all ENIs
+  ec2netctl status ens6                   one ENI in full
+  ec2netctl status --json=short | jq '.interfaces[].addresses'
+  sudo ec2netctl refresh --wait           apply what has just been changed in EC2`,
+		Version:       currentVersion(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          c.run(c.status),
+	}
+	root.SetVersionTemplate("ec2netctl {{.Version}}\n")
+	root.SetHelpTemplate(`{{with (or .Long .Short)}}{{. | trimTrailingWhitespaces}}
+
+{{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}
+Exit codes:
+  0  done
+  1  {{or .Annotations.failure "failed: ec2netd is not there, refused, did not finish, or knows no such ENI"}}
+  2  called wrongly
+
+Environment:
+  NO_COLOR  no colours, if set to anything
+`)
+	f := root.PersistentFlags()
+	f.Var(&jsonFlag{&c.json}, "json", "print JSON: pretty, short or off")
+	f.Lookup("json").NoOptDefVal = "pretty"
+	f.DurationVar(&c.timeout, "timeout", 0, "how long to wait for ec2netd (default 10s; 30s for refresh, 2m with --wait)")
+	f.Bool("no-pager", false, "accepted for the sake of scripts: there is no pager")
+	f.StringVar(&c.address, "address", api.VarlinkSocket, "socket of ec2netd")
+	f.Lookup("address").Hidden = true
+	must(root.RegisterFlagCompletionFunc("json", cobra.FixedCompletions([]string{"pretty", "short", "off"}, cobra.ShellCompDirectiveNoFileComp)))
+
+	status := &cobra.Command{
+		Use:   "status [ENI...]",
+		Short: "Show all ENIs in a table, or some in full",
+		Long: `status shows how ec2netd is, and each ENI: its device index in EC2 (with the network
+card behind a dot on instances that have several), addresses, delegated prefixes,
+routing table, route metric, state, and the reason for that state.
+
+For each ENI that is given it shows all that is known.
+
+The states of an ENI:
+  configured   the kernel has all that the metadata says
+  configuring  the files are written, systemd-networkd applies them
+  pending      the metadata of this ENI is not complete yet
+  shadowed     systemd-networkd uses another .network file for the link
+  overridden   a file of the administrator takes the place of ec2netd's
+  unmanaged    the configuration, or systemd-networkd, leaves the link alone
+  degraded     the kernel lacks what the metadata says, and time for it is up`,
+		ValidArgsFunction: c.completeENI,
+		RunE:              c.run(c.status),
+	}
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the ENIs, one a line",
+		Args:  noArgs,
+		RunE:  c.run(c.list),
+	}
+	for _, cmd := range []*cobra.Command{root, status} {
+		cmd.Flags().BoolVarP(&c.full, "full", "l", false, "show all addresses of an ENI in the table, however many")
+	}
+	var wait bool
+	refresh := &cobra.Command{
+		Use:   "refresh",
+		Short: "Read the metadata now and apply what changed (as root)",
+		Long: `refresh makes ec2netd read the instance metadata now, rather than at its next turn,
+and says what changed. With --wait it returns when the kernel has the change, and
+fails if that takes too long.`,
+		Args: noArgs,
+		RunE: c.run(func(ctx context.Context, _ []string) error { return c.refresh(ctx, wait) }),
+	}
+	refresh.Flags().BoolVar(&wait, "wait", false, "wait until the change is in the kernel")
+	root.AddCommand(status, list, refresh, c.newWaitOnline())
+	return root
+}
+
+func (c *ctl) newWaitOnline() *cobra.Command {
+	o := waitOptions{timeout: span(onlineTimeout)}
+	wait := &cobra.Command{
+		Use:   "wait-online",
+		Short: "Wait until the ENIs are configured",
+		Long: `wait-online waits until every ENI has in the kernel all that the metadata says:
+until the state of each is configured. ENIs that are unmanaged do not count; an
+instance on which no ENI is known yet is not online. It says nothing when all is
+well; if time is up it names each ENI that is not there, and the reason. With --json
+it prints the state in which it ended, as status --json does.
+
+An ENI that was configured counts also while the metadata service does not answer.
+It does not matter whether ec2netd runs yet, or restarts meanwhile.
+
+ec2netd-wait-online.service runs it before network-online.target. That unit is
+disabled unless someone enables it. systemd-networkd-wait-online(8) waits for less:
+for the addresses that DHCP and router advertisements bring.`,
+		Example: `  ec2netctl wait-online --timeout=30
+  ec2netctl wait-online -i eni-0123456789abcdef0 -i ens6
+  sudo systemctl enable ec2netd-wait-online.service`,
+		Args: noArgs,
+		Annotations: map[string]string{
+			"failure": "not online when time was up, or ec2netd cannot be asked",
+		},
+		RunE: c.run(func(ctx context.Context, _ []string) error { return c.waitOnline(ctx, &o) }),
+	}
+	f := wait.Flags()
+	f.Var(&o.timeout, "timeout", "how long to wait, 0 for ever; in seconds, or with a unit as in 5min")
+	f.VarP(&o.interfaces, "interface", "i", "wait for this ENI and ignore others; may be given several times")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "no messages and no line of progress")
+	must(wait.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions))
+	must(wait.RegisterFlagCompletionFunc("interface", func(cmd *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+		return c.completeENI(cmd, o.interfaces, word)
+	}))
+	return wait
+}
+
+// run makes a command of f whose errors are told apart from those of usage.
+func (c *ctl) run(f func(context.Context, []string) error) func(*cobra.Command, []string) error {
+	return func(_ *cobra.Command, args []string) error {
+		if err := f(context.Background(), args); err != nil {
+			return &failure{err}
+		}
+		return nil
+	}
+}
+
+// completeENI offers the IDs of the ENIs that were not given yet.
+func (c *ctl) completeENI(_ *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c.timeout = time.Second
+	_, s, err := c.describe(context.Background())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var ids []string
+	for i := range s.Interfaces {
+		e := &s.Interfaces[i]
+		if !slices.Contains(given, e.ID()) {
+			ids = append(ids, clean(e.ID())+"\t"+clean(strings.Join(append([]string{e.Name}, e.Addresses[:min(1, len(e.Addresses))]...), " ")))
+		}
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
+}
+
+// jsonFlag is the value of --json.
+type jsonFlag struct{ value *string }
+
+func (f *jsonFlag) String() string {
+	if f.value == nil || *f.value == "" {
+		return "off"
+	}
+	return *f.value
+}
+
+func (f *jsonFlag) Set(s string) error {
+	switch s {
+	case "pretty", "short", "off":
+		*f.value = s
+		return nil
+	default:
+		return fmt.Errorf("%q is none of pretty, short, off", s)
+	}
+}
+
+func (f *jsonFlag) Type() string { return "MODE" }
+
+// wantsJSON tells whether to print JSON instead of words.
+func (c *ctl) wantsJSON() bool { return c.json != "" && c.json != "off" }
+
+// printJSON prints what ec2netd sent, with fields too that this ec2netctl does not
+// know.
+func (c *ctl) printJSON(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if c.json == "pretty" {
+		var out bytes.Buffer
+		if err := json.Indent(&out, b, "", "  "); err != nil {
+			return err
+		}
+		b = out.Bytes()
+	}
+	return c.print(string(b) + "\n")
+}
+
+// print writes to stdout; that may be a pipe that is closed.
+func (c *ctl) print(s string) error {
+	if _, err := fmt.Fprint(c.stdout, s); err != nil {
+		return fmt.Errorf("writing the output: %w", err)
+	}
+	return nil
+}
+
+// interfacesOf returns the interfaces in raw, a state as JSON, as they are.
+func interfacesOf(raw json.RawMessage) ([]json.RawMessage, error) {
+	var s struct {
+		Interfaces []json.RawMessage `json:"interfaces"`
+	}
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return nil, fmt.Errorf("reading the reply of ec2netd: %w", err)
+	}
+	return s.Interfaces, nil
+}
+
+// indexOf finds the interface that id names.
+func indexOf(s *state.State, id string) (int, error) {
+	e, err := api.Find(s, id)
+	if err != nil {
+		return 0, err
+	}
+	for i := range s.Interfaces {
+		if &s.Interfaces[i] == e {
+			return i, nil
+		}
+	}
+	panic("Find returned an interface that is not in the state")
+}
+
+// noArgs is cobra.NoArgs in better words for a command without commands of its own.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%s takes no arguments, and was given %q", cmd.Name(), args[0])
+	}
+	return nil
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,220 @@
+// Command ec2netd keeps the network of an EC2 instance as EC2 says it is, through
+// systemd-networkd. See ec2netd(8).
+//
+// This file only reads the command line and wires the parts together.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"ec2netd/api/dbusserver"
+	"ec2netd/api/varlinkserver"
+	"ec2netd/service/agent"
+	"ec2netd/service/config"
+	"ec2netd/service/journal"
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
+	"ec2netd/service/store"
+	"ec2netd/service/udev"
+)
+
+// version is set by the linker, see Makefile.
+var version = ""
+
+// viewsFile keeps what is known over a restart; the unit's RuntimeDirectory= makes
+// its directory.
+const viewsFile = "/run/ec2netd/views.json"
+
+// socketName is FileDescriptorName= of ec2netd.socket.
+const socketName = "varlink"
+
+// Exit codes.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("ec2netd", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {
+		fmt.Fprint(stderr, `Usage: ec2netd [OPTIONS]
+
+Keeps the network of an EC2 instance as EC2 says it is, through systemd-networkd.
+It is started by ec2netd.service; ask it with ec2netctl(1), busctl(1) or varlinkctl(1).
+Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
+
+`)
+		flags.PrintDefaults()
+	}
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	verbose := flags.Bool("debug", false, "log what is done in each step")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return exitUsage
+	}
+	if flags.NArg() > 0 {
+		fmt.Fprintf(stderr, "ec2netd: takes no arguments, but was given %q\n", flags.Arg(0))
+		return exitUsage
+	}
+	if *showVersion {
+		fmt.Fprintln(stdout, "ec2netd", versionText())
+		return 0
+	}
+	level := slog.LevelInfo
+	if *verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(journal.New(level))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := serve(ctx, log); err != nil {
+		log.Error("Stopping", "reason", err.Error())
+		return exitFailure
+	}
+	return 0
+}
+
+// versionText is the version that the linker set, or else the one that Go recorded.
+func versionText() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// task is a long-running part.
+type task interface {
+	Run(ctx context.Context) error
+	String() string
+}
+
+func serve(ctx context.Context, log *slog.Logger) error {
+	listener, err := varlinkListener()
+	if err != nil {
+		return err
+	}
+	settings := config.Load("/")
+	var problems []string
+	for _, problem := range settings.Problems {
+		log.Warn("Configuration: " + problem.String())
+		problems = append(problems, problem.String())
+	}
+	observer, err := kernel.NewObserver(settings.Drivers)
+	if err != nil {
+		return err
+	}
+	defer observer.Close()
+	watcher := kernel.NewWatcher(settings.Drivers, log)
+	bus := &networkd.Client{}
+	defer bus.Close()
+	options := agent.Options{
+		Version:      versionText(),
+		Kernel:       observer,
+		Metadata:     metadata.NewClient(metadata.Options{UserAgent: "ec2netd/" + versionText()}),
+		Networkd:     bus,
+		Udev:         &udev.Udev{},
+		Store:        &store.Store{},
+		Log:          log,
+		Events:       []<-chan struct{}{watcher.Changed(), bus.Changed()},
+		Endpoint:     settings.Endpoint,
+		RefreshEvery: settings.Refresh,
+		Views:        viewsFile,
+		Problems:     problems,
+	}
+	if every, err := daemon.SdWatchdogEnabled(false); err == nil && every > 0 {
+		options.WatchdogEvery = every / 3
+		options.Watchdog = func() { notify(log, daemon.SdNotifyWatchdog) }
+	}
+	loop := agent.New(options)
+	bussed, err := dbusserver.New(dbusserver.Options{Agent: loop, Logger: log})
+	if err != nil {
+		return err
+	}
+	servers := []task{bussed}
+	if listener != nil {
+		linked, err := varlinkserver.New(varlinkserver.Options{Agent: loop, Listener: listener, Version: versionText(), Logger: log})
+		if err != nil {
+			return err
+		}
+		servers = append(servers, linked)
+	} else {
+		log.Warn("No socket was passed: there is no Varlink API. Start ec2netd by ec2netd.service")
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	start := func(tasks ...task) {
+		for _, t := range tasks {
+			group.Go(func() error {
+				if err := t.Run(ctx); err != nil {
+					return fmt.Errorf("%s: %w", t, err)
+				}
+				return nil
+			})
+		}
+	}
+	start(watcher, loop)
+	group.Go(func() error {
+		for _, ready := range []<-chan struct{}{watcher.Ready(), loop.Ready()} {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ready:
+			}
+		}
+		// Clients that made systemd start the daemon wait until there is something to
+		// say. The bus is not waited for: at boot it starts later than this daemon.
+		start(servers...)
+		notify(log, daemon.SdNotifyReady)
+		<-ctx.Done()
+		notify(log, daemon.SdNotifyStopping)
+		return nil
+	})
+	return group.Wait()
+}
+
+func notify(log *slog.Logger, what string) {
+	if _, err := daemon.SdNotify(false, what); err != nil {
+		log.Debug("notifying systemd", "what", what, "error", err)
+	}
+}
+
+// varlinkListener returns the socket that systemd passed, nil if it passed none.
+func varlinkListener() (net.Listener, error) {
+	byName, err := activation.ListenersWithNames()
+	if err != nil {
+		return nil, fmt.Errorf("taking over the sockets from systemd: %w", err)
+	}
+	if len(byName) == 0 {
+		return nil, nil
+	}
+	listeners := byName[socketName]
+	if len(byName) != 1 || len(listeners) != 1 || listeners[0] == nil {
+		return nil, fmt.Errorf("systemd passed other sockets than the one named %q: is FileDescriptorName= of ec2netd.socket changed?", socketName)
+	}
+	return listeners[0], nil
+}
