@@ -1,0 +1,113 @@
+# ec2netd: see README.md. "make help" lists the targets.
+
+PREFIX     ?= /usr
+SYSCONFDIR ?= /etc
+DESTDIR    ?=
+GO         ?= go
+BUILD      := build
+VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS    := -s -w -X main.version=$(VERSION)
+GOBUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+PROGRAMS   := ec2netd ec2netctl vpclab
+STAGE      := $(abspath $(BUILD)/stage)
+
+# The linter is a tool of the build machine, pinned here and not a dependency.
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT         := $(abspath $(BUILD)/tools/golangci-lint)
+
+# What `make demo` and the tests need on Debian besides Go.
+HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon
+HOST_TOOLS    := mmdebstrap systemd-nspawn nft ip dbus-daemon
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the static binaries into build/bin
+	@mkdir -p $(BUILD)/bin
+	@set -e; for p in $(PROGRAMS); do $(GOBUILD) -o $(BUILD)/bin/$$p ./cmd/$$p; done
+
+.PHONY: test
+test: host-packages unit integration ## all tests: unit and, as root, integration on systemd 252, 257 and 262
+
+.PHONY: unit
+unit: ## tests that need neither root nor a network
+	$(GO) test -race -short ./...
+
+.PHONY: integration
+integration: host-packages stage ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
+	EC2NETD_STAGE=$(STAGE) $(GO) test -count=1 -timeout 40m -p 1 -run '^TestLab' -v ./cmd/...
+
+.PHONY: demo
+demo: host-packages stage ## the main job in the simulated VPC, step by step (root)
+	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) --install-root $(STAGE)
+
+.PHONY: bench
+bench: host-packages stage ## figures of the main job on each systemd (root)
+	EC2NETD_STAGE=$(STAGE) $(GO) test -count=1 -timeout 40m -p 1 -run '^$$' -bench '^BenchmarkLab' -benchtime 1x ./cmd/ec2netd/
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## gofmt, go vet, golangci-lint
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GOLANGCI_LINT) run ./...
+
+$(GOLANGCI_LINT):
+	GOBIN=$(patsubst %/,%,$(dir $(abspath $@))) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
+.PHONY: generate
+generate: ## regenerate the Varlink code from its interface description
+	$(GO) generate ./...
+
+.PHONY: stage
+stage: build
+	@rm -rf $(STAGE)
+	@$(MAKE) --no-print-directory install DESTDIR=$(STAGE) PREFIX=/usr >/dev/null
+
+# Install what is missing where apt can; say what is missing elsewhere.
+.PHONY: host-packages
+host-packages:
+	@missing=; for t in $(HOST_TOOLS); do PATH=$$PATH:/usr/sbin:/sbin command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	test -z "$$missing" || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null || { \
+	    echo "These tools are missing:$$missing. As root on Debian: apt-get install $(HOST_PACKAGES)"; exit 1; }; \
+	  echo "Installing$$missing…"; \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(HOST_PACKAGES); } >/dev/null; }
+
+.PHONY: install
+install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl preset
+	install -D -m 0755 $(BUILD)/bin/ec2netd $(DESTDIR)$(PREFIX)/lib/ec2netd/ec2netd
+	install -D -m 0755 $(BUILD)/bin/ec2netctl $(DESTDIR)$(PREFIX)/bin/ec2netctl
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
+	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-wait-online.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/ec2netd.socket
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network units/80-ec2.network
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d units/networkd.conf.d/80-ec2netd.conf
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system-preset presets/80-ec2netd.preset
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system-services units/dbus-1/org.ec2netd1.service
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system.d units/dbus-1/org.ec2netd1.conf
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces api/org.ec2netd1.Manager.xml api/org.ec2netd1.Interface.xml
+	test -e $(DESTDIR)$(SYSCONFDIR)/ec2netd.conf || install -D -m 0644 -t $(DESTDIR)$(SYSCONFDIR) units/ec2netd.conf
+
+.PHONY: uninstall
+uninstall: ## remove what install put there, the configuration in /etc excepted
+	rm -f $(DESTDIR)$(PREFIX)/bin/ec2netctl \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.socket \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/network/80-ec2.network \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/80-ec2netd.conf \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/80-ec2netd.preset \
+	  $(DESTDIR)$(PREFIX)/share/dbus-1/system-services/org.ec2netd1.service \
+	  $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/org.ec2netd1.conf \
+	  $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.ec2netd1.Manager.xml \
+	  $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.ec2netd1.Interface.xml
+	rm -rf $(DESTDIR)$(PREFIX)/lib/ec2netd
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BUILD)
