@@ -222,6 +222,13 @@ func TestLabCommandKilled(t *testing.T) {
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	ended := func() (bool, error) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pids[0]))
+		return err != nil || strings.Contains(string(status), "\nState:\tZ"), nil
+	}
+	if err := vpc.Until(t.Context(), "the killed process has ended", ended); err != nil {
+		t.Fatal(err)
+	}
 	c.says([]string{"removed what was left of " + c.name}, "down", "--all-stale")
 	c.gone(pids...)
 	c.fails(1, "there is no lab", "status")

@@ -51,11 +51,11 @@ type process struct {
 // to take the lock of one lab, so that a directory that is being made is never
 // taken for one whose owner is gone. Closing the file unlocks it.
 func lockStateDir(ctx context.Context, stateDir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(stateDir, "."+lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.Open(stateDir)
 	if err != nil {
 		return nil, err
 	}
-	if err := until(ctx, "the lock "+f.Name()+" is free", func() (bool, error) { return tryLock(f) }); err != nil {
+	if err := until(ctx, "the lock of "+f.Name()+" is free", func() (bool, error) { return tryLock(f) }); err != nil {
 		f.Close()
 		return nil, err
 	}
