@@ -4,7 +4,8 @@
 // What is its own follows from the disk alone, so that nothing is forgotten when
 // the daemon is killed: a directory 70-NAME.network.d or 70-NAME.link.d of
 // /run/systemd/network with a 50-ec2netd.conf in it. The drop-in is written before
-// the unit that makes it effective, and removed after it.
+// the unit that makes it effective, and removed after it, so that whoever reads the
+// directory at any moment sees a unit whole or not at all (C10).
 package store
 
 import (
@@ -26,6 +27,17 @@ import (
 type Store struct {
 	// Root is put before every path; empty for the system.
 	Root string
+	// Step, if set, is called after each single change of the disk. Tests take a copy
+	// of the disk there: it is what a kill at that moment leaves.
+	Step func()
+
+	swept bool
+}
+
+func (s *Store) step() {
+	if s.Step != nil {
+		s.Step()
+	}
 }
 
 // Changes are what Apply did, absolute paths without Root.
@@ -39,6 +51,12 @@ type Changes struct {
 
 // Any tells whether anything changed.
 func (c *Changes) Any() bool { return len(c.Written)+len(c.Removed) > 0 }
+
+// wrote notes a file that was written, removed before or not.
+func (c *Changes) wrote(p string) {
+	c.Removed = slices.DeleteFunc(c.Removed, func(removed string) bool { return removed == p })
+	c.Written = append(c.Written, p)
+}
 
 func (s *Store) at(p string) string { return filepath.Join("/", s.Root, p) }
 
@@ -141,20 +159,33 @@ func (s *Store) Units() ([]Unit, error) {
 // told.
 func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 	changes := Changes{Refused: make(map[string]string)}
+	if !s.swept {
+		if err := s.sweep(); err != nil {
+			return changes, err
+		}
+		s.swept = true
+	}
 	units, err := s.Units()
 	if err != nil {
 		return changes, err
 	}
 	wanted := make(map[string]bool, len(files))
+	content := make(map[string]string, len(files))
 	for _, file := range files {
-		wanted[file.Path] = true
+		wanted[file.Path], content[file.Path] = true, file.Content
 	}
-	// Remove first: a link that was renamed must not be matched by two units.
+	// Remove first: a link that was renamed must not be matched by two units, and
+	// where names were swapped no two units must have one ENI's numbers (B5).
 	for _, unit := range units {
 		if slices.Contains(keep, unit) {
 			continue
 		}
-		if err := s.prune(unit, wanted, &changes); err != nil {
+		stays := wanted
+		own := path.Join(unit.dir(), plan.DropInName)
+		if wanted[own] && plan.MACIn(s.Read(own)) != plan.MACIn(content[own]) {
+			stays = nil
+		}
+		if err := s.prune(unit, stays, &changes); err != nil {
 			return changes, err
 		}
 	}
@@ -198,13 +229,43 @@ func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error
 	if err := s.remove(own, changes); err != nil {
 		return err
 	}
-	// What a run that was killed while writing left.
-	half, _ := filepath.Glob(s.at(path.Join(unit.dir(), "."+plan.DropInName+"*")))
-	for _, file := range half {
-		_ = os.Remove(file)
-	}
 	// Somebody else's drop-ins in it keep the directory.
 	_ = os.Remove(s.at(unit.dir()))
+	s.step()
+	return nil
+}
+
+// linkSuffix ends the hidden name under which a symbolic link is made that is to
+// replace another one.
+const linkSuffix = ".ec2netd"
+
+// sweep removes what a run that was killed while writing left: hidden files that were
+// not renamed yet, which networkd and udevd never look at, and directories without
+// anything in them.
+func (s *Store) sweep() error {
+	entries, err := os.ReadDir(s.at(plan.Directory))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("listing %s: %w", plan.Directory, err)
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		p := s.at(path.Join(plan.Directory, name))
+		switch {
+		case strings.HasPrefix(name, ".70-") && strings.HasSuffix(name, linkSuffix):
+			_ = os.Remove(p)
+		case strings.HasPrefix(name, "70-") && entry.IsDir() &&
+			(strings.HasSuffix(name, "."+Network+".d") || strings.HasSuffix(name, "."+Link+".d")):
+			inside, _ := os.ReadDir(p)
+			for _, file := range inside {
+				hidden, ok := strings.CutPrefix(file.Name(), ".")
+				if ok && (strings.HasPrefix(hidden, plan.DropInName) || strings.HasSuffix(hidden, linkSuffix)) {
+					_ = os.Remove(filepath.Join(p, file.Name()))
+				}
+			}
+			// One that has something in it stays.
+			_ = os.Remove(p)
+		}
+	}
 	return nil
 }
 
@@ -229,6 +290,7 @@ func (s *Store) remove(p string, changes *Changes) error {
 		return fmt.Errorf("removing %s: %w", p, err)
 	}
 	changes.Removed = append(changes.Removed, p)
+	s.step()
 	return nil
 }
 
@@ -236,6 +298,7 @@ func (s *Store) write(file plan.File, units []Unit, changes *Changes) error {
 	if err := os.MkdirAll(s.at(path.Dir(file.Path)), 0o755); err != nil {
 		return fmt.Errorf("making the directory of %s: %w", file.Path, err)
 	}
+	s.step()
 	if file.Target != "" {
 		return s.link(file, units, changes)
 	}
@@ -248,11 +311,28 @@ func (s *Store) write(file plan.File, units []Unit, changes *Changes) error {
 	if err == nil && string(present) == file.Content {
 		return nil
 	}
-	if err := renameio.WriteFile(s.at(file.Path), []byte(file.Content), 0o644, renameio.IgnoreUmask(), renameio.WithTempDir(s.at(path.Dir(file.Path)))); err != nil {
+	if err := s.replace(file); err != nil {
 		return fmt.Errorf("writing %s: %w", file.Path, err)
 	}
-	changes.Written = append(changes.Written, file.Path)
+	changes.wrote(file.Path)
+	s.step()
 	return nil
+}
+
+// replace writes a file under a hidden name and renames it.
+func (s *Store) replace(file plan.File) error {
+	pending, err := renameio.NewPendingFile(s.at(file.Path), renameio.WithTempDir(s.at(path.Dir(file.Path))),
+		renameio.WithPermissions(0o644), renameio.IgnoreUmask())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = pending.Cleanup() }() // does nothing to a file that was renamed
+	s.step()
+	if _, err := pending.WriteString(file.Content); err != nil {
+		return err
+	}
+	s.step()
+	return pending.CloseAtomicallyReplace()
 }
 
 func (s *Store) link(file plan.File, units []Unit, changes *Changes) error {
@@ -281,10 +361,19 @@ func (s *Store) link(file plan.File, units []Unit, changes *Changes) error {
 			return nil
 		}
 	}
-	if err := renameio.Symlink(file.Target, s.at(file.Path)); err != nil {
+	// Not renameio.Symlink: what a kill leaves of it is a directory of any name.
+	hidden := s.at(path.Join(path.Dir(file.Path), "."+path.Base(file.Path)+linkSuffix))
+	_ = os.Remove(hidden)
+	err = os.Symlink(file.Target, hidden)
+	s.step()
+	if err == nil {
+		err = os.Rename(hidden, s.at(file.Path))
+	}
+	if err != nil {
 		return fmt.Errorf("linking %s to %s: %w", file.Path, file.Target, err)
 	}
-	changes.Written = append(changes.Written, file.Path)
+	changes.wrote(file.Path)
+	s.step()
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -161,28 +162,168 @@ func TestOthersFiles(t *testing.T) {
 	}
 }
 
-// C10: whatever step it is killed after, the next run ends in the same state.
-func TestInterrupted(t *testing.T) {
-	whole := files("ens6")
-	for n := range len(whole) + 1 {
-		s := &Store{Root: t.TempDir()}
-		apply(t, s, whole[:n])
-		apply(t, s, whole)
-		if got := len(tree(t, s.Root)); got != len(whole) {
-			t.Errorf("written up to %d: %d files, want %d", n, got, len(whole))
+// unit is what a generated unit of this ENI looks like to the store.
+func unit(name, mac, text string) []plan.File {
+	return []plan.File{
+		{Path: plan.NetworkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\nName=" + name + "\n" + text},
+		{Path: plan.NetworkPath(name) + ".d/lab.conf", Target: "/etc/systemd/network/80-ec2.network.d/lab.conf"},
+		{Path: plan.NetworkPath(name), Target: base},
+		{Path: plan.LinkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\n" + text},
+		{Path: plan.LinkPath(name), Target: plan.DefaultPolicy},
+	}
+}
+
+// memory is a directory in memory, as /run is: on a disk each rename waits for it.
+func memory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "ec2netd-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// copyTree copies all of a root, empty directories too.
+func copyTree(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// everything lists all that is below a root, hidden files and empty directories too.
+func everything(t *testing.T, root string) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
+		out = append(out, strings.TrimPrefix(p, root))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// whole checks what networkd and udevd see of a root at one moment: each unit with its
+// drop-in, each file as one of those that were ever wanted, no MAC address in two units.
+func whole(t *testing.T, root string, ever []plan.File) {
+	t.Helper()
+	units := map[string]string{}
+	for p, text := range tree(t, root) {
+		if strings.HasPrefix(filepath.Base(p), ".") {
+			switch filepath.Ext(p) {
+			case ".conf", ".network", ".link":
+				t.Errorf("networkd would take %s for a file of its own", p)
+			}
+			continue
 		}
-		// A file that was not renamed yet is cleared away.
-		if n > 0 {
-			write(t, s.at(filepath.Dir(whole[0].Path)+"/."+plan.DropInName+"123"), "half")
+		if !slices.ContainsFunc(ever, func(f plan.File) bool { return f.Path == p && f.Content+f.Target == text }) {
+			t.Errorf("%s is %q, which was never wanted", p, text)
 		}
-		// The drop-in goes last: as long as anything is left, it is known as ours.
-		if n > 0 {
-			apply(t, s, whole[:n])
-			apply(t, s, nil)
-			if got := tree(t, s.Root); len(got) != 0 {
-				t.Errorf("removed from %d: %v is left", n, got)
+		switch {
+		case filepath.Base(p) == plan.DropInName:
+			unit := filepath.Dir(p)
+			key := filepath.Ext(strings.TrimSuffix(unit, ".d")) + plan.MACIn(text)
+			if other, ok := units[key]; ok {
+				t.Errorf("%s and %s are for the same MAC address", other, unit)
+			}
+			units[key] = unit
+		case !strings.HasSuffix(filepath.Dir(p), ".d"):
+			if _, err := os.Stat(filepath.Join(root, p+".d", plan.DropInName)); err != nil {
+				t.Errorf("%s without its drop-in", p)
 			}
 		}
+	}
+}
+
+// C10: killed after any single step of any change, it leaves nothing partial to
+// networkd, and the next run ends with the same disk as if nothing had happened. B5: two
+// units never are for one ENI, with its numbers, on the way.
+func TestKilled(t *testing.T) {
+	const a, b = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+	relinked := unit("ens6", a, "one")
+	relinked[2].Target = "/etc/systemd/network/80-ec2.network"
+	states := map[string][]plan.File{
+		"nothing":  nil,
+		"one":      unit("ens6", a, "one"),
+		"changed":  unit("ens6", a, "two"),
+		"two":      slices.Concat(unit("ens6", a, "one"), unit("ens7", b, "one")),
+		"swapped":  slices.Concat(unit("ens6", b, "one"), unit("ens7", a, "one")),
+		"renamed":  unit("ens42", a, "one"),
+		"relinked": relinked,
+		"bare":     {relinked[0], relinked[2]},
+	}
+	steps := 0
+	for from, goals := range map[string][]string{
+		"nothing": {"one", "two"}, "one": {"changed", "two", "renamed", "relinked", "nothing"},
+		"two": {"swapped", "one", "nothing"}, "swapped": {"renamed"}, "relinked": {"bare"}, "bare": {"two"},
+	} {
+		for _, to := range goals {
+			before, after := states[from], states[to]
+			ever := slices.Concat(before, after)
+			s := &Store{Root: filepath.Join(memory(t), "root")}
+			apply(t, s, before)
+			var killed []string
+			s.Step = func() {
+				left := fmt.Sprintf("%s%d", s.Root, len(killed))
+				copyTree(t, s.Root, left)
+				killed = append(killed, left)
+			}
+			apply(t, s, after)
+			want := everything(t, s.Root)
+			if diff := cmp.Diff(len(after), len(tree(t, s.Root))); diff != "" {
+				t.Errorf("%s to %s: files: %s", from, to, diff)
+			}
+			steps += len(killed)
+			for n, left := range killed {
+				whole(t, left, ever)
+				next := &Store{Root: left}
+				apply(t, next, after)
+				if diff := cmp.Diff(tree(t, s.Root), tree(t, left)); diff != "" {
+					t.Errorf("%s to %s, killed after step %d: %s", from, to, n, diff)
+				}
+				if diff := cmp.Diff(want, everything(t, left)); diff != "" {
+					t.Errorf("%s to %s, killed after step %d, residue: %s", from, to, n, diff)
+				}
+				// And the ENI may be gone when it comes to the next run.
+				if apply(t, next, nil); len(tree(t, left)) != 0 {
+					t.Errorf("%s to %s, killed after step %d: the files stay after a detach", from, to, n)
+				}
+			}
+		}
+	}
+	if steps < 200 {
+		t.Errorf("only %d steps were looked at", steps)
+	}
+}
+
+// C10: and where the ENI is gone by the next run, nothing of it is left.
+func TestKilledThenDetached(t *testing.T) {
+	const mac = "02:00:00:00:00:0a"
+	s := &Store{Root: filepath.Join(memory(t), "root")}
+	if err := os.MkdirAll(s.at(plan.Directory), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	empty := everything(t, s.Root)
+	var killed []string
+	s.Step = func() {
+		left := fmt.Sprintf("%s%d", s.Root, len(killed))
+		copyTree(t, s.Root, left)
+		killed = append(killed, left)
+	}
+	apply(t, s, unit("ens6", mac, "one"))
+	apply(t, s, unit("ens6", mac, "two"))
+	apply(t, s, nil)
+	for n, left := range killed {
+		apply(t, &Store{Root: left}, nil)
+		if diff := cmp.Diff(empty, everything(t, left)); diff != "" {
+			t.Errorf("killed after step %d: %s", n, diff)
+		}
+	}
+	if len(killed) < 20 {
+		t.Errorf("only %d steps were looked at", len(killed))
 	}
 }
 
