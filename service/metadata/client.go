@@ -60,13 +60,19 @@ type Options struct {
 	UserAgent string
 	// Timeout of one request on one path, 2 s if zero.
 	Timeout time.Duration
+	// Dial makes connections in place of the network, for a service in the same
+	// process; nil for the network.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Client reads keys. One token serves all paths: EC2 issues it for the instance,
 // not for an ENI. It may be used by several goroutines.
 type Client struct {
-	// sdk holds the token. It is replaced to get rid of one that was refused.
-	sdk       atomic.Pointer[imds.Client]
+	// session holds the token. It is replaced to get rid of one that is of no use.
+	session atomic.Pointer[session]
+	// renewing is held by the one reader that may fetch a token. The SDK has the others
+	// wait too, but behind a lock that knows no deadline.
+	renewing  chan struct{}
 	transport *transport
 	timeout   time.Duration
 	answered  atomic.Pointer[Path]
@@ -77,14 +83,29 @@ func NewClient(options Options) *Client {
 	if options.Timeout == 0 {
 		options.Timeout = requestTimeout
 	}
-	t := &transport{byLink: make(map[linkKey]*http.Transport), agent: options.UserAgent}
-	c := &Client{transport: t, timeout: options.Timeout}
-	c.sdk.Store(newSDK(t))
+	t := &transport{byLink: make(map[linkKey]*http.Transport), agent: options.UserAgent, dial: options.Dial}
+	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1)}
+	c.session.Store(newSession(t))
 	return c
 }
 
-func newSDK(t *transport) *imds.Client {
-	return imds.New(imds.Options{
+// session is a client of the SDK, which keeps a token for its life, and what is known
+// of that token.
+type session struct {
+	sdk *imds.Client
+	// expires is when the token's life ends, in nanoseconds of the epoch. accepted: the
+	// service has answered to it.
+	expires  atomic.Int64
+	accepted atomic.Bool
+}
+
+// usable tells whether there is a token that needs no renewal.
+func (s *session) usable() bool {
+	return s.accepted.Load() && time.Now().UnixNano() < s.expires.Load()
+}
+
+func newSession(t *transport) *session {
+	return &session{sdk: imds.New(imds.Options{
 		// The path of the request decides the real endpoint, see transport.
 		Endpoint:          EndpointIPv4,
 		ClientEnableState: imds.ClientEnabled,
@@ -101,7 +122,7 @@ func newSDK(t *transport) *imds.Client {
 				return errors.New("the metadata service answered with a redirect, which is refused")
 			},
 		},
-	})
+	})}
 }
 
 // Requests returns how many requests were sent, tokens included, and how many of
@@ -151,15 +172,11 @@ func (c *Client) get(ctx context.Context, paths []Path, key string) (string, Pat
 func (c *Client) getOver(ctx context.Context, path Path, key string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	trace := traceOf(path)
-	sdk := c.sdk.Load()
-	out, err := sdk.GetMetadata(context.WithValue(ctx, traceKey{}, &trace), &imds.GetMetadataInput{Path: key})
+	trace := trace{path: path}
+	out, err := c.ask(ctx, &trace, key)
 	if err != nil && trace.key == http.StatusUnauthorized {
-		// The SDK keeps a token for its life, also one that was refused: a new client
-		// gets a new one (D1).
-		c.sdk.CompareAndSwap(sdk, newSDK(c.transport))
-		trace = traceOf(path)
-		out, err = c.sdk.Load().GetMetadata(context.WithValue(ctx, traceKey{}, &trace), &imds.GetMetadataInput{Path: key})
+		trace.token, trace.key, trace.err = 0, 0, nil
+		out, err = c.ask(ctx, &trace, key)
 	}
 	if err != nil {
 		return "", classify(key, path, &trace, err)
@@ -175,6 +192,35 @@ func (c *Client) getOver(ctx context.Context, path Path, key string) (string, er
 	return string(body), nil
 }
 
+// ask has the SDK read a key, and fetch a token first where that is needed. A token
+// that was refused, or was of no use from the start, is given up: the SDK would keep it
+// for its life (D1).
+func (c *Client) ask(ctx context.Context, trace *trace, key string) (*imds.GetMetadataOutput, error) {
+	trace.session = c.session.Load()
+	if !trace.session.usable() {
+		trace.atToken = true
+		select {
+		case c.renewing <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if trace.session = c.session.Load(); trace.session.usable() {
+			<-c.renewing
+		} else {
+			defer func() { <-c.renewing }()
+		}
+	}
+	out, err := trace.session.sdk.GetMetadata(context.WithValue(ctx, traceKey{}, trace), &imds.GetMetadataInput{Path: key})
+	if err != nil && trace.err == nil {
+		trace.err = ctx.Err() // the SDK hides it where it fetches a token
+	}
+	busy := trace.key == http.StatusTooManyRequests || trace.key >= http.StatusInternalServerError
+	if err != nil && (trace.key == http.StatusUnauthorized || (!trace.session.accepted.Load() && !busy)) {
+		c.session.CompareAndSwap(trace.session, newSession(c.transport))
+	}
+	return out, err
+}
+
 // classify turns a failure of the SDK into an Error. The SDK hides why a token was
 // refused or a dial failed, so the transport records it in the trace.
 func classify(key string, path Path, trace *trace, err error) error {
@@ -184,7 +230,14 @@ func classify(key string, path Path, trace *trace, err error) error {
 	}
 	if e.Status != 0 && e.Status != http.StatusOK {
 		e.Kind = kindOfStatus(e.Status)
+		if trace.atToken && e.Kind == NotFound {
+			// It says nothing of the key (D3).
+			e.Kind = ServerError
+		}
 		e.Err = fmt.Errorf("%s answered %d %s", path, e.Status, http.StatusText(e.Status))
+		if e.Status == http.StatusUnauthorized && !trace.atToken {
+			e.Err = fmt.Errorf("%w to a token that it had just given", e.Err)
+		}
 		return e
 	}
 	cause := err
@@ -194,6 +247,10 @@ func classify(key string, path Path, trace *trace, err error) error {
 	var canceled *smithy.CanceledError
 	var network net.Error
 	switch {
+	case errors.Is(cause, errToken):
+		e.Key, e.Kind, e.Status = "token", Malformed, trace.token
+		e.Err = fmt.Errorf("%s: %w", path, errToken)
+		return e
 	case errors.Is(cause, context.DeadlineExceeded), errors.Is(cause, os.ErrDeadlineExceeded),
 		errors.As(cause, &canceled), errors.As(cause, &network) && network.Timeout():
 		e.Kind = Timeout
@@ -229,9 +286,9 @@ type trace struct {
 	// atToken: the request for a token came last.
 	atToken bool
 	err     error
+	// session whose token is used.
+	session *session
 }
-
-func traceOf(path Path) trace { return trace{path: path} }
 
 type traceKey struct{}
 

@@ -3,10 +3,13 @@ package metadata_test
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -118,6 +121,67 @@ func TestTokenAndUserAgent(t *testing.T) {
 	if _, err := read(t, client, paths, nil); err != nil {
 		t.Errorf("the token was not renewed: %v", err)
 	}
+}
+
+// D1: a token that is of no use is not kept, whatever is wrong with it; and it is not
+// shown to the service if it cannot be one.
+func TestBadTokens(t *testing.T) {
+	for name, fault := range imds.Failures() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			service, client, paths := start(t)
+			fault.Pattern = imds.TokenKey
+			if _, err := service.AddFault(fault); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if _, err := read(t, client, paths, nil); err == nil || !strings.Contains(err.Error(), "token") {
+					t.Errorf("the error is %v", err)
+				}
+			}
+			service.ClearFaults()
+			if _, err := read(t, client, paths, nil); err != nil {
+				t.Errorf("after the fault: %v", err)
+			}
+			for _, request := range service.Requests() {
+				if request.Key != imds.TokenKey && request.Status != 200 && fault.Effect != imds.Family {
+					t.Errorf("%s was asked for with a token that is none: %d", request.Key, request.Status)
+				}
+			}
+		})
+	}
+}
+
+// D6: readers that wait for a token keep their own deadline.
+func TestTokenHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := imds.New(imds.Options{})
+		service.SetInstance(imds.Instance{ID: "i-0123456789abcdef0", MAC: primaryMAC})
+		if _, err := service.AddFault(imds.Fault{Pattern: imds.TokenKey, Effect: imds.Hang}); err != nil {
+			t.Fatal(err)
+		}
+		pipes := imds.NewPipes()
+		server := &http.Server{Handler: service}
+		go server.Serve(pipes)
+		defer server.Close()
+		client := metadata.NewClient(metadata.Options{Dial: pipes.DialContext})
+		defer client.CloseIdle()
+		var readers sync.WaitGroup
+		for range 8 {
+			readers.Go(func() {
+				began := time.Now()
+				_, err := client.ReadInstance(t.Context(), []metadata.Path{{Endpoint: "http://pipe"}})
+				if took := time.Since(began); metadata.KindOf(err) != metadata.Timeout || !strings.Contains(err.Error(), "token") || took > 2*time.Second {
+					t.Errorf("%v after %v", err, took)
+				}
+			})
+		}
+		readers.Wait()
+		service.ClearFaults()
+		if _, err := client.ReadInstance(t.Context(), []metadata.Path{{Endpoint: "http://pipe"}}); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // D5, D8: no key is probed in vain, and what does not change is read once.

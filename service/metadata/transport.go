@@ -1,10 +1,12 @@
 package metadata
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +21,7 @@ import (
 type transport struct {
 	counters
 	agent string
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu     sync.Mutex
 	byLink map[linkKey]*http.Transport
@@ -39,8 +42,12 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	if t.agent != "" {
 		request.Header.Set("User-Agent", strings.TrimSpace(t.agent+" "+request.Header.Get("User-Agent")))
 	}
-	t.sent.Add(1)
 	seen.atToken = request.Method == http.MethodPut
+	if !seen.atToken && !validToken(request.Header.Get(tokenHeader)) {
+		seen.err = errToken
+		return nil, errToken
+	}
+	t.sent.Add(1)
 	response, err := t.over(seen.path).RoundTrip(request)
 	if err != nil {
 		seen.err = err
@@ -52,11 +59,32 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	}
 	if seen.atToken {
 		seen.token = response.StatusCode
+		life, _ := strconv.Atoi(response.Header.Get(tokenLifeHeader)) // without it the SDK takes no token
+		seen.session.expires.Store(time.Now().Add(time.Duration(life) * time.Second).UnixNano())
+		seen.session.accepted.Store(false)
 	} else {
 		seen.key = response.StatusCode
+		if response.StatusCode == http.StatusOK || response.StatusCode == http.StatusNotFound {
+			seen.session.accepted.Store(true)
+		}
 	}
 	response.Body = &body{ReadCloser: response.Body, trace: seen}
 	return response, nil
+}
+
+// Headers of IMDSv2.
+const (
+	tokenHeader     = "X-Aws-Ec2-Metadata-Token"
+	tokenLifeHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+)
+
+// errToken: what the service gave as a token can be none. It is not sent.
+var errToken = errors.New("the answer is not a token")
+
+// validToken tells whether a text can be a token: one word of printable ASCII. EC2's
+// have 56 characters.
+func validToken(text string) bool {
+	return text != "" && len(text) <= 1024 && !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // body records why reading an answer failed.
@@ -101,6 +129,9 @@ func (t *transport) over(path Path) *http.Transport {
 		MaxIdleConnsPerHost:   4,
 		IdleConnTimeout:       5 * time.Second,
 		ResponseHeaderTimeout: requestTimeout,
+	}
+	if t.dial != nil {
+		made.DialContext = t.dial
 	}
 	t.byLink[key] = made
 	return made

@@ -3,7 +3,9 @@ package imds
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -21,11 +23,70 @@ const (
 	Truncate Effect = "truncate" // 200 with half of the body that was announced
 	HTML     Effect = "html"     // 200 with a web page, as a captive portal sends
 	Body     Effect = "body"     // 200 with Fault.Body
+	Family   Effect = "family"   // 200 with the value in the other IP family
+	Inject   Effect = "inject"   // 200 with lines of a unit file after the value
+	Huge     Effect = "huge"     // 200 with 1 MiB of lines
 )
 
 // Effects lists all effects.
 func Effects() []Effect {
-	return []Effect{Delay, Status, Hang, Reset, Empty, Truncate, HTML, Body}
+	return []Effect{Delay, Status, Hang, Reset, Empty, Truncate, HTML, Body, Family, Inject, Huge}
+}
+
+// Failures are all the ways in which the answer to one request fails, by name: faults
+// that lack only their pattern. A matrix of tests is made of them.
+func Failures() map[string]Fault {
+	failures := map[string]Fault{
+		"hang": {Effect: Hang}, "reset": {Effect: Reset}, "empty": {Effect: Empty}, "truncated": {Effect: Truncate},
+		"HTML": {Effect: HTML}, "wrong family": {Effect: Family}, "injected": {Effect: Inject}, "1 MiB": {Effect: Huge},
+	}
+	for _, status := range []int{401, 403, 404, 429, 500, 503} {
+		failures[strconv.Itoa(status)] = Fault{Effect: Status, Status: status}
+	}
+	return failures
+}
+
+// hugeSize is the least size of a body of the effect Huge.
+const hugeSize = 1 << 20
+
+// altered is the body that an effect makes of the true one.
+func (f Fault) altered(body string) string {
+	switch f.Effect {
+	case HTML:
+		return portalPage
+	case Body:
+		return f.Body
+	case Family:
+		return otherFamily(body)
+	case Inject:
+		return body + "\n[Match]\nName=*"
+	case Huge:
+		line := body + "\n"
+		return strings.Repeat(line, hugeSize/len(line)+1)
+	}
+	return ""
+}
+
+// otherFamily puts addresses and prefixes of the other IP family in the place of
+// those of a body. A line that is neither becomes an address too, since a value
+// without a family has none that were right.
+func otherFamily(body string) string {
+	all := strings.Split(body, "\n")
+	for n, line := range all {
+		address, err := netip.ParseAddr(line)
+		prefix, noPrefix := netip.ParsePrefix(line)
+		switch {
+		case err == nil && address.Is6():
+			all[n] = fmt.Sprintf("198.51.100.%d", n+1)
+		case noPrefix == nil && prefix.Addr().Is6():
+			all[n] = fmt.Sprintf("198.51.%d.0/24", n)
+		case noPrefix == nil:
+			all[n] = fmt.Sprintf("2001:db8:%x::/64", n)
+		default:
+			all[n] = fmt.Sprintf("2001:db8::%x", n+1)
+		}
+	}
+	return strings.Join(all, "\n")
 }
 
 // TokenKey is the name under which faults, the log and the counters know
@@ -74,7 +135,7 @@ func (f Fault) Check() error {
 		if f.Delay <= 0 {
 			return fmt.Errorf("fault on %s: effect delay without a delay", f.Pattern)
 		}
-	case Hang, Reset, Empty, Truncate, HTML, Body:
+	case Hang, Reset, Empty, Truncate, HTML, Body, Family, Inject, Huge:
 	default:
 		return fmt.Errorf("fault on %s: unknown effect %q, want one of %v", f.Pattern, f.Effect, Effects())
 	}

@@ -295,6 +295,39 @@ func TestFaults(t *testing.T) {
 		t.Errorf("html: %d %q", status, body)
 	}
 	s.ClearFaults()
+	addFault(t, s, imds.Fault{Pattern: key, Effect: imds.Family})
+	s.want(key, 200, "2001:db8::1\n2001:db8::2")
+	addFault(t, s, imds.Fault{Pattern: macs + mac + "/*", Effect: imds.Family})
+	s.want(macs+mac+"/ipv6s", 200, "198.51.100.1")
+	s.want(macs+mac+"/ipv4-prefix", 200, "2001:db8:0::/64")
+	s.want(macs+mac+"/subnet-ipv6-cidr-blocks", 200, "198.51.0.0/24")
+	s.ClearFaults()
+	addFault(t, s, imds.Fault{Pattern: key, Effect: imds.Inject})
+	s.want(key, 200, "10.0.0.20\n10.0.0.9\n[Match]\nName=*")
+	s.ClearFaults()
+	addFault(t, s, imds.Fault{Pattern: key, Effect: imds.Huge})
+	if status, body := s.get(key); status != 200 || len(body) < 1<<20 || !strings.HasPrefix(body, "10.0.0.20\n10.0.0.9\n10.0.0.20\n") {
+		t.Errorf("huge: %d, %d bytes", status, len(body))
+	}
+	s.ClearFaults()
+	// The text of a token is wrong, and nothing else: a client may well keep it.
+	for name, fault := range imds.Failures() {
+		fault.Pattern = imds.TokenKey
+		if err := fault.Check(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		switch fault.Effect {
+		case imds.Empty, imds.HTML, imds.Family, imds.Inject, imds.Huge:
+		default:
+			continue
+		}
+		addFault(t, s, fault)
+		w := s.do(http.MethodPut, "/latest/api/token", "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "60")
+		if w.Code != 200 || w.Header().Get("X-Aws-Ec2-Metadata-Token-Ttl-Seconds") != "60" || w.Body.String() == s.token {
+			t.Errorf("token %s: %d %v", name, w.Code, w.Header())
+		}
+		s.ClearFaults()
+	}
 
 	// The first three requests only.
 	addFault(t, s, imds.Fault{Pattern: "**", Effect: imds.Status, Status: 503, Count: 3})

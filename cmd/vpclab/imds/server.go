@@ -310,16 +310,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		<-r.Context().Done()
 	case Reset:
 		reset(w)
-	case Empty:
-		s.note(entry, "", "", http.StatusOK)
-		write(w, answer{status: http.StatusOK})
-	case HTML:
-		s.note(entry, "", "", http.StatusOK)
-		w.Header().Set("Content-Type", "text/html")
-		send(w, portalPage)
-	case Body:
-		s.note(entry, "", "", http.StatusOK)
-		write(w, answer{status: http.StatusOK, body: fault.Body})
+	case Empty, HTML, Body, Family, Inject, Huge:
+		// A token has its header all the same: nothing but its text is wrong.
+		a := s.answer(r, key, entry)
+		a.status, a.body = http.StatusOK, fault.altered(a.body)
+		s.note(entry, "", "", a.status)
+		if fault.Effect == HTML {
+			w.Header().Set("Content-Type", "text/html")
+		}
+		write(w, a)
 	case Truncate:
 		a := s.answer(r, key, entry)
 		s.note(entry, "", "", a.status)
@@ -352,7 +351,9 @@ func write(w http.ResponseWriter, a answer) {
 		h.Set("Content-Type", "text/html")
 		body = errorPage(a.status)
 	} else {
-		h.Set("Content-Type", "text/plain")
+		if h.Get("Content-Type") == "" {
+			h.Set("Content-Type", "text/plain")
+		}
 		h.Set("Accept-Ranges", "none")
 	}
 	if a.ttl > 0 {
