@@ -212,6 +212,8 @@ type target struct {
 	index int
 	view  *metadata.ENI
 	err   error
+	// cancel ends the read that is under way, nil before the first.
+	cancel context.CancelFunc
 	// follow is the delay to the next look while the ENI is new or has just
 	// changed, 0 once it goes with all others.
 	follow time.Duration

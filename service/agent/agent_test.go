@@ -109,6 +109,50 @@ func TestManyAtOnce(t *testing.T) {
 	})
 }
 
+// C6: a link that vanishes in the middle of a slow read takes the read with it: nobody
+// waits, the other reads go on at once, and nothing is said of it.
+func TestVanishedWhileRead(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(5 * time.Second)
+		must(t, a, "ens5", state.ENIConfigured)
+		w.set(func() { w.delay = 15 * time.Second })
+		// As many as are read at once.
+		for i := 1; i <= readers; i++ {
+			w.attach(i, fmt.Sprintf("ens%d", 5+i), fmt.Sprintf("10.0.1.%d", 20+i))
+		}
+		settle(time.Second)
+		// The primary may be among them.
+		if got := w.underWay(); got < readers-1 {
+			t.Fatalf("%d reads are under way, want %d", got, readers)
+		}
+		for i := 1; i <= readers; i++ {
+			w.detach(i)
+		}
+		settle(time.Second)
+		if got := w.underWay(); got != 0 {
+			t.Errorf("%d reads are under way for links that are gone", got)
+		}
+		if len(a.State().Interfaces) != 1 || strings.Contains(w.tree(t), "ens6") {
+			t.Errorf("residue: %+v\n%s", a.State().Interfaces, w.tree(t))
+		}
+		// The same link again, with the old read's end still to come, is a new one.
+		w.set(func() { w.delay = time.Millisecond })
+		w.attach(1, "ens6", "10.0.1.21")
+		settle(time.Second)
+		must(t, a, "ens6", state.ENIConfigured)
+		w.detach(1)
+		settle(time.Minute)
+		for _, line := range w.log {
+			if !strings.Contains(line, "level=INFO") || (!strings.Contains(line, "ENI configured") && !strings.Contains(line, "ENI detached")) {
+				t.Errorf("said: %s", line)
+			}
+		}
+	})
+}
+
 // A1: a change follows by itself; A2, D3: and only what the metadata withdrew goes.
 func TestAssignAndUnassign(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

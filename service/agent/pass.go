@@ -60,6 +60,9 @@ func (a *Agent) observe() bool {
 		// new attachment (C3).
 		t := a.targets[l.MAC]
 		if t == nil || (t.index != l.Index && !present[t.index] && !linkPresent(snapshot, t.index)) {
+			if t != nil {
+				a.drop(t)
+			}
 			a.targets[l.MAC] = &target{mac: l.MAC, index: l.Index, attempt: attempt{next: now}}
 			a.hasten(now)
 		}
@@ -76,6 +79,7 @@ func (a *Agent) observe() bool {
 	for mac, t := range a.targets {
 		if !seen[mac] || !linkPresent(snapshot, t.index) {
 			delete(a.targets, mac)
+			a.drop(t)
 			gone = true
 		}
 	}
@@ -85,6 +89,15 @@ func (a *Agent) observe() bool {
 		a.Metadata.CloseIdle()
 	}
 	return true
+}
+
+// drop ends what goes on for a target: nobody waits for the metadata of a link that is
+// gone (C6), and a reader is free for others.
+func (a *Agent) drop(t *target) {
+	if t.cancel != nil {
+		t.cancel()
+	}
+	a.unsay("read " + t.mac)
 }
 
 func linkPresent(snapshot *kernel.Snapshot, index int) bool {

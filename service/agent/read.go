@@ -13,9 +13,8 @@ import (
 // result is the end of one read.
 type result struct {
 	began time.Time
-	// mac and index of the ENI that was read; empty for the instance.
-	mac      string
-	index    int
+	// target is the ENI that was read; nil for the instance.
+	target   *target
 	instance metadata.Instance
 	view     *metadata.ENI
 	err      error
@@ -28,7 +27,7 @@ func (a *Agent) startReads(ctx context.Context, now time.Time) {
 	}
 	if paths := a.paths(""); !a.instanceGot && !a.instanceTry.busy && !now.Before(a.instanceTry.next) && len(paths) > 0 && a.reading < readers {
 		a.instanceTry.busy = true
-		a.read(ctx, func(ctx context.Context) result {
+		_ = a.read(ctx, func(ctx context.Context) result {
 			instance, err := a.Metadata.ReadInstance(ctx, paths)
 			return result{instance: instance, err: err}
 		})
@@ -44,19 +43,19 @@ func (a *Agent) startReads(ctx context.Context, now time.Time) {
 		}
 		t.busy = true
 		want := metadata.Wanted{MAC: t.mac, Primary: t.mac == a.instance.PrimaryMAC, Known: t.view}
-		index := t.index
-		a.read(ctx, func(ctx context.Context) result {
+		t.cancel = a.read(ctx, func(ctx context.Context) result {
 			view, err := a.Metadata.ReadENI(ctx, paths, want)
-			return result{mac: want.MAC, index: index, view: view, err: err}
+			return result{target: t, view: view, err: err}
 		})
 	}
 }
 
-func (a *Agent) read(ctx context.Context, do func(context.Context) result) {
+// read runs a read, which the returned function ends early.
+func (a *Agent) read(ctx context.Context, do func(context.Context) result) context.CancelFunc {
 	a.reading++
 	began := time.Now()
+	bounded, cancel := context.WithTimeout(ctx, readTime)
 	go func() {
-		bounded, cancel := context.WithTimeout(ctx, readTime)
 		defer cancel()
 		r := do(bounded)
 		r.began = began
@@ -65,6 +64,7 @@ func (a *Agent) read(ctx context.Context, do func(context.Context) result) {
 		case <-ctx.Done():
 		}
 	}()
+	return cancel
 }
 
 func (a *Agent) dueTargets(now time.Time) []*target {
@@ -86,7 +86,7 @@ func (a *Agent) take(r result) {
 	if r.err == nil {
 		a.lastSuccess = now
 	}
-	if r.mac == "" {
+	if r.target == nil {
 		a.instanceTry.busy, a.instanceTry.began, a.instanceErr = false, r.began, r.err
 		if r.err != nil {
 			a.instanceTry.failed(now, a.RefreshEvery)
@@ -100,8 +100,8 @@ func (a *Agent) take(r result) {
 		a.save()
 		return
 	}
-	t := a.targets[r.mac]
-	if t == nil || t.index != r.index {
+	t := r.target
+	if a.targets[t.mac] != t {
 		return // detached, or attached anew, meanwhile
 	}
 	t.busy, t.began, t.err = false, r.began, r.err

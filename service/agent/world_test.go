@@ -40,6 +40,7 @@ type world struct {
 	mute bool
 
 	reads, reloads, reconfigures, triggers int
+	reading                                int
 	log                                    []string
 	poke                                   chan struct{}
 	store                                  *store.Store
@@ -145,7 +146,7 @@ func (w *world) Observe() (*kernel.Snapshot, error) {
 }
 
 func (w *world) ReadInstance(ctx context.Context, _ []metadata.Path) (metadata.Instance, error) {
-	w.pause(ctx)
+	w.pause(ctx, "")
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reads++
@@ -153,7 +154,7 @@ func (w *world) ReadInstance(ctx context.Context, _ []metadata.Path) (metadata.I
 }
 
 func (w *world) ReadENI(ctx context.Context, _ []metadata.Path, want metadata.Wanted) (*metadata.ENI, error) {
-	w.pause(ctx)
+	w.pause(ctx, want.MAC)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reads++
@@ -167,11 +168,31 @@ func (w *world) ReadENI(ctx context.Context, _ []metadata.Path, want metadata.Wa
 	return &v, nil
 }
 
-func (w *world) pause(ctx context.Context) {
+// pause is how long the answer takes.
+func (w *world) pause(ctx context.Context, mac string) {
+	w.mu.Lock()
+	other := mac != "" && mac != w.instance.PrimaryMAC
+	if other {
+		w.reading++
+	}
+	delay := w.delay
+	w.mu.Unlock()
 	select {
-	case <-time.After(w.delay):
+	case <-time.After(delay):
 	case <-ctx.Done():
 	}
+	w.mu.Lock()
+	if other {
+		w.reading--
+	}
+	w.mu.Unlock()
+}
+
+// underWay is how many reads of other ENIs than the primary wait for their answer.
+func (w *world) underWay() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.reading
 }
 
 func (w *world) Requests() (uint64, uint64) { return 0, 0 }
