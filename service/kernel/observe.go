@@ -21,11 +21,14 @@ type Observer struct {
 	strict  *netlink.Handle
 	lenient *netlink.Handle
 	ethtool int
-	// known caches the driver by link index: an index is not used twice while the
-	// namespace lives, and the answer costs a system call for every container's
-	// veth otherwise.
-	known map[int]string
+	// known caches the driver by link index: the answer costs a system call for every
+	// container's veth otherwise.
+	known map[int]known
 }
+
+// known is the driver of a link. A link that comes from another network namespace may
+// have the index of one that went there, so the rest tells whether it is the same.
+type known struct{ kind, mac, driver string }
 
 // NewObserver returns an observer of links with one of the drivers.
 func NewObserver(drivers []string) (*Observer, error) {
@@ -48,7 +51,7 @@ func NewObserver(drivers []string) (*Observer, error) {
 		lenient.Close()
 		return nil, fmt.Errorf("opening a socket for ethtool: %w", err)
 	}
-	return &Observer{drivers: drivers, strict: strict, lenient: lenient, ethtool: fd, known: make(map[int]string)}, nil
+	return &Observer{drivers: drivers, strict: strict, lenient: lenient, ethtool: fd, known: make(map[int]known)}, nil
 }
 
 // Close releases the sockets.
@@ -69,7 +72,7 @@ func (o *Observer) Observe() (*Snapshot, error) {
 	for _, link := range links {
 		attrs := link.Attrs()
 		present[attrs.Index] = true
-		driver, ok := o.driver(attrs)
+		driver, ok := o.driver(link)
 		if !ok {
 			continue
 		}
@@ -113,21 +116,23 @@ func (o *Observer) Observe() (*Snapshot, error) {
 var plainName = regexp.MustCompile(`^[A-Za-z0-9@_.-]{1,15}$`)
 
 // driver tells the driver of a link that can be an ENI.
-func (o *Observer) driver(attrs *netlink.LinkAttrs) (string, bool) {
+func (o *Observer) driver(link netlink.Link) (string, bool) {
+	attrs := link.Attrs()
 	if len(attrs.HardwareAddr) != 6 || attrs.Flags&net.FlagLoopback != 0 || !plainName.MatchString(attrs.Name) {
 		return "", false
 	}
-	driver, ok := o.known[attrs.Index]
-	if !ok {
+	cached := o.known[attrs.Index]
+	if now := (known{link.Type(), attrs.HardwareAddr.String(), cached.driver}); cached != now || cached.driver == "" {
 		info, err := unix.IoctlGetEthtoolDrvinfo(o.ethtool, attrs.Name)
 		if err != nil {
 			// Renamed or gone since: the event that goes with it makes us look again.
 			return "", false
 		}
-		driver = unix.ByteSliceToString(info.Driver[:])
-		o.known[attrs.Index] = driver
+		cached = now
+		cached.driver = unix.ByteSliceToString(info.Driver[:])
+		o.known[attrs.Index] = cached
 	}
-	return driver, slices.Contains(o.drivers, driver)
+	return cached.driver, slices.Contains(o.drivers, cached.driver)
 }
 
 func (o *Observer) addresses(link netlink.Link, entry *Link) error {

@@ -104,7 +104,7 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 	seen := make(map[int]appearance)
 	if found, err := observer.lenient.LinkList(); err == nil {
 		for _, link := range found {
-			if _, ok := observer.driver(link.Attrs()); ok {
+			if _, ok := observer.driver(link); ok {
 				seen[link.Attrs().Index] = appearanceOf(link.Attrs())
 			}
 		}
@@ -128,7 +128,7 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 				}
 				continue
 			}
-			if _, ok := observer.driver(attrs); !ok {
+			if _, ok := observer.driver(update.Link); !ok {
 				continue
 			}
 			if now := appearanceOf(attrs); !now.equal(seen[index]) {

@@ -205,6 +205,8 @@ func linkFiles(eni *ENI) []File {
 	u.comment("Written by ec2netd, see ec2netd(8). Changes here are lost.")
 	u.section("Match")
 	u.set("MACAddress", eni.Link.MAC)
+	// Bridges, bonds, VLANs and macvlans inherit the MAC address (C5).
+	u.set("Driver", eni.Link.Driver)
 	u.section("Link")
 	for _, altname := range eni.Want.Altnames {
 		u.set("AlternativeName", altname)
