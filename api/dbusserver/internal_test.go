@@ -88,6 +88,23 @@ func TestValues(t *testing.T) {
 	}
 }
 
+// C3: two links with one MAC address have an object each.
+func TestSameMAC(t *testing.T) {
+	s := &state.State{Interfaces: []state.Interface{
+		{MAC: "02:00:00:00:00:0a", Name: "ens5"}, {MAC: "02:00:00:00:00:0b", Name: "ens6"}, {MAC: "02:00:00:00:00:0b", Name: "v0"},
+	}}
+	v := newView(s)
+	if len(v.interfaces) != 3 {
+		t.Errorf("objects: %v", v.interfaces)
+	}
+	for i := range s.Interfaces {
+		e := &s.Interfaces[i]
+		if got := v.interfaces[v.paths[e]]["Name"].Value(); got != e.Name {
+			t.Errorf("%s leads to %v", v.paths[e], got)
+		}
+	}
+}
+
 func TestEscapeLabel(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                      "_",

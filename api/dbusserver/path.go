@@ -11,7 +11,11 @@ import (
 
 // interfacePath is the object path of an ENI.
 func interfacePath(e *state.Interface) dbus.ObjectPath {
-	return dbus.ObjectPath(api.InterfacePath + "/" + escapeLabel(e.ID()))
+	return namedPath(e.ID())
+}
+
+func namedPath(id string) dbus.ObjectPath {
+	return dbus.ObjectPath(api.InterfacePath + "/" + escapeLabel(id))
 }
 
 // escapeLabel makes any string an element of an object path, as systemd does for

@@ -95,20 +95,27 @@ type view struct {
 	manager properties
 	// interfaces by object path.
 	interfaces map[dbus.ObjectPath]properties
+	// paths of the interfaces of state.
+	paths map[*state.Interface]dbus.ObjectPath
 	// describe returns the state as JSON. It is kept, so that describing often
 	// costs little.
 	describe func() (string, error)
 }
 
 func newView(s *state.State) *view {
-	v := &view{state: s, manager: managerProperties(s), interfaces: map[dbus.ObjectPath]properties{}}
+	v := &view{state: s, manager: managerProperties(s), interfaces: map[dbus.ObjectPath]properties{}, paths: map[*state.Interface]dbus.ObjectPath{}}
 	v.describe = sync.OnceValues(func() (string, error) {
 		b, err := json.Marshal(api.NonNil(s))
 		return string(b), err
 	})
 	for i := range s.Interfaces {
 		e := &s.Interfaces[i]
-		v.interfaces[interfacePath(e)] = interfaceProperties(e)
+		p := interfacePath(e)
+		if _, taken := v.interfaces[p]; taken {
+			// Two links with one MAC address: a name is the link's alone.
+			p = namedPath(e.Name)
+		}
+		v.interfaces[p], v.paths[e] = interfaceProperties(e), p
 	}
 	return v
 }

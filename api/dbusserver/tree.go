@@ -329,7 +329,7 @@ func (c *call) getInterface() ([]any, error) {
 	if err != nil {
 		return nil, failure(api.ErrorNoSuchInterface, "%v", err)
 	}
-	return []any{interfacePath(e)}, nil
+	return []any{c.view.paths[e]}, nil
 }
 
 func (c *call) refresh() ([]any, error) {

@@ -98,6 +98,9 @@ const (
 	// leaseTime is how long DHCP may take before other addresses wait for it no
 	// longer. A lease takes a few milliseconds in EC2.
 	leaseTime = 10 * time.Second
+	// udevTime is how long udevd may take for a new link before it is asked to look at
+	// it again.
+	udevTime = 5 * time.Second
 	// absentTime is how long networkd may be missing before that is worth a word: it
 	// starts after this daemon, and is away for a moment when it is restarted.
 	absentTime = 5 * time.Second
@@ -224,6 +227,8 @@ type link struct {
 	// since is when the link was first seen, or when networkd last was asked to do
 	// something about it: the start of the time that it is given.
 	since time.Time
+	// seen is when the link was first seen.
+	seen time.Time
 	// withdrawn are addresses that were taken out of its drop-in and may still be
 	// on the link.
 	withdrawn []netip.Addr

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -149,6 +150,91 @@ func TestVanishedWhileRead(t *testing.T) {
 			if !strings.Contains(line, "level=INFO") || (!strings.Contains(line, "ENI configured") && !strings.Contains(line, "ENI detached")) {
 				t.Errorf("said: %s", line)
 			}
+		}
+	})
+}
+
+// C3: a second link with an ENI's MAC address takes nothing from either, the reason is
+// shown, and it resolves whichever of the two goes.
+func TestSameMACTwice(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(10 * time.Second)
+		must(t, a, "ens6", state.ENIConfigured)
+		tree := w.tree(t)
+		twin := func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.links = append(w.links, kernel.Link{Index: 90, Name: "v0", MAC: macOf(1), Driver: "ena"})
+			w.ring()
+		}
+		leave := func(name string) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.links = slices.DeleteFunc(w.links, func(l kernel.Link) bool { return l.Name == name })
+			w.apply()
+			w.ring()
+		}
+		twin()
+		for range 3 {
+			settle(time.Minute)
+			for name, other := range map[string]string{"ens6": "v0", "v0": "ens6"} {
+				if got := must(t, a, name, state.ENIPending); !strings.Contains(got.Reason, "another link ("+other+")") {
+					t.Errorf("%s: %s", name, got.Reason)
+				}
+			}
+			if got, ok := a.State().Find("eni-00000000000000001"); !ok || got.Name != "ens6" {
+				t.Errorf("the ENI is %+v", got)
+			}
+			if w.tree(t) != tree || !slices.Equal(w.addresses("ens6"), []string{"10.0.1.20", "10.0.1.21"}) {
+				t.Errorf("files or addresses changed:\n%s\nbefore:\n%s", w.tree(t), tree)
+			}
+			must(t, a, "ens5", state.ENIConfigured)
+		}
+		leave("v0")
+		settle(time.Second)
+		if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "" || w.tree(t) != tree {
+			t.Errorf("%+v\n%s", got, w.tree(t))
+		}
+		// The other one is the ENI now.
+		twin()
+		settle(time.Second)
+		w.set(func() {
+			w.links[len(w.links)-1].Addresses = []kernel.Address{{Prefix: netip.MustParsePrefix("10.0.1.20/24"), Global: true}}
+		})
+		leave("ens6")
+		settle(5 * time.Second)
+		if got := must(t, a, "eni-00000000000000001", state.ENIConfigured); got.Name != "v0" || strings.Contains(w.tree(t), "ens6") {
+			t.Errorf("%+v\n%s", got, w.tree(t))
+		}
+	})
+}
+
+// C4: a link that udevd has missed is shown to it again.
+func TestMissedByUdev(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(10 * time.Minute)
+		triggers := w.triggers
+		w.set(func() { w.deaf = true })
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		settle(5 * time.Minute)
+		if got := w.triggers - triggers; got < 2 || got > 2*7 {
+			t.Errorf("udevd was asked %d times in 5 minutes", got)
+		}
+		w.set(func() { w.deaf = false })
+		w.ring()
+		settle(90 * time.Second)
+		must(t, a, "ens6", state.ENIConfigured)
+		triggers = w.triggers
+		settle(10 * time.Minute)
+		if w.triggers != triggers {
+			t.Errorf("udevd was asked %d times with nothing to do", w.triggers-triggers)
 		}
 	})
 }

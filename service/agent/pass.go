@@ -52,7 +52,7 @@ func (a *Agent) observe() bool {
 	for _, l := range snapshot.Links {
 		seen[l.MAC], present[l.Index] = true, true
 		if a.links[l.Index] == nil {
-			a.links[l.Index] = &link{since: now, entered: now}
+			a.links[l.Index] = &link{since: now, entered: now, seen: now}
 			// networkd would configure it by files that are gone, if they matched.
 			a.reloadDue = a.reloadDue || a.forgotten
 		}
@@ -323,8 +323,10 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 		l := a.links[eni.Link.Index]
 		lacking := eni.Known && len(eni.Files) > 0 && eni.Link.LinkFile != "" &&
 			slices.ContainsFunc(eni.Want.Altnames, func(name string) bool { return !slices.Contains(eni.Link.Altnames, name) })
-		// udevd may have been busy or down: ask again, seldom.
-		if slices.Contains(changed, eni) || (lacking && now.Sub(l.triggered) > max(settleTime, a.RefreshEvery)) {
+		// udevd may have been busy or down, and have missed the link altogether: ask
+		// again, seldom (C4).
+		missed := a.missed(eni) && now.Sub(l.seen) > udevTime
+		if slices.Contains(changed, eni) || ((lacking || missed) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
 			l.triggered = now
 			names = append(names, eni.Link.Name)
 		}
@@ -338,6 +340,15 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 		return
 	}
 	a.unsay("udev")
+}
+
+// missed tells whether udevd has nothing about a link, and networkd waits for it.
+func (a *Agent) missed(eni *plan.ENI) bool {
+	if eni.Link.LinkFile != "" || !a.networkdUp {
+		return false
+	}
+	state := a.Networkd.Link(eni.Link.Index).Administrative
+	return state == "pending" || state == ""
 }
 
 // repair asks networkd to configure links anew that it left with DHCP routes of an
@@ -416,6 +427,9 @@ func (a *Agent) verify() []state.Interface {
 		if entry.State == state.ENIDegraded || entry.State == state.ENIShadowed {
 			soonest(settleTime)
 		}
+		if a.missed(eni) {
+			soonest(udevTime)
+		}
 		if entry.State != l.state {
 			l.state, l.entered = entry.State, now
 			a.tell(&entry)
@@ -456,6 +470,9 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	}
 	if !eni.Known {
 		reason := eni.Reason
+		if eni.Twice {
+			return state.ENIPending, reason
+		}
 		if eni.View.MAC == "" && readError != "" {
 			reason = readError
 		} else if eni.View.MAC == "" && a.instanceErr != nil {
@@ -491,6 +508,8 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 		return state.ENIConfigured, plan.Misordered(eni)
 	case age < settleTime:
 		return state.ENIConfiguring, "waiting for: " + summary(gaps)
+	case a.missed(eni):
+		return state.ENIDegraded, "udevd has not handled the link, which networkd waits for: see systemctl status systemd-udevd.service"
 	}
 	return state.ENIDegraded, "networkd has not brought: " + summary(gaps) + "; see journalctl -u systemd-networkd"
 }

@@ -38,6 +38,8 @@ type world struct {
 	reloadErr error
 	// mute: networkd takes the reload and does nothing.
 	mute bool
+	// deaf: udevd has nothing about links, and networkd waits for it.
+	deaf bool
 
 	reads, reloads, reconfigures, triggers int
 	reading                                int
@@ -230,6 +232,11 @@ func (w *world) Reconfigure(context.Context, int) error {
 }
 
 func (w *world) Link(int) networkd.LinkState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.deaf {
+		return networkd.LinkState{Administrative: "pending"}
+	}
 	return networkd.LinkState{Administrative: "configured"}
 }
 func (w *world) Version(context.Context) string { return "257" }
@@ -240,7 +247,11 @@ func (w *world) WhyNotRunning(context.Context) (string, bool) {
 // devices is udevd.
 type devices struct{ *world }
 
-func (d devices) LinkFile(int) (string, bool) { return plan.DefaultPolicy, true }
+func (d devices) LinkFile(int) (string, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return plan.DefaultPolicy, !d.deaf
+}
 
 func (d devices) Apply(_ context.Context, names []string) error {
 	d.mu.Lock()

@@ -147,6 +147,9 @@ type ENI struct {
 	// primary address is the first one of the link (A3).
 	Held bool
 	Want Want
+	// Twice: another link has its MAC address too, so nothing tells which of them is
+	// the ENI. View is with the one that was configured before.
+	Twice bool
 	// Reason says why the ENI is not Known.
 	Reason string
 }
@@ -166,7 +169,12 @@ func Make(in Input) Plan {
 		view, viewed := in.Views[link.MAC]
 		switch {
 		case duplicate(in.Links, link):
-			eni.Reason = fmt.Sprintf("another link has the MAC address %s too", link.MAC)
+			eni.Twice = true
+			eni.Reason = fmt.Sprintf("another link (%s) has the MAC address %s too, what is configured stays: remove the one that is not the ENI",
+				twin(in.Links, link), link.MAC)
+			if _, ok := NumbersIn(link.Current); ok && viewed {
+				eni.View = view
+			}
 		case in.PrimaryMAC == "" && len(in.Links) == 1 && !viewed:
 			// An instance always has its primary ENI: if there is one link, it is
 			// that. So the primary gets its metric before the metadata answers.
@@ -269,6 +277,16 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 
 func duplicate(links []Link, link Link) bool {
 	return slices.ContainsFunc(links, func(l Link) bool { return l.MAC == link.MAC && l.Index != link.Index })
+}
+
+// twin names another link with the MAC address of this one.
+func twin(links []Link, link Link) string {
+	for _, l := range links {
+		if l.MAC == link.MAC && l.Index != link.Index {
+			return l.Name
+		}
+	}
+	return ""
 }
 
 // order: the primary first, then by card and index, then by name.
