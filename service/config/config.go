@@ -38,6 +38,8 @@ type Config struct {
 	// Refresh is the longest time between two looks at the metadata.
 	// [Metadata] RefreshSec=
 	Refresh time.Duration
+	// ENIs are the [ENI] sections in the order of reading. [For] applies them.
+	ENIs []Section
 	// Files that were read, in order.
 	Files []string
 	// Problems in them, in order.
@@ -118,6 +120,15 @@ func (c *Config) file(path string) {
 func (c *Config) parse(path, text string) {
 	section := ""
 	known := false
+	// eni is the [ENI] section that is being read; nil in others and once it is void.
+	var eni *Section
+	finish := func() {
+		if eni != nil {
+			c.ENIs = append(c.ENIs, *eni)
+		}
+		eni = nil
+	}
+	defer func() { finish() }()
 	number, pending, start := 0, "", 0
 	for line := range strings.Lines(text) {
 		number++
@@ -142,6 +153,7 @@ func (c *Config) parse(path, text string) {
 		switch {
 		case trimmed == "":
 		case strings.HasPrefix(trimmed, "["):
+			finish()
 			name, ok := strings.CutSuffix(trimmed[1:], "]")
 			if !ok || name == "" {
 				section, known = "", false
@@ -149,11 +161,19 @@ func (c *Config) parse(path, text string) {
 				continue
 			}
 			section, known = name, sections[name] != nil
+			if name == eniSection {
+				known, eni = true, &Section{File: path, Line: start}
+			}
 			if !known && !strings.HasPrefix(name, "X-") {
 				problem(name, "there is no such section; it is ignored. There are: %s", strings.Join(sectionNames(), ", "))
 			}
 		default:
 			key, value, ok := strings.Cut(trimmed, "=")
+			if !ok && eni != nil {
+				problem(section, "%q is not Key=Value; the whole section is ignored, since the line may have said which ENIs it is for", trimmed)
+				eni = nil
+				continue
+			}
 			if !ok {
 				problem(section, "%q is not Key=Value; the line is ignored", trimmed)
 				continue
@@ -166,6 +186,19 @@ func (c *Config) parse(path, text string) {
 				continue
 			}
 			key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+			if section == eniSection {
+				if eni == nil || strings.HasPrefix(key, "X-") {
+					continue
+				}
+				void, err := setENI(eni, key, value)
+				if err != nil {
+					problem(section+"."+key, "%v", err)
+				}
+				if void {
+					eni = nil
+				}
+				continue
+			}
 			set := sections[section][key]
 			if set == nil {
 				if !strings.HasPrefix(key, "X-") {
@@ -179,6 +212,7 @@ func (c *Config) parse(path, text string) {
 		}
 	}
 	if pending != "" {
+		eni = nil
 		c.Problems = append(c.Problems, Problem{File: path, Line: start, Key: section, Message: "the file ends in a continued line, which is ignored"})
 	}
 }
@@ -195,8 +229,11 @@ var sections = map[string]map[string]func(*Config, string) error{
 	},
 }
 
+// eniSection is the one section that may stand several times.
+const eniSection = "ENI"
+
 func sectionNames() []string {
-	names := make([]string, 0, len(sections))
+	names := []string{"[" + eniSection + "]"}
 	for name := range sections {
 		names = append(names, "["+name+"]")
 	}

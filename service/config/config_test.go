@@ -1,6 +1,7 @@
 package config
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,11 +57,24 @@ func TestDefaults(t *testing.T) {
 	lines = slices.DeleteFunc(lines, func(l string) bool {
 		return !strings.HasPrefix(l, "[") && !strings.Contains(l, "=") || strings.Contains(l, " ") && !strings.HasPrefix(l, "Driver=")
 	})
-	if diff := cmp.Diff(want, load(t, map[string]string{"etc/ec2netd.conf": strings.Join(lines, "\n")})); diff != "" {
+	got := load(t, map[string]string{"etc/ec2netd.conf": strings.Join(lines, "\n")})
+	for _, id := range []Identity{{}, {ENIID: "eni-0123456789abcdef0", DeviceIndex: new(int), NetworkCard: new(int), Primary: new(bool)}} {
+		if settings := For(got.ENIs, id); settings.ManagedBy == "" || settings.Undecided {
+			t.Errorf("the shipped file with its comments taken off has no [ENI] section for all: %+v", settings)
+		} else if settings.ManagedBy = ""; settings != DefaultSettings() {
+			t.Errorf("the shipped file with its comments taken off: %+v", settings)
+		}
+	}
+	got.ENIs = nil
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the shipped file with its comments taken off:\n%s\n%s", strings.Join(lines, "\n"), diff)
 	}
+	all := map[string][]string{eniSection: slices.Collect(maps.Keys(eniKeys))}
 	for section, keys := range sections {
-		for key := range keys {
+		all[section] = slices.Collect(maps.Keys(keys))
+	}
+	for section, keys := range all {
+		for _, key := range keys {
 			if !strings.Contains(spelled, "\n"+key+"=") {
 				t.Errorf("[%s] %s= is not in the shipped file", section, key)
 			}
@@ -171,12 +185,18 @@ func TestSpans(t *testing.T) {
 // FuzzParse: no file makes the daemon crash, nor leaves the bounds.
 func FuzzParse(f *testing.F) {
 	f.Add("[Match]\nDriver=ena \\\n veth\n[Metadata]\nRefreshSec=1min 30s\nEndpoint=http://[::1]:80/\n")
+	f.Add("[ENI]\nName=ens[5-7]\nManaged=no\nPrefixes=local\n[ENI]\nDeviceIndex=1 2\nDefaultRoute=off")
 	f.Add("[\n]\n=\n[]\n[Match\nDriver")
 	f.Fuzz(func(t *testing.T, text string) {
 		c := Config{Drivers: DefaultDrivers(), Refresh: DefaultRefresh}
 		c.parse("fuzz", text)
 		if c.Refresh < minRefresh || c.Refresh > maxRefresh {
 			t.Errorf("refresh time %v", c.Refresh)
+		}
+		for _, s := range c.ENIs {
+			if For([]Section{s}, Identity{Name: "ens5"}).Prefixes == "" || s.Line == 0 {
+				t.Errorf("section %+v", s)
+			}
 		}
 		for _, d := range c.Drivers {
 			if !driverName.MatchString(d) {

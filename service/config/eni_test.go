@@ -1,0 +1,146 @@
+package config
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// F4: an ENI can be picked by each of its properties.
+func TestSections(t *testing.T) {
+	at := func(n int) *int { return &n }
+	truth := func(b bool) *bool { return &b }
+	full := Identity{
+		ENIID: "eni-0123456789abcdef1", MAC: "02:00:00:00:00:01", DeviceIndex: at(2), NetworkCard: at(1),
+		Driver: "ena", Name: "ens6", Primary: truth(false),
+	}
+	for _, test := range []struct {
+		text string
+		want bool
+	}{
+		{"", true},
+		{"ENIID=eni-0123456789abcdef1", true},
+		{"ENIID=eni-0123456789abcdef2 eni-0123456789abcdef1", true},
+		{"ENIID=eni-0123456789abcdef2", false},
+		{"MACAddress=02:00:00:00:00:01", true},
+		{"MACAddress=02-00-00-00-00-01", true},
+		{"MACAddress=02:00:00:00:00:02\nMACAddress=02:00:00:00:00:01", true},
+		{"MACAddress=02:00:00:00:00:01\nMACAddress=\nMACAddress=02:00:00:00:00:02", false},
+		{"DeviceIndex=1 2 3", true},
+		{"DeviceIndex=1 3", false},
+		{"NetworkCard=1", true},
+		{"NetworkCard=0", false},
+		{"Driver=en*", true},
+		{"Driver=vif ixgbevf", false},
+		{"Name=ens[67]", true},
+		{"Name=eth*", false},
+		{"Primary=no", true},
+		{"Primary=yes", false},
+		{"Name=ens6\nDeviceIndex=1", false},
+		{"Name=ens6\nDeviceIndex=2\nPrimary=off", true},
+	} {
+		c := load(t, map[string]string{"etc/ec2netd.conf": "[ENI]\n" + test.text + "\nManaged=no\n"})
+		if len(c.Problems) > 0 || len(c.ENIs) != 1 {
+			t.Fatalf("%q: %d sections, %v", test.text, len(c.ENIs), c.Problems)
+		}
+		if got := For(c.ENIs, full); got.Managed == test.want || got.Undecided {
+			t.Errorf("%q: %+v", test.text, got)
+		}
+	}
+}
+
+func TestSettings(t *testing.T) {
+	c := load(t, map[string]string{
+		"etc/ec2netd.conf": "[ENI]\nManaged=no\nAlternativeNames=no\n[ENI]\nName=ens5\nManaged=yes\nPrefixes=assign\nPrimaryRules=yes\n",
+		"etc/ec2netd.conf.d/10-route.conf": "[Match]\nDriver=veth\n[ENI]\nName=ens*\nDefaultRoute=no\nPrefixes=local\nX-Mine=1\n" +
+			"[ENI]\nName=ens5\nPrefixes=\n",
+	})
+	if len(c.Problems) > 0 || len(c.ENIs) != 4 {
+		t.Fatalf("%d sections, %v", len(c.ENIs), c.Problems)
+	}
+	got := For(c.ENIs, Identity{Name: "ens5"})
+	if !got.Managed || !strings.HasSuffix(got.ManagedBy, "/etc/ec2netd.conf:4") || got.DefaultRoute || got.AlternativeNames || !got.PrimaryRules || got.Prefixes != PrefixesLocal {
+		t.Errorf("ens5: %+v", got)
+	}
+	got = For(c.ENIs, Identity{Name: "eth0"})
+	if got.Managed || !strings.HasSuffix(got.ManagedBy, "/etc/ec2netd.conf:1") || !got.DefaultRoute || got.PrimaryRules || got.Prefixes != PrefixesRule {
+		t.Errorf("eth0: %+v", got)
+	}
+}
+
+// What is not known yet leaves an ENI undecided only where it matters.
+func TestUndecided(t *testing.T) {
+	one := 1
+	sections := func(text string) []Section {
+		c := load(t, map[string]string{"etc/ec2netd.conf": text})
+		if len(c.Problems) > 0 {
+			t.Fatal(c.Problems)
+		}
+		return c.ENIs
+	}
+	for text, want := range map[string]bool{
+		"":                                  false,
+		"[ENI]\nDeviceIndex=1\nManaged=no":  true,
+		"[ENI]\nDeviceIndex=1\nManaged=yes": false,
+		"[ENI]\nDeviceIndex=1\nName=eth*\nManaged=no":        false,
+		"[ENI]\nPrimary=no\nDefaultRoute=no":                 true,
+		"[ENI]\nManaged=no\n[ENI]\nPrimary=yes\nManaged=yes": true,
+		"[ENI]\nENIID=eni-01234567\nPrefixes=local":          true,
+	} {
+		got := For(sections(text), Identity{Name: "ens5"})
+		if got.Undecided != want {
+			t.Errorf("%q: %+v", text, got)
+		}
+	}
+	if got := For(sections("[ENI]\nDeviceIndex=1\nManaged=no"), Identity{DeviceIndex: &one}); got.Undecided || got.Managed {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A mistake in what a section is for voids it: it must not be for other ENIs than was
+// meant. One in what it says costs the line.
+func TestSectionProblems(t *testing.T) {
+	c := load(t, map[string]string{"etc/ec2netd.conf": `[ENI]
+ENIID=eni-xyz
+Managed=no
+[ENI]
+MACAddress=02:00:00
+Managed=no
+[ENI]
+DeviceIndex=-1
+Managed=no
+[ENI]
+Name=ens[
+Managed=no
+[ENI]
+Primary=maybe
+Managed=no
+[ENI]
+Nmae=ens6
+Managed=no
+[ENI]
+Name ens6
+Managed=no
+[ENI]
+Name=ens6
+Managed=perhaps
+Prefixes=all
+DefaultRoute=no
+[ENI]
+Managed=no
+Name=ens7 \
+`})
+	var lines []int
+	for _, p := range c.Problems {
+		lines = append(lines, p.Line)
+		if void := p.Line < 22 || p.Line > 25; void != strings.Contains(p.Message, "ignored, since") && p.Line != 29 {
+			t.Errorf("%v", p)
+		}
+	}
+	if !slices.Equal(lines, []int{2, 5, 8, 11, 14, 17, 20, 24, 25, 29}) {
+		t.Errorf("%v", c.Problems)
+	}
+	if len(c.ENIs) != 1 || c.ENIs[0].DefaultRoute == nil || c.ENIs[0].Managed != nil || c.ENIs[0].Prefixes != nil {
+		t.Errorf("%+v", c.ENIs)
+	}
+}
