@@ -496,8 +496,14 @@ func (l *lab) monitor(name string) func() string {
 // logOf checks that the daemon logged nothing of a priority or a worse one.
 func (l *lab) logOf(priority string) {
 	l.t.Helper()
-	if out := l.run("journalctl", "--boot", "--identifier=ec2netd", "--priority="+priority, "--output=cat", "--no-pager", "--quiet"); out != "" {
+	said := func(priority string) string {
+		return l.run("journalctl", "--boot", "--identifier=ec2netd", "--priority="+priority, "--output=cat", "--no-pager", "--quiet")
+	}
+	if out := said(priority); out != "" {
 		l.t.Errorf("the daemon logged:\n%s", out)
+	}
+	if said("info") == "" {
+		l.t.Error("no line of the daemon is found in the journal")
 	}
 }
 

@@ -17,6 +17,9 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 )
 
+// Identifier is what journalctl --identifier= finds the daemon's lines by.
+const Identifier = "ec2netd"
+
 // New returns a handler for the place that standard error goes to: the journal if
 // that is a journal stream, text on standard error otherwise.
 func New(level slog.Leveler) slog.Handler {
@@ -49,7 +52,7 @@ func (h *Handler) Enabled(_ context.Context, level slog.Level) bool {
 // Handle implements slog.Handler. The message carries the values too, since that
 // is what journalctl shows.
 func (h *Handler) Handle(_ context.Context, record slog.Record) error {
-	fields := make(map[string]string)
+	fields := map[string]string{"SYSLOG_IDENTIFIER": Identifier}
 	var shown strings.Builder
 	shown.WriteString(record.Message)
 	add := func(prefix string, attr slog.Attr) {

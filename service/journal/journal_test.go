@@ -35,7 +35,7 @@ func TestFields(t *testing.T) {
 		t.Fatalf("%d entries", len(*entries))
 	}
 	first := (*entries)[0]
-	want := map[string]string{"ENI": "eni-0123456789abcdef0", "INTERFACE": "ens6", "DEVICE_INDEX": "1", "ODD_KEY": "a b"}
+	want := map[string]string{"ENI": "eni-0123456789abcdef0", "INTERFACE": "ens6", "DEVICE_INDEX": "1", "ODD_KEY": "a b", "SYSLOG_IDENTIFIER": "ec2netd"}
 	if !maps.Equal(first.fields, want) || first.priority != journal.PriInfo {
 		t.Errorf("%+v", first)
 	}
