@@ -143,6 +143,7 @@ func serve(ctx context.Context, log *slog.Logger) error {
 		Events:       []<-chan struct{}{watcher.Changed(), bus.Changed()},
 		Endpoint:     settings.Endpoint,
 		RefreshEvery: settings.Refresh,
+		Sections:     settings.ENIs,
 		Views:        viewsFile,
 		Problems:     problems,
 	}

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
@@ -59,6 +60,7 @@ type Udev interface {
 type Store interface {
 	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
 	Units() ([]store.Unit, error)
+	Renew(path string) error
 	Read(path string) string
 	Base() (unit string, dropIns []string)
 	Target(path string) string
@@ -80,6 +82,8 @@ type Options struct {
 	Endpoint string
 	// Refresh is the longest time between two looks at the metadata.
 	RefreshEvery time.Duration
+	// Sections of the configuration, which say how each ENI is treated.
+	Sections []config.Section
 	// Views is the file that keeps the last views over a restart, or empty.
 	Views string
 	// Problems of the configuration, shown in the state.
@@ -98,6 +102,13 @@ const (
 	// leaseTime is how long DHCP may take before other addresses wait for it no
 	// longer. A lease takes a few milliseconds in EC2.
 	leaseTime = 10 * time.Second
+	// newTime is how long a link counts as new. Its metadata is there sooner as a rule.
+	newTime = 60 * time.Millisecond
+	// repairTime is how long an ENI may lack its primary address before networkd is
+	// asked to configure it anew, again after twice that time, and so on up to
+	// slowestRepair (E5).
+	repairTime    = 30 * time.Second
+	slowestRepair = 10 * time.Minute
 	// udevTime is how long udevd may take for a new link before it is asked to look at
 	// it again.
 	udevTime = 5 * time.Second
@@ -232,8 +243,16 @@ type link struct {
 	// withdrawn are addresses that were taken out of its drop-in and may still be
 	// on the link.
 	withdrawn []netip.Addr
-	// reconfigured is when networkd was last asked to reconfigure it.
+	// reconfigured is when networkd was last asked to reconfigure it, metric the one
+	// that routes by DHCP were to have then.
 	reconfigured time.Time
+	metric       int
+	// lacks is the primary address that it should have and has not (E5), repairAt when
+	// networkd shall be asked to configure it anew for that, repairDelay the time to
+	// the try after.
+	lacks       netip.Addr
+	repairAt    time.Time
+	repairDelay time.Duration
 	// triggered is when udevd was last asked to apply its .link file.
 	triggered time.Time
 	state     state.ENI
@@ -285,6 +304,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	// Files that an earlier run wrote may not have been read. A reload in which no
 	// file changed touches no link (facts.md 1).
 	a.reloadDue = true
+	if owner, err := a.Networkd.Owner(ctx); err == nil {
+		a.networkdUp = owner != ""
+	}
 	a.nextRefresh = time.Now().Add(jitter(a.RefreshEvery))
 	a.pass(ctx)
 	close(a.ready)

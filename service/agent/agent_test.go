@@ -447,7 +447,7 @@ func TestLeaseThatDoesNotCome(t *testing.T) {
 		defer stop()
 		settle(time.Minute)
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
-		w.set(func() { w.links[1].Addresses = nil })
+		w.set(func() { w.links[1].Addresses, w.leaseless = nil, true })
 		settle(5 * time.Second)
 		if got := w.addresses("ens6"); len(got) != 0 {
 			t.Errorf("before the lease: %v", got)

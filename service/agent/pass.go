@@ -107,7 +107,7 @@ func linkPresent(snapshot *kernel.Snapshot, index int) bool {
 // decide makes the plan of what is known now.
 func (a *Agent) decide() {
 	now := time.Now()
-	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed}
+	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections}
 	in.Base, in.BaseDropIns = a.Store.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
 	in.Assigned = a.assigned()
@@ -137,6 +137,12 @@ func (a *Agent) decide() {
 			}
 		}
 		entry.LeaseOverdue = now.Sub(a.links[l.Index].since) > leaseTime
+		// Before networkd runs, what is written for a link costs no reload.
+		entry.New = a.networkdUp && now.Sub(a.links[l.Index].seen) < newTime
+		switch a.Networkd.Link(l.Index).Administrative {
+		case "pending", "initialized", "configuring":
+			entry.Busy = true
+		}
 		in.Links = append(in.Links, entry)
 	}
 	a.plan = plan.Make(in)
@@ -351,8 +357,8 @@ func (a *Agent) missed(eni *plan.ENI) bool {
 	return state == "pending" || state == ""
 }
 
-// repair asks networkd to configure links anew that it left with DHCP routes of an
-// old metric.
+// repair has networkd configure links anew that it left with DHCP routes of an old
+// metric, or without the address that DHCP should have brought.
 func (a *Agent) repair(ctx context.Context) {
 	if !a.networkdUp || a.reloadDue {
 		return
@@ -361,18 +367,55 @@ func (a *Agent) repair(ctx context.Context) {
 	for i := range a.plan.ENIs {
 		eni := &a.plan.ENIs[i]
 		l := a.links[eni.Link.Index]
-		if !eni.Reconfigure() || now.Sub(l.reconfigured) < settleTime {
+		lacking := a.lacking(eni, now)
+		var err error
+		switch {
+		case eni.Reconfigure() && (now.Sub(l.reconfigured) >= settleTime || l.metric != eni.Want.Metric):
+			l.since, l.metric, l.reconfigured = now, eni.Want.Metric, now
+			a.hasten(now)
+			a.Log.Debug("reconfiguring: DHCP routes with an old metric are left", "interface", eni.Link.Name)
+			err = a.Networkd.Reconfigure(ctx, eni.Link.Index)
+		case lacking.IsValid() && reached(l.repairAt, now):
+			l.repairDelay = min(2*l.repairDelay, slowestRepair)
+			l.repairAt = now.Add(jitter(l.repairDelay))
+			a.Log.Warn("Having networkd configure the ENI anew: its primary address is missing", "eni", eni.View.ID,
+				"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(),
+				"next_try", l.repairDelay.String())
+			// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over
+			// a configuration (measured on 257 and 262).
+			if err = a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err == nil {
+				a.reloadDue = true
+				a.ask(0)
+			}
+		default:
 			continue
 		}
-		l.reconfigured, l.since = now, now
-		a.hasten(now)
-		a.Log.Debug("reconfiguring: DHCP routes with an old metric are left", "interface", eni.Link.Name)
-		if err := a.Networkd.Reconfigure(ctx, eni.Link.Index); err != nil {
-			a.say("reconfigure", "networkd did not reconfigure the link", "eni", eni.View.ID, "mac", eni.Link.MAC,
+		if err != nil {
+			a.say("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", eni.Link.MAC,
 				"interface", eni.Link.Name, "reason", err.Error())
-			return
+			continue
+		}
+		a.unsay("reconfigure")
+	}
+}
+
+// lacking returns the primary address that an ENI lacks and that networkd would bring
+// if it configured the link anew, and keeps the time since when that is so. Where
+// another unit is in force it is not this daemon's to say what the link shall have.
+func (a *Agent) lacking(eni *plan.ENI, now time.Time) netip.Addr {
+	l := a.links[eni.Link.Index]
+	address := plan.Lacking(eni)
+	if address.IsValid() && a.Networkd.Link(eni.Link.Index).File != plan.NetworkPath(eni.Link.Name) {
+		address = netip.Addr{}
+	}
+	if address != l.lacks {
+		l.lacks, l.repairAt, l.repairDelay = address, time.Time{}, 0
+		if address.IsValid() {
+			l.repairDelay = repairTime
+			l.repairAt = now.Add(jitter(repairTime))
 		}
 	}
+	return address
 }
 
 // hasten makes the loop look at the kernel often again.
@@ -427,6 +470,9 @@ func (a *Agent) verify() []state.Interface {
 		if entry.State == state.ENIDegraded || entry.State == state.ENIShadowed {
 			soonest(settleTime)
 		}
+		if eni.Link.New {
+			soonest(newTime)
+		}
 		if a.missed(eni) {
 			soonest(udevTime)
 		}
@@ -468,10 +514,16 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	if t != nil && t.err != nil {
 		readError = t.err.Error()
 	}
+	if !eni.Settings.Managed {
+		return state.ENIUnmanaged, eni.Settings.ManagedBy + " says Managed=no"
+	}
 	if !eni.Known {
 		reason := eni.Reason
 		if eni.Twice {
 			return state.ENIPending, reason
+		}
+		if eni.Settings.Undecided {
+			reason += "; whether it is managed depends on that"
 		}
 		if eni.View.MAC == "" && readError != "" {
 			reason = readError
@@ -572,10 +624,10 @@ func (a *Agent) describe(eni *plan.ENI) state.Interface {
 	if eni.Want.Table != 0 {
 		entry.Table, entry.Priority = eni.Want.Table, eni.Want.Table
 	}
-	entry.Addresses = texts(eni.Want.Addresses)
+	entry.Addresses = texts(slices.Concat(eni.View.IPv4, eni.View.IPv6))
 	entry.Prefixes = texts(slices.Concat(eni.View.IPv4Prefixes, eni.View.IPv6Prefixes))
 	entry.Subnets = texts(slices.Concat(eni.View.IPv4Subnets, eni.View.IPv6Subnets))
-	entry.Altnames = eni.Want.Altnames
+	entry.Altnames = orEmpty(eni.Want.Altnames)
 	return entry
 }
 

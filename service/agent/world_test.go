@@ -5,14 +5,17 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
@@ -38,6 +41,12 @@ type world struct {
 	reloadErr error
 	// mute: networkd takes the reload and does nothing.
 	mute bool
+	// leaseless: DHCP brings no address when networkd configures a link anew. leases
+	// counts those that it brought; seen are the drop-ins that networkd has read.
+	leaseless bool
+	leases    int
+	seen      map[string]os.FileInfo
+	sections  []config.Section
 	// deaf: udevd has nothing about links, and networkd waits for it.
 	deaf bool
 
@@ -51,7 +60,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
-		dir: t.TempDir(), views: map[string]metadata.ENI{}, errs: map[string]error{}, running: true, bus: true,
+		dir: t.TempDir(), views: map[string]metadata.ENI{}, errs: map[string]error{}, seen: map[string]os.FileInfo{}, running: true, bus: true,
 		instance: metadata.Instance{ID: "i-0123456789abcdef0", PrimaryMAC: macOf(0)}, poke: make(chan struct{}, 1),
 	}
 	w.store = &store.Store{Root: w.dir}
@@ -77,7 +86,7 @@ func (w *world) attach(index int, name string, ipv4 ...string) {
 	for _, l := range w.links {
 		ifindex = max(ifindex, l.Index+1)
 	}
-	l := kernel.Link{Index: ifindex, Name: name, MAC: macOf(index), Driver: "ena"}
+	l := kernel.Link{Index: ifindex, Name: name, MAC: macOf(index), Driver: "ena", Carrier: true}
 	l.Addresses = []kernel.Address{{Prefix: netip.PrefixFrom(netip.MustParseAddr(ipv4[0]), 24), Global: true}}
 	w.links = append(w.links, l)
 	w.ring()
@@ -112,8 +121,10 @@ func (w *world) apply() {
 		l := &w.links[i]
 		content := w.store.Read(plan.NetworkDropIn(l.Name))
 		metric := plan.UnknownMetric
-		if n, ok := plan.NumbersIn(content); ok {
-			metric = n.Metric()
+		for line := range strings.Lines(content) {
+			if value, ok := strings.CutPrefix(strings.TrimSpace(line), "RouteMetric="); ok {
+				metric, _ = strconv.Atoi(value)
+			}
 		}
 		everywhere := netip.MustParsePrefix("0.0.0.0/0")
 		w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: metric, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
@@ -219,8 +230,26 @@ func (w *world) Reload(context.Context) error {
 	w.reloads++
 	if w.reloadErr == nil && !w.mute {
 		w.apply()
+		w.lease()
 	}
 	return w.reloadErr
+}
+
+// lease brings the addresses by DHCP back that links lost whose drop-in is another file
+// than before.
+func (w *world) lease() {
+	for i := range w.links {
+		l := &w.links[i]
+		info, err := os.Stat(filepath.Join(w.dir, plan.NetworkDropIn(l.Name)))
+		if err != nil || (w.seen[l.MAC] != nil && os.SameFile(w.seen[l.MAC], info) && w.seen[l.MAC].ModTime().Equal(info.ModTime())) {
+			continue
+		}
+		w.seen[l.MAC] = info
+		if view, ok := w.views[l.MAC]; ok && !w.leaseless && len(view.IPv4) > 0 && !l.Has(view.IPv4[0]) {
+			l.Addresses = slices.Insert(l.Addresses, 0, kernel.Address{Prefix: netip.PrefixFrom(view.IPv4[0], 24), Global: true})
+			w.leases++
+		}
+	}
 }
 
 func (w *world) Reconfigure(context.Context, int) error {
@@ -231,13 +260,19 @@ func (w *world) Reconfigure(context.Context, int) error {
 	return nil
 }
 
-func (w *world) Link(int) networkd.LinkState {
+func (w *world) Link(index int) networkd.LinkState {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	s := networkd.LinkState{Administrative: "configured"}
 	if w.deaf {
-		return networkd.LinkState{Administrative: "pending"}
+		s.Administrative = "pending"
 	}
-	return networkd.LinkState{Administrative: "configured"}
+	for _, l := range w.links {
+		if l.Index == index && w.store.Read(plan.NetworkDropIn(l.Name)) != "" {
+			s.File = plan.NetworkPath(l.Name)
+		}
+	}
+	return s
 }
 func (w *world) Version(context.Context) string { return "257" }
 func (w *world) WhyNotRunning(context.Context) (string, bool) {
@@ -277,7 +312,7 @@ func (w *world) start(t *testing.T) (*Agent, func()) {
 	a := New(Options{
 		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
-		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"),
+		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"), Sections: w.sections,
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -28,6 +28,8 @@ type Link struct {
 	// Driver as ethtool reports it.
 	Driver   string
 	Altnames []string
+	// Carrier: the link is up and has one.
+	Carrier bool
 	// Addresses in the order of the kernel, IPv4 before IPv6.
 	Addresses []Address
 }
@@ -56,6 +58,9 @@ type Route struct {
 	Gateway netip.Addr
 	// Protocol is an RTPROT_ number: 16 for DHCP, 9 for RA, 4 for static.
 	Protocol int
+	// Local: what goes there is for this host (Type=local). The kernel's own such
+	// routes, one for each address, are left out.
+	Local bool
 }
 
 // Rule is a policy rule.
@@ -65,8 +70,10 @@ type Rule struct {
 	// From is the source prefix, the zero Prefix if the rule has none.
 	From     netip.Prefix
 	Protocol int
-	// Plain: the rule selects by source alone and only looks a table up.
+	// Plain: the rule selects by source alone and only looks a table up. Guard: the
+	// same, but default routes of the table do not count (SuppressPrefixLength=0).
 	Plain bool
+	Guard bool
 	IPv4  bool
 }
 

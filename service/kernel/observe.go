@@ -82,6 +82,7 @@ func (o *Observer) Observe() (*Snapshot, error) {
 			MAC:      attrs.HardwareAddr.String(),
 			Driver:   driver,
 			Altnames: slices.Sorted(slices.Values(attrs.AltNames)),
+			Carrier:  attrs.RawFlags&unix.IFF_LOWER_UP != 0,
 		}
 		if err := o.addresses(link, &entry); err != nil {
 			if gone(err) {
@@ -166,10 +167,11 @@ func (o *Observer) routes(link netlink.Link, snapshot *Snapshot) error {
 			return fmt.Errorf("listing routes of %s: %w", link.Attrs().Name, err)
 		}
 		for _, r := range found {
-			if r.Type != unix.RTN_UNICAST || r.Table == unix.RT_TABLE_LOCAL {
+			local := r.Type == unix.RTN_LOCAL && r.Protocol != unix.RTPROT_KERNEL
+			if !local && (r.Type != unix.RTN_UNICAST || r.Table == unix.RT_TABLE_LOCAL) {
 				continue
 			}
-			route := Route{Link: index, Table: r.Table, Metric: r.Priority, Protocol: int(r.Protocol)}
+			route := Route{Link: index, Table: r.Table, Metric: r.Priority, Protocol: int(r.Protocol), Local: local}
 			if destination, ok := prefixOf(r.Dst); ok {
 				route.Destination = destination
 			} else if family == netlink.FAMILY_V4 {
@@ -200,9 +202,11 @@ func (o *Observer) rules(snapshot *Snapshot) error {
 			if from, ok := prefixOf(r.Src); ok {
 				rule.From = from
 			}
-			rule.Plain = rule.From.IsValid() && r.Dst == nil && r.Mark == 0 && r.IifName == "" && r.OifName == "" &&
+			bySource := rule.From.IsValid() && r.Dst == nil && r.Mark == 0 && r.IifName == "" && r.OifName == "" &&
 				!r.Invert && r.Tos == 0 && r.IPProto == 0 && r.Dport == nil && r.Sport == nil && r.UIDRange == nil &&
-				r.SuppressIfgroup < 0 && r.SuppressPrefixlen < 0 && r.Goto < 0 && r.Table != 0
+				r.SuppressIfgroup < 0 && r.Goto < 0 && r.Table != 0
+			rule.Plain = bySource && r.SuppressPrefixlen < 0
+			rule.Guard = bySource && r.SuppressPrefixlen == 0
 			snapshot.Rules = append(snapshot.Rules, rule)
 		}
 	}

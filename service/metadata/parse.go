@@ -11,11 +11,12 @@ import (
 
 // Limits that no honest answer comes near. An instance has at most a few dozen
 // ENIs and an ENI a few dozen addresses; they bound what a broken or hostile
-// service can make the daemon hold.
+// service can make the daemon hold. Cards and indexes have two digits, since that is
+// what the numbers made of them keep apart (B1).
 const (
 	maxLines = 4096
-	maxCard  = 64
-	maxIndex = 1024
+	maxCard  = 99
+	maxIndex = 99
 )
 
 // The shapes of identifiers: a prefix and 8 (old) or 17 hexadecimal digits.

@@ -268,7 +268,7 @@ func TestMalformedValues(t *testing.T) {
 		"subnet-ipv4-cidr-block":  {"10.0.1.0/33", "0.0.0.0/0"},
 		"subnet-ipv6-cidr-blocks": {"::/0", "2001:db8::1/64"},
 		"device-number":           {"-1", "one", "1\n2", "4294967297", "01", "+1"},
-		"network-card":            {"99", "x"},
+		"network-card":            {"100", "x"},
 		"interface-id":            {"eni-../../etc", "eni-0123\n[Match]", "i-0123456789abcdef1", "eni-0123456789ABCDEF1"},
 	} {
 		for _, value := range values {

@@ -43,7 +43,7 @@ func Gaps(eni *ENI, snapshot *kernel.Snapshot, withdrawn []netip.Addr) Gap {
 		if want.Table != 0 && !own {
 			missing = append(missing, fmt.Sprintf("default route (%s) in table %d", f.name, want.Table))
 		}
-		if !hasDefault(snapshot, link.Index, kernel.MainTable, want.Metric, f.ipv4) {
+		if !want.NoDefault && !hasDefault(snapshot, link.Index, kernel.MainTable, want.Metric, f.ipv4) {
 			gap := fmt.Sprintf("default route (%s) with metric %d", f.name, want.Metric)
 			if own && !f.ipv4 {
 				late = append(late, gap)
@@ -52,12 +52,24 @@ func Gaps(eni *ENI, snapshot *kernel.Snapshot, withdrawn []netip.Addr) Gap {
 			}
 		}
 	}
-	if stale(link, want.Metric) {
+	switch {
+	case want.NoDefault && len(link.DHCPMetrics) > 0:
+		unwanted = append(unwanted, "default route by DHCP in the main table")
+	case want.Metric != 0 && stale(link, want.Metric):
 		unwanted = append(unwanted, fmt.Sprintf("default route by DHCP with another metric than %d", want.Metric))
 	}
+	for _, prefix := range want.Local {
+		if !slices.ContainsFunc(snapshot.Routes, func(r kernel.Route) bool { return r.Local && r.Destination == prefix }) {
+			missing = append(missing, "local route "+prefix.String())
+		}
+	}
 	if want.Table != 0 {
-		present := make(map[netip.Prefix]bool)
+		present, guarded := make(map[netip.Prefix]bool), make(map[netip.Prefix]bool)
 		for _, rule := range snapshot.Rules {
+			if rule.Guard && rule.Priority == guard(want.Table) && rule.Table == kernel.MainTable {
+				guarded[rule.From] = true
+				continue
+			}
 			if rule.Priority != want.Table || rule.Table != want.Table || !rule.Plain {
 				continue
 			}
@@ -67,6 +79,9 @@ func Gaps(eni *ENI, snapshot *kernel.Snapshot, withdrawn []netip.Addr) Gap {
 			}
 		}
 		for _, from := range want.Rules {
+			if want.Guarded && !guarded[from] {
+				missing = append(missing, fmt.Sprintf("rule from %s lookup %d suppress_prefixlength 0", from, kernel.MainTable))
+			}
 			if !present[from] {
 				missing = append(missing, fmt.Sprintf("rule from %s lookup %d", from, want.Table))
 			}
@@ -83,6 +98,16 @@ func Gaps(eni *ENI, snapshot *kernel.Snapshot, withdrawn []netip.Addr) Gap {
 		}
 	}
 	return Gap{Missing: missing, Late: late, Unwanted: unwanted}
+}
+
+// Lacking is the primary address that the ENI has by the metadata and not on its link,
+// though the link has a carrier: DHCP has not brought it, or somebody took it away. It
+// is the zero Addr if nothing is lacking.
+func Lacking(eni *ENI) netip.Addr {
+	if !eni.Known || !eni.Settings.Managed || !eni.Link.Carrier || eni.Link.Has(eni.Want.Primary) {
+		return netip.Addr{}
+	}
+	return eni.Want.Primary
 }
 
 // Misordered says in words that the primary address is not the first of the link

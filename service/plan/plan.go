@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 
+	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 )
@@ -23,11 +24,19 @@ const (
 	metricBase = 512
 	tableBase  = 10000
 	cardStep   = 100
+	// highest card, and highest index, that the numbers keep apart.
+	highest = cardStep - 1
 )
+
+// defaultMetric is the metric that networkd gives to routes by DHCP where nothing
+// else is said (systemd.network(5)), and the kernel to IPv6 routes: links of others
+// have it.
+const defaultMetric = 1024
 
 // UnknownMetric is the route metric of an ENI that is not known yet, set in the
 // base unit 80-ec2.network. It is worse than that of every known ENI, so that such
-// an ENI never takes traffic from the primary one (B6).
+// an ENI never takes traffic from the primary one (B6). Of several such ENIs all but
+// one get drop-ins with the metrics that follow.
 const UnknownMetric = 30000
 
 // Directory in which generated files are looked up by networkd and udevd.
@@ -50,8 +59,15 @@ type Numbers struct {
 	Index int
 }
 
-// Metric of the ENI's default routes in the main table.
-func (n Numbers) Metric() int { return metricBase + cardStep*n.Card + n.Index }
+// Metric of the ENI's default routes in the main table: 512 + 100 * card + index, but
+// for device index 12 on card 5, which would have the metric that links of others have
+// by default. It has the number of its table instead, which no other ENI can have.
+func (n Numbers) Metric() int {
+	if metric := metricBase + cardStep*n.Card + n.Index; metric != defaultMetric {
+		return metric
+	}
+	return n.Table()
+}
 
 // Table of the ENI's own routes, and priority of its policy rules.
 func (n Numbers) Table() int { return tableBase + cardStep*n.Card + n.Index }
@@ -77,6 +93,8 @@ type Input struct {
 	// Presumed is the MAC address of the link that was taken for the primary ENI
 	// because it was the only one, or empty.
 	Presumed string
+	// Sections of the configuration, which say how each ENI is treated.
+	Sections []config.Section
 }
 
 // Link is a link that can be an ENI, and what is known of it.
@@ -97,6 +115,11 @@ type Link struct {
 	// LeaseOverdue: the link has had time enough for DHCP and DHCPv6 to bring its
 	// addresses; what is missing will not come that way.
 	LeaseOverdue bool
+	// Busy: networkd is at work on the link. It may be about to take the lease away for
+	// a moment.
+	Busy bool
+	// New: the link came so lately that its metadata is most likely about to be read.
+	New bool
 }
 
 // File is one file to be: regular with Content, or a symbolic link to Target.
@@ -108,21 +131,30 @@ type File struct {
 
 // Want is what the kernel shall have for one ENI.
 type Want struct {
-	// Addresses, IPv4 before IPv6, the primary one first.
+	// Addresses, IPv4 before IPv6, the primary one first, those of delegated prefixes
+	// last.
 	Addresses []netip.Addr
+	// Delegated are those of Addresses that come of delegated prefixes.
+	Delegated []netip.Addr
 	// Static are those of Addresses that stand in the generated drop-in; the others
 	// come by DHCP.
 	Static []netip.Addr
 	// Primary IPv4 address, or the zero Addr.
 	Primary netip.Addr
-	// Rules are the source prefixes that are looked up in Table.
-	Rules []netip.Prefix
+	// Rules are the source prefixes that are looked up in Table. Guarded: for each of
+	// them the specific routes of the main table go before.
+	Rules   []netip.Prefix
+	Guarded bool
+	// Local are prefixes that are the host's own without being listed on the link.
+	Local []netip.Prefix
 	// Table is 0 for an ENI without a table of its own.
 	Table int
 	// Metric of the default routes in the main table.
 	Metric int
-	// IPv4, IPv6: families in use, whose default routes must be there.
+	// IPv4, IPv6: families in use, whose default routes must be there. NoDefault: not
+	// in the main table.
 	IPv4, IPv6 bool
+	NoDefault  bool
 	// Router is the IPv6 router that is known from advertisements, or the zero Addr.
 	Router   netip.Addr
 	Altnames []string
@@ -138,6 +170,8 @@ type ENI struct {
 	Known   bool
 	View    metadata.ENI
 	Numbers Numbers
+	// Settings of the configuration for it.
+	Settings config.Settings
 	// Files that belong to the ENI; they are in Plan.Files too.
 	Files []File
 	// Keep: nothing is known that could replace what is on disk for this link, so
@@ -191,16 +225,22 @@ func Make(in Input) Plan {
 	settleNumbers(plan.ENIs, in.Assigned)
 	for i := range plan.ENIs {
 		eni := &plan.ENIs[i]
+		eni.Settings = config.For(in.Sections, identity(eni, in))
+		eni.Presumed = eni.Presumed && eni.Settings.Managed && !eni.Settings.Undecided
+		early := eni.Primary && !viewedIn(in, eni) && !duplicate(in.Links, eni.Link) && !eni.Settings.Undecided
 		switch {
+		case !eni.Settings.Managed:
+			renderUnmanaged(eni)
 		case eni.Known:
 			render(eni, in)
-		case eni.Primary && !viewedIn(in, eni) && eni.Link.Current == "" && !duplicate(in.Links, eni.Link):
+		case early && eni.Link.Current == "":
 			eni.Want.Metric = Numbers{}.Metric()
 			eni.Files = networkFiles(eni, in)
 		case eni.Link.MAC == in.Presumed && !eni.Primary && !viewedIn(in, eni):
 			// It was the only link then, and there are more now, or the metadata names
 			// another one: what was presumed of it must not give it the primary's
 			// metric (B5, B6).
+			eni.Link.Current = ""
 		default:
 			eni.Keep = eni.Link.Current != ""
 			eni.Presumed = eni.Link.MAC == in.Presumed
@@ -208,10 +248,62 @@ func Make(in Input) Plan {
 				eni.Want.Metric = numbers.Metric()
 			}
 		}
-		plan.Files = append(plan.Files, eni.Files...)
+	}
+	pendingMetrics(plan.ENIs, in)
+	for i := range plan.ENIs {
+		plan.Files = append(plan.Files, plan.ENIs[i].Files...)
 	}
 	slices.SortFunc(plan.ENIs, order)
 	return plan
+}
+
+// identity is what the configuration's sections can ask of an ENI.
+func identity(eni *ENI, in Input) config.Identity {
+	id := config.Identity{ENIID: eni.View.ID, MAC: eni.Link.MAC, Driver: eni.Link.Driver, Name: eni.Link.Name}
+	if in.PrimaryMAC != "" || eni.Presumed {
+		id.Primary = &eni.Primary
+	}
+	if eni.Known {
+		id.DeviceIndex, id.NetworkCard = &eni.Numbers.Index, &eni.Numbers.Card
+	} else if id.Primary != nil && eni.Primary {
+		id.DeviceIndex, id.NetworkCard = new(int), new(int)
+	}
+	return id
+}
+
+// pendingMetrics sees to it that no two ENIs that are not known have the same metric
+// (B5): all but one get drop-ins with one of their own. Whoever has one keeps it. A
+// link that is about to be known is not worth a reload.
+func pendingMetrics(enis []ENI, in Input) {
+	var without []*ENI
+	taken := make(map[int]bool)
+	for i := range enis {
+		eni := &enis[i]
+		if eni.Known || !eni.Settings.Managed || eni.Want.Metric != 0 {
+			continue
+		}
+		metric, ok := pendingMetricIn(eni.Link.Current)
+		if ok && !taken[metric] {
+			taken[metric] = true
+			eni.Want.Metric = metric
+			eni.Keep = true
+			continue
+		}
+		without = append(without, eni)
+	}
+	slices.SortFunc(without, func(a, b *ENI) int { return cmp.Compare(a.Link.Index, b.Link.Index) })
+	next := UnknownMetric
+	for i, eni := range without {
+		eni.Want.Metric = UnknownMetric
+		if i == 0 || eni.Link.New || eni.Settings.Undecided {
+			continue
+		}
+		for next++; taken[next]; next++ {
+		}
+		eni.Want.Metric = next
+		eni.Keep = false
+		eni.Files = pendingFiles(eni, in)
+	}
 }
 
 func viewedIn(in Input, eni *ENI) bool {
@@ -314,9 +406,13 @@ func render(eni *ENI, in Input) {
 	if want.IPv4 {
 		want.Primary = view.IPv4[0]
 	}
-	want.Altnames = Altnames(view)
-	if !eni.Primary {
+	want.NoDefault = !eni.Settings.DefaultRoute
+	if eni.Settings.AlternativeNames {
+		want.Altnames = Altnames(view)
+	}
+	if !eni.Primary || eni.Settings.PrimaryRules {
 		want.Table = eni.Numbers.Table()
+		want.Guarded = eni.Primary
 		for _, address := range want.Addresses {
 			want.Rules = append(want.Rules, netip.PrefixFrom(address, address.BitLen()))
 		}
@@ -324,12 +420,53 @@ func render(eni *ENI, in Input) {
 		want.Rules = append(want.Rules, view.IPv6Prefixes...)
 		slices.SortFunc(want.Rules, netip.Prefix.Compare)
 	}
-	if want.IPv6 && want.Table != 0 {
+	delegate(eni)
+	if want.IPv6 && want.Table != 0 && !eni.Primary {
 		want.Router = router(eni, in)
 	}
 	want.Static, eni.Held = static(eni)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
 	eni.KeepLink = eni.Link.LinkFile == ""
+}
+
+// renderUnmanaged fills in what an ENI gets whose .network unit is not this daemon's
+// to make: its altnames.
+func renderUnmanaged(eni *ENI) {
+	if !eni.Settings.AlternativeNames {
+		return
+	}
+	if !eni.Known {
+		eni.KeepLink = true
+		return
+	}
+	eni.Want.Altnames = Altnames(&eni.View)
+	eni.Files = linkFiles(eni)
+	eni.KeepLink = eni.Link.LinkFile == ""
+}
+
+// mostAssigned is how many addresses of a prefix are assigned one by one. EC2
+// delegates /28 for IPv4 and /80 for IPv6.
+const mostAssigned = 256
+
+// delegate fills in what the delegated prefixes are on this host.
+func delegate(eni *ENI) {
+	view, want := &eni.View, &eni.Want
+	if eni.Settings.Prefixes == config.PrefixesRule {
+		return
+	}
+	for _, prefix := range slices.Concat(view.IPv4Prefixes, view.IPv6Prefixes) {
+		if eni.Settings.Prefixes == config.PrefixesLocal || prefix.Addr().Is6() || 1<<(prefix.Addr().BitLen()-prefix.Bits()) > mostAssigned {
+			want.Local = append(want.Local, prefix)
+			continue
+		}
+		for address := prefix.Addr(); prefix.Contains(address); address = address.Next() {
+			if !slices.Contains(want.Addresses, address) {
+				want.Delegated = append(want.Delegated, address)
+			}
+		}
+	}
+	slices.SortFunc(want.Local, netip.Prefix.Compare)
+	want.Addresses = slices.Concat(want.Addresses, want.Delegated)
 }
 
 // static tells which addresses stand in the drop-in, and whether some that shall
@@ -348,8 +485,12 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 	// removing it mends that; so secondary addresses wait for the lease. A lease
 	// whose routes do not all have the ENI's metric is about to be taken away for a
 	// moment: networkd is at work on the link, or must configure it once more.
-	ready := link.LeaseOverdue || (link.Has(want.Primary) && slices.Contains(link.DHCPMetrics, want.Metric) && !stale(link, want.Metric))
-	for _, address := range slices.SortedFunc(slices.Values(eni.View.IPv4), netip.Addr.Compare) {
+	settled := slices.Contains(link.DHCPMetrics, want.Metric) && !stale(link, want.Metric)
+	if want.NoDefault {
+		settled = len(link.DHCPMetrics) == 0
+	}
+	ready := link.LeaseOverdue || (link.Has(want.Primary) && settled && !link.Busy)
+	for _, address := range slices.SortedFunc(slices.Values(slices.Concat(eni.View.IPv4, want.Delegated)), netip.Addr.Compare) {
 		if address != want.Primary {
 			add(address, ready)
 		}
@@ -405,10 +546,14 @@ func stale(link *Link, metric int) bool {
 }
 
 // Reconfigure tells whether networkd must be asked to configure the link anew:
-// after a reload it has DHCP routes of both the old metric and the new one, which
-// systemd 252 with KeepConfiguration=dhcp never takes away by itself (facts.md 3).
+// after a reload it has DHCP routes of both the old metric and the new one, or ones
+// that it shall not have any more, which systemd 252 with KeepConfiguration=dhcp never
+// takes away by itself (facts.md 3).
 func (e *ENI) Reconfigure() bool {
-	return e.Want.Metric != 0 && slices.Contains(e.Link.DHCPMetrics, e.Want.Metric) && stale(&e.Link, e.Want.Metric)
+	if e.Want.NoDefault {
+		return len(e.Link.DHCPMetrics) > 0
+	}
+	return e.Settings.Managed && e.Want.Metric != 0 && slices.Contains(e.Link.DHCPMetrics, e.Want.Metric) && stale(&e.Link, e.Want.Metric)
 }
 
 // Altnames of an ENI's link (G1).

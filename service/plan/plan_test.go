@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 )
@@ -155,15 +156,162 @@ func TestMake(t *testing.T) {
 	})
 }
 
-// A1, B1: the numbers of amazon-ec2-net-utils.
+// B1, B5: the numbers of amazon-ec2-net-utils, each different from all others, and
+// none of the numbers that others have.
 func TestNumbers(t *testing.T) {
 	for _, test := range []struct {
 		n             Numbers
 		metric, table int
-	}{{Numbers{}, 512, 10000}, {Numbers{0, 1}, 513, 10001}, {Numbers{1, 2}, 614, 10102}} {
+	}{
+		{Numbers{}, 512, 10000}, {Numbers{0, 1}, 513, 10001}, {Numbers{1, 2}, 614, 10102}, {Numbers{5, 11}, 1023, 10511},
+		{Numbers{5, 12}, 10512, 10512}, {Numbers{5, 13}, 1025, 10513}, {Numbers{6, 0}, 1112, 10600}, {Numbers{99, 99}, 10511, 19999},
+	} {
 		if test.n.Metric() != test.metric || test.n.Table() != test.table {
 			t.Errorf("%+v: metric %d table %d, want %d and %d", test.n, test.n.Metric(), test.n.Table(), test.metric, test.table)
 		}
+	}
+	metrics, tables := map[int]Numbers{}, map[int]Numbers{}
+	for card := range cardStep {
+		for index := range cardStep {
+			n := Numbers{card, index}
+			metric := n.Metric()
+			if other, taken := metrics[metric]; taken {
+				t.Errorf("%+v and %+v have the metric %d", n, other, metric)
+			}
+			if other, taken := tables[n.Table()]; taken {
+				t.Errorf("%+v and %+v have the table %d", n, other, n.Table())
+			}
+			metrics[metric], tables[n.Table()] = n, n
+			if metric == defaultMetric || metric >= UnknownMetric || (metric <= metricBase) != (n == Numbers{}) {
+				t.Errorf("%+v has the metric %d", n, metric)
+			}
+			if back, ok := NumbersIn(fmt.Sprintf("[DHCPv4]\nRouteMetric=%d\n", metric)); !ok || back != n {
+				t.Errorf("%+v was read back as %+v, %v", n, back, ok)
+			}
+		}
+	}
+	for metric := range UnknownMetric + 100 {
+		if n, ok := NumbersIn(fmt.Sprintf("RouteMetric=%d\n", metric)); ok && metrics[metric] != n {
+			t.Errorf("metric %d was read as that of %+v", metric, n)
+		}
+	}
+}
+
+// B5: several ENIs that are not known have different metrics, and keep them.
+func TestPendingMetrics(t *testing.T) {
+	in := Input{PrimaryMAC: primaryMAC, Base: base}
+	for i := range 6 {
+		v := view(i, addrs(fmt.Sprintf("10.0.1.%d", 10+i)), nil)
+		in.Links = append(in.Links, leased(i, &v))
+	}
+	plans := func() map[string]ENI {
+		out := map[string]ENI{}
+		for _, e := range Make(in).ENIs {
+			out[e.Link.Name] = e
+		}
+		return out
+	}
+	want := func(what string, metrics ...int) {
+		t.Helper()
+		got := plans()
+		for i, metric := range metrics {
+			if e := got[fmt.Sprintf("ens%d", 5+i)]; e.Want.Metric != metric || (len(e.Files) > 0) != (metric != UnknownMetric) && !e.Keep {
+				t.Errorf("%s: %s has the metric %d, want %d: %+v", what, e.Link.Name, e.Want.Metric, metric, e)
+			}
+		}
+	}
+	in.Links[4].New, in.Links[5].New = true, true
+	want("two are new", 512, 30000, 30001, 30002, 30000, 30000)
+	in.Links[4].New, in.Links[5].New = false, false
+	want("all have waited", 512, 30000, 30001, 30002, 30003, 30004)
+	for i := range in.Links {
+		if e := plans()[in.Links[i].Name]; i%2 == 1 && len(e.Files) > 0 {
+			in.Links[i].Current = e.Files[0].Content
+		}
+	}
+	want("some are written", 512, 30000, 30001, 30002, 30003, 30004)
+	in.Links = in.Links[3:]
+	if e := plans()["ens8"]; e.Want.Metric != 30002 || !e.Keep || len(e.Files) > 0 {
+		t.Errorf("who has a metric does not keep it: %+v", e)
+	}
+	// No two files that came of different plans have the same one.
+	in.Links[1].Current = in.Links[0].Current
+	seen := map[int]bool{}
+	for _, e := range plans() {
+		if seen[e.Want.Metric] {
+			t.Errorf("two have the metric %d", e.Want.Metric)
+		}
+		seen[e.Want.Metric] = true
+	}
+	for _, f := range Make(in).Files {
+		if f.Target == "" && strings.Contains(f.Content, "DHCP=") {
+			t.Errorf("more than a metric is said of an ENI that is not known:\n%s", f.Content)
+		}
+	}
+}
+
+// F4, B7, B3: what the configuration says of an ENI.
+func TestSettings(t *testing.T) {
+	truth := func(b bool) *bool { return &b }
+	primary := view(0, addrs("10.0.1.10", "10.0.1.11"), addrs("2001:db8:1::10"))
+	primary.IPv4Prefixes = prefixes("10.0.1.224/28")
+	second := view(1, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
+	second.IPv4Prefixes, second.IPv6Prefixes = prefixes("10.0.1.240/28"), prefixes("2001:db8:1:0:1::/80")
+	both := func(s config.Section, change func(*Input)) Plan {
+		in := input([]Link{leased(0, &primary), leased(1, &second)}, primary, second)
+		s.File, s.Line = "/etc/ec2netd.conf", 7
+		in.Sections = []config.Section{s}
+		if change != nil {
+			change(&in)
+		}
+		return Make(in)
+	}
+	t.Run("unmanaged", func(t *testing.T) {
+		golden(t, both(config.Section{Primary: truth(false), Managed: truth(false)}, nil))
+	})
+	t.Run("unmanaged without altnames", func(t *testing.T) {
+		golden(t, both(config.Section{Names: []string{"ens6"}, Managed: truth(false), AlternativeNames: truth(false)}, nil))
+	})
+	t.Run("no default route", func(t *testing.T) {
+		section := config.Section{DeviceIndexes: []int{1}, DefaultRoute: truth(false)}
+		// Until networkd has taken away the one that it had, secondary addresses wait.
+		before := both(section, nil).ENIs[1]
+		if !before.Reconfigure() || !before.Held {
+			t.Errorf("with a default route by DHCP: %+v", before)
+		}
+		golden(t, both(section, func(in *Input) { in.Links[1].DHCPMetrics = nil }))
+	})
+	t.Run("primary rules", func(t *testing.T) {
+		golden(t, both(config.Section{PrimaryRules: truth(true)}, nil))
+	})
+	for _, mode := range []config.Prefixes{config.PrefixesLocal, config.PrefixesAssign} {
+		t.Run("prefixes "+string(mode), func(t *testing.T) { golden(t, both(config.Section{Prefixes: &mode}, nil)) })
+	}
+	// Before the metadata tells, an ENI that may be unmanaged is left as it is, and so
+	// is its .link file.
+	unread := func(in *Input) { in.Views = nil }
+	p := both(config.Section{ENIIDs: []string{second.ID}, Managed: truth(false)}, unread)
+	for _, e := range p.ENIs {
+		if e.Link.Name == "ens6" && (!e.Settings.Undecided || len(e.Files) > 0) {
+			t.Errorf("undecided: %+v", e)
+		}
+	}
+	p = both(config.Section{MACs: []string{second.MAC}, Managed: truth(false)}, unread)
+	for _, e := range p.ENIs {
+		if e.Link.Name == "ens6" && (e.Settings.Undecided || len(e.Files) > 0 || e.Keep || !e.KeepLink) {
+			t.Errorf("unmanaged before its metadata: %+v", e)
+		}
+	}
+	// The only link is presumed to be the primary unless that is to be unmanaged.
+	only := func(in *Input) { in.Links, in.Views, in.PrimaryMAC = in.Links[:1], nil, "" }
+	if e := both(config.Section{Primary: truth(true), Managed: truth(false)}, only).ENIs[0]; e.Presumed || len(e.Files) > 0 {
+		t.Errorf("an unmanaged primary is presumed: %+v", e)
+	}
+	if e := both(config.Section{ENIIDs: []string{second.ID}, Managed: truth(false)}, only).ENIs[0]; e.Presumed || len(e.Files) > 0 {
+		t.Errorf("a primary that may be unmanaged is presumed: %+v", e)
+	}
+	if e := both(config.Section{DeviceIndexes: []int{1}, Managed: truth(false)}, only).ENIs[0]; !e.Presumed || e.Want.Metric != 512 {
+		t.Errorf("the primary's device index is 0: %+v", e)
 	}
 }
 
@@ -176,7 +324,7 @@ func TestUncertainNumbers(t *testing.T) {
 		out := map[string]bool{}
 		for _, e := range Make(in).ENIs {
 			out[e.Link.Name] = e.Known
-			if !e.Known && (e.Reason == "" || strings.Contains(e.Reason, "  ") || e.Keep != (e.Link.Current != "") || len(e.Files) > 0) {
+			if !e.Known && (e.Reason == "" || strings.Contains(e.Reason, "  ") || e.Keep && len(e.Files) > 0 || (e.Link.Current != "") != e.Keep || len(e.Files) > 0 && e.Want.Metric <= UnknownMetric) {
 				t.Errorf("%s: not known, but reason %q, keep %v, %d files", e.Link.Name, e.Reason, e.Keep, len(e.Files))
 			}
 		}
@@ -232,7 +380,7 @@ func TestPresumption(t *testing.T) {
 		t.Helper()
 		in.Presumed = first.MAC
 		for _, e := range Make(in).ENIs {
-			if e.Link.MAC == first.MAC && (e.Keep != keep || e.Presumed != keep || len(e.Files) > 0) {
+			if e.Link.MAC == first.MAC && (e.Keep != keep || e.Presumed != keep || len(e.Files) > 0 && e.Want.Metric <= UnknownMetric) {
 				t.Errorf("%s: %+v", what, e)
 			}
 		}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ec2netd/service/kernel"
 )
 
 // unitWriter writes a unit file. Sections of one name stay apart, other than with the
@@ -96,37 +98,76 @@ func NumbersIn(content string) (Numbers, bool) {
 			continue
 		}
 		metric, err := strconv.Atoi(value)
-		if err != nil || metric < metricBase || metric >= UnknownMetric {
+		numbers := Numbers{Card: (metric - metricBase) / cardStep, Index: (metric - metricBase) % cardStep}
+		if exception := (Numbers{Card: 5, Index: 12}); metric == exception.Metric() {
+			numbers = exception
+		}
+		if err != nil || metric < metricBase || numbers.Card > highest || numbers.Metric() != metric {
 			return Numbers{}, false
 		}
-		return Numbers{Card: (metric - metricBase) / cardStep, Index: (metric - metricBase) % cardStep}, true
+		return numbers, true
 	}
 	return Numbers{}, false
 }
 
+// pendingMetricIn returns the metric above UnknownMetric that stands in a generated
+// drop-in.
+func pendingMetricIn(content string) (int, bool) {
+	for line := range strings.Lines(content) {
+		if value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "RouteMetric="); ok {
+			metric, err := strconv.Atoi(value)
+			return metric, err == nil && metric > UnknownMetric
+		}
+	}
+	return 0, false
+}
+
+// guard is the priority of the rules that let specific routes of the main table go
+// before a table.
+func guard(table int) int { return table - 1 }
+
 // networkFiles are the unit, its own drop-in, and the base unit's drop-ins. The
 // drop-in comes first: a reader that sees the unit sees all of it.
 func networkFiles(eni *ENI, in Input) []File {
-	name := eni.Link.Name
-	files := []File{{Path: NetworkDropIn(name), Content: networkDropIn(eni)}}
+	return unitFiles(eni.Link.Name, networkDropIn(eni), in)
+}
+
+// pendingFiles are those of an ENI that is not known: its metric alone.
+func pendingFiles(eni *ENI, in Input) []File {
+	u := &unitWriter{}
+	matchLink(u, &eni.Link)
+	u.section("DHCPv4")
+	u.number("RouteMetric", eni.Want.Metric)
+	u.section("IPv6AcceptRA")
+	u.number("RouteMetric", eni.Want.Metric)
+	return unitFiles(eni.Link.Name, u.String(), in)
+}
+
+func unitFiles(name, dropIn string, in Input) []File {
+	files := []File{{Path: NetworkDropIn(name), Content: dropIn}}
 	for _, dropIn := range in.BaseDropIns {
 		files = append(files, File{Path: path.Join(NetworkPath(name)+".d", path.Base(dropIn)), Target: dropIn})
 	}
 	return append(files, File{Path: NetworkPath(name), Target: in.Base})
 }
 
-func networkDropIn(eni *ENI) string {
-	view, want := &eni.View, &eni.Want
-	u := &unitWriter{}
+// matchLink begins a drop-in for one link.
+func matchLink(u *unitWriter, link *Link) {
 	u.comment("Written by ec2netd, see ec2netd(8). Changes here are lost: make a drop-in")
-	u.comment("in /etc/systemd/network/70-%s.network.d/ instead.", eni.Link.Name)
+	u.comment("in /etc/systemd/network/70-%s.network.d/ instead.", link.Name)
 
 	u.section("Match")
 	// The empty line takes back the base unit's drivers: this unit is for one link.
 	// The name keeps it off VLANs and macvlans, which inherit the MAC address (C5).
 	u.set("Driver", "")
-	u.set("MACAddress", eni.Link.MAC)
-	u.set("Name", eni.Link.Name)
+	u.set("MACAddress", link.MAC)
+	u.set("Name", link.Name)
+}
+
+func networkDropIn(eni *ENI) string {
+	view, want := &eni.View, &eni.Want
+	u := &unitWriter{}
+	matchLink(u, &eni.Link)
 
 	if !eni.Primary {
 		u.section("Network")
@@ -135,9 +176,15 @@ func networkDropIn(eni *ENI) string {
 
 	u.section("DHCPv4")
 	u.number("RouteMetric", want.Metric)
+	if want.NoDefault {
+		u.set("UseGateway", "no")
+	}
 
 	u.section("IPv6AcceptRA")
 	u.number("RouteMetric", want.Metric)
+	if want.NoDefault {
+		u.set("UseGateway", "no")
+	}
 	if !eni.Primary {
 		u.set("DHCPv6Client", "no")
 	}
@@ -151,6 +198,11 @@ func networkDropIn(eni *ENI) string {
 			// delay its use.
 			u.set("DuplicateAddressDetection", "none")
 		}
+	}
+	for _, prefix := range want.Local {
+		u.section("Route")
+		u.set("Destination", prefix.String())
+		u.set("Type", "local")
 	}
 	if want.Table == 0 {
 		return u.String()
@@ -186,6 +238,13 @@ func networkDropIn(eni *ENI) string {
 	}
 
 	for _, from := range want.Rules {
+		if want.Guarded {
+			u.section("RoutingPolicyRule")
+			u.set("From", from.String())
+			u.number("Table", kernel.MainTable)
+			u.number("Priority", guard(want.Table))
+			u.number("SuppressPrefixLength", 0)
+		}
 		u.section("RoutingPolicyRule")
 		u.set("From", from.String())
 		u.number("Table", want.Table)

@@ -319,6 +319,20 @@ func (s *Store) write(file plan.File, units []Unit, changes *Changes) error {
 	return nil
 }
 
+// Renew writes a regular file of the store anew, with the bytes that it has: networkd
+// compares inode and time, not content (facts.md 1), and the next reload has it
+// configure the link anew, DHCP included.
+func (s *Store) Renew(p string) error {
+	content, err := os.ReadFile(s.at(p))
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", p, err)
+	}
+	if err := s.replace(plan.File{Path: p, Content: string(content)}); err != nil {
+		return fmt.Errorf("writing %s: %w", p, err)
+	}
+	return nil
+}
+
 // replace writes a file under a hidden name and renames it.
 func (s *Store) replace(file plan.File) error {
 	pending, err := renameio.NewPendingFile(s.at(file.Path), renameio.WithTempDir(s.at(path.Dir(file.Path))),

@@ -358,3 +358,35 @@ func TestBase(t *testing.T) {
 		t.Errorf("an administrator's copy does not win: %s", unit)
 	}
 }
+
+// E5, E3: a renewed file has the same bytes and is another one to networkd.
+func TestRenew(t *testing.T) {
+	s := &Store{Root: t.TempDir()}
+	p := plan.NetworkDropIn("ens6")
+	if err := s.Renew(p); err == nil {
+		t.Error("a file that is not there was renewed")
+	}
+	if _, err := s.Apply([]plan.File{{Path: p, Content: "[Match]\n"}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	// Held open, its inode is not used again.
+	before, err := os.Open(s.at(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	if err := s.Renew(p); err != nil {
+		t.Fatal(err)
+	}
+	was, err := before.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := os.Stat(s.at(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.SameFile(was, is) || s.Read(p) != "[Match]\n" || is.Mode() != was.Mode() {
+		t.Errorf("renewed: the same file %v, %q, mode %v", os.SameFile(was, is), s.Read(p), is.Mode())
+	}
+}

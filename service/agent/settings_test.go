@@ -1,0 +1,191 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ec2netd/service/config"
+	"ec2netd/service/kernel"
+	"ec2netd/service/plan"
+	"ec2netd/service/state"
+)
+
+// lose takes the lease's address off a link.
+func (w *world) lose(name string) {
+	w.set(func() {
+		for i := range w.links {
+			if w.links[i].Name == name {
+				w.links[i].Addresses = slices.DeleteFunc(w.links[i].Addresses, func(a kernel.Address) bool { return !a.Prefix.IsSingleIP() })
+			}
+		}
+	})
+	w.ring()
+}
+
+// repairs is how often the log says that networkd was asked to configure an ENI anew.
+func (w *world) repairs() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for _, line := range w.log {
+		n += strings.Count(line, "configure the ENI anew")
+	}
+	return n
+}
+
+// E5: an ENI that lost its address is configured anew, not too soon, less and less
+// often, and is shown as degraded meanwhile.
+func TestWatchdog(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(5 * time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		w.set(func() { w.leaseless = true })
+		before := w.repairs()
+		w.lose("ens6")
+		settle(5 * time.Second)
+		must(t, a, "ens6", state.ENIConfiguring)
+		if n := w.repairs(); n != before {
+			t.Errorf("networkd was asked %d times at once", n-before)
+		}
+		settle(55 * time.Second)
+		got := must(t, a, "ens6", state.ENIDegraded)
+		if !slices.Contains(got.Missing, "address 10.0.1.20") || a.State().State != state.Degraded {
+			t.Errorf("%+v, %s", got, a.State().State)
+		}
+		if n := w.repairs(); n != before+1 {
+			t.Errorf("networkd was asked %d times in a minute", n-before)
+		}
+		settle(time.Hour)
+		n := w.repairs() - before
+		if n < 7 || n > 12 {
+			t.Errorf("networkd was asked %d times in an hour", n)
+		}
+		must(t, a, "ens6", state.ENIDegraded)
+		must(t, a, "ens5", state.ENIConfigured)
+		w.set(func() { w.leaseless = false })
+		settle(12 * time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		if w.leases != 1 {
+			t.Errorf("%d leases", w.leases)
+		}
+		n = w.repairs()
+		w.lose("ens6")
+		// It had recovered: the next loss does not wait as long as the last one did.
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		if w.repairs() != n+1 {
+			t.Errorf("networkd was asked %d times for another loss", w.repairs()-n)
+		}
+		// Without a carrier there is nothing to repair.
+		w.set(func() { w.links[1].Carrier = false })
+		w.lose("ens6")
+		settle(time.Hour)
+		if w.repairs() != n+1 {
+			t.Errorf("networkd was asked %d times about a link without carrier", w.repairs()-n-1)
+		}
+		must(t, a, "ens6", state.ENIDegraded)
+		w.set(func() {
+			for _, line := range w.log {
+				if strings.Contains(line, "configure the ENI anew") && (!strings.Contains(line, "eni-") || !strings.Contains(line, "10.0.1.20")) {
+					t.Error(line)
+				}
+			}
+		})
+	})
+}
+
+// F4: an unmanaged ENI has its altnames and nothing else, whatever changes.
+func TestUnmanaged(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		no := false
+		w.sections = []config.Section{{File: "/etc/ec2netd.conf", Line: 3, DeviceIndexes: []int{1, 2}, Managed: &no}, {DeviceIndexes: []int{2}, AlternativeNames: &no}}
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.attach(2, "ens7", "10.0.1.30")
+		a, stop := w.start(t)
+		defer stop()
+		settle(5 * time.Minute)
+		must(t, a, "ens5", state.ENIConfigured)
+		got := must(t, a, "ens6", state.ENIUnmanaged)
+		if got.Reason != "/etc/ec2netd.conf:3 says Managed=no" || len(got.Missing)+len(got.Unwanted) > 0 || len(got.Altnames) != 2 || a.State().State != state.Configured {
+			t.Errorf("%+v", got)
+		}
+		if names := w.altnames("ens6"); !slices.Equal(names, got.Altnames) {
+			t.Errorf("altnames %q", names)
+		}
+		got = must(t, a, "ens7", state.ENIUnmanaged)
+		if len(got.Altnames)+len(got.Files)+len(w.altnames("ens7")) > 0 {
+			t.Errorf("%+v", got)
+		}
+		_, reloads, lines := w.counts()
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.22") })
+		w.lose("ens6")
+		settle(5 * time.Minute)
+		if _, r, _ := w.counts(); r != reloads || w.repairs() > 0 {
+			t.Errorf("%d reloads and %d reconfigurations for an unmanaged ENI", r-reloads, w.repairs())
+		}
+		if _, _, l := w.counts(); l > lines+1 {
+			t.Errorf("%d log lines for a change of an unmanaged ENI", l-lines)
+		}
+		for _, name := range []string{"ens6", "ens7"} {
+			if text := w.store.Read(plan.NetworkDropIn(name)); text != "" {
+				t.Errorf("%s has a drop-in:\n%s", name, text)
+			}
+		}
+	})
+}
+
+func (w *world) altnames(name string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range w.links {
+		if l.Name == name {
+			return l.Altnames
+		}
+	}
+	return nil
+}
+
+// B5: ENIs that stay unknown get metrics of their own, without a word and in one
+// reload; one whose metadata comes at once costs no reload more than before.
+func TestPendingENIs(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Second)
+		_, before, _ := w.counts()
+		for i := 1; i < 5; i++ {
+			w.attach(i, "ens"+string(rune('5'+i)), "10.0.1."+string(rune('1'+i))+"0")
+			w.set(func() { delete(w.views, macOf(i)) })
+		}
+		settle(time.Second)
+		seen := map[int]bool{}
+		for _, i := range a.State().Interfaces {
+			if seen[i.Metric] || i.Metric < 512 {
+				t.Errorf("%s has the metric %d", i.Name, i.Metric)
+			}
+			seen[i.Metric] = true
+		}
+		if _, reloads, _ := w.counts(); reloads != before+1 {
+			t.Errorf("%d reloads for ENIs that are not known", reloads-before)
+		}
+		w.set(func() {
+			for i := 1; i < 5; i++ {
+				w.views[macOf(i)] = viewOf(i, "10.0.1."+string(rune('1'+i))+"0")
+			}
+		})
+		settle(2 * time.Minute)
+		for _, i := range a.State().Interfaces {
+			if i.State != state.ENIConfigured || i.Metric != 512+i.DeviceIndex {
+				t.Errorf("%+v", i)
+			}
+		}
+	})
+}
