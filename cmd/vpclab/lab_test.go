@@ -224,7 +224,7 @@ func TestLabCommandKilled(t *testing.T) {
 	}
 	ended := func() (bool, error) {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pids[0]))
-		return err != nil || strings.Contains(string(status), "\nState:\tZ"), nil
+		return err != nil || strings.Contains(string(status), "\nState:\tZ"), nil //nolint:nilerr // it is gone then
 	}
 	if err := vpc.Until(t.Context(), "the killed process has ended", ended); err != nil {
 		t.Fatal(err)

@@ -116,7 +116,7 @@ Managed=no
 Primary=maybe
 Managed=no
 [ENI]
-Nmae=ens6
+Interface=ens6
 Managed=no
 [ENI]
 Name ens6
