@@ -11,7 +11,6 @@ package agent
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -127,19 +126,8 @@ const (
 	slowestLook = 400 * time.Millisecond
 	// slowestBusLook bounds the time between two looks for a bus that does not answer.
 	slowestBusLook = 5 * time.Second
-	// firstRetry is the first delay after a failed read; it doubles up to the
-	// refresh time. An address is there a few milliseconds before its routes.
-	firstRetry = 50 * time.Millisecond
-	// patience is how often a read may fail without an answer before that is worth
-	// a word: at boot and attach the network is only coming up.
-	patience = 5
-	// readTime bounds one read of all that is to be known of an ENI.
-	readTime = 20 * time.Second
 	// waitTime bounds a Refresh that waits.
 	waitTime = 60 * time.Second
-	// readers is how many ENIs are read at once: the service allows 1024 packets a
-	// second an ENI (facts: EC2).
-	readers = 4
 )
 
 // Agent is the loop. Make one with [New].
@@ -164,6 +152,7 @@ type Agent struct {
 	targets     map[string]*target
 	waiting     []*request
 	reading     int
+	outage      outage
 
 	snapshot *kernel.Snapshot
 	links    map[int]*link
@@ -196,29 +185,6 @@ type Agent struct {
 	said        map[string]string
 }
 
-// attempt is the schedule of one repeated read.
-type attempt struct {
-	next  time.Time
-	delay time.Duration
-	// failures since the last success.
-	failures int
-	busy     bool
-	// began is when the last read that ended had begun.
-	began time.Time
-}
-
-// early tells whether a failure is no surprise yet.
-func (a *attempt) early(err error) bool {
-	return noAnswer(metadata.KindOf(err)) && a.failures < patience
-}
-
-// failed schedules the next try, with exponential back-off and jitter (D6).
-func (a *attempt) failed(now time.Time, limit time.Duration) {
-	a.failures++
-	a.delay = min(max(2*a.delay, firstRetry), limit)
-	a.next = now.Add(jitter(a.delay))
-}
-
 // target is an ENI whose metadata is read: a MAC address on a link.
 type target struct {
 	attempt
@@ -229,8 +195,10 @@ type target struct {
 	// cancel ends the read that is under way, nil before the first.
 	cancel context.CancelFunc
 	// follow is the delay to the next look while the ENI is new or has just
-	// changed, 0 once it goes with all others.
+	// changed, 0 once it is looked at turn by turn.
 	follow time.Duration
+	// turn is the next one, from 1.
+	turn int
 }
 
 // link is what the loop remembers of a link.
@@ -336,7 +304,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		now := time.Now()
 		if !now.Before(a.nextRefresh) {
-			a.refreshAll(now)
+			a.refresh(now)
 		}
 		if reached(a.passAt, now) || reached(a.nextLook, now) {
 			a.pass(ctx)
@@ -383,25 +351,9 @@ func (a *Agent) wake() time.Time {
 	}
 	earlier(a.passAt)
 	earlier(a.nextLook)
-	// Where no link has an address there is nothing to read over: an address event
-	// ends that.
-	if a.reading < readers && len(a.paths("")) > 0 {
-		if !a.instanceGot && !a.instanceTry.busy && len(a.targets) > 0 {
-			earlier(a.instanceTry.next)
-		}
-		for _, t := range a.targets {
-			if a.instanceGot && !t.busy {
-				earlier(t.next)
-			}
-		}
-	}
+	earlier(a.nextRead())
 	for _, r := range a.waiting {
 		earlier(r.deadline)
 	}
 	return at
-}
-
-// jitter spreads a delay over ±10 %, so that instances do not ask in step.
-func jitter(d time.Duration) time.Duration {
-	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d))
 }

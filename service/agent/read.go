@@ -38,11 +38,18 @@ func (a *Agent) startReads(ctx context.Context, now time.Time) {
 	}
 	for _, t := range a.dueTargets(now) {
 		paths := a.paths(t.mac)
-		if len(paths) == 0 || a.reading >= readers {
-			return
+		// Each that starts may be in the way of the next.
+		if _, ok := a.due(t); !ok || len(paths) == 0 {
+			continue
 		}
 		t.busy = true
 		want := metadata.Wanted{MAC: t.mac, Primary: t.mac == a.instance.PrimaryMAC, Known: t.view}
+		if t.err == nil && len(a.waiting) == 0 {
+			want.Turn = t.turn
+		}
+		if ofService(t.err) && a.outage.failures > 0 {
+			a.outage.probe = t
+		}
 		t.cancel = a.read(ctx, func(ctx context.Context) result {
 			view, err := a.Metadata.ReadENI(ctx, paths, want)
 			return result{target: t, view: view, err: err}
@@ -67,17 +74,6 @@ func (a *Agent) read(ctx context.Context, do func(context.Context) result) conte
 	return cancel
 }
 
-func (a *Agent) dueTargets(now time.Time) []*target {
-	var due []*target
-	for _, t := range a.targets {
-		if !t.busy && !now.Before(t.next) {
-			due = append(due, t)
-		}
-	}
-	slices.SortFunc(due, func(x, y *target) int { return x.next.Compare(y.next) })
-	return due
-}
-
 // take puts the end of a read where it belongs.
 func (a *Agent) take(r result) {
 	defer a.hurry(time.Now())
@@ -85,15 +81,17 @@ func (a *Agent) take(r result) {
 	now := time.Now()
 	if r.err == nil {
 		a.lastSuccess = now
+		if a.unsay("metadata") {
+			a.Log.Info("The metadata service answers again")
+		}
 	}
 	if r.target == nil {
 		a.instanceTry.busy, a.instanceTry.began, a.instanceErr = false, r.began, r.err
 		if r.err != nil {
-			a.instanceTry.failed(now, a.RefreshEvery)
-			if a.instanceTry.early(r.err) {
-				return
+			a.instanceTry.failed(now, r.err, true, a.RefreshEvery)
+			if !a.instanceTry.early(r.err) {
+				a.sayOnce("metadata", metadata.KindOf(r.err).String(), "Cannot read the metadata yet; what is configured stays", "reason", r.err.Error())
 			}
-			a.say("metadata", "Cannot read the metadata yet; what is configured stays", "reason", r.err.Error())
 			return
 		}
 		a.instance, a.instanceGot = r.instance, true
@@ -102,19 +100,20 @@ func (a *Agent) take(r result) {
 	}
 	t := r.target
 	if a.targets[t.mac] != t {
-		return // detached, or attached anew, meanwhile
+		// Detached, or attached anew, meanwhile.
+		a.outage.forget(t)
+		return
 	}
 	t.busy, t.began, t.err = false, r.began, r.err
+	a.outage.note(now, t, r.err, a.RefreshEvery)
 	if r.err != nil {
-		t.failed(now, a.RefreshEvery)
-		if !isIncomplete(r.err) && !t.early(r.err) {
-			a.sayENI(t, "read "+t.mac, "Cannot read the metadata of the ENI; its last view holds", "reason", r.err.Error())
-		}
+		t.failed(now, r.err, t.view == nil, a.RefreshEvery)
+		t.turn = 0
+		a.tellFailure(t)
 		return
 	}
 	a.unsay("read " + t.mac)
-	a.unsay("metadata")
-	t.delay, t.failures = 0, 0
+	t.succeeded()
 	changed := t.view == nil || !t.view.Equal(r.view)
 	if changed {
 		if t.view != nil {
@@ -124,17 +123,33 @@ func (a *Agent) take(r result) {
 		}
 		t.view = r.view
 		a.save()
-		// Keys of a new ENI appear one by one, and changes seldom come alone.
-		t.follow = time.Second
-	} else if t.follow > 0 {
-		t.follow *= 2
 	}
-	if t.follow == 0 || t.follow >= a.RefreshEvery {
-		t.follow = 0
-		t.next = now.Add(10 * a.RefreshEvery) // refreshAll comes first
-	} else {
-		t.next = now.Add(jitter(t.follow))
+	a.schedule(t, now, changed)
+}
+
+// tellFailure logs that an ENI could not be read: once for each way in which that
+// happens, and once for all ENIs where the service gives no answer to any (D7).
+func (a *Agent) tellFailure(t *target) {
+	kind := metadata.KindOf(t.err)
+	switch {
+	case isIncomplete(t.err):
+		return
+	case !noAnswer(kind):
+	case a.offline():
+		if a.outage.failures >= patience {
+			a.sayOnce("metadata", "", "The metadata service does not answer; what is configured stays", "reason", t.err.Error())
+		}
+		return
+	case t.failures < patience || !a.lastSuccess.After(t.failing):
+		// Nothing was answered since: that may be all of the service.
+		return
 	}
+	args := []any{"reason", t.err.Error()}
+	if t.view != nil {
+		args = append(args, "eni", t.view.ID)
+	}
+	a.sayOnce("read "+t.mac, kind.String(), "Cannot read the metadata of the ENI; its last view holds",
+		append(args, "mac", t.mac, "interface", a.nameOf(t.index))...)
 }
 
 // holdings are the addresses and prefixes of an ENI.
@@ -157,14 +172,10 @@ func (a *Agent) hurry(now time.Time) {
 	}
 }
 
-// refreshAll has all ENIs read again now.
-func (a *Agent) refreshAll(now time.Time) {
+// refresh has everything but the metadata looked at, which has its own schedule.
+func (a *Agent) refresh(now time.Time) {
 	a.nextRefresh = now.Add(jitter(a.RefreshEvery))
-	for _, t := range a.targets {
-		if t.err == nil || !t.next.After(now) {
-			t.next = now
-		}
-	}
+	a.ask(0)
 	if a.reading == 0 {
 		a.Metadata.CloseIdle()
 	}
@@ -255,7 +266,12 @@ func noAnswer(kind metadata.Kind) bool {
 // say logs something once, until what it says changes or unsay takes it back: an
 // error that repeats is one line (I1).
 func (a *Agent) say(key, message string, args ...any) {
-	text := message + fmt.Sprint(args...)
+	a.sayOnce(key, fmt.Sprint(args...), message, args...)
+}
+
+// sayOnce is say, for what counts as said before as long as its gist is the same.
+func (a *Agent) sayOnce(key, gist, message string, args ...any) {
+	text := message + gist
 	if a.said[key] == text {
 		a.Log.Debug(message, args...)
 		return
@@ -264,13 +280,11 @@ func (a *Agent) say(key, message string, args ...any) {
 	a.Log.Warn(message, args...)
 }
 
-func (a *Agent) unsay(key string) { delete(a.said, key) }
-
-func (a *Agent) sayENI(t *target, key, message string, args ...any) {
-	if t.view != nil {
-		args = append(args, "eni", t.view.ID)
-	}
-	a.say(key, message, append(args, "mac", t.mac, "interface", a.nameOf(t.index))...)
+// unsay tells whether there was something to take back.
+func (a *Agent) unsay(key string) bool {
+	_, was := a.said[key]
+	delete(a.said, key)
+	return was
 }
 
 func (a *Agent) nameOf(index int) string {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -33,6 +35,8 @@ const (
 	requestTimeout = 2 * time.Second
 	// maxBody bounds an answer: 4096 lines of the longest value are less.
 	maxBody = 256 << 10
+	// deadTime is how long a path that gave no answer is tried after all others.
+	deadTime = 5 * time.Minute
 )
 
 // Path is one way to the service.
@@ -61,7 +65,7 @@ type Options struct {
 	// Timeout of one request on one path, 2 s if zero.
 	Timeout time.Duration
 	// Dial makes connections in place of the network, for a service in the same
-	// process; nil for the network.
+	// process; nil for the network. [DialedPath] tells it the path.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -76,6 +80,10 @@ type Client struct {
 	transport *transport
 	timeout   time.Duration
 	answered  atomic.Pointer[Path]
+
+	mu sync.Mutex
+	// dead are the paths that gave no answer, and since when.
+	dead map[Path]time.Time
 }
 
 // NewClient returns a client. It does not connect.
@@ -84,7 +92,7 @@ func NewClient(options Options) *Client {
 		options.Timeout = requestTimeout
 	}
 	t := &transport{byLink: make(map[linkKey]*http.Transport), agent: options.UserAgent, dial: options.Dial}
-	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1)}
+	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1), dead: make(map[Path]time.Time)}
 	c.session.Store(newSession(t))
 	return c
 }
@@ -144,13 +152,17 @@ func (c *Client) CloseIdle() { c.transport.closeIdle() }
 
 // get reads one key below meta-data/ over the paths in order: the next one is tried
 // when one gives no HTTP answer at all. It returns the body and the path that
-// answered, also with an error status.
-func (c *Client) get(ctx context.Context, paths []Path, key string) (string, Path, error) {
+// answered, also with an error status. Proven is a path that has just answered for
+// another key: where it falls silent it is the key that hangs more likely than the
+// path, so that one other path is tried and not all of them.
+func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path) (string, Path, error) {
 	var failure error
+	silent := 0
 	for _, path := range paths {
-		body, err := c.getOver(ctx, path, key)
+		body, asked, err := c.getOver(ctx, path, key)
 		if err == nil {
 			c.answered.Store(&path)
+			c.alive(path)
 			return body, path, nil
 		}
 		failure = err
@@ -158,10 +170,19 @@ func (c *Client) get(ctx context.Context, paths []Path, key string) (string, Pat
 			break
 		}
 		switch KindOf(err) {
-		case Unreachable, Timeout, Reset:
-			continue
+		case Timeout:
+			silent++
+		case Unreachable, Reset:
+		default:
+			c.alive(path)
+			return "", path, err
 		}
-		return "", path, err
+		if asked && path != proven {
+			c.died(path)
+		}
+		if proven != (Path{}) && silent == 2 {
+			break
+		}
 	}
 	if failure == nil {
 		failure = &Error{Key: key, Kind: Unreachable, Err: errors.New("no link has an address to ask from yet")}
@@ -169,7 +190,39 @@ func (c *Client) get(ctx context.Context, paths []Path, key string) (string, Pat
 	return "", Path{}, failure
 }
 
-func (c *Client) getOver(ctx context.Context, path Path, key string) (string, error) {
+// order puts the paths that lately gave no answer last: a dead one costs a request
+// and up to two seconds once in a while, not at each read.
+func (c *Client) order(paths []Path) []Path {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var living, dead []Path
+	for _, path := range paths {
+		if since, ok := c.dead[path]; ok && time.Since(since) < deadTime {
+			dead = append(dead, path)
+		} else {
+			living = append(living, path)
+		}
+	}
+	return append(living, dead...)
+}
+
+func (c *Client) died(path Path) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// Those of links that are gone go too.
+	maps.DeleteFunc(c.dead, func(_ Path, since time.Time) bool { return time.Since(since) >= deadTime })
+	c.dead[path] = time.Now()
+}
+
+func (c *Client) alive(path Path) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.dead, path)
+}
+
+// getOver reads one key over one path. It tells whether anything was asked over it: a
+// reader may have waited in vain for the token of another.
+func (c *Client) getOver(ctx context.Context, path Path, key string) (body string, asked bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	trace := trace{path: path}
@@ -179,17 +232,17 @@ func (c *Client) getOver(ctx context.Context, path Path, key string) (string, er
 		out, err = c.ask(ctx, &trace, key)
 	}
 	if err != nil {
-		return "", classify(key, path, &trace, err)
+		return "", trace.asked, classify(key, path, &trace, err)
 	}
 	defer out.Content.Close()
-	body, err := io.ReadAll(io.LimitReader(out.Content, maxBody+1))
+	text, err := io.ReadAll(io.LimitReader(out.Content, maxBody+1))
 	if err != nil {
-		return "", classify(key, path, &trace, err)
+		return "", trace.asked, classify(key, path, &trace, err)
 	}
-	if len(body) > maxBody {
-		return "", &Error{Key: key, Kind: Malformed, Status: http.StatusOK, Err: fmt.Errorf("the answer is longer than %d bytes", maxBody)}
+	if len(text) > maxBody {
+		return "", true, &Error{Key: key, Kind: Malformed, Status: http.StatusOK, Err: fmt.Errorf("the answer is longer than %d bytes", maxBody)}
 	}
-	return string(body), nil
+	return string(text), true, nil
 }
 
 // ask has the SDK read a key, and fetch a token first where that is needed. A token
@@ -285,7 +338,9 @@ type trace struct {
 	token, key int
 	// atToken: the request for a token came last.
 	atToken bool
-	err     error
+	// asked: a request was sent.
+	asked bool
+	err   error
 	// session whose token is used.
 	session *session
 }

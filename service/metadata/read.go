@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/netip"
 	"slices"
 )
 
@@ -25,7 +26,7 @@ const macs = "network/interfaces/macs/"
 // ReadInstance reads what does not change while the instance runs.
 func (c *Client) ReadInstance(ctx context.Context, paths []Path) (Instance, error) {
 	var instance Instance
-	r := &reader{client: c, paths: paths}
+	r := &reader{client: c, paths: c.order(paths)}
 	if err := r.read(ctx, "mac", func(body string) (err error) {
 		instance.PrimaryMAC, err = parseMAC(body)
 		return err
@@ -50,6 +51,100 @@ type Wanted struct {
 	// Known is the last view of the same attachment, or nil: what does not change
 	// while an ENI is attached is taken from it rather than read again (D8).
 	Known *ENI
+	// Turn is 0 for a whole view. From 1 to [ENI.Turns] of Known, a part of what can
+	// change is looked at with at most two requests, and where it is as Known says,
+	// Known is the view (D8). Where it is not, all of it is read at once.
+	Turn int
+}
+
+// mutable are the keys that change while an ENI is attached, and where a view has
+// them. What else a view holds is read once: it changes with the attachment, or
+// its key appears in the listing.
+var mutable = []struct {
+	key  string
+	has  func(*ENI) bool
+	same func(known *ENI, body string) (bool, error)
+}{
+	{keyIPv4, func(e *ENI) bool { return len(e.IPv4) > 0 }, func(e *ENI, body string) (bool, error) {
+		now, err := parseAddresses(body, true)
+		return equalFirst(e.IPv4, now) && equalSets(e.IPv4, now, netip.Addr.Compare), err
+	}},
+	{keyIPv6, func(e *ENI) bool { return len(e.IPv6) > 0 }, func(e *ENI, body string) (bool, error) {
+		now, err := parseAddresses(body, false)
+		return equalSets(e.IPv6, now, netip.Addr.Compare), err
+	}},
+	{keyIPv4Prefixes, func(e *ENI) bool { return len(e.IPv4Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
+		now, err := parsePrefixes(body, true)
+		return equalSets(e.IPv4Prefixes, now, netip.Prefix.Compare), err
+	}},
+	{keyIPv6Prefixes, func(e *ENI) bool { return len(e.IPv6Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
+		now, err := parsePrefixes(body, false)
+		return equalSets(e.IPv6Prefixes, now, netip.Prefix.Compare), err
+	}},
+}
+
+// perTurn is how many requests a turn makes (D8).
+const perTurn = 2
+
+// Turns is how many turns it takes to look at all that can change of an ENI: at the
+// listing, which shows keys that appear and vanish, and at each key that changes.
+// It is 1 for an ENI with IPv4 addresses only, 2 with IPv6 addresses as well, and 3
+// at most. In all its turns together an ENI costs what one whole view does.
+func (e *ENI) Turns() int {
+	keys := 1
+	for _, m := range mutable {
+		if m.has(e) {
+			keys++
+		}
+	}
+	return (keys + perTurn - 1) / perTurn
+}
+
+// unchanged looks at the part of an ENI that has its turn.
+func (r *reader) unchanged(ctx context.Context, known *ENI, turn int) (bool, error) {
+	same := true
+	position := 0
+	look := func(key string, check func(body string) (bool, error)) error {
+		mine := position/perTurn == turn-1
+		position++
+		if !mine || !same {
+			return nil
+		}
+		err := r.read(ctx, key, func(body string) (err error) {
+			same, err = check(body)
+			return err
+		})
+		if err != nil && KindOf(err) == NotFound {
+			same, err = false, nil
+		}
+		return err
+	}
+	if err := look("", func(body string) (bool, error) {
+		exists, err := parseKeys(body)
+		return known.has(exists), err
+	}); err != nil {
+		return false, err
+	}
+	for _, m := range mutable {
+		if !m.has(known) {
+			continue
+		}
+		if err := look(m.key, func(body string) (bool, error) { return m.same(known, body) }); err != nil {
+			return false, err
+		}
+	}
+	return same, nil
+}
+
+// has tells whether a listing has the keys that the view was read from.
+func (e *ENI) has(exists map[string]bool) bool {
+	for _, m := range mutable {
+		if exists[m.key] != m.has(e) {
+			return false
+		}
+	}
+	return exists[keyInterfaceID] && exists[keyDeviceNumber] && exists[keyNetworkCard] == (e.NetworkCard != nil) &&
+		exists[keyIPv4Subnet] == (len(e.IPv4Subnets) > 0) && exists[keyIPv6Subnets] == (len(e.IPv6Subnets) > 0)
 }
 
 // ReadENI reads one complete view of an ENI. The directory listing tells which keys
@@ -63,7 +158,19 @@ func (c *Client) ReadENI(ctx context.Context, paths []Path, want Wanted) (*ENI, 
 	if err != nil {
 		return nil, &Error{Key: macs, Kind: Malformed, Err: err}
 	}
-	r := &reader{client: c, paths: paths, base: macs + mac + "/"}
+	r := &reader{client: c, paths: c.order(paths), base: macs + mac + "/"}
+	// A secondary ENI that reads device-number 0 may be one whose attachment has not
+	// propagated: its numbers are read again until they say something (B4).
+	numbered := known != nil && (want.Primary || known.DeviceIndex != 0)
+	if numbered && want.Turn > 0 {
+		same, err := r.unchanged(ctx, known, want.Turn)
+		if err != nil {
+			return nil, err
+		}
+		if same {
+			return known, nil
+		}
+	}
 	var exists map[string]bool
 	err = r.read(ctx, "", func(body string) (err error) {
 		exists, err = parseKeys(body)
@@ -80,9 +187,7 @@ func (c *Client) ReadENI(ctx context.Context, paths []Path, want Wanted) (*ENI, 
 	}
 
 	eni := &ENI{MAC: mac}
-	// A secondary ENI that reads device-number 0 may be one whose attachment has not
-	// propagated: its numbers are read again until they say something (B4).
-	settled := known != nil && (want.Primary || known.DeviceIndex != 0) && exists[keyNetworkCard] == (known.NetworkCard != nil)
+	settled := numbered && exists[keyNetworkCard] == (known.NetworkCard != nil)
 	if settled {
 		eni.ID, eni.DeviceIndex, eni.NetworkCard = known.ID, known.DeviceIndex, known.NetworkCard
 	}
@@ -112,7 +217,9 @@ func (c *Client) ReadENI(ctx context.Context, paths []Path, want Wanted) (*ENI, 
 		}},
 	}
 	for _, step := range steps {
-		if step.skip || !exists[step.key] {
+		// A subnet can be given another IPv6 block.
+		moved := step.key == keyIPv6Subnets && slices.ContainsFunc(eni.IPv6, func(address netip.Addr) bool { return !within(address, known) })
+		if (step.skip && !moved) || !exists[step.key] {
 			continue
 		}
 		err := r.read(ctx, step.key, step.parse)
@@ -131,6 +238,11 @@ func (c *Client) ReadENI(ctx context.Context, paths []Path, want Wanted) (*ENI, 
 		eni.IPv6Subnets = known.IPv6Subnets
 	}
 	return eni, nil
+}
+
+// within tells whether an IPv6 address is in a subnet of a view.
+func within(address netip.Addr, known *ENI) bool {
+	return known != nil && slices.ContainsFunc(known.IPv6Subnets, func(subnet netip.Prefix) bool { return subnet.Contains(address) })
 }
 
 // missingKeys tells what a listing lacks for the ENI to be configured. Which family
@@ -169,11 +281,14 @@ type reader struct {
 	client *Client
 	paths  []Path
 	base   string
+	// proven is the path that answered last.
+	proven Path
 }
 
 func (r *reader) read(ctx context.Context, key string, parse func(string) error) error {
-	body, used, err := r.client.get(ctx, r.paths, r.base+key)
+	body, used, err := r.client.get(ctx, r.paths, r.base+key, r.proven)
 	if used != (Path{}) {
+		r.proven = used
 		// Do not wait for a dead path again in this view.
 		if i := slices.Index(r.paths, used); i > 0 {
 			r.paths = append([]Path{used}, slices.Delete(slices.Clone(r.paths), i, i+1)...)

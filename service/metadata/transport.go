@@ -33,6 +33,9 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	if !ok {
 		return nil, errors.New("a metadata request without a path")
 	}
+	if err := request.Context().Err(); err != nil {
+		return nil, err // its time went by before it came here
+	}
 	to, err := target(seen.path.Endpoint, request.URL)
 	if err != nil {
 		return nil, err
@@ -47,6 +50,7 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 		seen.err = errToken
 		return nil, errToken
 	}
+	seen.asked = true
 	t.sent.Add(1)
 	response, err := t.over(seen.path).RoundTrip(request)
 	if err != nil {
@@ -131,10 +135,21 @@ func (t *transport) over(path Path) *http.Transport {
 		ResponseHeaderTimeout: requestTimeout,
 	}
 	if t.dial != nil {
-		made.DialContext = t.dial
+		made.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			return t.dial(context.WithValue(ctx, dialKey{}, path), network, address)
+		}
 	}
 	t.byLink[key] = made
 	return made
+}
+
+type dialKey struct{}
+
+// DialedPath is the path that a connection of [Options].Dial is for, of which only the
+// device and its index count.
+func DialedPath(ctx context.Context) Path {
+	path, _ := ctx.Value(dialKey{}).(Path)
+	return path
 }
 
 // closeIdle closes idle connections and forgets devices, so that those that went

@@ -1,0 +1,211 @@
+package agent
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"ec2netd/service/metadata"
+)
+
+// When the metadata is read.
+//
+// A new ENI is read whole, and again after 1, 2, 4, … seconds while that is less than
+// the refresh time: its keys appear one by one, and changes seldom come alone. From
+// then on it is looked at turn by turn: each turn is at most two requests (D8), all
+// turns together come round within the refresh time (A1), and an ENI costs no more
+// requests than one whole view in that time. The first difference has the whole view
+// read at once. Only a whole view ever takes the place of another (D5).
+//
+// A failed read is repeated whole, after a delay of the ENI's own that doubles. Where
+// the failure is the service's and not one ENI's, all ENIs that failed share one more
+// delay and are tried one at a time, whichever waited longest, until one is answered:
+// so a service that is off costs the same with 15 ENIs as with one (D6, D7), and those
+// that are answered never wait for those that are not.
+const (
+	// firstRetry is the first delay after a read that had no answer, or not the whole
+	// one of a new ENI yet. An address is there a few milliseconds before its routes.
+	firstRetry = 50 * time.Millisecond
+	// firstRetryAnswered is the first delay after another answer than the wanted one.
+	firstRetryAnswered = time.Second
+	// slowestRetry bounds the delay, where the refresh time is not shorter.
+	slowestRetry = time.Minute
+	// patience is how often a read may fail without an answer before that is worth
+	// a word: at boot and attach the network is only coming up.
+	patience = 5
+	// readTime bounds one read of all that is to be known of an ENI: ten requests
+	// that each take almost all of their two seconds.
+	readTime = 25 * time.Second
+	// readers is how many ENIs are read at once, and retries how many of these may be
+	// ENIs that failed before: the service allows 1024 packets a second an ENI
+	// (facts: EC2).
+	readers = 4
+	retries = 2
+)
+
+// attempt is the schedule of one repeated read.
+type attempt struct {
+	next  time.Time
+	delay time.Duration
+	// failures since the last success, and since when.
+	failures int
+	failing  time.Time
+	busy     bool
+	// began is when the last read that ended had begun.
+	began time.Time
+}
+
+// failed schedules the next try, with exponential back-off and jitter (D6).
+func (a *attempt) failed(now time.Time, err error, isNew bool, limit time.Duration) {
+	if a.failures == 0 {
+		a.failing = now
+	}
+	a.failures++
+	first := firstRetryAnswered
+	if (isNew && isIncomplete(err)) || (!isIncomplete(err) && noAnswer(metadata.KindOf(err))) {
+		first = firstRetry
+	}
+	a.delay = min(max(2*a.delay, first), limit, slowestRetry)
+	a.next = now.Add(jitter(a.delay))
+}
+
+func (a *attempt) succeeded() { a.failures, a.delay = 0, 0 }
+
+// early tells whether a failure is no surprise yet.
+func (a *attempt) early(err error) bool {
+	return noAnswer(metadata.KindOf(err)) && a.failures < patience
+}
+
+// outage is what all reads share that fail for the service's sake.
+type outage struct {
+	attempt
+	// probe is the ENI that is being tried for all, nil if none is.
+	probe *target
+}
+
+// ofService tells whether a failure may be that of the service as a whole: it gave no
+// answer, or refuses, or says that it is broken or asked too often.
+func ofService(err error) bool {
+	if err == nil || isIncomplete(err) {
+		return false
+	}
+	switch metadata.KindOf(err) {
+	case metadata.NotFound, metadata.Malformed:
+		return false
+	}
+	return true
+}
+
+// note takes the end of a read of an ENI into account.
+func (o *outage) note(now time.Time, t *target, err error, limit time.Duration) {
+	probed := o.probe == t
+	o.forget(t)
+	switch {
+	case !ofService(err):
+		if err == nil || isIncomplete(err) {
+			*o = outage{}
+		}
+	case probed || o.failures == 0:
+		o.failed(now, err, false, limit)
+	}
+}
+
+// forget ends the trial of an ENI.
+func (o *outage) forget(t *target) {
+	if o.probe == t {
+		o.probe = nil
+	}
+}
+
+// due is when an ENI may be read next; false if it must wait for another read.
+func (a *Agent) due(t *target) (time.Time, bool) {
+	if t.busy || a.reading >= readers {
+		return time.Time{}, false
+	}
+	if !ofService(t.err) || len(a.waiting) > 0 {
+		return t.next, t.err == nil || len(a.waiting) > 0 || a.retrying() < retries
+	}
+	if a.outage.probe != nil || a.retrying() >= retries {
+		return time.Time{}, false
+	}
+	if a.outage.next.After(t.next) {
+		return a.outage.next, true
+	}
+	return t.next, true
+}
+
+// retrying is how many ENIs that failed are being read.
+func (a *Agent) retrying() int {
+	n := 0
+	for _, t := range a.targets {
+		if t.busy && t.err != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// nextRead is when the next read is to begin, zero if none is.
+func (a *Agent) nextRead() time.Time {
+	// Where no link has an address there is nothing to read over: an address event
+	// ends that.
+	if a.reading >= readers || len(a.targets) == 0 || len(a.paths("")) == 0 {
+		return time.Time{}
+	}
+	if !a.instanceGot {
+		if a.instanceTry.busy {
+			return time.Time{}
+		}
+		return a.instanceTry.next
+	}
+	var at time.Time
+	for _, t := range a.targets {
+		if when, ok := a.due(t); ok && (at.IsZero() || when.Before(at)) {
+			at = when
+		}
+	}
+	return at
+}
+
+// dueTargets are the ENIs to be read now, those that wait longest first. Those that are
+// due soon go along, so that one pass does for all.
+func (a *Agent) dueTargets(now time.Time) []*target {
+	var due, soon []*target
+	for _, t := range a.targets {
+		when, ok := a.due(t)
+		switch {
+		case ok && !now.Before(when):
+			due = append(due, t)
+		case ok && t.err == nil && t.turn > 0 && when.Sub(now) < a.RefreshEvery/20:
+			soon = append(soon, t)
+		}
+	}
+	slices.SortFunc(due, func(x, y *target) int { return x.next.Compare(y.next) })
+	if len(due) == 0 {
+		return nil
+	}
+	return append(due, soon...)
+}
+
+// schedule says when an ENI that was read is looked at next, and how much of it.
+func (a *Agent) schedule(t *target, now time.Time, changed bool) {
+	if changed {
+		t.follow = time.Second
+	} else if t.follow > 0 {
+		t.follow *= 2
+	}
+	if t.follow > 0 && t.follow < a.RefreshEvery {
+		t.turn = 0
+		t.next = now.Add(jitter(t.follow))
+		return
+	}
+	t.follow = 0
+	turns := t.view.Turns()
+	t.turn = t.turn%turns + 1
+	t.next = now.Add(jitter(a.RefreshEvery / time.Duration(turns)))
+}
+
+// jitter shortens a delay by up to a tenth, so that instances do not ask in step.
+func jitter(d time.Duration) time.Duration {
+	return d - time.Duration(rand.Float64()*0.1*float64(d))
+}

@@ -1,0 +1,389 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/service/metadata"
+	"ec2netd/service/state"
+)
+
+// inTurns is a site with ENIs that are configured and looked at turn by turn. Change says
+// what the metadata has of them that is not as specOf makes it.
+func inTurns(t *testing.T, enis int, change func(*imds.Interface)) (*site, *Agent) {
+	t.Helper()
+	s := newSite(t, imds.Options{})
+	for i := range enis {
+		s.add(i, change)
+	}
+	a, stop := s.run()
+	t.Cleanup(stop)
+	settle(3 * time.Minute)
+	for i := range enis {
+		must(t, a, macOf(i), state.ENIConfigured)
+	}
+	s.server.ResetRequests()
+	return s, a
+}
+
+func (s *site) add(i int, change func(*imds.Interface)) {
+	name, spec := fmt.Sprintf("ens%d", 5+i), specOf(i, 0, i)
+	s.publish(name, spec, imds.Propagation{})
+	if change != nil {
+		change(&spec)
+		s.server.PutInterface(spec, imds.Propagation{})
+	}
+	s.plug(name)
+}
+
+// amend changes what the metadata has of an ENI.
+func (s *site) amend(i int, change func(*imds.Interface)) {
+	spec := specOf(i, 0, i)
+	change(&spec)
+	s.server.PutInterface(spec, imds.Propagation{})
+}
+
+// errSilent stands for packets that nobody answers.
+var errSilent = errors.New("silent")
+
+// refuse has connections fail for which a function returns an error.
+func (s *site) refuse(why func(metadata.Path) error) {
+	s.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		switch err := why(metadata.DialedPath(ctx)); {
+		case errors.Is(err, errSilent):
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second): // as the true dialer
+			}
+			return nil, context.DeadlineExceeded
+		case err != nil:
+			return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+		}
+		return s.pipes.DialContext(ctx, network, address)
+	}
+	s.client.CloseIdle()
+}
+
+// macIn is the MAC address of the ENI that a request is about.
+func macIn(key string) string {
+	rest, ok := strings.CutPrefix(key, "network/interfaces/macs/")
+	if !ok {
+		return ""
+	}
+	mac, _, _ := strings.Cut(rest, "/")
+	return mac
+}
+
+// D8: a look makes at most two requests an ENI, all looks within a refresh time no more
+// than a whole view, and nothing that does not change is read again.
+func TestSteadyRequests(t *testing.T) {
+	const enis = 4
+	for _, test := range []struct {
+		name   string
+		change func(*imds.Interface)
+		// each is the number of requests an ENI and refresh time.
+		each int
+	}{
+		{"all keys", nil, 5},
+		{"IPv4", func(i *imds.Interface) {
+			i.IPv6, i.IPv4Prefixes, i.IPv6Prefixes, i.SubnetIPv6 = nil, nil, nil, nil
+		}, 2},
+		{"both families", func(i *imds.Interface) { i.IPv4Prefixes, i.IPv6Prefixes = nil, nil }, 3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, a := inTurns(t, enis, test.change)
+				settle(time.Hour)
+				log := s.server.Requests()
+				counts := imds.Count(log)
+				// A refresh time is up to a tenth shorter than asked for.
+				if most := enis*test.each*67 + counts.Tokens; counts.Total > most || counts.Total > 2016 || counts.Total < enis*test.each*60 {
+					t.Errorf("%d requests in an hour, want at most %d", counts.Total, most)
+				}
+				if counts.Tokens > 13 || counts.Errors > 0 {
+					t.Errorf("%d requests for a token, %d errors", counts.Tokens, counts.Errors)
+				}
+				for key, n := range counts.ByKey {
+					name := key[strings.LastIndex(key, "/")+1:]
+					if !slices.Contains([]string{"token", "local-ipv4s", "ipv6s", "ipv4-prefix", "ipv6-prefix"}, name) && name != macIn(key) {
+						t.Errorf("%s was read %d times", key, n)
+					}
+				}
+				looks := make(map[string]int)
+				last := make(map[string]time.Time)
+				for _, r := range log {
+					mac := macIn(r.Key)
+					if mac == "" {
+						continue
+					}
+					if r.Time.Sub(last[mac]) > time.Second {
+						looks[mac] = 0
+					}
+					last[mac] = r.Time
+					if looks[mac]++; looks[mac] > 2 {
+						t.Errorf("%d requests in one look at %s, at %s", looks[mac], mac, r.Key)
+					}
+				}
+				// The whole view is read when somebody asks.
+				s.server.ResetRequests()
+				if _, err := a.Refresh(t.Context(), true); err != nil {
+					t.Fatal(err)
+				}
+				if n := imds.Count(s.server.Requests()); n.Total-n.Tokens != enis*test.each {
+					t.Errorf("%d requests for a Refresh, want %d", n.Total-n.Tokens, enis*test.each)
+				}
+			})
+		})
+	}
+}
+
+// A1, A4, B2: whatever changes of an ENI follows within the refresh time, in whichever
+// turn it is seen.
+func TestChangesFollowInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, a := inTurns(t, 2, nil)
+		whole := func(*imds.Interface) {}
+		for name, change := range map[string]func(*imds.Interface){
+			"an IPv4 address less": func(i *imds.Interface) { i.IPv4 = i.IPv4[:1] },
+			"an IPv4 address more": func(i *imds.Interface) { i.IPv4 = append(i.IPv4, netip.MustParseAddr("10.0.99.99")) },
+			"an IPv6 address more": func(i *imds.Interface) { i.IPv6 = append(i.IPv6, i.IPv6[1].Next()) },
+			"no IPv6 address":      func(i *imds.Interface) { i.IPv6 = nil },
+			"no IPv4 prefix":       func(i *imds.Interface) { i.IPv4Prefixes = nil },
+			"no prefix": func(i *imds.Interface) {
+				i.IPv4Prefixes, i.IPv6Prefixes = nil, nil
+			},
+			"another IPv6 prefix": func(i *imds.Interface) {
+				i.IPv6Prefixes = []netip.Prefix{netip.MustParsePrefix("2001:db8:0:1:77::/80")}
+			},
+			"another IPv6 block": func(i *imds.Interface) {
+				i.SubnetIPv6 = []netip.Prefix{netip.MustParsePrefix("2001:db8:77::/64")}
+				i.IPv6, i.IPv6Prefixes = []netip.Addr{netip.MustParseAddr("2001:db8:77::5")}, nil
+			},
+		} {
+			for _, step := range []func(*imds.Interface){change, whole} {
+				// At another moment of the round each time.
+				settle(5*time.Minute + 7*time.Second)
+				s.amend(1, step)
+				settle(time.Minute)
+				got := must(t, a, macOf(1), state.ENIConfigured)
+				want := s.server.Snapshot()
+				dir := "network/interfaces/macs/" + macOf(1) + "/"
+				addresses := strings.Fields(want[dir+"local-ipv4s"] + "\n" + want[dir+"ipv6s"])
+				prefixes := strings.Fields(want[dir+"ipv4-prefix"] + "\n" + want[dir+"ipv6-prefix"])
+				subnets := strings.Fields(want[dir+"subnet-ipv4-cidr-block"] + "\n" + want[dir+"subnet-ipv6-cidr-blocks"])
+				for _, pair := range [][2][]string{{got.Addresses, addresses}, {got.Prefixes, prefixes}, {got.Subnets, subnets}} {
+					if slices.Sort(pair[0]); !slices.Equal(pair[0], sortedStrings(pair[1])) {
+						t.Errorf("%s: a minute later %v, want %v", name, pair[0], pair[1])
+					}
+				}
+			}
+		}
+	})
+}
+
+func sortedStrings(all []string) []string {
+	slices.Sort(all)
+	return all
+}
+
+// What the README says of the requests that a failing service gets: in the first minute,
+// and in each one after it, an ENI and besides.
+const (
+	firstMinuteENI, firstMinute = 32, 40
+	laterMinuteENI, laterMinute = 7, 30
+)
+
+// D6, D7: whatever fails, and with however many ENIs, the requests stay within bounds,
+// nothing that is configured goes, it is said in few lines, and all is well soon after.
+func TestFailuresAreBounded(t *testing.T) {
+	fault := func(pattern string, effect imds.Effect, status int) func(*site) {
+		return func(s *site) {
+			if _, err := s.server.AddFault(imds.Fault{Pattern: pattern, Effect: effect, Status: status}); err != nil {
+				panic(err)
+			}
+		}
+	}
+	refuse := func(err error) func(*site) {
+		return func(s *site) { s.refuse(func(metadata.Path) error { return err }) }
+	}
+	for _, test := range []struct {
+		name string
+		fail func(*site)
+	}{
+		{"404", fault("**", imds.Status, 404)},
+		{"401", fault("**", imds.Status, 401)},
+		{"401 with tokens", fault("network/**", imds.Status, 401)},
+		{"403", fault("**", imds.Status, 403)},
+		{"429", fault("**", imds.Status, 429)},
+		{"500", fault("**", imds.Status, 500)},
+		{"503", fault("**", imds.Status, 503)},
+		{"hang", fault("**", imds.Hang, 0)},
+		{"hang with tokens", fault("network/**", imds.Hang, 0)},
+		{"reset", fault("**", imds.Reset, 0)},
+		{"reset with tokens", fault("network/**", imds.Reset, 0)},
+		{"empty", fault("**", imds.Empty, 0)},
+		{"truncated", fault("**", imds.Truncate, 0)},
+		{"page", fault("**", imds.HTML, 0)},
+		{"one key: 404", fault("network/interfaces/macs/*/ipv6-prefix", imds.Status, 404)},
+		{"one key: 500", fault("network/interfaces/macs/*/ipv6-prefix", imds.Status, 500)},
+		{"one key: hang", fault("network/interfaces/macs/*/ipv6-prefix", imds.Hang, 0)},
+		{"one key: page", fault("network/interfaces/macs/*/ipv6-prefix", imds.HTML, 0)},
+		{"refused", refuse(syscall.ECONNREFUSED)},
+		{"no route", refuse(syscall.ENETUNREACH)},
+		{"silent", refuse(errSilent)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				enis := 5
+				if strings.HasSuffix(test.name, "hang") || strings.HasSuffix(test.name, "404") {
+					enis = 15 // the modes that cost most
+				}
+				s, a := inTurns(t, enis, nil)
+				tree := s.tree(t)
+				_, _, lines := s.counts()
+				// Connections that are refused are in no log: the client's own count has them.
+				base, _ := s.client.Requests()
+				minute := func() int {
+					s.server.ResetRequests()
+					settle(time.Minute)
+					before := base
+					base, _ = s.client.Requests()
+					return max(int(base-before), len(s.server.Requests()))
+				}
+				test.fail(s)
+				first := max(minute(), minute()) // the last ENI meets it after a minute
+				later := 0
+				for range 8 {
+					later = max(later, minute())
+				}
+				t.Logf("%d requests in the first minute, then at most %d", first, later)
+				if most := firstMinuteENI*enis + firstMinute; first > most {
+					t.Errorf("%d requests in the first minute, want at most %d", first, most)
+				}
+				most := laterMinute
+				if strings.HasPrefix(test.name, "one key") {
+					most += laterMinuteENI * enis
+				}
+				if later > most {
+					t.Errorf("%d requests in a minute, want at most %d", later, most)
+				}
+				if now := s.tree(t); now != tree {
+					t.Errorf("files changed:\n%s\nbefore:\n%s", now, tree)
+				}
+				for i := range enis {
+					if got := must(t, a, macOf(i), state.ENIConfigured); got.Reason == "" {
+						t.Errorf("%s has no reason", got.Name)
+					}
+				}
+				if _, _, now := s.counts(); now-lines > enis {
+					t.Errorf("%d log lines:\n%s", now-lines, strings.Join(s.log[lines:], ""))
+				}
+				s.server.ClearFaults()
+				s.refuse(func(metadata.Path) error { return nil })
+				settle(70 * time.Second)
+				for i := range enis {
+					if got := must(t, a, macOf(i), state.ENIConfigured); got.Reason != "" {
+						t.Errorf("afterwards %s: %s", got.Name, got.Reason)
+					}
+				}
+				if got := a.State(); got.State != state.Configured {
+					t.Errorf("afterwards %s: %s", got.State, got.Reason)
+				}
+			})
+		})
+	}
+}
+
+// D6: ENIs that hang hold up none that are answered: those are looked at as ever.
+func TestHangingENIsHoldNobodyUp(t *testing.T) {
+	for name, pattern := range map[string]string{"all keys": "/**", "one key": "/local-ipv4s"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, a := inTurns(t, 15, nil)
+				for i := range 14 {
+					if _, err := s.server.AddFault(imds.Fault{Pattern: "network/interfaces/macs/" + macOf(i) + pattern, Effect: imds.Hang}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for n := range 5 {
+					settle(time.Duration(n) * time.Minute)
+					address := netip.MustParseAddr(fmt.Sprintf("10.0.99.%d", 200+n))
+					s.amend(14, func(i *imds.Interface) { i.IPv4 = append(i.IPv4[:1], address) })
+					settle(time.Minute)
+					if got := must(t, a, macOf(14), state.ENIConfigured); !slices.Contains(got.Addresses, address.String()) {
+						t.Errorf("a minute later %v, want %s", got.Addresses, address)
+					}
+				}
+				// An ENI that is attached now is no slower than else.
+				s.add(15, nil)
+				settle(time.Second)
+				must(t, a, macOf(15), state.ENIConfigured)
+				// Somebody who asks waits for all, but not for ever.
+				if _, err := a.Refresh(t.Context(), true); err == nil {
+					t.Error("a Refresh that could not read 14 ENIs has no error")
+				}
+			})
+		})
+	}
+}
+
+// D2: a path that gave no answer is not tried first again for a while.
+func TestDeadPathCostsLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, a := inTurns(t, 3, nil)
+		dead := 0
+		s.refuse(func(path metadata.Path) error {
+			if path.Device == "ens6" {
+				dead++
+				return errSilent
+			}
+			return nil
+		})
+		settle(time.Hour)
+		// ENI 1 over its own link, and others as their last resort.
+		if dead > 30 {
+			t.Errorf("a dead path was tried %d times in an hour", dead)
+		}
+		if dead < 5 {
+			t.Errorf("a dead path was tried %d times in an hour: would one that came back be used?", dead)
+		}
+		must(t, a, "ens6", state.ENIConfigured)
+		if _, _, lines := s.counts(); lines > 10 {
+			t.Errorf("the log: %q", s.log)
+		}
+	})
+}
+
+// D1, D3: a request for a token that hangs on one path keeps nobody from asking for
+// one on another, and an empty token is no silence.
+func TestTokenHeldUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, a := inTurns(t, 4, nil)
+		s.refuse(func(path metadata.Path) error {
+			if path.Device == "ens5" {
+				return errSilent
+			}
+			return nil
+		})
+		for range 5 {
+			s.server.RevokeTokens()
+			began := time.Now()
+			if _, err := a.Refresh(t.Context(), true); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("a Refresh took %v", took)
+			}
+		}
+	})
+}
