@@ -126,9 +126,17 @@ func (a *Agent) decide() {
 			entry.LinkFile = a.policy(l.Name, applied)
 		}
 		for _, route := range a.snapshot.Routes {
-			if route.Link != l.Index || route.Table != kernel.MainTable || !route.IsDefault() {
+			if route.Link != l.Index {
 				continue
 			}
+			if route.Table != kernel.MainTable {
+				entry.Tables = append(entry.Tables, route.Table)
+				continue
+			}
+			if !route.IsDefault() {
+				continue
+			}
+			entry.Metrics = append(entry.Metrics, route.Metric)
 			switch {
 			case route.Protocol == kernel.ProtocolDHCP && route.Destination.Addr().Is4():
 				entry.DHCPMetrics = append(entry.DHCPMetrics, route.Metric)

@@ -109,6 +109,10 @@ type Link struct {
 	// DHCPMetrics are the metrics of the default routes by DHCPv4 that the link has
 	// in the main table.
 	DHCPMetrics []int
+	// Metrics are those of all its default routes in the main table, and Tables the
+	// other tables that have routes out of the link: the kernel may still have what an
+	// earlier file said.
+	Metrics, Tables []int
 	// Routers are the IPv6 routers that advertise themselves on the link, by the
 	// default routes that the main table has through them.
 	Routers []netip.Addr
@@ -330,8 +334,8 @@ func number(view metadata.ENI, primary, cards bool) (known bool, numbers Numbers
 }
 
 // settleNumbers sees to it that no two ENIs have the same numbers (B5). Who has
-// them now keeps them; of several that are new, none gets them, since nothing tells
-// which is wrong.
+// them now keeps them, also while it is giving them up in the kernel; of several that
+// are new, none gets them, since nothing tells which is wrong.
 func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 	owner := make(map[Numbers]string)
 	for _, eni := range enis {
@@ -352,6 +356,12 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 		}
 		mac := eni.Link.MAC
 		held, taken := owner[eni.Numbers]
+		if other := occupant(enis, i, assigned); other != "" && !(taken && held == mac) {
+			eni.Known = false
+			eni.Reason = fmt.Sprintf("%s had device index %d on network card %d until now, and still has routes of it",
+				other, eni.Numbers.Index, eni.Numbers.Card)
+			continue
+		}
 		if (taken && held == mac) || (!taken && len(claims[eni.Numbers]) == 1) {
 			continue
 		}
@@ -365,6 +375,25 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 		eni.Reason = fmt.Sprintf("device index %d on network card %d is that of %s too: one of the two has not propagated yet",
 			eni.Numbers.Index, eni.Numbers.Card, other)
 	}
+}
+
+// occupant returns the MAC address of another ENI whose routes still have the numbers
+// of one that is to get them; empty if there is none. It is about to get other ones
+// itself: whose files say something else is brought there by networkd. The primary
+// never waits.
+func occupant(enis []ENI, wants int, assigned map[string]Numbers) string {
+	if enis[wants].Primary {
+		return ""
+	}
+	numbers := enis[wants].Numbers
+	for i := range enis {
+		link := &enis[i].Link
+		if _, own := assigned[link.MAC]; own && i != wants &&
+			(slices.Contains(link.Metrics, numbers.Metric()) || slices.Contains(link.Tables, numbers.Table())) {
+			return link.MAC
+		}
+	}
+	return ""
 }
 
 func duplicate(links []Link, link Link) bool {
