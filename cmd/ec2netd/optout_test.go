@@ -148,6 +148,9 @@ func TestLabNoDefaultRoute(t *testing.T) {
 			l.noDrops()
 		}
 		check("after the attach")
+		if got := l.configured(eni.ID()); got.Metric != state.Unknown || got.Table != 10001 {
+			t.Errorf("%+v", got)
+		}
 		if _, err := eni.AssignIPv4(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -622,7 +622,7 @@ func (a *Agent) describe(eni *plan.ENI) state.Interface {
 	for _, file := range eni.Files {
 		entry.Files = append(entry.Files, file.Path)
 	}
-	if eni.Want.Metric != 0 {
+	if eni.Want.Metric != 0 && !eni.Want.NoDefault {
 		entry.Metric = eni.Want.Metric
 	}
 	if !eni.Known {
