@@ -292,7 +292,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			select {
 			case <-time.After(fault.Delay):
 			case <-r.Context().Done():
-				return
+				panic(http.ErrAbortHandler) // to return would be an empty 200
 			}
 		}
 	}
@@ -308,6 +308,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		write(w, answer{status: fault.Status})
 	case Hang:
 		<-r.Context().Done()
+		panic(http.ErrAbortHandler)
 	case Reset:
 		reset(w)
 	case Empty, HTML, Body, Family, Inject, Huge:

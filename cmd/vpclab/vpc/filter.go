@@ -30,8 +30,11 @@ func (d Drops) Total() uint64 { return d.MAC + d.ARP + d.IPv4 + d.IPv6 }
 const filterBase = `
 table bridge vpclab {
 	map ports { type ifname : verdict; }
+	set cut { type ifname; }
 	chain prerouting {
 		type filter hook prerouting priority -300; policy accept;
+		iifname @cut ip daddr 169.254.169.254 tcp dport 80 drop
+		iifname @cut ip6 daddr fd00:ec2::254 tcp dport 80 drop
 		iifname vmap @ports
 	}
 	chain postrouting {
@@ -114,6 +117,13 @@ func (v *VPC) nft(ctx context.Context, script string) error {
 		return fmt.Errorf("setting the source check: %w", toolError(cmd, err, stderr.String()))
 	}
 	return nil
+}
+
+// CutMetadata drops what the ENI sends to the metadata service, or ends that: as when
+// an ENI's own link or route is out of order.
+func (e *ENI) CutMetadata(ctx context.Context, cut bool) error {
+	verb := map[bool]string{true: "add", false: "delete"}[cut]
+	return e.vpc.nft(ctx, fmt.Sprintf("%s element bridge vpclab cut { %q }\n", verb, e.port))
 }
 
 // Drops reads how many packets of the ENI the source check has dropped since the
