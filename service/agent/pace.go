@@ -30,9 +30,11 @@ const (
 	firstRetryAnswered = time.Second
 	// slowestRetry bounds the delay, where the refresh time is not shorter.
 	slowestRetry = time.Minute
-	// patience is how often a read may fail without an answer before that is worth
-	// a word: at boot and attach the network is only coming up.
-	patience = 5
+	// patience is how often a read may fail without an answer, and patienceTime for how
+	// long, before that is worth a word: at boot and attach the network is only coming
+	// up, and a router may take its time to advertise itself.
+	patience     = 5
+	patienceTime = 15 * time.Second
 	// readTime bounds one read of all that is to be known of an ENI: ten requests
 	// that each take almost all of their two seconds.
 	readTime = 25 * time.Second
@@ -71,9 +73,9 @@ func (a *attempt) failed(now time.Time, err error, isNew bool, limit time.Durati
 
 func (a *attempt) succeeded() { a.failures, a.delay = 0, 0 }
 
-// early tells whether a failure is no surprise yet.
-func (a *attempt) early(err error) bool {
-	return noAnswer(metadata.KindOf(err)) && a.failures < patience
+// early tells whether it is no surprise yet that nothing answers.
+func (a *attempt) early(now time.Time) bool {
+	return a.failures < patience || now.Sub(a.failing) < patienceTime
 }
 
 // outage is what all reads share that fail for the service's sake.

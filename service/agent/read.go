@@ -89,7 +89,7 @@ func (a *Agent) take(r result) {
 		a.instanceTry.busy, a.instanceTry.began, a.instanceErr = false, r.began, r.err
 		if r.err != nil {
 			a.instanceTry.failed(now, r.err, true, a.RefreshEvery)
-			if !a.instanceTry.early(r.err) {
+			if !noAnswer(metadata.KindOf(r.err)) || !a.instanceTry.early(now) {
 				a.sayOnce("metadata", metadata.KindOf(r.err).String(), "Cannot read the metadata yet; what is configured stays", "reason", r.err.Error())
 			}
 			return
@@ -109,7 +109,7 @@ func (a *Agent) take(r result) {
 	if r.err != nil {
 		t.failed(now, r.err, t.view == nil, a.RefreshEvery)
 		t.turn = 0
-		a.tellFailure(t)
+		a.tellFailure(t, now)
 		return
 	}
 	a.unsay("read " + t.mac)
@@ -129,18 +129,18 @@ func (a *Agent) take(r result) {
 
 // tellFailure logs that an ENI could not be read: once for each way in which that
 // happens, and once for all ENIs where the service gives no answer to any (D7).
-func (a *Agent) tellFailure(t *target) {
+func (a *Agent) tellFailure(t *target, now time.Time) {
 	kind := metadata.KindOf(t.err)
 	switch {
 	case isIncomplete(t.err):
 		return
 	case !noAnswer(kind):
 	case a.offline():
-		if a.outage.failures >= patience {
+		if !a.outage.early(now) {
 			a.sayOnce("metadata", "", "The metadata service does not answer; what is configured stays", "reason", t.err.Error())
 		}
 		return
-	case t.failures < patience || !a.lastSuccess.After(t.failing):
+	case t.early(now) || !a.lastSuccess.After(t.failing):
 		// Nothing was answered since: that may be all of the service.
 		return
 	}
