@@ -208,6 +208,9 @@ type link struct {
 	since time.Time
 	// seen is when the link was first seen.
 	seen time.Time
+	// idle is when networkd was last seen not to have begun with it: the lease is not
+	// late before that.
+	idle time.Time
 	// withdrawn are addresses that were taken out of its drop-in and may still be
 	// on the link.
 	withdrawn []netip.Addr

@@ -144,9 +144,13 @@ func (a *Agent) decide() {
 				entry.Routers = append(entry.Routers, route.Gateway)
 			}
 		}
-		entry.LeaseOverdue = now.Sub(a.links[l.Index].since) > leaseTime
+		memory := a.links[l.Index]
+		if !a.networkdUp || a.unhandled(l.Index) {
+			memory.idle = now
+		}
+		entry.LeaseOverdue = now.Sub(memory.since) > leaseTime && now.Sub(memory.idle) > leaseTime
 		// Before networkd runs, what is written for a link costs no reload.
-		entry.New = a.networkdUp && now.Sub(a.links[l.Index].seen) < newTime
+		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
 		switch a.Networkd.Link(l.Index).Administrative {
 		case "pending", "initialized", "configuring":
 			entry.Busy = true
@@ -358,10 +362,13 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 
 // missed tells whether udevd has nothing about a link, and networkd waits for it.
 func (a *Agent) missed(eni *plan.ENI) bool {
-	if eni.Link.LinkFile != "" || !a.networkdUp {
-		return false
-	}
-	state := a.Networkd.Link(eni.Link.Index).Administrative
+	return eni.Link.LinkFile == "" && a.networkdUp && a.unhandled(eni.Link.Index)
+}
+
+// unhandled tells whether networkd has not begun with a link: it waits for udevd, or
+// has not looked at the link yet.
+func (a *Agent) unhandled(index int) bool {
+	state := a.Networkd.Link(index).Administrative
 	return state == "pending" || state == ""
 }
 

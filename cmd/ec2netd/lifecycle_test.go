@@ -1,0 +1,664 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/state"
+)
+
+// refreshing has the daemon look at the metadata every few seconds.
+func refreshing(o *vpc.InstanceOptions) {
+	o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=2\n"
+}
+
+// seeded returns a generator for a test, and says how to repeat it.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("EC2NETD_SEED"); text != "" {
+		given, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatalf("EC2NETD_SEED: %v", err)
+		}
+		seed = given
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("repeat it with EC2NETD_SEED=%d", seed)
+		}
+	})
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// oneSuite runs a test of what does not depend on systemd on one of them, and with
+// EC2NETD_LONG=1 on all.
+func oneSuite(t *testing.T, test func(t *testing.T, suite string)) {
+	t.Helper()
+	if os.Getenv("EC2NETD_LONG") != "" {
+		eachSuite(t, test)
+		return
+	}
+	test(t, "trixie")
+}
+
+// units are the generated .network drop-ins for a MAC address.
+func (l *lab) units(mac fmt.Stringer) []string {
+	l.t.Helper()
+	return strings.Fields(l.run("sh", "-c", "grep -lsi '^MACAddress="+mac.String()+"$' /run/systemd/network/*.network.d/50-ec2netd.conf || true"))
+}
+
+// residue are hidden files and empty directories that a killed run may leave.
+func (l *lab) residue() string {
+	l.t.Helper()
+	return l.run("find", "/run/systemd/network", "/run/ec2netd", "-mindepth", "1", "(", "-name", ".*", "-o", "-type", "d", "-empty", ")")
+}
+
+// settledAs waits until an ENI is configured under a name, and checks all of it.
+func (l *lab) settledAs(eni *vpc.ENI, name string) {
+	l.t.Helper()
+	l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && i.Name == name })
+	l.checkKernel(eni)
+	// C3: one unit for the MAC address.
+	if units := l.units(eni.MAC()); len(units) != 1 || !strings.Contains(units[0], "70-"+name+".network.d") {
+		l.t.Errorf("units for %s: %v", eni.MAC(), units)
+	}
+}
+
+func (l *lab) detach(eni *vpc.ENI) {
+	l.t.Helper()
+	if err := eni.Detach(l.t.Context()); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) reattach(eni *vpc.ENI, name string) {
+	l.t.Helper()
+	if err := eni.Reattach(l.t.Context(), name); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// gone waits until nothing of an ENI is left, and the number of interfaces is as said.
+func (l *lab) gone(eni *vpc.ENI, left int) {
+	l.t.Helper()
+	l.until(eni.ID()+" is gone", func() (bool, error) {
+		s, err := l.tryDescribe()
+		return err == nil && len(s.Interfaces) == left && len(l.units(eni.MAC())) == 0, nil
+	})
+}
+
+// TestLabIdentity: what an ENI is, is told by its MAC address on a link, whatever the
+// link's name, and whatever else has that address or that name.
+func TestLabIdentity(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, nil)
+		l.configured("ens5")
+		eni := l.attach(hotplugSpec())
+		l.configured(eni.ID())
+		l.checkKernel(eni)
+
+		// C3: attached again under another name, with and without the daemon.
+		l.detach(eni)
+		l.reattach(eni, "ens42")
+		l.settledAs(eni, "ens42")
+		l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
+		l.detach(eni)
+		l.reattach(eni, "ens43")
+		l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
+		l.settledAs(eni, "ens43")
+		if now := l.files(); strings.Contains(now, "ens42") || strings.Contains(now, "ens6.") {
+			t.Errorf("files of old names:\n%s", now)
+		}
+
+		// C3: a second link with its MAC address. The peer is elsewhere, so that it is none
+		// of the instance's links.
+		l.countDrops()
+		files, mac := l.files(), eni.MAC().String()
+		l.run("ip", "netns", "add", "elsewhere")
+		twin := func() {
+			t.Helper()
+			l.run("ip", "link", "add", "twin", "address", mac, "type", "veth", "peer", "name", "peer", "netns", "elsewhere")
+			for name, other := range map[string]string{"ens43": "twin", "twin": "ens43"} {
+				l.reaches(name, func(i *state.Interface) bool {
+					return i.State == state.ENIPending && strings.Contains(i.Reason, "another link ("+other+")")
+				})
+			}
+		}
+		twin()
+		l.run("ec2netctl", "refresh")
+		if now := l.files(); now != files {
+			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
+		}
+		l.checkKernel(eni)
+		for _, source := range slices.Concat(eni.IPv4(), eni.IPv6()) {
+			l.pingFrom(source)
+		}
+		l.noDrops()
+		if out := l.user("busctl", "tree", "--list", "org.ec2netd1"); strings.Count(out, "/org/ec2netd1/interface/") != 3 {
+			t.Errorf("objects:\n%s", out)
+		}
+		l.run("ip", "link", "del", "twin")
+		l.settledAs(eni, "ens43")
+		if now := l.files(); now != files {
+			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
+		}
+		twin()
+		l.detach(eni)
+		l.until("the files of the ENI are gone", func() (bool, error) { return !strings.Contains(l.files(), "ens43"), nil })
+		l.run("ip", "link", "del", "twin")
+		l.reattach(eni, "ens43")
+		l.settledAs(eni, "ens43")
+
+		// C6: moved to another network namespace it is detached, which is no event for
+		// others; back again it is attached.
+		monitor := l.monitor("ens5")
+		for range 2 {
+			l.run("ip", "link", "set", "ens43", "netns", "elsewhere")
+			l.gone(eni, 1)
+			if now := l.files(); strings.Contains(now, "ens43") {
+				t.Errorf("files of a link that is elsewhere:\n%s", now)
+			}
+			l.run("ip", "-n", "elsewhere", "link", "set", "ens43", "netns", "1")
+			l.settledAs(eni, "ens43")
+		}
+		// So fast that nobody need have seen it.
+		l.run("sh", "-c", "ip link set ens43 netns elsewhere && ip -n elsewhere link set ens43 netns 1")
+		l.settledAs(eni, "ens43")
+		if events := monitor(); events != "" {
+			t.Errorf("events on the primary:\n%s", events)
+		}
+		l.countDrops()
+		for _, source := range slices.Concat(eni.IPv4(), eni.IPv6()) {
+			l.pingFrom(source)
+		}
+		l.noDrops()
+		l.logOf("warning")
+		l.run("ip", "netns", "del", "elsewhere")
+	})
+}
+
+// C5: links that are not ENIs are never touched, whatever MAC address, name and altname
+// they have.
+func TestLabInheritedMAC(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, nil)
+		l.configured("ens5")
+		eni := l.attach(hotplugSpec())
+		l.configured(eni.ID())
+		l.checkKernel(eni)
+		// A bridge that has taken the ENI's address over, and a macvlan that has it, with
+		// names such as ENIs have.
+		l.run("sh", "-c", strings.ReplaceAll(`ip link add eth9 address MAC type bridge && ip link property add dev eth9 altname eni-0fedcba9876543210 &&
+			ip link add br0 type bridge && ip link add link br0 name ens99 address MAC type macvlan mode private &&
+			ip link set br0 up && ip link set eth9 up && ip link set ens99 up &&
+			ip addr add 192.0.2.9/24 dev eth9 && ip addr add 192.0.2.99/24 dev ens99`, "MAC", eni.MAC().String()))
+		others := []string{"eth9", "br0", "ens99"}
+		// As far as the kernel has them.
+		if _, err := l.inst.Exec(t.Context(), "ip", "link", "add", "link", eni.Name(), "name", eni.Name()+".7", "type", "vlan", "id", "7"); err == nil {
+			others = append(others, eni.Name()+".7")
+		} else {
+			t.Logf("no VLAN: %v", err)
+		}
+		look := func() string {
+			return l.run("sh", "-c", "for link in "+strings.Join(others, " ")+"; do ip -o link show dev $link; ip -o addr show dev $link; done; ip route show table all dev eth9; ip route show table all dev ens99")
+		}
+		// udevd is done with them, by the .link file that is for any link.
+		for _, name := range others {
+			l.run("udevadm", "trigger", "--action=add", "--settle", "/sys/class/net/"+name)
+			if out := l.run("udevadm", "info", "--query=property", "/sys/class/net/"+name); strings.Contains(out, "ID_NET_LINK_FILE=/run/") {
+				t.Errorf("udevd applied a generated .link file to %s:\n%s", name, out)
+			}
+		}
+		before, files := look(), l.files()
+		monitor := l.monitor("9")
+		added, err := eni.AssignIPv4(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.run("ec2netctl", "refresh", "--wait")
+		l.run("networkctl", "reload")
+		if !slices.Contains(l.addresses(eni.Name()), added[0]) {
+			t.Errorf("%s lacks %s", eni.Name(), added[0])
+		}
+		if now := look(); now != before {
+			t.Errorf("changed:\n%s\nbefore:\n%s", now, before)
+		}
+		for line := range strings.Lines(monitor()) {
+			if strings.Contains(line, " eth9 ") || strings.Contains(line, " ens99 ") {
+				t.Errorf("event: %s", line)
+			}
+		}
+		now := l.files()
+		if strings.Count(now, "\n") != strings.Count(files, "\n") || len(l.units(eni.MAC())) != 1 {
+			t.Errorf("files:\n%s\nbefore:\n%s", now, files)
+		}
+		list := l.run("networkctl", "list", "--no-legend", "--no-pager")
+		for _, name := range others {
+			if strings.Contains(now, "70-"+name+".") {
+				t.Errorf("files for %s:\n%s", name, now)
+			}
+			fields := strings.Fields(list[strings.Index(list, " "+name+" "):])
+			if fields[3] != "unmanaged" {
+				t.Errorf("networkd: %s is %s", name, fields[3])
+			}
+		}
+		if s := l.describe(); len(s.Interfaces) != 2 {
+			t.Errorf("interfaces: %+v", s.Interfaces)
+		}
+		l.settledAs(eni, eni.Name())
+		l.logOf("warning")
+	})
+}
+
+// C8: ENIs without a link are ignored, a link without metadata is retried with back-off,
+// and neither is worth a word.
+func TestLabGhosts(t *testing.T) {
+	oneSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, nil)
+		l.configured("ens5")
+		log := func() string {
+			return l.run("journalctl", "--boot", "--identifier=ec2netd", "--priority=info", "--output=cat", "--no-pager", "--quiet")
+		}
+		said, began := log(), len(l.inst.Metadata().Requests())
+		of := func(eni *vpc.ENI) []imds.Request {
+			return slices.DeleteFunc(l.inst.Metadata().Requests()[began:], func(r imds.Request) bool {
+				return !strings.Contains(r.Key, eni.MAC().String())
+			})
+		}
+		// EFA-only, and a ghost that metadata still list after the detach.
+		efa, err := l.inst.Create(t.Context(), vpc.ENISpec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		efa.Publish(imds.Propagation{})
+		// A link that the metadata do not have.
+		bare, err := l.inst.Create(t.Context(), vpc.ENISpec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := bare.Plug(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.until("the metadata of the bare link were asked for seven times", func() (bool, error) { return len(of(bare)) >= 7, nil })
+		asked := of(bare)
+		// 50, 100, … 1600 ms, each up to a tenth less.
+		if took := asked[6].Time.Sub(asked[0].Time); took < 2500*time.Millisecond {
+			t.Errorf("seven reads in %v", took)
+		}
+		got := l.reaches(bare.Name(), func(i *state.Interface) bool { return i.State == state.ENIPending && i.Reason != "" })
+		if got.ENIID != "" || len(got.Files) > 0 {
+			t.Errorf("%+v", got)
+		}
+		if requests := of(efa); len(requests) > 0 {
+			t.Errorf("metadata of an ENI without a link were asked for: %+v", requests)
+		}
+		if s := l.describe(); len(s.Interfaces) != 2 {
+			t.Errorf("interfaces: %+v", s.Interfaces)
+		}
+		if now := log(); now != said {
+			t.Errorf("said: %s", strings.TrimPrefix(now, said))
+		}
+		// When they come, all is well.
+		bare.Publish(imds.Propagation{})
+		if err := efa.Plug(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.run("ec2netctl", "refresh", "--wait")
+		l.settledAs(bare, bare.Name())
+		l.settledAs(efa, efa.Name())
+		// The ghost of one that is detached.
+		if err := efa.DetachLingering(t.Context(), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		l.until("the detached ENI is gone", func() (bool, error) { return len(l.describe().Interfaces) == 2, nil })
+		began = len(l.inst.Metadata().Requests())
+		l.run("ec2netctl", "refresh", "--wait")
+		if requests := of(efa); len(requests) > 0 {
+			t.Errorf("metadata of a ghost were asked for: %+v", requests)
+		}
+		if units := l.units(efa.MAC()); len(units) > 0 {
+			t.Errorf("files of a ghost: %v", units)
+		}
+		l.logOf("warning")
+	})
+}
+
+// C6: a link that vanishes at any step of a slow read leaves nothing, and nothing is said.
+func TestLabVanishing(t *testing.T) {
+	oneSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, nil)
+		l.configured("ens5")
+		eni, err := l.inst.Create(t.Context(), vpc.ENISpec{IPv4Count: 2, PrefixV4Count: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := l.run("journalctl", "--boot", "--identifier=ec2netd", "--priority=info", "--output=cat", "--no-pager", "--quiet")
+		files, pid := l.files(), l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service")
+		if _, err := l.inst.Metadata().AddFault(imds.Fault{
+			Pattern: "network/interfaces/macs/" + eni.MAC().String() + "/**", Effect: imds.Delay, Delay: 150 * time.Millisecond,
+		}); err != nil {
+			t.Fatal(err)
+		}
+		began := len(l.inst.Metadata().Requests())
+		for step := 1; step <= 9; step++ {
+			l.reattach(eni, "")
+			l.until(fmt.Sprintf("request %d of the ENI's is under way", step), func() (bool, error) {
+				n := 0
+				for _, r := range l.inst.Metadata().Requests()[began:] {
+					if strings.Contains(r.Key, eni.MAC().String()) {
+						n++
+					}
+				}
+				return n >= step, nil
+			})
+			l.detach(eni)
+			l.gone(eni, 1)
+			began = len(l.inst.Metadata().Requests())
+		}
+		if now := l.files(); now != files {
+			t.Errorf("files:\n%s\nbefore:\n%s", now, files)
+		}
+		if left := l.residue(); left != "" {
+			t.Errorf("residue: %s", left)
+		}
+		// No process waits, and no connection to the metadata service.
+		if procs := l.run("cat", "/sys/fs/cgroup/system.slice/ec2netd.service/cgroup.procs"); procs != pid {
+			t.Errorf("processes of the service: %q, want %s", procs, pid)
+		}
+		if now := l.run("journalctl", "--boot", "--identifier=ec2netd", "--priority=info", "--output=cat", "--no-pager", "--quiet"); now != said {
+			t.Errorf("said: %s", strings.TrimPrefix(now, said))
+		}
+		l.inst.Metadata().ClearFaults()
+		l.reattach(eni, "")
+		l.settled(eni)
+	})
+}
+
+// settled waits until an ENI is configured, whatever families and prefixes it has.
+func (l *lab) settled(eni *vpc.ENI) {
+	l.t.Helper()
+	l.settledAs(eni, eni.Name())
+}
+
+// C4: what happens while udevd, the daemon or networkd is down is made up for.
+func TestLabDaemonsDown(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, refreshing)
+		l.configured("ens5")
+		// With their sockets, which would start them again.
+		units := func(service string) []string {
+			var found []string
+			for line := range strings.Lines(l.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", service+"*.socket", service+".service", "systemd-network*.socket")) {
+				unit := strings.Fields(line)[0]
+				if service == "systemd-networkd" || !strings.HasPrefix(unit, "systemd-network") {
+					found = append(found, unit)
+				}
+			}
+			return found
+		}
+		down := func(service string, meanwhile func()) {
+			t.Helper()
+			all := units(service)
+			l.run(append([]string{"systemctl", "stop"}, all...)...)
+			meanwhile()
+			if active, err := l.inst.Exec(t.Context(), "systemctl", "is-active", service+".service"); err == nil {
+				t.Fatalf("%s is %s", service, active)
+			}
+			l.run(append([]string{"systemctl", "start"}, all...)...)
+		}
+		var eni, second *vpc.ENI
+		down("systemd-udevd", func() {
+			eni = l.attach(vpc.ENISpec{IPv4Count: 2})
+			l.until("the metadata of the ENI are read", func() (bool, error) { return len(l.units(eni.MAC())) == 1, nil })
+		})
+		l.settled(eni)
+
+		down("systemd-networkd", func() {
+			second = l.attach(vpc.ENISpec{IPv4Count: 2})
+			l.until("the metadata of the ENI are read", func() (bool, error) { return len(l.units(second.MAC())) == 1, nil })
+		})
+		l.settled(second)
+		// A networkd that is stopped takes the lease's address of others away and adds it
+		// anew, after the static ones: the reason says so, nothing is missing.
+		got := l.configured(eni.ID())
+		if got.Reason != "" && !strings.Contains(got.Reason, "the first address of the link is") {
+			t.Errorf("%+v", got)
+		}
+		if rules := l.rules(got.Table); !slices.Equal(rules, sources(eni)) {
+			t.Errorf("rules: %v, want %v", rules, sources(eni))
+		}
+		if has, want := sorted(l.addresses(eni.Name())), sorted(slices.Concat(eni.IPv4(), eni.IPv6())); !slices.Equal(has, want) {
+			t.Errorf("addresses %v, want %v", has, want)
+		}
+
+		// An attach, a detach, and a re-attach under the name of the other.
+		third, name := (*vpc.ENI)(nil), eni.Name()
+		down("ec2netd", func() {
+			l.detach(eni)
+			l.detach(second)
+			l.reattach(second, name)
+			third = l.attach(vpc.ENISpec{IPv4Count: 2})
+		})
+		l.settledAs(second, name)
+		l.settled(third)
+		if units := l.units(eni.MAC()); len(units) > 0 {
+			t.Errorf("files of an ENI that is detached: %v", units)
+		}
+		l.countDrops()
+		for _, source := range slices.Concat(second.IPv4(), third.IPv4()) {
+			l.pingFrom(source)
+		}
+		l.noDrops()
+	})
+}
+
+// C10: the daemon is killed at any moment of attaches, assignments and detaches; what
+// comes of it is the same as if it had not been.
+func TestLabKilled(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+			refreshing(o)
+			// Sooner than a user waits, so that it is killed in the middle of things.
+			o.Files["/etc/systemd/system/ec2netd.service.d/test.conf"] = "[Service]\nRestartSec=20ms\n"
+		})
+		l.configured("ens5")
+		random := seeded(t)
+		eni := l.attach(hotplugSpec())
+		l.configured(eni.ID())
+		monitor := l.monitor("ens5")
+		kills := 10
+		if os.Getenv("EC2NETD_LONG") != "" {
+			kills = 100
+		}
+		var second *vpc.ENI
+		for n := range kills {
+			var err error
+			switch {
+			case second == nil:
+				second = l.attach(hotplugSpec())
+			case !second.Plugged():
+				l.reattach(second, "")
+			case random.IntN(3) == 0:
+				l.detach(second)
+			case random.IntN(2) == 0 && len(eni.IPv4()) > 3:
+				err = eni.UnassignIPv4(t.Context(), eni.IPv4()[2])
+			default:
+				_, err = eni.AssignIPv4(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The daemon needs a tenth of a second for any of that.
+			time.Sleep(time.Duration(random.IntN(150)) * time.Millisecond)
+			l.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "ec2netd.service")
+			l.until("it runs again", func() (bool, error) {
+				out := l.run("systemctl", "show", "--property=NRestarts", "--property=ActiveState", "--value", "ec2netd.service")
+				return slices.Equal(strings.Fields(out), []string{"active", strconv.Itoa(n + 1)}) ||
+					slices.Equal(strings.Fields(out), []string{strconv.Itoa(n + 1), "active"}), nil
+			})
+		}
+		if !second.Plugged() {
+			l.reattach(second, "")
+		}
+		l.run("ec2netctl", "refresh", "--wait")
+		for _, e := range []*vpc.ENI{eni, second} {
+			l.until(e.ID()+" has its rules", func() (bool, error) {
+				return slices.Equal(l.rules(10000+e.DeviceIndex()), sources(e)), nil
+			})
+			l.settled(e)
+		}
+		if left := l.residue(); left != "" {
+			t.Errorf("residue: %s", left)
+		}
+		if events := monitor(); events != "" {
+			t.Errorf("events on the primary:\n%s", events)
+		}
+		l.countDrops()
+		for _, source := range slices.Concat(eni.IPv4(), second.IPv4(), eni.IPv6(), second.IPv6()) {
+			l.pingFrom(source)
+		}
+		l.noDrops()
+	})
+}
+
+// B8: with several ENIs in one subnet a packet leaves by the ENI of its source address,
+// after the attach, a restart of networkd, and a boot.
+func TestLabOneSubnet(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, nil)
+		l.configured("ens5")
+		enis := []*vpc.ENI{l.inst.Primary()}
+		for range 3 {
+			enis = append(enis, l.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1}))
+		}
+		check := func(when string) {
+			t.Helper()
+			for _, eni := range enis {
+				l.configured(eni.ID())
+			}
+			// The default routes of the main table come last, with the lease and a router's
+			// advertisement: those of the primary are used by its addresses.
+			l.until("all have their default routes "+when, func() (bool, error) {
+				var out []string
+				for _, eni := range enis {
+					out = append(out, l.run("ip", "-4", "route", "show", "default", "dev", eni.Name()), l.run("ip", "-6", "route", "show", "default", "dev", eni.Name()))
+				}
+				return !slices.Contains(out, ""), nil
+			})
+			l.countDrops()
+			var pings []*vpc.Pinger
+			var ways []string
+			for _, eni := range enis {
+				for _, from := range slices.Concat(eni.IPv4(), eni.IPv6()) {
+					to := []netip.Addr{vpc.FarIPv4, eni.Subnet().Gateway4()}
+					if from.Is6() {
+						to = []netip.Addr{vpc.FarIPv6}
+					}
+					for _, to := range to {
+						ping, err := l.inst.StartPing(t.Context(), from, to, 20*time.Millisecond)
+						if err != nil {
+							t.Fatal(err)
+						}
+						pings = append(pings, ping)
+						ways = append(ways, fmt.Sprintf("%s from %s to %s", when, from, to))
+					}
+				}
+			}
+			l.until("all are sent", func() (bool, error) {
+				return !slices.ContainsFunc(pings, func(p *vpc.Pinger) bool { return p.Result().Sent < 10 }), nil
+			})
+			for n, ping := range pings {
+				if result := ping.Stop(); result.Received != result.Sent {
+					t.Errorf("%s: %s", ways[n], result)
+				}
+			}
+			if t.Failed() {
+				t.Logf("%s", l.run("sh", "-c", "ip addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; ip neigh; ip -6 neigh"))
+				t.FailNow()
+			}
+			l.noDrops()
+		}
+		check("after the attach")
+		l.run("systemctl", "restart", "systemd-networkd.service")
+		check("after a restart of networkd")
+		if err := l.inst.Reboot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		check("after a boot")
+	})
+}
+
+// A8: addresses that someone added by hand stay until networkd configures their ENI, on
+// all versions; those in a drop-in of the administrator's stay for good.
+func TestLabForeignAddresses(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, nil)
+		l.configured("ens5")
+		eni, other := l.attach(vpc.ENISpec{IPv4Count: 2}), l.attach(vpc.ENISpec{})
+		l.configured(eni.ID())
+		l.configured(other.ID())
+		l.run("ec2netctl", "refresh", "--wait")
+		hand := []netip.Addr{netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("2001:db8:99::1")}
+		kept := netip.MustParseAddr("192.0.2.78")
+		l.run("sh", "-c", "mkdir -p /etc/systemd/network/70-"+eni.Name()+".network.d && printf '[Address]\\nAddress="+kept.String()+"/32\\n' > /etc/systemd/network/70-"+eni.Name()+".network.d/mine.conf && networkctl reload")
+		has := func(addresses ...netip.Addr) bool {
+			now := l.addresses(eni.Name())
+			return !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return !slices.Contains(now, a) })
+		}
+		l.until("the address of the drop-in is there", func() (bool, error) { return has(kept), nil })
+		add := func() {
+			l.run("sh", "-c", "ip addr replace "+hand[0].String()+"/32 dev "+eni.Name()+" && ip addr replace "+hand[1].String()+"/128 dev "+eni.Name()+" nodad")
+		}
+		add()
+		stay := func(what string) {
+			t.Helper()
+			if !has(append(hand, kept)...) {
+				t.Errorf("%s: %s has %v", what, eni.Name(), l.addresses(eni.Name()))
+			}
+		}
+		// What this daemon does without a change of the ENI's own.
+		l.run("ec2netctl", "refresh", "--wait")
+		stay("a refresh")
+		if _, err := other.AssignIPv4(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.run("ec2netctl", "refresh", "--wait")
+		stay("a change of another ENI")
+		l.run("networkctl", "reload")
+		stay("a reload")
+		l.run("systemctl", "restart", "ec2netd.service")
+		l.configured(eni.ID())
+		stay("a restart of the daemon")
+		// What has networkd configure the ENI: it takes them away.
+		for what, change := range map[string]func(){
+			"a change of the ENI": func() {
+				if _, err := eni.AssignIPv4(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				l.run("ec2netctl", "refresh", "--wait")
+			},
+			"a reconfiguration":     func() { l.run("networkctl", "reconfigure", eni.Name()) },
+			"a restart of networkd": func() { l.run("systemctl", "restart", "systemd-networkd.service") },
+		} {
+			add()
+			stay("added again")
+			change()
+			l.until("networkd has taken the addresses away: "+what, func() (bool, error) {
+				now := l.addresses(eni.Name())
+				return !slices.Contains(now, hand[0]) && !slices.Contains(now, hand[1]), nil
+			})
+			l.until("the address of the drop-in is there: "+what, func() (bool, error) { return has(kept), nil })
+			l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured })
+		}
+	})
+}
