@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"path"
 	"slices"
@@ -70,9 +71,11 @@ func (a *Agent) observe() bool {
 	for index, l := range a.links {
 		if !present[index] {
 			delete(a.links, index)
-			if l.mac != "" {
-				a.Log.Info("ENI detached", "eni", l.eni, "mac", l.mac, "interface", l.name)
+			level := slog.LevelInfo
+			if l.eni == "" {
+				level = slog.LevelDebug // nobody was told of it
 			}
+			a.Log.Log(context.Background(), level, "ENI detached", "eni", l.eni, "mac", l.mac, "interface", l.name)
 		}
 	}
 	gone := false

@@ -30,6 +30,8 @@ const (
 	manager   = "org.freedesktop.network1.Manager"
 	unitName  = "systemd-networkd.service"
 	netifPath = "run/systemd/netif"
+	// noSuchLink is networkd's error for an index that it does not know.
+	noSuchLink = "org.freedesktop.network1.NoSuchLink"
 )
 
 // dialTimeout bounds the setting up of a connection. A bus whose socket systemd holds
@@ -193,7 +195,12 @@ func (c *Client) Reload(ctx context.Context) error {
 func (c *Client) Reconfigure(ctx context.Context, index int) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := c.call(ctx, "ReconfigureLink", int32(index)); err != nil {
+	err := c.call(ctx, "ReconfigureLink", int32(index))
+	var failure dbus.Error
+	if errors.As(err, &failure) && failure.Name == noSuchLink {
+		return nil // it has gone meanwhile
+	}
+	if err != nil {
 		return fmt.Errorf("having networkd reconfigure link %d: %w", index, err)
 	}
 	return nil

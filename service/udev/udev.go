@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ const commandTimeout = 10 * time.Second
 
 // Udev is the running udevd.
 type Udev struct {
-	// Root is put before /run/udev; empty for the system.
+	// Root is put before /run/udev and /sys; empty for the system.
 	Root string
 }
 
@@ -50,12 +51,33 @@ func (u *Udev) Apply(ctx context.Context, names []string) error {
 	if err := run(ctx, "control", "--reload"); err != nil {
 		return err
 	}
-	args := []string{"trigger", "--action=add"}
-	for _, name := range names {
-		args = append(args, "/sys/class/net/"+name)
+	for {
+		// A link may vanish at any time, which is no failure (C6).
+		var present []string
+		for _, name := range names {
+			if _, err := os.Lstat(u.device(name)); err == nil {
+				present = append(present, name)
+			}
+		}
+		if len(present) == 0 {
+			return nil
+		}
+		args := []string{"trigger", "--action=add"}
+		for _, name := range present {
+			args = append(args, u.device(name))
+		}
+		err := run(ctx, args...)
+		if err == nil || !slices.ContainsFunc(present, func(name string) bool {
+			_, err := os.Lstat(u.device(name))
+			return err != nil
+		}) {
+			return err
+		}
+		names = present
 	}
-	return run(ctx, args...)
 }
+
+func (u *Udev) device(name string) string { return filepath.Join("/", u.Root, "sys/class/net", name) }
 
 func run(ctx context.Context, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
