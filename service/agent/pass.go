@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/netip"
 	"path"
 	"slices"
@@ -71,11 +70,11 @@ func (a *Agent) observe() bool {
 	for index, l := range a.links {
 		if !present[index] {
 			delete(a.links, index)
-			level := slog.LevelInfo
+			say := a.Log.Info
 			if l.eni == "" {
-				level = slog.LevelDebug // nobody was told of it
+				say = a.Log.Debug // nobody was told of it
 			}
-			a.Log.Log(context.Background(), level, "ENI detached", "eni", l.eni, "mac", l.mac, "interface", l.name)
+			say("ENI detached", "eni", l.eni, "mac", l.mac, "interface", l.name)
 		}
 	}
 	gone := false
