@@ -356,7 +356,7 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 		}
 		mac := eni.Link.MAC
 		held, taken := owner[eni.Numbers]
-		if other := occupant(enis, i, assigned); other != "" && !(taken && held == mac) {
+		if other := occupant(enis, i, assigned); other != "" && held != mac {
 			eni.Known = false
 			eni.Reason = fmt.Sprintf("%s had device index %d on network card %d until now, and still has routes of it",
 				other, eni.Numbers.Index, eni.Numbers.Card)
