@@ -10,6 +10,8 @@ LDFLAGS    := -s -w -X main.version=$(VERSION)
 GOBUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 PROGRAMS   := ec2netd ec2netctl vpclab
 STAGE      := $(abspath $(BUILD)/stage)
+# How long the tests of one package may take.
+TIMEOUT    := 40m
 
 # The linter is a tool of the build machine, pinned here and not a dependency.
 GOLANGCI_LINT_VERSION := v2.15.0
@@ -33,11 +35,16 @@ test: host-packages unit integration ## all tests: unit and, as root, integratio
 
 .PHONY: unit
 unit: ## tests that need neither root nor a network
-	$(GO) test -race -short ./...
+	$(GO) test -race -short -timeout $(TIMEOUT) ./...
 
 .PHONY: integration
 integration: host-packages stage ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
-	EC2NETD_STAGE=$(STAGE) $(GO) test -count=1 -timeout 40m -p 1 -run '^TestLab' -v ./cmd/...
+	EC2NETD_STAGE=$(STAGE) $(GO) test -count=1 -timeout $(TIMEOUT) -p 1 -run '^TestLab' -v ./cmd/...
+
+.PHONY: test-long
+test-long: export EC2NETD_LONG := 1
+test-long: TIMEOUT := 5h
+test-long: test ## as test, with the whole matrices and long runs (root)
 
 .PHONY: demo
 demo: host-packages stage ## the main job in the simulated VPC, step by step (root)

@@ -394,12 +394,16 @@ func (l *lab) checkKernel(eni *vpc.ENI) {
 		})
 	}
 	// G1: altnames, by which the link is found.
+	number := fmt.Sprintf("device-number-%d", eni.DeviceIndex())
+	if card := eni.NetworkCard(); card != nil {
+		number += fmt.Sprintf(".%d", *card)
+	}
 	var links []struct {
 		Ifname   string
 		Altnames []string
 	}
 	l.json(&links, "ip", "-j", "link", "show", eni.ID())
-	if len(links) != 1 || links[0].Ifname != eni.Name() || !slices.Contains(links[0].Altnames, fmt.Sprintf("device-number-%d", eni.DeviceIndex())) {
+	if len(links) != 1 || links[0].Ifname != eni.Name() || !slices.Contains(links[0].Altnames, number) {
 		l.t.Errorf("altnames: %+v", links)
 	}
 	// G2: the policies of the .link file in force stay.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -47,6 +48,13 @@ type metadata struct {
 
 	mu        sync.Mutex
 	endpoints map[Family]*endpoint
+
+	loss struct {
+		mu          sync.Mutex
+		probability float64
+		rand        *rand.Rand
+		lost        int
+	}
 }
 
 type endpoint struct {
@@ -84,6 +92,52 @@ func (v *VPC) MetadataEndpoint(family Family) EndpointState {
 		return e.state
 	}
 	return ""
+}
+
+// SetMetadataLoss makes connections to the metadata service fail by chance: they are
+// reset as soon as they are made. A probability of 0 ends it.
+func (v *VPC) SetMetadataLoss(probability float64, seed uint64) {
+	l := &v.meta.loss
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.probability, l.rand = probability, rand.New(rand.NewPCG(seed, 0))
+}
+
+// MetadataLost is how many connections [VPC.SetMetadataLoss] has made fail.
+func (v *VPC) MetadataLost() int {
+	v.meta.loss.mu.Lock()
+	defer v.meta.loss.mu.Unlock()
+	return v.meta.loss.lost
+}
+
+// lossyListener resets connections by chance.
+type lossyListener struct {
+	net.Listener
+	meta *metadata
+}
+
+// Accept returns the next connection that is not lost.
+func (l lossyListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil || !l.meta.loses() {
+			return conn, err
+		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // it fails when the client was faster
+		}
+		conn.Close()
+	}
+}
+
+func (m *metadata) loses() bool {
+	m.loss.mu.Lock()
+	defer m.loss.mu.Unlock()
+	if m.loss.probability == 0 || m.loss.rand.Float64() >= m.loss.probability {
+		return false
+	}
+	m.loss.lost++
+	return true
 }
 
 func (m *metadata) set(ctx context.Context, family Family, state EndpointState) error {
@@ -161,7 +215,7 @@ func (m *metadata) listen(ctx context.Context, e *endpoint) error {
 	m.vpc.tasks.Go(func() {
 		defer close(done)
 		defer cancel()
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(lossyListener{l, m}); !errors.Is(err, http.ErrServerClosed) {
 			m.vpc.logf("metadata endpoint %s: %v", e.addr, err)
 		}
 	})
