@@ -63,6 +63,10 @@ type Store interface {
 	Read(path string) string
 	Base() (unit string, dropIns []string)
 	Target(path string) string
+	Extent(name string) plan.Extent
+	Look(file string) plan.UnitText
+	Names() []string
+	Stamp(files ...string) string
 }
 
 // Options of an [Agent]. All fields without a remark are needed.
@@ -175,6 +179,8 @@ type Agent struct {
 	instanceErr error
 	storeErr    string
 	refused     map[string]string
+	// baseStamp changes when the base unit or one of its drop-ins does.
+	baseStamp string
 
 	// passAt is when a pass is due, nextLook when the kernel shall be looked at
 	// again; zero for not at all.
@@ -218,7 +224,7 @@ type link struct {
 	// that routes by DHCP were to have then.
 	reconfigured time.Time
 	metric       int
-	// lacks is the primary address that it should have and has not (E5), repairAt when
+	// lacks is the address that it should have and has not (E5), repairAt when
 	// networkd shall be asked to configure it anew for that, repairDelay the time to
 	// the try after.
 	lacks       netip.Addr
@@ -226,8 +232,10 @@ type link struct {
 	repairDelay time.Duration
 	// triggered is when udevd was last asked to apply its .link file.
 	triggered time.Time
-	state     state.ENI
-	entered   time.Time
+	// file is the .network file that networkd used for it last.
+	file    string
+	state   state.ENI
+	entered time.Time
 	// eni, mac and name are what it was last known by.
 	eni, mac, name string
 }

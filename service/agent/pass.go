@@ -119,7 +119,7 @@ func (a *Agent) decide() {
 		}
 	}
 	for _, l := range a.snapshot.Links {
-		entry := plan.Link{Link: l, Current: a.Store.Read(plan.NetworkDropIn(l.Name))}
+		entry := plan.Link{Link: l, Current: a.Store.Read(plan.NetworkDropIn(l.Name)), Extent: a.Store.Extent(l.Name)}
 		if plan.MACIn(entry.Current) != l.MAC {
 			// It is of another ENI that had the name.
 			entry.Current = ""
@@ -160,6 +160,8 @@ func (a *Agent) decide() {
 		in.Links = append(in.Links, entry)
 	}
 	a.plan = plan.Make(in)
+	a.plan.GiveWay()
+	a.watchBase(in.Base, in.BaseDropIns)
 	presumed := ""
 	for i := range a.plan.ENIs {
 		if a.plan.ENIs[i].Presumed {
@@ -197,6 +199,9 @@ func (a *Agent) policy(name, applied string) string {
 		return plan.NoPolicy
 	}
 	if path.Dir(applied) != plan.Directory || !strings.HasPrefix(path.Base(applied), "70-") {
+		if a.Store.Read(applied) == "" {
+			return plan.DefaultPolicy // it has been removed since
+		}
 		return applied
 	}
 	for _, generated := range []string{applied, plan.LinkPath(name)} {
@@ -346,7 +351,7 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 		// udevd may have been busy or down, and have missed the link altogether: ask
 		// again, seldom (C4).
 		missed := a.missed(eni) && now.Sub(l.seen) > udevTime
-		if slices.Contains(changed, eni) || ((lacking || missed) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
+		if slices.Contains(changed, eni) || ((missed || (lacking && a.namesTaken(eni) == "")) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
 			l.triggered = now
 			names = append(names, eni.Link.Name)
 		}
@@ -387,15 +392,15 @@ func (a *Agent) repair(ctx context.Context) {
 		lacking := a.lacking(eni, now)
 		var err error
 		switch {
-		case eni.Reconfigure() && (now.Sub(l.reconfigured) >= settleTime || l.metric != eni.Want.Metric):
+		case eni.Reconfigure() && a.ownInForce(eni) && (now.Sub(l.reconfigured) >= settleTime || l.metric != eni.Want.Metric):
 			l.since, l.metric, l.reconfigured = now, eni.Want.Metric, now
 			a.hasten(now)
 			a.Log.Debug("reconfiguring: DHCP routes with an old metric are left", "interface", eni.Link.Name)
 			err = a.Networkd.Reconfigure(ctx, eni.Link.Index)
-		case lacking.IsValid() && reached(l.repairAt, now):
+		case lacking.IsValid() && reached(l.repairAt, now) && a.explained(eni, []string{"address " + lacking.String()}) == "":
 			l.repairDelay = min(2*l.repairDelay, slowestRepair)
 			l.repairAt = now.Add(jitter(l.repairDelay))
-			a.Log.Warn("Having networkd configure the ENI anew: its primary address is missing", "eni", eni.View.ID,
+			a.Log.Warn("Having networkd configure the ENI anew: an address is missing", "eni", eni.View.ID,
 				"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(),
 				"next_try", l.repairDelay.String())
 			// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over
@@ -416,13 +421,18 @@ func (a *Agent) repair(ctx context.Context) {
 	}
 }
 
-// lacking returns the primary address that an ENI lacks and that networkd would bring
+// ownInForce tells whether networkd uses the ENI's own unit.
+func (a *Agent) ownInForce(eni *plan.ENI) bool {
+	return a.Networkd.Link(eni.Link.Index).File == plan.NetworkPath(eni.Link.Name)
+}
+
+// lacking returns the address that an ENI lacks and that networkd would bring
 // if it configured the link anew, and keeps the time since when that is so. Where
 // another unit is in force it is not this daemon's to say what the link shall have.
 func (a *Agent) lacking(eni *plan.ENI, now time.Time) netip.Addr {
 	l := a.links[eni.Link.Index]
 	address := plan.Lacking(eni)
-	if address.IsValid() && a.Networkd.Link(eni.Link.Index).File != plan.NetworkPath(eni.Link.Name) {
+	if address.IsValid() && !a.ownInForce(eni) {
 		address = netip.Addr{}
 	}
 	if address != l.lacks {
@@ -456,6 +466,11 @@ func (a *Agent) verify() []state.Interface {
 		eni := &a.plan.ENIs[i]
 		l := a.links[eni.Link.Index]
 		entry := a.describe(eni)
+		if entry.NetworkFile != l.file {
+			// networkd has taken up another file, and gets its time.
+			l.file, l.since = entry.NetworkFile, now
+			a.lookDelay = firstLook
+		}
 		age := now.Sub(l.since)
 		if eni.Known {
 			gap := plan.Gaps(eni, a.snapshot, l.withdrawn)
@@ -484,7 +499,8 @@ func (a *Agent) verify() []state.Interface {
 				soonest(settleTime)
 			}
 		}
-		if entry.State == state.ENIDegraded || entry.State == state.ENIShadowed {
+		switch entry.State {
+		case state.ENIDegraded, state.ENIShadowed, state.ENIOverridden:
 			soonest(settleTime)
 		}
 		if eni.Link.New {
@@ -552,33 +568,37 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	gaps := slices.Concat(entry.Missing, prefixed("still there: ", entry.Unwanted))
 	why := a.Networkd.Link(eni.Link.Index)
 	entry.NetworkFile = why.File
-	own := plan.NetworkPath(eni.Link.Name)
 	switch {
 	case !a.networkdUp && a.networkdWhy != "" && (!a.busDown || age >= settleTime):
 		return state.ENIDegraded, a.networkdWhy
 	case a.storeErr != "":
 		return state.ENIDegraded, a.storeErr
-	case why.File != "" && why.File != own && path.Base(why.File) == path.Base(own):
-		return state.ENIOverridden, "the administrator's " + why.File + " is in force instead of " + own
-	case a.refused[own] != "":
-		return state.ENIOverridden, own + " is not written: " + a.refused[own]
-	case why.File != "" && why.File != own && (age >= settleTime || !strings.HasSuffix(why.File, store.BaseName)) && !a.reloadDue && why.Administrative != "pending" && age > time.Second:
-		if strings.HasSuffix(why.File, store.BaseName) {
-			return state.ENIDegraded, "networkd has not taken up " + own + " and uses " + why.File + ": see networkctl status " + eni.Link.Name
-		}
-		return state.ENIShadowed, "networkd uses " + why.File + " for the link instead of " + own +
-			": remove it, or give it a name that sorts after 70-"
-	case why.Administrative == "unmanaged" && age >= settleTime:
-		return state.ENIUnmanaged, "networkd leaves the link alone: see networkctl status " + eni.Link.Name
-	case len(gaps) == 0 && !eni.Held:
+	}
+	if other, reason := a.inForce(eni, why, age); other != "" {
+		return other, reason
+	}
+	if len(gaps) == 0 && !eni.Held {
 		if readError != "" {
 			return state.ENIConfigured, "the last view of the metadata holds: " + readError
 		}
 		return state.ENIConfigured, plan.Misordered(eni)
+	}
+	if age >= explainTime && onlyAltnames(gaps) {
+		if reason := a.namesTaken(eni); reason != "" {
+			return state.ENIOverridden, reason
+		}
+	} else if age >= settleTime || (age >= explainTime && why.Administrative == "configured") {
+		if reason := a.explained(eni, gaps); reason != "" {
+			return state.ENIOverridden, reason
+		}
+	}
+	switch {
 	case age < settleTime:
 		return state.ENIConfiguring, "waiting for: " + summary(gaps)
 	case a.missed(eni):
 		return state.ENIDegraded, "udevd has not handled the link, which networkd waits for: see systemctl status systemd-udevd.service"
+	case onlyAltnames(gaps):
+		return state.ENIDegraded, "udevd has not brought: " + summary(gaps) + "; see journalctl -u systemd-udevd"
 	}
 	return state.ENIDegraded, "networkd has not brought: " + summary(gaps) + "; see journalctl -u systemd-networkd"
 }

@@ -155,6 +155,16 @@ func (a *Agent) begin(r *request) {
 	r.began, r.deadline, r.before = now, now.Add(waitTime), a.State()
 	a.waiting = append(a.waiting, r)
 	a.hurry(now)
+	for _, l := range a.links {
+		switch l.state {
+		case state.ENIShadowed, state.ENIOverridden:
+			// The files that are the reason may have changed since networkd read them. A
+			// reload touches no link whose files have not.
+			a.reloadDue, l.since = true, now
+		case state.ENIDegraded:
+			a.reloadDue = true
+		}
+	}
 }
 
 // finish ends the Refreshes that are done.

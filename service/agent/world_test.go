@@ -49,6 +49,12 @@ type world struct {
 	sections  []config.Section
 	// deaf: udevd has nothing about links, and networkd waits for it.
 	deaf bool
+	// uses is what networkd says of links, by index, if not that all is well; applied the
+	// .link files of udevd.
+	uses    map[int]networkd.LinkState
+	applied map[int]string
+	// noAltnames: udevd adds none to a link, by its name.
+	noAltnames map[string]bool
 
 	reads, reloads, reconfigures, triggers int
 	reading                                int
@@ -272,6 +278,9 @@ func (w *world) Link(index int) networkd.LinkState {
 			s.File = plan.NetworkPath(l.Name)
 		}
 	}
+	if said, ok := w.uses[index]; ok {
+		return said
+	}
 	return s
 }
 func (w *world) Version(context.Context) string { return "257" }
@@ -282,9 +291,12 @@ func (w *world) WhyNotRunning(context.Context) (string, bool) {
 // devices is udevd.
 type devices struct{ *world }
 
-func (d devices) LinkFile(int) (string, bool) {
+func (d devices) LinkFile(index int) (string, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if file, ok := d.applied[index]; ok {
+		return file, true
+	}
 	return plan.DefaultPolicy, !d.deaf
 }
 
@@ -294,7 +306,7 @@ func (d devices) Apply(_ context.Context, names []string) error {
 	d.triggers++
 	for i := range d.links {
 		l := &d.links[i]
-		if !slices.Contains(names, l.Name) {
+		if !slices.Contains(names, l.Name) || d.noAltnames[l.Name] {
 			continue
 		}
 		for line := range strings.Lines(d.store.Read(plan.LinkDropIn(l.Name))) {

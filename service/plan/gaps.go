@@ -100,14 +100,24 @@ func Gaps(eni *ENI, snapshot *kernel.Snapshot, withdrawn []netip.Addr) Gap {
 	return Gap{Missing: missing, Late: late, Unwanted: unwanted}
 }
 
-// Lacking is the primary address that the ENI has by the metadata and not on its link,
-// though the link has a carrier: DHCP has not brought it, or somebody took it away. It
-// is the zero Addr if nothing is lacking.
+// Lacking is an address that the ENI has by the metadata and not on its link, though the
+// link has a carrier: the primary one, which DHCP has not brought, or else one that
+// stands in the drop-in and that networkd has not added, or somebody took away. On 252
+// networkd loses a static IPv6 address where the lease of the same address ends just
+// then. It is the zero Addr if nothing is lacking.
 func Lacking(eni *ENI) netip.Addr {
-	if !eni.Known || !eni.Settings.Managed || !eni.Link.Carrier || eni.Link.Has(eni.Want.Primary) {
+	if !eni.Known || !eni.Settings.Managed || !eni.Link.Carrier {
 		return netip.Addr{}
 	}
-	return eni.Want.Primary
+	if eni.Want.Primary.IsValid() && !eni.Link.Has(eni.Want.Primary) {
+		return eni.Want.Primary
+	}
+	for _, address := range eni.Want.Static {
+		if !eni.Link.Has(address) {
+			return address
+		}
+	}
+	return netip.Addr{}
 }
 
 // Misordered says in words that the primary address is not the first of the link

@@ -124,6 +124,8 @@ type Link struct {
 	Busy bool
 	// New: the link came so lately that its metadata is most likely about to be read.
 	New bool
+	// Extent of somebody else's files in place of the generated ones.
+	Extent
 }
 
 // File is one file to be: regular with Content, or a symbolic link to Target.

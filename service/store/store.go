@@ -102,7 +102,10 @@ func (s *Store) Base() (unit string, dropIns []string) {
 		}
 	}
 	for _, p := range byName {
-		dropIns = append(dropIns, p)
+		// A mask only takes away one of lower directories, which is not here any more.
+		if !s.masked(p) {
+			dropIns = append(dropIns, p)
+		}
 	}
 	slices.SortFunc(dropIns, func(a, b string) int { return strings.Compare(path.Base(a), path.Base(b)) })
 	return unit, dropIns
@@ -146,7 +149,13 @@ func (s *Store) Units() ([]Unit, error) {
 				continue
 			}
 			unit := Unit{Name: name, Kind: kind}
-			if info, err := os.Lstat(s.at(path.Join(unit.dir(), plan.DropInName))); err == nil && info.Mode().IsRegular() {
+			info, err := os.Lstat(s.at(path.Join(unit.dir(), plan.DropInName)))
+			switch {
+			case err == nil && info.Mode().IsRegular():
+				units = append(units, unit)
+			case err == nil && kind == Network && unit.leadsTo(s.Target(unit.unit())):
+				// Something was put in the drop-in's place, and the unit, which is ours, is
+				// left. Without the drop-in it matches every ENI.
 				units = append(units, unit)
 			}
 		}
@@ -190,8 +199,24 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 		}
 	}
 	for _, file := range files {
+		dir := path.Dir(file.Path)
+		if dir == plan.Directory {
+			dir = file.Path + ".d"
+		}
+		own := path.Join(dir, plan.DropInName)
+		if changes.Refused[own] != "" {
+			// Without the drop-in the unit would match other links.
+			continue
+		}
 		if err := s.write(file, units, &changes); err != nil {
 			return changes, err
+		}
+		for _, unit := range units {
+			if changes.Refused[own] != "" && unit.dir() == dir {
+				if err := s.prune(unit, nil, &changes); err != nil {
+					return changes, err
+				}
+			}
 		}
 	}
 	return changes, nil
@@ -214,16 +239,19 @@ func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error
 	}
 	for _, entry := range entries {
 		p := path.Join(unit.dir(), entry.Name())
-		if p == own || wanted[p] || entry.Type()&fs.ModeSymlink == 0 {
+		if p == own || wanted[p] {
 			continue
 		}
-		if target, err := os.Readlink(s.at(p)); err == nil && mirrored(target) {
+		if target := s.Target(p); mirrored(target) || (entry.Type().IsRegular() && entry.Name() == plan.MatchDropIn) {
 			if err := s.remove(p, changes); err != nil {
 				return err
 			}
 		}
 	}
 	if wanted[own] {
+		return nil
+	}
+	if info, err := os.Lstat(s.at(own)); err == nil && !info.Mode().IsRegular() {
 		return nil
 	}
 	if err := s.remove(own, changes); err != nil {
@@ -258,7 +286,7 @@ func (s *Store) sweep() error {
 			inside, _ := os.ReadDir(p)
 			for _, file := range inside {
 				hidden, ok := strings.CutPrefix(file.Name(), ".")
-				if ok && (strings.HasPrefix(hidden, plan.DropInName) || strings.HasSuffix(hidden, linkSuffix)) {
+				if ok && (strings.HasPrefix(hidden, plan.DropInName) || strings.HasPrefix(hidden, plan.MatchDropIn) || strings.HasSuffix(hidden, linkSuffix)) {
 					_ = os.Remove(filepath.Join(p, file.Name()))
 				}
 			}

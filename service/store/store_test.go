@@ -344,10 +344,12 @@ func TestBase(t *testing.T) {
 		t.Errorf("nothing there: %s, %v", unit, dropIns)
 	}
 	write(t, s.at(base), "")
-	write(t, s.at(base+".d/a.conf"), "")
-	write(t, s.at("/run/systemd/network/80-ec2.network.d/b.conf"), "")
-	write(t, s.at("/etc/systemd/network/80-ec2.network.d/a.conf"), "")
+	write(t, s.at(base+".d/a.conf"), "[Link]\n")
+	write(t, s.at("/run/systemd/network/80-ec2.network.d/b.conf"), "[Link]\n")
+	write(t, s.at("/etc/systemd/network/80-ec2.network.d/a.conf"), "[Link]\n")
 	write(t, s.at("/etc/systemd/network/80-ec2.network.d/readme"), "")
+	write(t, s.at(base+".d/c.conf"), "[Link]\n")
+	link(t, s.at("/etc/systemd/network/80-ec2.network.d/c.conf"), os.DevNull)
 	unit, dropIns := s.Base()
 	want := []string{"/etc/systemd/network/80-ec2.network.d/a.conf", "/run/systemd/network/80-ec2.network.d/b.conf"}
 	if unit != base || !slices.Equal(dropIns, want) {

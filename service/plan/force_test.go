@@ -1,0 +1,206 @@
+package plan
+
+import (
+	"path"
+	"slices"
+	"testing"
+
+	"ec2netd/service/kernel"
+)
+
+// unitOf is a generated unit of ens6 with drop-ins of somebody else's, by name.
+func unitOf(dropIns ...Text) UnitText {
+	u := UnitText{Path: NetworkPath("ens6"), Texts: []Text{
+		{Path: NetworkPath("ens6"), Source: base, Content: "[Match]\nDriver=ena ixgbevf vif\n[Network]\nDHCP=yes\n[DHCPv4]\nRouteMetric=30000\n"},
+		{Path: NetworkDropIn("ens6"), Source: NetworkDropIn("ens6"),
+			Content: "[Match]\nDriver=\nMACAddress=02:00:00:00:01:11\nName=ens6\n\n[DHCPv4]\nRouteMetric=513\n"},
+	}}
+	for _, d := range dropIns {
+		if d.Source == "" {
+			d.Source = d.Path
+		}
+		u.Texts = append(u.Texts, d)
+	}
+	slices.SortStableFunc(u.Texts[1:], func(a, b Text) int {
+		if path.Base(a.Path) < path.Base(b.Path) {
+			return -1
+		}
+		return 1
+	})
+	return u
+}
+
+func admins(name, content string) Text {
+	return Text{Path: "/etc/systemd/network/70-ens6.network.d/" + name, Content: content}
+}
+
+var ens6 = Link{Link: kernel.Link{Index: 3, Name: "ens6", MAC: "02:00:00:00:01:11", Driver: "ena", Altnames: []string{"eni-0123"}}}
+
+// F2, F3: who is to blame that a unit does not match a link.
+func TestMatchOf(t *testing.T) {
+	for name, c := range map[string]struct {
+		content string
+		want    Match
+	}{
+		"nothing":             {"[Network]\nAddress=192.0.2.1/32\n", Matches},
+		"the same driver":     {"[Match]\nDriver=ena\n", Matches},
+		"a pattern":           {"[Match]\nName=\nName=e* f*\n", Matches},
+		"an altname":          {"[Match]\nName=\nName=eni-*\n", Matches},
+		"the MAC address":     {"[Match]\nMACAddress=\nMACAddress=02-00-00-00-01-11\n", Matches},
+		"one more name":       {"[Match]\nName=other\n", Matches},
+		"another name":        {"[Match]\nName=\nName=other\n", NoMatch},
+		"not this name":       {"[Match]\nName=\nName=!ens6 ens7\n", NoMatch},
+		"not another name":    {"[Match]\nName=\nName=!ens7\n", Matches},
+		"another driver":      {"[Match]\nDriver=veth\n", NoMatch},
+		"another type":        {"[Match]\nType=wlan\n", NoMatch},
+		"this type":           {"[Match]\nType=ether\n", Matches},
+		"who knows":           {"[Match]\nHost=elsewhere\n", MayMatch},
+		"a continued line":    {"[Match]\nName=\nName=other \\\nanother\n", NoMatch},
+		"comments":            {"# [Match]\n; Name=other\n[Match]\n#Name=\n", Matches},
+		"nothing is left":     {"[Match]\nName=\nMACAddress=\n", NoMatch},
+		"another MAC address": {"[Match]\nMACAddress=\nMACAddress=02:00:00:00:01:12\n", NoMatch},
+	} {
+		dropIn := admins("x.conf", c.content)
+		match, culprit := MatchOf(unitOf(dropIn), &ens6)
+		want := ""
+		if c.want != Matches {
+			want = dropIn.Path
+		}
+		if match != c.want || culprit != want {
+			t.Errorf("%s: %d on account of %q, want %d, %q", name, match, culprit, c.want, want)
+		}
+	}
+	// Of several it is the one that made the difference; a base unit for other drivers
+	// alone is none, since the own drop-in takes that back.
+	match, culprit := MatchOf(unitOf(admins("60.conf", "[Match]\nHost=elsewhere\n"), admins("70.conf", "[Match]\nType=wlan\n"), admins("80.conf", "[Match]\nType=wwan\n")), &ens6)
+	if match != NoMatch || path.Base(culprit) != "70.conf" {
+		t.Errorf("%d on account of %q", match, culprit)
+	}
+	if match, culprit := MatchOf(UnitText{}, &ens6); match != Matches || culprit != "" {
+		t.Errorf("no unit: %d, %q", match, culprit)
+	}
+}
+
+// F2: a file is named only for what it takes away.
+func TestTakenAway(t *testing.T) {
+	const (
+		four, six   = "address 10.0.1.21", "address 2001:db8::1"
+		route4      = "default route (IPv4) with metric 513"
+		table4      = "default route (IPv4) in table 10001"
+		route6      = "default route (IPv6) with metric 513"
+		old         = "still there: default route by DHCP with another metric than 513"
+		stays       = "still there: address 10.0.1.22"
+		rule        = "rule from 10.0.1.21/32 lookup 10001"
+		altname     = "altname eni-0123"
+		somebody    = "Address= in [Network]"
+		unmanaged   = "Unmanaged=yes in [Link]"
+		noRoutes    = "UseGateway=no in [DHCPv4]"
+		otherMetric = "RouteMetric=100 in [DHCPv4]"
+	)
+	for name, c := range map[string]struct {
+		content string
+		gap     string
+		line    string
+	}{
+		"an MTU takes nothing":          {"[Link]\nMTUBytes=9001\n", four, ""},
+		"an MTU too small for IPv6":     {"[Link]\nMTUBytes=1200\n", six, "MTUBytes=1200 in [Link]"},
+		"which IPv4 can do with":        {"[Link]\nMTUBytes=1200\n", four, ""},
+		"an address more":               {"[Network]\nAddress=192.0.2.1/32\n", four, ""},
+		"all addresses":                 {"[Network]\nAddress=\n", four, somebody},
+		"all addresses, one again":      {"[Network]\nAddress=\nAddress=192.0.2.1/32\n", six, somebody},
+		"addresses are not rules":       {"[Network]\nAddress=\n", rule, ""},
+		"unmanaged":                     {"[Link]\nUnmanaged=yes\n", rule, unmanaged},
+		"managed":                       {"[Link]\nUnmanaged=yes\nUnmanaged=no\n", rule, ""},
+		"no gateway":                    {"[DHCPv4]\nUseGateway=no\n", route4, noRoutes},
+		"of the other family":           {"[DHCPv4]\nUseGateway=no\n", route6, ""},
+		"gateway":                       {"[DHCPv4]\nUseGateway=yes\n", route4, ""},
+		"a metric":                      {"[DHCPv4]\nRouteMetric=100\n", route4, otherMetric},
+		"a metric, the old one stays":   {"[DHCPv4]\nRouteMetric=100\n", old, otherMetric},
+		"a metric is for one table":     {"[DHCPv4]\nRouteMetric=100\n", table4, ""},
+		"no DHCP":                       {"[Network]\nDHCP=no\n", four, "DHCP=no in [Network]"},
+		"DHCPv6 only":                   {"[Network]\nDHCP=ipv6\n", route4, "DHCP=ipv6 in [Network]"},
+		"DHCPv4 only":                   {"[Network]\nDHCP=ipv4\n", four, ""},
+		"no router advertisements":      {"[Network]\nIPv6AcceptRA=false\n", route6, "IPv6AcceptRA=false in [Network]"},
+		"addresses are kept":            {"[Network]\nKeepConfiguration=static\n", stays, "KeepConfiguration=static in [Network]"},
+		"leases are kept":               {"[Network]\nKeepConfiguration=dhcp\n", stays, ""},
+		"altnames are not its business": {"[Network]\nAddress=\nDHCP=no\n[Link]\nUnmanaged=yes\n", altname, ""},
+	} {
+		dropIn := admins("x.conf", c.content)
+		culprit, line := TakenAway(unitOf(dropIn), []string{c.gap}, base)
+		if line != c.line || (culprit != "") != (c.line != "") || (culprit != "" && culprit != dropIn.Path) {
+			t.Errorf("%s: %q of %q, want %q", name, line, culprit, c.line)
+		}
+	}
+	// What this daemon's own drop-in says later counts.
+	if culprit, line := TakenAway(unitOf(admins("10.conf", "[DHCPv4]\nRouteMetric=100\n[Network]\nAddress=\n")), []string{route4, four}, base); culprit != "" {
+		t.Errorf("a drop-in that comes before: %q of %q", line, culprit)
+	}
+	if culprit, line := TakenAway(unitOf(), []string{four, six, route4, route6, rule, stays, old}, base); culprit != "" {
+		t.Errorf("nobody's fault: %q of %q", line, culprit)
+	}
+	// A drop-in of the base unit is named where it is, not where it is linked.
+	linked := Text{Path: NetworkPath("ens6") + ".d/x.conf", Source: "/etc/systemd/network/80-ec2.network.d/x.conf", Content: "[Network]\nDHCP=no\n"}
+	if culprit, _ := TakenAway(unitOf(linked), []string{four}, base); culprit != linked.Source {
+		t.Errorf("a drop-in of the base unit: %q", culprit)
+	}
+	// An administrator's base unit, without DHCP.
+	replaced := unitOf()
+	replaced.Texts[0].Source = "/etc/systemd/network/80-ec2.network"
+	replaced.Texts[0].Content = "[Match]\nDriver=ena\n"
+	if culprit, line := TakenAway(replaced, []string{four}, base); culprit != replaced.Texts[0].Source || line != "no DHCP= in [Network]" {
+		t.Errorf("a base unit without DHCP: %q of %q", line, culprit)
+	}
+}
+
+func TestUnmanaged(t *testing.T) {
+	dropIn := admins("x.conf", "[Link]\nUnmanaged=yes\n")
+	if got := Unmanaged(unitOf(dropIn)); got != dropIn.Path {
+		t.Errorf("%q", got)
+	}
+	if got := Unmanaged(unitOf(dropIn, admins("y.conf", "[Link]\nUnmanaged=no\n"))); got != "" {
+		t.Errorf("taken back: %q", got)
+	}
+	if got := Matching(unitOf(dropIn)); got != "" {
+		t.Errorf("no [Match]: %q", got)
+	}
+	wide := admins("y.conf", "[Match]\nName=\n")
+	if got := Matching(unitOf(dropIn, wide)); got != wide.Path {
+		t.Errorf("%q", got)
+	}
+}
+
+// F2: what is on disk next to files of somebody else's.
+func TestGiveWay(t *testing.T) {
+	paths := func(extent Extent) []string {
+		v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
+		link := leased(1, &v)
+		link.Extent = extent
+		p := Make(input([]Link{link}, v))
+		p.GiveWay()
+		if len(p.ENIs) != 1 || !slices.EqualFunc(p.Files, p.ENIs[0].Files, func(a, b File) bool { return a == b }) {
+			t.Errorf("%+v", p)
+		}
+		var names []string
+		for _, f := range p.Files {
+			names = append(names, path.Base(path.Dir(f.Path))+"/"+path.Base(f.Path))
+		}
+		return names
+	}
+	v := view(1, addrs("10.0.1.20"), nil)
+	name := leased(1, &v).Name
+	network := []string{"70-" + name + ".network.d/50-ec2netd.conf", "70-" + name + ".network.d/40-ec2netd-match.conf", "network/70-" + name + ".network"}
+	link := []string{"70-" + name + ".link.d/50-ec2netd.conf", "network/70-" + name + ".link"}
+	for _, c := range []struct {
+		extent Extent
+		want   []string
+	}{
+		{Extent{}, slices.Concat(network, link)},
+		{Extent{Taken: "/etc/systemd/network/70-" + name + ".network"}, link},
+		{Extent{NetworkHidden: "/etc/x"}, slices.Concat(network, link)},
+		{Extent{LinkHidden: "/etc/x"}, slices.Concat(network, []string{link[0], "70-" + name + ".link.d/40-ec2netd-match.conf", link[1]})},
+	} {
+		if got := paths(c.extent); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: %q, want %q", c.extent, got, c.want)
+		}
+	}
+}
