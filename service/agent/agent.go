@@ -188,7 +188,10 @@ type Agent struct {
 	nextRefresh time.Time
 	nextLook    time.Time
 	lookDelay   time.Duration
-	said        map[string]string
+	// gatherEnd is until when a pass may wait for the metadata of links that have just
+	// come, zero if it waits for none.
+	gatherEnd time.Time
+	said      map[string]string
 }
 
 // target is an ENI whose metadata is read: a MAC address on a link.

@@ -24,6 +24,10 @@ func (a *Agent) pass(ctx context.Context) {
 		return
 	}
 	a.decide()
+	if a.gathering(time.Now()) {
+		a.publish(ctx, a.verify())
+		return
+	}
 	if a.act(ctx) {
 		// What was done shows in the kernel, on 256 and later at once.
 		if !a.observe() {
@@ -34,6 +38,32 @@ func (a *Agent) pass(ctx context.Context) {
 	}
 	a.repair(ctx)
 	a.publish(ctx, a.verify())
+}
+
+// gathering tells whether links came just now whose metadata is about to be there:
+// several ENIs that are attached at once make one reload.
+func (a *Agent) gathering(now time.Time) bool {
+	expected := a.networkdUp && a.instanceGot
+	if expected {
+		expected = false
+		for _, t := range a.targets {
+			l := a.links[t.index]
+			expected = expected || (t.view == nil && t.began.IsZero() && l != nil && now.Sub(l.seen) < newTime)
+		}
+	}
+	if !expected {
+		a.gatherEnd = time.Time{}
+		return false
+	}
+	if a.gatherEnd.IsZero() {
+		// Others may follow: not for ever.
+		a.gatherEnd = now.Add(2 * newTime)
+	}
+	if reached(a.gatherEnd, now) {
+		return false
+	}
+	a.ask(newTime)
+	return true
 }
 
 // observe looks at the kernel and brings targets and links up to date. It is false
