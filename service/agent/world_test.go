@@ -39,6 +39,8 @@ type world struct {
 	running   bool
 	bus       bool
 	reloadErr error
+	// onReload is called when networkd is asked to reload, before it does.
+	onReload func()
 	// mute: networkd takes the reload and does nothing.
 	mute bool
 	// leaseless: DHCP brings no address when networkd configures a link anew. leases
@@ -66,11 +68,22 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
-		dir: t.TempDir(), views: map[string]metadata.ENI{}, errs: map[string]error{}, seen: map[string]os.FileInfo{}, running: true, bus: true,
+		dir: memory(t), views: map[string]metadata.ENI{}, errs: map[string]error{}, seen: map[string]os.FileInfo{}, running: true, bus: true,
 		instance: metadata.Instance{ID: "i-0123456789abcdef0", PrimaryMAC: macOf(0)}, poke: make(chan struct{}, 1),
 	}
 	w.store = &store.Store{Root: w.dir}
 	return w
+}
+
+// memory is a directory in memory, as /run is: on a disk each rename waits for it.
+func memory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "ec2netd-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 func macOf(index int) string { return fmt.Sprintf("02:00:00:00:01:%02x", 0x10+index) }
@@ -231,6 +244,9 @@ func (w *world) Owner(context.Context) (string, error) {
 }
 
 func (w *world) Reload(context.Context) error {
+	if w.onReload != nil {
+		w.onReload()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reloads++

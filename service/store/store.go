@@ -258,8 +258,9 @@ func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error
 		return err
 	}
 	// Somebody else's drop-ins in it keep the directory.
-	_ = os.Remove(s.at(unit.dir()))
-	s.step()
+	if os.Remove(s.at(unit.dir())) == nil {
+		s.step()
+	}
 	return nil
 }
 
@@ -323,10 +324,12 @@ func (s *Store) remove(p string, changes *Changes) error {
 }
 
 func (s *Store) write(file plan.File, units []Unit, changes *Changes) error {
-	if err := os.MkdirAll(s.at(path.Dir(file.Path)), 0o755); err != nil {
-		return fmt.Errorf("making the directory of %s: %w", file.Path, err)
+	if _, err := os.Stat(s.at(path.Dir(file.Path))); err != nil {
+		if err := os.MkdirAll(s.at(path.Dir(file.Path)), 0o755); err != nil {
+			return fmt.Errorf("making the directory of %s: %w", file.Path, err)
+		}
+		s.step()
 	}
-	s.step()
 	if file.Target != "" {
 		return s.link(file, units, changes)
 	}
