@@ -142,6 +142,7 @@ func serve(ctx context.Context, log *slog.Logger) error {
 		Log:          log,
 		Events:       []<-chan struct{}{watcher.Changed(), bus.Changed()},
 		Endpoint:     settings.Endpoint,
+		Imdsd:        metadata.ImdsdSocket,
 		RefreshEvery: settings.Refresh,
 		Sections:     settings.ENIs,
 		Views:        viewsFile,

@@ -288,3 +288,71 @@ func addTunnel(name string) error {
 	}
 	return nil
 }
+
+// D9: direct access is prohibited as systemd-imdsd's own set-up does it. The metadata is
+// read from the true systemd-imdsd, by a daemon without a capability.
+func TestLabLocked(t *testing.T) {
+	t.Parallel()
+	l := boot(t, "sid", func(o *vpc.InstanceOptions) {
+		often(o)
+		o.Files["/etc/systemd/network/80-ec2.network.d/lock.conf"] = `
+[Route]
+Destination=169.254.169.254
+Type=prohibit
+[Route]
+Destination=169.254.169.254
+Scope=link
+Table=0x7FFF0815
+[RoutingPolicyRule]
+FirewallMark=0x7FFF0815
+Table=0x7FFF0815
+`
+		// On EC2 these are known by the machine's DMI.
+		o.Files["/etc/systemd/system/systemd-imdsd@.service.d/lab.conf"] = `
+[Service]
+Environment=SYSTEMD_IMDS_VENDOR=amazon-ec2
+Environment=SYSTEMD_IMDS_TOKEN_URL=http://169.254.169.254/latest/api/token
+Environment=SYSTEMD_IMDS_REFRESH_HEADER_NAME=X-aws-ec2-metadata-token-ttl-seconds
+Environment=SYSTEMD_IMDS_DATA_URL=http://169.254.169.254/latest
+Environment=SYSTEMD_IMDS_TOKEN_HEADER_NAME=X-aws-ec2-metadata-token
+Environment=SYSTEMD_IMDS_ADDRESS_IPV4=169.254.169.254
+`
+	})
+	// The lock is of IPv4; in EC2 the other endpoint is off by default.
+	if err := l.vpc.SetMetadataEndpoint(t.Context(), vpc.IPv6, vpc.EndpointRefused); err != nil {
+		t.Fatal(err)
+	}
+	primary := l.inst.Primary()
+	l.configured(primary.ID())
+	if out := l.fails("ip", "route", "get", "169.254.169.254"); !strings.Contains(out, "denied") {
+		t.Errorf("direct access is not prohibited: %s", out)
+	}
+	// asks waits until somebody asks for an ENI's addresses, and nobody else any more.
+	asks := func(daemon bool) {
+		t.Helper()
+		l.until(fmt.Sprintf("the daemon itself asks: %v", daemon), func() (bool, error) {
+			log := l.inst.Metadata().RequestsSince(time.Now().Add(-10 * time.Second))
+			log = slices.DeleteFunc(log, func(r imds.Request) bool { return !strings.HasSuffix(r.Key, "local-ipv4s") })
+			return len(log) > 0 && !slices.ContainsFunc(log, func(r imds.Request) bool {
+				return strings.HasPrefix(r.UserAgent, "ec2netd/") != daemon
+			}), nil
+		})
+	}
+	// Without systemd-imdsd the lock is none for a socket that is bound to its device.
+	asks(true)
+	l.run("systemctl", "start", "systemd-imdsd.socket")
+	asks(false)
+	eni := l.attach(hotplugSpec())
+	l.configured(eni.ID())
+	l.checkKernel(eni)
+	l.arrives(eni)
+	l.arrives(primary)
+	if s := l.manager(state.Configured); s.Metadata.Endpoint != "/run/systemd/io.systemd.InstanceMetadata" {
+		t.Errorf("the endpoint is said to be %s", s.Metadata.Endpoint)
+	}
+	// It goes away.
+	l.run("sh", "-c", "systemctl stop systemd-imdsd.socket 'systemd-imdsd@*.service'")
+	asks(true)
+	l.arrives(eni)
+	l.logOf("warning")
+}

@@ -83,6 +83,8 @@ type Options struct {
 	Events []<-chan struct{}
 	// Endpoint in place of the two well-known ones, or empty.
 	Endpoint string
+	// Imdsd is the socket of systemd-imdsd, or empty.
+	Imdsd string
 	// Refresh is the longest time between two looks at the metadata.
 	RefreshEvery time.Duration
 	// Sections of the configuration, which say how each ENI is treated.

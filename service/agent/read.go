@@ -221,7 +221,12 @@ func (a *Agent) paths(mac string) []metadata.Path {
 			ipv6 = append(ipv6, metadata.Path{Device: l.Name, Index: l.Index, Endpoint: metadata.EndpointIPv6})
 		}
 	}
-	return append(ipv4, ipv6...)
+	direct := slices.Concat(ipv4, ipv6)
+	if len(direct) == 0 || a.Imdsd == "" {
+		return direct
+	}
+	// Where direct access is prohibited: over the best link, or any that it finds (D9).
+	return append(direct, metadata.Path{Socket: a.Imdsd, Index: direct[0].Index}, metadata.Path{Socket: a.Imdsd})
 }
 
 // lastError is the error that stands in the way of a complete view of everything: that

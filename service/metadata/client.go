@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -48,10 +49,17 @@ type Path struct {
 	Index  int
 	// Endpoint is the base URL.
 	Endpoint string
+	// Socket is that of systemd-imdsd in place of an endpoint. It is asked for the key,
+	// over the link of Index or, if that is 0, over one of its choice; but only where
+	// direct access proves to be prohibited (D9).
+	Socket string
 }
 
 // String names the path in messages.
 func (p Path) String() string {
+	if p.Socket != "" {
+		return "systemd-imdsd at " + p.Socket
+	}
 	if p.Device == "" {
 		return p.Endpoint
 	}
@@ -84,6 +92,11 @@ type Client struct {
 	mu sync.Mutex
 	// dead are the paths that gave no answer, and since when.
 	dead map[Path]time.Time
+	// locked is when direct access was found to be prohibited last.
+	locked time.Time
+	imdsd  imdsd
+	// prohibited tells whether the routing tables prohibit direct access.
+	prohibited func() bool
 }
 
 // NewClient returns a client. It does not connect.
@@ -93,6 +106,11 @@ func NewClient(options Options) *Client {
 	}
 	t := &transport{byLink: make(map[linkKey]*http.Transport), agent: options.UserAgent, dial: options.Dial}
 	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1), dead: make(map[Path]time.Time)}
+	c.imdsd.busy = make(chan struct{}, 1)
+	c.prohibited = prohibited
+	if options.Dial != nil {
+		c.prohibited = func() bool { return false }
+	}
 	c.session.Store(newSession(t))
 	return c
 }
@@ -142,7 +160,7 @@ func (c *Client) Requests() (sent, failed uint64) {
 // Answered names the endpoint that gave an answer last, empty while none has.
 func (c *Client) Answered() string {
 	if path := c.answered.Load(); path != nil {
-		return path.Endpoint
+		return path.Endpoint + path.Socket // it has one of them
 	}
 	return ""
 }
@@ -157,15 +175,23 @@ func (c *Client) CloseIdle() { c.transport.closeIdle() }
 // path, so that one other path is tried and not all of them.
 func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path) (string, Path, error) {
 	var failure error
-	silent := 0
-	for _, path := range paths {
+	silent, viaImdsd := 0, false
+	for i, path := range paths {
+		if path.Socket != "" && !c.isLocked() {
+			continue
+		}
 		body, asked, err := c.getOver(ctx, path, key)
 		if err == nil {
 			c.answered.Store(&path)
 			c.alive(path)
 			return body, path, nil
 		}
-		failure = err
+		// Why the way that is left fails says more than that the other is closed.
+		direct := path.Socket == ""
+		closed := (direct && viaImdsd && locked(err)) || (!direct && absent(err))
+		if failure == nil || !closed {
+			failure, viaImdsd = err, !direct && !closed
+		}
 		if ctx.Err() != nil {
 			break
 		}
@@ -173,12 +199,19 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 		case Timeout:
 			silent++
 		case Unreachable, Reset:
+		case ServerError:
+			// Over another link systemd-imdsd may have more luck.
+			if path.Socket != "" && i+1 < len(paths) && paths[i+1].Socket != "" {
+				continue
+			}
+			c.alive(path)
+			return "", path, err
 		default:
 			c.alive(path)
 			return "", path, err
 		}
 		if asked && path != proven {
-			c.died(path)
+			c.died(path, err)
 		}
 		if proven != (Path{}) && silent == 2 {
 			break
@@ -193,36 +226,72 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 // order puts the paths that lately gave no answer last: a dead one costs a request
 // and up to two seconds once in a while, not at each read.
 func (c *Client) order(paths []Path) []Path {
+	isLocked := c.isLocked()
+	prohibited := slices.ContainsFunc(paths, func(p Path) bool { return p.Socket != "" }) && c.prohibited()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var living, dead []Path
+	var living, dead, sockets []Path
 	for _, path := range paths {
-		if since, ok := c.dead[path]; ok && time.Since(since) < deadTime {
+		since, died := c.dead[path]
+		switch {
+		case died && time.Since(since) < deadTime:
 			dead = append(dead, path)
-		} else {
+		case path.Socket != "":
+			sockets = append(sockets, path)
+		default:
 			living = append(living, path)
 		}
 	}
-	return append(living, dead...)
+	switch {
+	case prohibited:
+		return slices.Concat(sockets, living, dead)
+	case isLocked:
+		return slices.Concat(living, sockets, dead)
+	}
+	return slices.Concat(living, dead, sockets)
 }
 
-func (c *Client) died(path Path) {
+func (c *Client) died(path Path, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// Those of links that are gone go too.
 	maps.DeleteFunc(c.dead, func(_ Path, since time.Time) bool { return time.Since(since) >= deadTime })
 	c.dead[path] = time.Now()
+	if path.Socket == "" && locked(err) {
+		c.locked = time.Now()
+	}
+}
+
+// isLocked tells whether direct access is prohibited, or was so when it was tried last.
+func (c *Client) isLocked() bool {
+	if c.prohibited() {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.locked.IsZero() && time.Since(c.locked) < deadTime
 }
 
 func (c *Client) alive(path Path) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.dead, path)
+	if path.Socket == "" {
+		c.locked = time.Time{}
+	}
 }
 
 // getOver reads one key over one path. It tells whether anything was asked over it: a
 // reader may have waited in vain for the token of another.
 func (c *Client) getOver(ctx context.Context, path Path, key string) (body string, asked bool, err error) {
+	if path.Socket != "" {
+		c.transport.sent.Add(1)
+		body, err = c.imdsd.get(ctx, path, key)
+		if err != nil && KindOf(err) != NotFound {
+			c.transport.failed.Add(1)
+		}
+		return body, !absent(err), err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	trace := trace{path: path}
@@ -315,6 +384,9 @@ func classify(key string, path Path, trace *trace, err error) error {
 		return e
 	}
 	e.Err = fmt.Errorf("%s: %w", path, cause)
+	if errors.Is(cause, syscall.EACCES) {
+		e.Err = fmt.Errorf("%w: direct access is prohibited here; start systemd-imdsd.socket, so that systemd-imdsd can be asked", e.Err)
+	}
 	return e
 }
 

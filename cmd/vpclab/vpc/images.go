@@ -39,6 +39,10 @@ var packages = []string{
 	"iproute2", "iputils-ping", "procps", "nftables", "login", "passwd",
 }
 
+// extra are packages of suites that have them: systemd-imdsd, of systemd 261 and later,
+// is a package of its own.
+var extra = map[string][]string{"sid": {"systemd-imds"}}
+
 // masked units would cost time in a container and have nothing to do in it.
 var masked = []string{
 	"console-getty.service", "getty@.service", "getty.target", "systemd-firstboot.service",
@@ -95,7 +99,7 @@ func (c Images) logf(format string, args ...any) {
 // name is the file name of a suite's image; it changes with what is in it.
 func imageName(suite string) string {
 	h := sha256.New()
-	for _, part := range slices.Concat(packages, customize) {
+	for _, part := range slices.Concat(packages, extra[suite], customize) {
 		h.Write([]byte(part + "\x00"))
 	}
 	return suite + "-" + hex.EncodeToString(h.Sum(nil))[:12]
@@ -223,7 +227,7 @@ func (c Images) build(ctx context.Context, suite, path string) (err error) {
 	c.logf("building the image of %s from %s with mmdebstrap; this happens once", suite, mirror)
 	root := filepath.Join(tmp, "root")
 	args := []string{
-		"--quiet", "--variant=minbase", "--format=directory", "--include=" + strings.Join(packages, ","),
+		"--quiet", "--variant=minbase", "--format=directory", "--include=" + strings.Join(slices.Concat(packages, extra[suite]), ","),
 		// Snapshots and mirrors behind a proxy may be older than their Release file allows.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		`--aptopt=Acquire::Languages "none"`,

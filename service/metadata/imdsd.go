@@ -1,0 +1,135 @@
+package metadata
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/varlink/go/varlink"
+)
+
+// ImdsdSocket is where systemd-imdsd (systemd 261 and later) serves the Varlink interface
+// io.systemd.InstanceMetadata. Where an instance is set up so that direct access to the
+// metadata service is prohibited, it is the way left to a service without CAP_NET_ADMIN:
+// imdsd's own requests carry a firewall mark that such a set-up lets through.
+const ImdsdSocket = "/run/systemd/io.systemd.InstanceMetadata"
+
+// imdsdTimeout bounds one call. systemd-imdsd is started by the first, may look for the
+// right interface, and tries again by itself.
+const imdsdTimeout = 8 * time.Second
+
+// imdsd asks systemd-imdsd, one call at a time: it is started for each connection.
+type imdsd struct{ busy chan struct{} }
+
+// get reads a key, over a connection of its own: systemd-imdsd 262.1 was seen to answer
+// later calls on one with io.systemd.System. What imdsd has in its cache does not count: it keeps
+// that for a quarter of an hour.
+func (d *imdsd) get(ctx context.Context, path Path, key string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, imdsdTimeout)
+	defer cancel()
+	select {
+	case d.busy <- struct{}{}:
+		defer func() { <-d.busy }()
+	case <-ctx.Done():
+		return "", &Error{Key: key, Kind: Timeout, Err: fmt.Errorf("%s did not answer in time", path)}
+	}
+	conn, err := varlink.NewConnection(ctx, "unix:"+path.Socket)
+	if err != nil {
+		return "", &Error{Key: key, Kind: Unreachable, Err: fmt.Errorf("%s: %w", path, err)}
+	}
+	defer func() { _ = conn.Close() }() // all has been said
+	in := struct {
+		Key       string `json:"key"`
+		Interface int    `json:"interface,omitempty"`
+		Cache     bool   `json:"cache"`
+	}{
+		// A directory is listed with and without a slash at the end.
+		Key: "/meta-data/" + strings.TrimSuffix(key, "/"), Interface: path.Index,
+	}
+	var out struct {
+		Data string `json:"data"`
+	}
+	if err := conn.Call(ctx, "io.systemd.InstanceMetadata.Get", in, &out); err != nil {
+		return "", classifyImdsd(ctx, key, path, err)
+	}
+	body, err := base64.StdEncoding.DecodeString(out.Data)
+	if err == nil && len(body) > maxBody {
+		err = fmt.Errorf("the answer is longer than %d bytes", maxBody)
+	}
+	if err != nil {
+		return "", &Error{Key: key, Kind: Malformed, Status: http.StatusOK, Err: fmt.Errorf("%s: %w", path, err)}
+	}
+	return string(body), nil
+}
+
+// classifyImdsd turns a failed call into an Error.
+func classifyImdsd(ctx context.Context, key string, path Path, err error) error {
+	e := &Error{Key: key, Kind: ServerError}
+	var answer *varlink.Error
+	if !errors.As(err, &answer) {
+		e.Kind, e.Err = Reset, fmt.Errorf("%s: %w", path, err)
+		if ctx.Err() != nil {
+			e.Kind, e.Err = Timeout, fmt.Errorf("%s did not answer in time", path)
+		}
+		return e
+	}
+	switch answer.Name {
+	case "io.systemd.InstanceMetadata.KeyNotFound":
+		e.Kind = NotFound
+	case "io.systemd.InstanceMetadata.NotAvailable", "io.systemd.InstanceMetadata.NotSupported",
+		"io.systemd.InstanceMetadata.CommunicationFailure":
+		e.Kind = Unreachable
+	case "io.systemd.InstanceMetadata.Timeout":
+		e.Kind = Timeout
+	case "org.varlink.service.PermissionDenied", "io.systemd.InteractiveAuthenticationRequired":
+		e.Kind = Denied
+	}
+	e.Err = fmt.Errorf("%s answered %s", path, answer.Name)
+	// An error of the system says which in its parameters.
+	if raw, ok := answer.Parameters.(*json.RawMessage); ok && raw != nil {
+		var of struct {
+			Number int `json:"errno"`
+		}
+		if json.Unmarshal(*raw, &of) == nil && of.Number > 0 {
+			e.Err = fmt.Errorf("%w: %w", e.Err, syscall.Errno(of.Number))
+		}
+	}
+	return e
+}
+
+// prohibited tells whether the routing tables prohibit direct access, as systemd-imdsd's
+// own set-up has it. A socket that is bound to a device would get through all the same,
+// for the kernel takes every destination to be on a link that was named to it; but such a
+// lock is there for a reason, and is respected where systemd-imdsd can be asked. To connect
+// a datagram socket sends nothing.
+func prohibited() bool {
+	probe, err := net.Dial("udp4", strings.TrimPrefix(EndpointIPv4, "http://")+":80") //nolint:noctx // it does not block
+	if err == nil {
+		probe.Close()
+	}
+	return errors.Is(err, syscall.EACCES)
+}
+
+// locked tells whether a failure is that of direct access being prohibited: by a route of
+// the type prohibit (EACCES), unreachable or blackhole, or by a packet filter.
+func locked(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.EACCES, syscall.EHOSTUNREACH, syscall.EINVAL, syscall.EPERM} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// absent tells whether there is no systemd-imdsd to ask.
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
