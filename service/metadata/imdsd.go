@@ -99,7 +99,7 @@ func classifyImdsd(ctx context.Context, key string, path Path, err error) error 
 			Number int `json:"errno"`
 		}
 		if json.Unmarshal(*raw, &of) == nil && of.Number > 0 {
-			e.Err = fmt.Errorf("%w: %w", e.Err, syscall.Errno(of.Number))
+			e.Err = fmt.Errorf("%w: %s", e.Err, syscall.Errno(of.Number).Error())
 		}
 	}
 	return e
