@@ -681,3 +681,79 @@ func TestLabForeignAddresses(t *testing.T) {
 		}
 	})
 }
+
+// usage is what the daemon holds.
+type usage struct{ fds, threads, rss int }
+
+func (l *lab) usage() usage {
+	l.t.Helper()
+	var u usage
+	out := l.run("sh", "-c", `pid=$(systemctl show --property=MainPID --value ec2netd.service) && ls /proc/$pid/fd | wc -l &&
+		awk '/^Threads:|^VmRSS:/ {print $2}' /proc/$pid/status`)
+	if _, err := fmt.Sscan(out, &u.fds, &u.rss, &u.threads); err != nil {
+		l.t.Fatalf("%q: %v", out, err)
+	}
+	return u
+}
+
+// C7: ENIs come and go in quick succession, and nothing piles up. What the loop itself
+// starts is counted in TestCycles of service/agent, where each goroutine can be seen.
+// Policy rules are not looked at: networkd 257 forgets those that it was just setting
+// when the link went (README).
+func TestLabCycles(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, nil)
+		l.configured("ens5")
+		random := seeded(t)
+		eni := l.attach(hotplugSpec())
+		l.configured(eni.ID())
+		l.checkKernel(eni)
+		l.detach(eni)
+		l.gone(eni, 1)
+		units := func() string {
+			return l.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "--full", "--output=json")
+		}
+		// Connections to the metadata service are kept for a while.
+		idle := func() int {
+			return strings.Count(l.run("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6"), ":0050 01 ")
+		}
+		l.until("no connection is left", func() (bool, error) { return idle() == 0, nil })
+		list, files, before := units(), l.files(), l.usage()
+		left := l.run("find", "/run/systemd/network", "/run/ec2netd")
+		cycles := 40
+		if os.Getenv("EC2NETD_LONG") != "" {
+			cycles = 500
+		}
+		gap := func() { time.Sleep(time.Duration(random.IntN(200)) * time.Millisecond) }
+		for range cycles {
+			l.reattach(eni, "")
+			gap()
+			l.detach(eni)
+			gap()
+		}
+		l.gone(eni, 1)
+		if now := l.files(); now != files {
+			t.Errorf("files:\n%s\nbefore:\n%s", now, files)
+		}
+		if now := l.run("find", "/run/systemd/network", "/run/ec2netd"); now != left {
+			t.Errorf("files:\n%s\nbefore:\n%s", now, left)
+		}
+		l.until("list-units is as before", func() (bool, error) { return units() == list, nil })
+		var after usage
+		l.until("no more files are open than before", func() (bool, error) {
+			after = l.usage()
+			return after.fds <= before.fds, nil
+		})
+		t.Logf("before: %+v, after %d cycles: %+v", before, cycles, after)
+		// The Go runtime keeps threads and memory that it once needed.
+		if after.threads > before.threads+6 || after.rss > before.rss+16<<10 {
+			t.Errorf("before: %+v, after %d cycles: %+v", before, cycles, after)
+		}
+		if n := l.run("systemctl", "show", "--property=NRestarts", "--value", "ec2netd.service"); n != "0" {
+			t.Errorf("the daemon was restarted %s times", n)
+		}
+		l.logOf("warning")
+		l.reattach(eni, "")
+		l.settled(eni)
+	})
+}
