@@ -705,7 +705,7 @@ func TestOldMetric(t *testing.T) {
 		a, stop := w.start(t)
 		defer stop()
 		settle(time.Minute)
-		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.attach(1, "ens6", "10.0.1.20")
 		settle(20 * time.Millisecond)
 		w.set(func() {
 			stale := w.routes[len(w.routes)-1]

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"path"
@@ -140,7 +141,7 @@ func propagation(t *testing.T, random *rand.Rand, lingering bool) {
 	for n := range cards * each {
 		name, spec := fmt.Sprintf("ens%d", 5+n), specOf(n, n%cards, n/cards)
 		p := imds.Propagation{Keys: map[string]time.Duration{}}
-		for key := range spec.Keys() {
+		for _, key := range slices.Sorted(maps.Keys(spec.Keys())) {
 			p.Keys[key] = within(15 * time.Second)
 		}
 		if n == 0 {

@@ -298,6 +298,12 @@ func pendingMetrics(enis []ENI, in Input) {
 		without = append(without, eni)
 	}
 	slices.SortFunc(without, func(a, b *ENI) int { return cmp.Compare(a.Link.Index, b.Link.Index) })
+	// Routes of an earlier metric may still be in the kernel.
+	for i := range enis {
+		for _, metric := range enis[i].Link.Metrics {
+			taken[metric] = true
+		}
+	}
 	next := UnknownMetric
 	for i, eni := range without {
 		eni.Want.Metric = UnknownMetric
@@ -504,8 +510,11 @@ func delegate(eni *ENI) {
 // stand there wait.
 func static(eni *ENI) (addresses []netip.Addr, held bool) {
 	link, want := &eni.Link, &eni.Want
+	// networkd is about to be asked to configure the link anew, which takes all its
+	// addresses away for a moment: the primary one shall be the first to be back.
+	anew := eni.Reconfigure()
 	add := func(address netip.Addr, now bool) {
-		if now || inDropIn(link.Current, address) {
+		if now || (inDropIn(link.Current, address) && !anew) {
 			addresses = append(addresses, address)
 		} else {
 			held = true
@@ -520,7 +529,10 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 	if want.NoDefault {
 		settled = len(link.DHCPMetrics) == 0
 	}
-	ready := link.LeaseOverdue || (link.Has(want.Primary) && settled && !link.Busy)
+	// A lease that the base unit or an earlier drop-in brought is not overdue: it is this
+	// drop-in that has it taken away.
+	overdue := link.LeaseOverdue && (len(link.DHCPMetrics) == 0 || settled || metricIs(link.Current, want.Metric))
+	ready := overdue || (link.Has(want.Primary) && settled && !link.Busy)
 	for _, address := range slices.SortedFunc(slices.Values(slices.Concat(eni.View.IPv4, want.Delegated)), netip.Addr.Compare) {
 		if address != want.Primary {
 			add(address, ready)

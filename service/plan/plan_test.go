@@ -414,6 +414,19 @@ func TestHeldAddresses(t *testing.T) {
 	if e := make1(func(l *Link) { l.Addresses, l.LeaseOverdue = nil, true }); e.Held {
 		t.Error("the lease is overdue: held")
 	}
+	if e := make1(func(l *Link) { l.DHCPMetrics, l.Current = []int{513, 514}, with.Files[0].Content }); !e.Held || len(e.Want.Static) > 0 {
+		t.Error("networkd is to configure the link anew: an address comes before the lease")
+	}
+	// One of the base unit, however old, is not: it goes for a moment when the drop-in
+	// comes.
+	if e := make1(func(l *Link) { l.DHCPMetrics, l.LeaseOverdue = []int{30000}, true }); !e.Held {
+		t.Error("the lease has another metric still: not held")
+	}
+	if e := make1(func(l *Link) {
+		l.DHCPMetrics, l.LeaseOverdue, l.Current = []int{30000}, true, "\n[DHCPv4]\nRouteMetric=513\n"
+	}); e.Held {
+		t.Error("the metric does not come, though the drop-in says it: held")
+	}
 	if e := make1(func(l *Link) { l.Addresses, l.Current = nil, with.Files[0].Content }); e.Held || len(e.Want.Static) != 1 {
 		t.Error("the lease was lost: an address that was there is taken away")
 	}

@@ -90,6 +90,11 @@ func routerIn(content string) netip.Addr {
 	return netip.Addr{}
 }
 
+// metricIs tells whether the content of a drop-in has a route metric.
+func metricIs(content string, metric int) bool {
+	return strings.Contains(content, fmt.Sprintf("\nRouteMetric=%d\n", metric))
+}
+
 // NumbersIn returns the numbers that stand in a generated drop-in.
 func NumbersIn(content string) (Numbers, bool) {
 	for line := range strings.Lines(content) {
