@@ -367,6 +367,9 @@ func (l *lab) checkKernel(eni *vpc.ENI) {
 	for _, family := range []string{"-4", "-6"} {
 		subnet := eni.Subnet().IPv4().String()
 		if family == "-6" {
+			if len(eni.IPv6()) == 0 {
+				continue
+			}
 			subnet = eni.Subnet().IPv6().String()
 		}
 		own := l.routes(family, fmt.Sprint(table))
