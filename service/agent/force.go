@@ -38,7 +38,7 @@ func (a *Agent) watchBase(unit string, dropIns []string) {
 // own drop-in; the state is empty if it is, or may be in a moment.
 func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration) (state.ENI, string) {
 	own := plan.NetworkPath(eni.Link.Name)
-	settled := !a.reloadDue && why.Administrative != "pending" && why.Administrative != "initialized" && age > takeUp
+	settled := why.Administrative != "pending" && why.Administrative != "initialized" && age > takeUp
 	nothing := why.File == "" && why.Administrative == "unmanaged"
 	base := path.Base(why.File) == store.BaseName
 	taken := eni.Link.Taken

@@ -77,12 +77,13 @@ func TestInForce(t *testing.T) {
 		says string
 	}{
 		"another file":            {admin + "10-x.network", "[Match]\nName=e*\n", uses(admin + "10-x.network"), false, state.ENIShadowed, admin + "10-x.network"},
+		"another ENI's unit":      {admin + "70-ens5.network.d/x.conf", "[Match]\nName=\n", uses("/run/systemd/network/70-ens5.network"), false, state.ENIShadowed, "because of the [Match] in " + admin + "70-ens5.network.d/x.conf"},
 		"of the same name":        {admin + "70-ens6.network", "[Match]\nName=ens6\n", uses(admin + "70-ens6.network"), false, state.ENIOverridden, "the administrator's " + admin + "70-ens6.network is in force"},
 		"it does not match":       {admin + "70-ens6.network", "[Match]\nName=x\n", base, false, state.ENIOverridden, "does not match the link, and networkd uses " + baseUnit},
 		"another one comes first": {admin + "70-ens6.network", "[Match]\nName=ens6\n", uses(admin + "10-x.network"), false, state.ENIShadowed, admin + "10-x.network"},
 		"a mask":                  {admin + "70-ens6.network", "", base, false, state.ENIOverridden, admin + "70-ens6.network masks"},
 		"a mask in its place":     {own, "", base, false, state.ENIOverridden, own + " masks"},
-		"a file in its place":     {own, "[Match]\nName=ens6\n", uses(own), false, state.ENIOverridden, own + " is in force"},
+		"a file in its place":     {own, "[Match]\nName=ens6\n[Network]\nDHCP=yes\n", uses(own), false, state.ENIOverridden, own + " is in force"},
 		"a mask of the drop-in":   {own + ".d/50-ec2netd.conf", "", base, false, state.ENIOverridden, own + ".d/50-ec2netd.conf"},
 		"a hidden drop-in":        {admin + "70-ens6.network.d/50-ec2netd.conf", "[Link]\nMTUBytes=1400\n", uses(own), false, state.ENIOverridden, admin + "70-ens6.network.d/50-ec2netd.conf"},
 		"a [Match]":               {admin + "70-ens6.network.d/x.conf", "[Match]\nHost=x\n", base, false, state.ENIOverridden, admin + "70-ens6.network.d/x.conf has a [Match]"},

@@ -451,9 +451,10 @@ func (a *Agent) repair(ctx context.Context) {
 	}
 }
 
-// ownInForce tells whether networkd uses the ENI's own unit.
+// ownInForce tells whether networkd uses the ENI's own unit with its own drop-in.
 func (a *Agent) ownInForce(eni *plan.ENI) bool {
-	return a.Networkd.Link(eni.Link.Index).File == plan.NetworkPath(eni.Link.Name)
+	return eni.Link.Taken == "" && eni.Link.NetworkHidden == "" &&
+		a.Networkd.Link(eni.Link.Index).File == plan.NetworkPath(eni.Link.Name)
 }
 
 // lacking returns the address that an ENI lacks and that networkd would bring
