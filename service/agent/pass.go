@@ -183,10 +183,12 @@ func (a *Agent) decide() {
 		entry.LeaseOverdue = now.Sub(memory.since) > leaseTime && now.Sub(memory.idle) > leaseTime
 		// Before networkd runs, what is written for a link costs no reload.
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
-		switch a.Networkd.Link(l.Index).Administrative {
+		said := a.Networkd.Link(l.Index)
+		switch said.Administrative {
 		case "pending", "initialized", "configuring":
 			entry.Busy = true
 		}
+		entry.OnBase = path.Base(said.File) == store.BaseName
 		in.Links = append(in.Links, entry)
 	}
 	a.plan = plan.Make(in)

@@ -122,6 +122,9 @@ type Link struct {
 	// Busy: networkd is at work on the link. It may be about to take the lease away for
 	// a moment.
 	Busy bool
+	// OnBase: networkd still has the base unit for the link. By that one DHCPv6 brings
+	// the addresses that the ENI's own unit has as static ones.
+	OnBase bool
 	// New: the link came so lately that its metadata is most likely about to be read.
 	New bool
 	// Extent of somebody else's files in place of the generated ones.
@@ -542,9 +545,21 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 		if eni.Primary && !inDropIn(link.Current, address) && leftToDHCPv6(eni, address) {
 			continue
 		}
-		add(address, true)
+		add(address, eni.Primary || !moving(eni, address))
 	}
 	return addresses, held
+}
+
+// moving tells whether the link is on its way from the base unit, and an IPv6 address on
+// its way from DHCPv6, to the ENI's own drop-in. Where a lease ends and the same address
+// is made a static one at once, networkd 252 sometimes takes the latter away (measured
+// under load): so the lease ends first. That is not waited for for ever.
+func moving(eni *ENI, address netip.Addr) bool {
+	link, metric := &eni.Link, eni.Want.Metric
+	if link.LeaseOverdue && metricIs(link.Current, metric) {
+		return false
+	}
+	return link.OnBase || link.dynamic(address) || stale(link, metric) || (link.Busy && link.Current != "")
 }
 
 // leftToDHCPv6 tells whether an IPv6 address of the primary ENI is no concern of

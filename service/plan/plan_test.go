@@ -432,6 +432,42 @@ func TestHeldAddresses(t *testing.T) {
 	}
 }
 
+// A static IPv6 address waits until DHCPv6 has given up the same one, but not for ever.
+func TestIPv6AfterDHCPv6(t *testing.T) {
+	v := view(1, addrs("10.0.1.20"), addrs("2001:db8:1::20", "2001:db8:1::21"))
+	dynamic := kernel.Address{Prefix: netip.MustParsePrefix("2001:db8:1::20/128"), Global: true, Dynamic: true}
+	for _, test := range []struct {
+		name   string
+		change func(*Link)
+		want   []netip.Addr
+	}{
+		{"without DHCPv6", func(*Link) {}, v.IPv6},
+		{"the base unit is in force", func(l *Link) { l.OnBase = true }, nil},
+		{"with its lease", func(l *Link) { l.Addresses = append(l.Addresses, dynamic) }, v.IPv6[1:]},
+		{"with a lease that does not end", func(l *Link) {
+			l.Addresses, l.LeaseOverdue = append(l.Addresses, dynamic), true
+			l.Current = "[DHCPv4]\nRouteMetric=513\n"
+		}, v.IPv6},
+		{"attached long ago", func(l *Link) { l.OnBase, l.LeaseOverdue = true, true }, nil},
+		{"with routes of the base unit", func(l *Link) { l.DHCPMetrics = []int{30000, 513} }, nil},
+		{"networkd is at it", func(l *Link) { l.Busy, l.Current = true, "[DHCPv4]\nRouteMetric=513\n" }, nil},
+		{"networkd has not begun", func(l *Link) { l.Busy = true }, v.IPv6},
+	} {
+		link := leased(1, &v)
+		test.change(&link)
+		if e := Make(input([]Link{link}, v)).ENIs[0]; !slices.Equal(e.Want.Static, test.want) || e.Held != (len(test.want) < 2) {
+			t.Errorf("%s: static %v, held %v", test.name, e.Want.Static, e.Held)
+		}
+	}
+	// One that is static already stays so.
+	link := leased(1, &v)
+	link.Current = Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
+	link.OnBase, link.Addresses = true, append(link.Addresses, dynamic)
+	if e := Make(input([]Link{link}, v)).ENIs[0]; len(e.Want.Static) != 2 || e.Held {
+		t.Errorf("static before: %v", e.Want.Static)
+	}
+}
+
 // A router is taken from advertisements only, follows them, and stays while there are
 // none.
 func TestRouter(t *testing.T) {

@@ -231,7 +231,7 @@ func networkDropIn(eni *ENI) string {
 	}
 	family(want.IPv4, "_dhcp4", view.IPv4Subnets)
 	family(want.IPv6, "_ipv6ra", view.IPv6Subnets)
-	if want.Router.IsValid() {
+	if want.Router.IsValid() && slices.ContainsFunc(want.Static, netip.Addr.Is6) {
 		// The route by advertisement comes a second or two after the link, and on 252
 		// it goes for as long with each reload. Until it is there again, this one is
 		// used: a static route that stands in the old and the new file is not touched
