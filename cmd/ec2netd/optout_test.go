@@ -75,7 +75,11 @@ func TestLabOptOut(t *testing.T) {
 			if strings.Contains(files, "70-"+o.eni.Name()+".network") || strings.Contains(files, "70-"+o.eni.Name()+".link") != named {
 				t.Errorf("files of %s:\n%s", o.eni.Name(), files)
 			}
-			if rules := l.rules(got.Table); got.Table != state.Unknown || len(rules) > 0 || got.Metric != state.Unknown {
+			table := 10000 + o.eni.DeviceIndex()
+			if card := o.eni.NetworkCard(); card != nil {
+				table += 100 * *card
+			}
+			if rules := l.rules(table); got.Table != state.Unknown || len(rules) > 0 || got.Metric != state.Unknown {
 				t.Errorf("%s has the table %d with %v, metric %d", o.eni.Name(), got.Table, rules, got.Metric)
 			}
 		}
@@ -84,8 +88,13 @@ func TestLabOptOut(t *testing.T) {
 		}
 		// A change of an unmanaged ENI is nobody's business, and one of a managed one no
 		// event for it.
-		monitor := l.monitor(out[0].eni.Name())
-		files := l.files()
+		watched := out[0].eni.Name()
+		l.until("networkd is done with "+watched, func() (bool, error) {
+			out, err := l.inst.Exec(t.Context(), "networkctl", "status", "--no-pager", watched)
+			return err == nil && strings.Contains(out, "(configured)") && len(l.addresses(watched)) == 2, nil
+		})
+		monitor := l.monitor(watched)
+		files := linesOf(l.files(), "70-"+watched+".")
 		if _, err := out[0].eni.AssignIPv4(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -93,8 +102,8 @@ func TestLabOptOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.run("ec2netctl", "refresh", "--wait")
-		if now := l.files(); strings.ReplaceAll(now, "\n", "") == "" || !strings.Contains(files, firstLine(now)) || strings.Contains(now, "70-"+out[2].eni.Name()+".") {
-			t.Errorf("files after a change of an unmanaged ENI:\n%s\nbefore:\n%s", now, files)
+		if now := l.files(); files == "" || linesOf(now, "70-"+watched+".") != files || strings.Contains(now, "70-"+out[2].eni.Name()+".") {
+			t.Errorf("files after a change of an unmanaged ENI:\n%s\nbefore, of that one:\n%s", now, files)
 		}
 		added, err := managed.AssignIPv4(t.Context())
 		if err != nil {
@@ -110,7 +119,16 @@ func TestLabOptOut(t *testing.T) {
 	})
 }
 
-func firstLine(text string) string { first, _, _ := strings.Cut(text, "\n"); return first }
+// linesOf are the lines of a text that contain something.
+func linesOf(text, something string) string {
+	var found strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, something) {
+			found.WriteString(line)
+		}
+	}
+	return found.String()
+}
 
 // B7: an ENI with DefaultRoute=no has default routes in its own table alone; what has
 // its addresses works all the same.

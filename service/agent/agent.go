@@ -229,6 +229,9 @@ type link struct {
 	// that routes by DHCP were to have then.
 	reconfigured time.Time
 	metric       int
+	// again is how long to wait before it is asked for the same metric again, 0 while
+	// there is no need.
+	again time.Duration
 	// lacks is the address that it should have and has not (E5), repairAt when
 	// networkd shall be asked to configure it anew for that, repairDelay the time to
 	// the try after.

@@ -186,8 +186,12 @@ func (a *Agent) decide() {
 		said := a.Networkd.Link(l.Index)
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":
-			entry.Busy = true
+			// At first it waits for its IPv6 link-local address too, which is no reason to
+			// wait with the ENI's addresses.
+			entry.Busy = now.Sub(memory.reconfigured) < settleTime
 		}
+		entry.Reconfigured = memory.metric
+		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName
 		in.Links = append(in.Links, entry)
 	}
@@ -414,6 +418,11 @@ func (a *Agent) unhandled(index int) bool {
 // repair has networkd configure links anew that it left with DHCP routes of an old
 // metric, or without the address that DHCP should have brought.
 func (a *Agent) repair(ctx context.Context) {
+	if !a.networkdUp {
+		for _, l := range a.links {
+			l.lacks = netip.Addr{}
+		}
+	}
 	if !a.networkdUp || a.reloadDue {
 		return
 	}
@@ -424,23 +433,25 @@ func (a *Agent) repair(ctx context.Context) {
 		lacking := a.lacking(eni, now)
 		var err error
 		switch {
-		case eni.Reconfigure() && a.ownInForce(eni) && (now.Sub(l.reconfigured) >= settleTime || l.metric != eni.Want.Metric):
-			l.since, l.metric, l.reconfigured = now, eni.Want.Metric, now
-			a.hasten(now)
+		case !eni.Reconfigure():
+			// For a moment that is so of every link that is being configured anew.
+			if now.Sub(l.reconfigured) >= max(l.again, settleTime) {
+				l.again = 0
+			}
+			if !lacking.IsValid() || !reached(l.repairAt, now) || a.explained(eni, []string{"address " + lacking.String()}) != "" {
+				continue
+			}
+			err = a.renew(eni, lacking, now)
+		case a.ownInForce(eni) && (l.metric != eni.Want.Metric || now.Sub(l.reconfigured) >= max(l.again, settleTime)):
+			if l.metric != eni.Want.Metric || l.again == 0 {
+				l.since, l.again = now, settleTime/2
+				a.hasten(now)
+			}
+			// If it does not help, something else than the old metric keeps the routes.
+			l.again = min(2*l.again, slowestRepair)
+			l.metric, l.reconfigured = eni.Want.Metric, now
 			a.Log.Debug("reconfiguring: DHCP routes with an old metric are left", "interface", eni.Link.Name)
 			err = a.Networkd.Reconfigure(ctx, eni.Link.Index)
-		case lacking.IsValid() && reached(l.repairAt, now) && a.explained(eni, []string{"address " + lacking.String()}) == "":
-			l.repairDelay = min(2*l.repairDelay, slowestRepair)
-			l.repairAt = now.Add(jitter(l.repairDelay))
-			a.Log.Warn("Having networkd configure the ENI anew: an address is missing", "eni", eni.View.ID,
-				"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(),
-				"next_try", l.repairDelay.String())
-			// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over
-			// a configuration (measured on 257 and 262).
-			if err = a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err == nil {
-				a.reloadDue = true
-				a.ask(0)
-			}
 		default:
 			continue
 		}
@@ -451,6 +462,23 @@ func (a *Agent) repair(ctx context.Context) {
 		}
 		a.unsay("reconfigure")
 	}
+}
+
+// renew has networkd configure an ENI anew, DHCP included, that lacks an address.
+func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
+	l := a.links[eni.Link.Index]
+	l.repairDelay = min(2*l.repairDelay, slowestRepair)
+	l.repairAt = now.Add(jitter(l.repairDelay))
+	a.Log.Warn("Having networkd configure the ENI anew: an address is missing", "eni", eni.View.ID,
+		"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(), "next_try", l.repairDelay.String())
+	// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over a
+	// configuration (measured on 257 and 262).
+	if err := a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err != nil {
+		return err
+	}
+	a.reloadDue = true
+	a.ask(0)
+	return nil
 }
 
 // ownInForce tells whether networkd uses the ENI's own unit with its own drop-in.
@@ -580,7 +608,7 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	if t != nil && t.err != nil {
 		readError = t.err.Error()
 	}
-	if !eni.Settings.Managed {
+	if !eni.Settings.Managed && (eni.Known || !eni.Settings.Undecided) {
 		return state.ENIUnmanaged, eni.Settings.ManagedBy + " says Managed=no"
 	}
 	if !eni.Known {
@@ -683,6 +711,13 @@ func (a *Agent) describe(eni *plan.ENI) state.Interface {
 	}
 	for _, file := range eni.Files {
 		entry.Files = append(entry.Files, file.Path)
+	}
+	if eni.Keep && len(eni.Files) == 0 {
+		for _, file := range []string{plan.NetworkDropIn(eni.Link.Name), plan.NetworkPath(eni.Link.Name)} {
+			if a.Store.Read(file) != "" || a.Store.Target(file) != "" {
+				entry.Files = append(entry.Files, file)
+			}
+		}
 	}
 	if eni.Want.Metric != 0 && !eni.Want.NoDefault {
 		entry.Metric = eni.Want.Metric

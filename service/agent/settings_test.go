@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +11,7 @@ import (
 
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
@@ -186,6 +190,71 @@ func TestPendingENIs(t *testing.T) {
 			if i.State != state.ENIConfigured || i.Metric != 512+i.DeviceIndex {
 				t.Errorf("%+v", i)
 			}
+		}
+	})
+}
+
+// B7: without a default route in the main table; where an administrator's drop-in brings
+// one all the same, that is said, and networkd is not asked about it over and over.
+func TestNoDefaultRoute(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		no := false
+		w.sections = []config.Section{{DeviceIndexes: []int{1}, DefaultRoute: &no}}
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		settle(time.Minute)
+		if got := must(t, a, "ens6", state.ENIConfigured); got.Metric != state.Unknown || got.Table != 10001 {
+			t.Errorf("%+v", got)
+		}
+		w.set(func() { w.gateways = true; w.apply() })
+		w.ring()
+		settle(time.Minute)
+		_, reloads, _ := w.counts()
+		asked := w.reconfigures
+		settle(time.Hour)
+		if got := must(t, a, "ens6", state.ENIDegraded); len(got.Unwanted) == 0 || len(got.Missing) > 0 {
+			t.Errorf("%+v", got)
+		}
+		if _, now, _ := w.counts(); now > reloads+2 || w.reconfigures > asked+10 {
+			t.Errorf("%d reloads and %d reconfigurations in an hour", now-reloads, w.reconfigures-asked)
+		}
+		if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.20", "10.0.1.21"}) {
+			t.Errorf("addresses: %v", got)
+		}
+		w.set(func() { w.gateways = false; w.apply() })
+		w.ring()
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+	})
+}
+
+// F4: where only the metadata can tell whether an ENI is managed, nothing of it is
+// removed before it does.
+func TestUndecidedKeeps(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		no, yes := false, true
+		w.sections = []config.Section{{File: "f", Line: 1, Managed: &no}, {File: "f", Line: 3, DeviceIndexes: []int{0, 1}, Managed: &yes}}
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		stop()
+		// The metadata is silent, and nothing is remembered.
+		if err := os.Remove(filepath.Join(w.dir, "views.json")); err != nil {
+			t.Fatal(err)
+		}
+		w.set(func() { w.errs[""] = &metadata.Error{Key: "mac", Kind: metadata.Timeout, Err: errors.New("late")} })
+		a, stop = w.start(t)
+		defer stop()
+		settle(10 * time.Minute)
+		if got := must(t, a, "ens6", state.ENIPending); len(got.Files) == 0 {
+			t.Errorf("%+v", got)
+		}
+		if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.20", "10.0.1.21"}) {
+			t.Errorf("addresses: %v", got)
 		}
 	})
 }

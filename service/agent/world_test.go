@@ -49,6 +49,8 @@ type world struct {
 	leases    int
 	seen      map[string]os.FileInfo
 	sections  []config.Section
+	// gateways: an administrator's drop-in says UseGateway=yes everywhere.
+	gateways bool
 	// deaf: udevd has nothing about links, and networkd waits for it.
 	deaf bool
 	// uses is what networkd says of links, by index, if not that all is well; applied the
@@ -146,7 +148,9 @@ func (w *world) apply() {
 			}
 		}
 		everywhere := netip.MustParsePrefix("0.0.0.0/0")
-		w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: metric, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
+		if !strings.Contains(content, "UseGateway=no") || w.gateways {
+			w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: metric, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
+		}
 		// The lease stays, static addresses are as the file has them.
 		l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool { return a.Prefix.IsSingleIP() })
 		for _, a := range plan.StaticIn(content) {

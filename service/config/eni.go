@@ -64,8 +64,8 @@ type Settings struct {
 	PrimaryRules bool
 	// Prefixes is what delegated prefixes become. [ENI] Prefixes=
 	Prefixes Prefixes
-	// Undecided: a section may or may not hold, since what it asks for is not known
-	// yet, and it would make a difference.
+	// Undecided: a section that would say otherwise of Managed may or may not hold,
+	// since what it asks for is not known yet.
 	Undecided bool
 }
 
@@ -96,11 +96,9 @@ func For(all []Section, id Identity) Settings {
 		switch s.holds(id) {
 		case yes:
 			s.apply(&settings)
+			undecided = undecided && s.Managed == nil
 		case unknown:
-			changed := settings
-			s.apply(&changed)
-			changed.ManagedBy = settings.ManagedBy
-			undecided = undecided || changed != settings
+			undecided = undecided || (s.Managed != nil && *s.Managed != settings.Managed)
 		}
 	}
 	settings.Undecided = undecided
@@ -160,7 +158,8 @@ func (s *Section) holds(id Identity) answer {
 
 func globbed(patterns []string, text string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
-		matched, _ := path.Match(pattern, text)
+		// The pattern language of systemd negates a set with "!", that of Go with "^".
+		matched, _ := path.Match(strings.ReplaceAll(pattern, "[!", "[^"), text)
 		return matched
 	})
 }
@@ -284,8 +283,8 @@ func parseNumber(text string) (int, error) {
 }
 
 func parseGlob(text string) (string, error) {
-	if _, err := path.Match(text, ""); err != nil || strings.Contains(text, "/") {
-		return "", fmt.Errorf("%q is not a pattern like ens*", text)
+	if _, err := path.Match(text, ""); err != nil || strings.ContainsAny(text, "/") || strings.HasPrefix(text, "!") {
+		return "", fmt.Errorf("%q is not a pattern like ens* or ens[!5]", text)
 	}
 	return text, nil
 }

@@ -34,6 +34,8 @@ func TestSections(t *testing.T) {
 		{"Driver=vif ixgbevf", false},
 		{"Name=ens[67]", true},
 		{"Name=eth*", false},
+		{"Name=ens[!6]", false},
+		{"Name=ens[!5]", true},
 		{"Primary=no", true},
 		{"Primary=yes", false},
 		{"Name=ens6\nDeviceIndex=1", false},
@@ -82,10 +84,12 @@ func TestUndecided(t *testing.T) {
 		"":                                  false,
 		"[ENI]\nDeviceIndex=1\nManaged=no":  true,
 		"[ENI]\nDeviceIndex=1\nManaged=yes": false,
-		"[ENI]\nDeviceIndex=1\nName=eth*\nManaged=no":        false,
-		"[ENI]\nPrimary=no\nDefaultRoute=no":                 true,
-		"[ENI]\nManaged=no\n[ENI]\nPrimary=yes\nManaged=yes": true,
-		"[ENI]\nENIID=eni-01234567\nPrefixes=local":          true,
+		"[ENI]\nDeviceIndex=1\nName=eth*\nManaged=no":                     false,
+		"[ENI]\nPrimary=no\nDefaultRoute=no":                              false,
+		"[ENI]\nManaged=no\n[ENI]\nPrimary=yes\nManaged=yes":              true,
+		"[ENI]\nENIID=eni-01234567\nPrefixes=local":                       false,
+		"[ENI]\nDeviceIndex=1\nManaged=no\n[ENI]\nName=ens5\nManaged=yes": false,
+		"[ENI]\nManaged=no\n[ENI]\nDeviceIndex=0 1\nManaged=yes":          true,
 	} {
 		got := For(sections(text), Identity{Name: "ens5"})
 		if got.Undecided != want {
@@ -110,7 +114,7 @@ Managed=no
 DeviceIndex=-1
 Managed=no
 [ENI]
-Name=ens[
+Name=!ens5
 Managed=no
 [ENI]
 Primary=maybe

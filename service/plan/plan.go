@@ -122,9 +122,14 @@ type Link struct {
 	// Busy: networkd is at work on the link. It may be about to take the lease away for
 	// a moment.
 	Busy bool
+	// Done: networkd has configured the link.
+	Done bool
 	// OnBase: networkd still has the base unit for the link. By that one DHCPv6 brings
 	// the addresses that the ENI's own unit has as static ones.
 	OnBase bool
+	// Reconfigured is the metric that routes were to have when networkd was last asked to
+	// configure the link anew for the sake of its routes, or 0.
+	Reconfigured int
 	// New: the link came so lately that its metadata is most likely about to be read.
 	New bool
 	// Extent of somebody else's files in place of the generated ones.
@@ -236,14 +241,20 @@ func Make(in Input) Plan {
 		eni := &plan.ENIs[i]
 		eni.Settings = config.For(in.Sections, identity(eni, in))
 		eni.Presumed = eni.Presumed && eni.Settings.Managed && !eni.Settings.Undecided
-		early := eni.Primary && !viewedIn(in, eni) && !duplicate(in.Links, eni.Link) && !eni.Settings.Undecided
+		early := eni.Primary && !viewedIn(in, eni) && !duplicate(in.Links, eni.Link)
 		switch {
+		case eni.Settings.Undecided && !eni.Known:
+			eni.Keep, eni.KeepLink = eni.Link.Current != "", true
+			if numbers, ok := NumbersIn(eni.Link.Current); ok {
+				eni.Want.Metric = numbers.Metric()
+			}
 		case !eni.Settings.Managed:
 			renderUnmanaged(eni)
 		case eni.Known:
 			render(eni, in)
 		case early && eni.Link.Current == "":
 			eni.Want.Metric = Numbers{}.Metric()
+			eni.Want.NoDefault = !eni.Settings.DefaultRoute
 			eni.Files = networkFiles(eni, in)
 		case eni.Link.MAC == in.Presumed && !eni.Primary && !viewedIn(in, eni):
 			// It was the only link then, and there are more now, or the metadata names
@@ -288,14 +299,14 @@ func pendingMetrics(enis []ENI, in Input) {
 	taken := make(map[int]bool)
 	for i := range enis {
 		eni := &enis[i]
-		if eni.Known || !eni.Settings.Managed || eni.Want.Metric != 0 {
+		// One of two links with one MAC address may be no ENI at all: neither is touched.
+		if eni.Known || eni.Want.Metric != 0 || eni.Twice || (!eni.Settings.Managed && !eni.Settings.Undecided) {
 			continue
 		}
 		metric, ok := pendingMetricIn(eni.Link.Current)
 		if ok && !taken[metric] {
 			taken[metric] = true
 			eni.Want.Metric = metric
-			eni.Keep = true
 			continue
 		}
 		without = append(without, eni)
@@ -515,7 +526,7 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 	link, want := &eni.Link, &eni.Want
 	// networkd is about to be asked to configure the link anew, which takes all its
 	// addresses away for a moment: the primary one shall be the first to be back.
-	anew := eni.Reconfigure()
+	anew := eni.Reconfigure() && link.Reconfigured != want.Metric
 	add := func(address netip.Addr, now bool) {
 		if now || (inDropIn(link.Current, address) && !anew) {
 			addresses = append(addresses, address)
@@ -553,13 +564,15 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 // moving tells whether the link is on its way from the base unit, and an IPv6 address on
 // its way from DHCPv6, to the ENI's own drop-in. Where a lease ends and the same address
 // is made a static one at once, networkd 252 sometimes takes the latter away (measured
-// under load): so the lease ends first. That is not waited for for ever.
+// under load): so the lease ends first, if it does so in time.
 func moving(eni *ENI, address netip.Addr) bool {
 	link, metric := &eni.Link, eni.Want.Metric
 	if link.LeaseOverdue && metricIs(link.Current, metric) {
 		return false
 	}
-	return link.OnBase || link.dynamic(address) || stale(link, metric) || (link.Busy && link.Current != "")
+	// What of a lease is there once networkd is done with the link does not end.
+	leased := link.dynamic(address) && !link.Done
+	return link.OnBase || leased || stale(link, metric) || (link.Busy && link.Current != "")
 }
 
 // leftToDHCPv6 tells whether an IPv6 address of the primary ENI is no concern of

@@ -448,6 +448,7 @@ func TestIPv6AfterDHCPv6(t *testing.T) {
 			l.Addresses, l.LeaseOverdue = append(l.Addresses, dynamic), true
 			l.Current = "[DHCPv4]\nRouteMetric=513\n"
 		}, v.IPv6},
+		{"with what is left of a lease", func(l *Link) { l.Addresses, l.Done = append(l.Addresses, dynamic), true }, v.IPv6},
 		{"attached long ago", func(l *Link) { l.OnBase, l.LeaseOverdue = true, true }, nil},
 		{"with routes of the base unit", func(l *Link) { l.DHCPMetrics = []int{30000, 513} }, nil},
 		{"networkd is at it", func(l *Link) { l.Busy, l.Current = true, "[DHCPv4]\nRouteMetric=513\n" }, nil},
