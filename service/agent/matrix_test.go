@@ -217,10 +217,16 @@ func (s *site) faultCell(a *Agent, when phase, key, victim string, fault imds.Fa
 	if whole := a.State(); len(faulty) > 0 && whole.Reason == "" && whole.State == state.Configured && fault.Status != 404 {
 		t.Errorf("the whole is %s: %q", whole.State, whole.Reason)
 	}
+	if when == first {
+		s.forgetMoved(faulty)
+	}
 	s.onlyWithdrawn(faulty)
 
 	s.server.ClearFaults()
 	s.settled(a, 2*time.Minute+readTime)
+	if when == first {
+		s.forgetMoved(nil)
+	}
 	s.onlyWithdrawn(nil)
 	if now := s.units(); when == steady && !maps.Equal(now, tree) {
 		t.Errorf("a fault that came and went left\n%v\nbefore\n%v", now, tree)
@@ -245,6 +251,20 @@ func explains(reason, key, mac string, fault imds.Fault) bool {
 		key = mac
 	}
 	return strings.Contains(reason, key) && strings.Contains(reason, how)
+}
+
+// forgetMoved takes out of what networkd took away the address of each secondary ENI
+// that DHCPv6 had brought: it goes for a moment when its unit is made, to come back as a
+// static one. That of a faulty one stays.
+func (s *site) forgetMoved(faulty []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, spec := range s.specs {
+		if spec.MAC == s.instance.PrimaryMAC || len(spec.IPv6) == 0 || slices.Contains(faulty, name) {
+			continue
+		}
+		s.taken = slices.DeleteFunc(s.taken, func(word string) bool { return word == name+" address "+spec.IPv6[0].String() })
+	}
 }
 
 // onlyWithdrawn checks that networkd took nothing away that EC2 has not withdrawn, and

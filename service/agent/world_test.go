@@ -213,9 +213,13 @@ func (w *world) pause(ctx context.Context, mac string) {
 	}
 	delay := w.delay
 	w.mu.Unlock()
-	select {
-	case <-time.After(delay):
-	case <-ctx.Done():
+	// With -race the runtime of Go 1.26 cannot have two goroutines of a bubble find their
+	// timers expired at once.
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+		}
 	}
 	w.mu.Lock()
 	if other {
