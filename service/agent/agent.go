@@ -109,6 +109,9 @@ const (
 	leaseTime = 10 * time.Second
 	// newTime is how long a link counts as new. Its metadata is there sooner as a rule.
 	newTime = 60 * time.Millisecond
+	// reconfigureTime is how long networkd has to take routes of an old metric away before
+	// it is asked to do so again; it doubles up to slowestRepair.
+	reconfigureTime = 2 * time.Second
 	// repairTime is how long an ENI may lack its primary address before networkd is
 	// asked to configure it anew, again after twice that time, and so on up to
 	// slowestRepair (E5).

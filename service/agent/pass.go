@@ -442,12 +442,13 @@ func (a *Agent) repair(ctx context.Context) {
 				continue
 			}
 			err = a.renew(eni, lacking, now)
-		case a.ownInForce(eni) && (l.metric != eni.Want.Metric || now.Sub(l.reconfigured) >= max(l.again, settleTime)):
+		case a.ownInForce(eni) && (l.metric != eni.Want.Metric || now.Sub(l.reconfigured) >= max(l.again, reconfigureTime)):
 			if l.metric != eni.Want.Metric || l.again == 0 {
-				l.since, l.again = now, settleTime/2
+				l.since, l.again = now, reconfigureTime/2
 				a.hasten(now)
 			}
-			// If it does not help, something else than the old metric keeps the routes.
+			// 252 misses some of these where it is reloading. If several do not help,
+			// something else than the old metric keeps the routes.
 			l.again = min(2*l.again, slowestRepair)
 			l.metric, l.reconfigured = eni.Want.Metric, now
 			a.Log.Debug("reconfiguring: DHCP routes with an old metric are left", "interface", eni.Link.Name)
