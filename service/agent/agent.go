@@ -63,7 +63,9 @@ type Store interface {
 	Read(path string) string
 	Base() (unit string, dropIns []string)
 	Target(path string) string
-	Extent(name string) plan.Extent
+	Complete(link *plan.Link)
+	Policy(name, applied string) string
+	Assigned(presumed string) map[string]plan.Numbers
 	Look(file string) plan.UnitText
 	Names() []string
 	Stamp(files ...string) string

@@ -142,39 +142,17 @@ func (a *Agent) decide() {
 	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections}
 	in.Base, in.BaseDropIns = a.Store.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
-	in.Assigned = a.assigned()
+	in.Assigned = a.Store.Assigned(a.presumed)
 	for mac, t := range a.targets {
 		if t.view != nil {
 			in.Views[mac] = *t.view
 		}
 	}
 	for _, l := range a.snapshot.Links {
-		entry := plan.Link{Link: l, Current: a.Store.Read(plan.NetworkDropIn(l.Name)), Extent: a.Store.Extent(l.Name)}
-		if plan.MACIn(entry.Current) != l.MAC {
-			// It is of another ENI that had the name.
-			entry.Current = ""
-		}
+		entry := plan.Observed(l, a.snapshot.Routes)
+		a.Store.Complete(&entry)
 		if applied, ok := a.Udev.LinkFile(l.Index); ok {
-			entry.LinkFile = a.policy(l.Name, applied)
-		}
-		for _, route := range a.snapshot.Routes {
-			if route.Link != l.Index {
-				continue
-			}
-			if route.Table != kernel.MainTable {
-				entry.Tables = append(entry.Tables, route.Table)
-				continue
-			}
-			if !route.IsDefault() {
-				continue
-			}
-			entry.Metrics = append(entry.Metrics, route.Metric)
-			switch {
-			case route.Protocol == kernel.ProtocolDHCP && route.Destination.Addr().Is4():
-				entry.DHCPMetrics = append(entry.DHCPMetrics, route.Metric)
-			case route.Protocol == kernel.ProtocolRA && route.Gateway.IsLinkLocalUnicast():
-				entry.Routers = append(entry.Routers, route.Gateway)
-			}
+			entry.LinkFile = a.Store.Policy(l.Name, applied)
 		}
 		memory := a.links[l.Index]
 		if !a.networkdUp || a.unhandled(l.Index) {
@@ -208,48 +186,6 @@ func (a *Agent) decide() {
 		a.presumed = presumed
 		a.save()
 	}
-}
-
-// assigned are the numbers that stand in generated drop-ins.
-func (a *Agent) assigned() map[string]plan.Numbers {
-	held := make(map[string]plan.Numbers)
-	units, err := a.Store.Units()
-	if err != nil {
-		return held
-	}
-	for _, unit := range units {
-		content := a.Store.Read(plan.NetworkDropIn(unit.Name))
-		mac := plan.MACIn(content)
-		if numbers, ok := plan.NumbersIn(content); ok && unit.Kind == store.Network && mac != "" && mac != a.presumed {
-			held[mac] = numbers
-		}
-	}
-	return held
-}
-
-// policy is the .link file whose policies hold for a link: the one that udevd
-// applied or, where that is a generated one, the one that it leads to.
-func (a *Agent) policy(name, applied string) string {
-	if applied == "" {
-		// None, as where 99-default.link is masked to keep the kernel's names.
-		return plan.NoPolicy
-	}
-	if path.Dir(applied) != plan.Directory || !strings.HasPrefix(path.Base(applied), "70-") {
-		if a.Store.Read(applied) == "" {
-			return plan.DefaultPolicy // it has been removed since
-		}
-		return applied
-	}
-	for _, generated := range []string{applied, plan.LinkPath(name)} {
-		if target := a.Store.Target(generated); target != "" {
-			return target
-		}
-	}
-	if a.Store.Read(applied) != "" {
-		return applied // a file of somebody else's
-	}
-	// It was that of the link's old name, and is gone.
-	return plan.DefaultPolicy
 }
 
 // act brings the disk to the plan and has networkd and udevd take it up. It tells

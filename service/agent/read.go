@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 )
 
@@ -185,48 +186,14 @@ func (a *Agent) refresh(now time.Time) {
 // itself, over the primary one, over any other (D2); bound to the device, so that a
 // changed default route or a VPN does not cut the daemon off.
 func (a *Agent) paths(mac string) []metadata.Path {
-	if a.Endpoint != "" {
-		return []metadata.Path{{Endpoint: a.Endpoint}}
-	}
-	if a.snapshot == nil {
+	if a.snapshot == nil && a.Endpoint == "" {
 		return nil
 	}
-	var devices [3][]int
-	for i, l := range a.snapshot.Links {
-		rank := 2
-		switch l.MAC {
-		case mac:
-			rank = 0
-		case a.instance.PrimaryMAC:
-			rank = 1
-		}
-		devices[rank] = append(devices[rank], i)
+	var links []kernel.Link
+	if a.snapshot != nil {
+		links = a.snapshot.Links
 	}
-	var ipv4, ipv6 []metadata.Path
-	for _, index := range slices.Concat(devices[:]...) {
-		l := &a.snapshot.Links[index]
-		var has4, has6 bool
-		for _, address := range l.Addresses {
-			// In an IPv6-only subnet DHCP hands out a link-local IPv4 address with an
-			// unusable gateway (facts.md 20).
-			if address.Global && !address.Tentative && !address.Prefix.Addr().IsLinkLocalUnicast() {
-				has4 = has4 || address.Prefix.Addr().Is4()
-				has6 = has6 || address.Prefix.Addr().Is6()
-			}
-		}
-		if has4 && len(ipv4) < 3 {
-			ipv4 = append(ipv4, metadata.Path{Device: l.Name, Index: l.Index, Endpoint: metadata.EndpointIPv4})
-		}
-		if has6 && len(ipv6) < 3 {
-			ipv6 = append(ipv6, metadata.Path{Device: l.Name, Index: l.Index, Endpoint: metadata.EndpointIPv6})
-		}
-	}
-	direct := slices.Concat(ipv4, ipv6)
-	if len(direct) == 0 || a.Imdsd == "" {
-		return direct
-	}
-	// Where direct access is prohibited: over the best link, or any that it finds (D9).
-	return append(direct, metadata.Path{Socket: a.Imdsd, Index: direct[0].Index}, metadata.Path{Socket: a.Imdsd})
+	return metadata.Way{Endpoint: a.Endpoint, Imdsd: a.Imdsd}.Paths(links, mac, a.instance.PrimaryMAC)
 }
 
 // lastError is the error that stands in the way of a complete view of everything: that

@@ -21,12 +21,18 @@ const (
 	keyIPv6Subnets  = "subnet-ipv6-cidr-blocks"
 )
 
+// keyHostname is the private DNS name of the primary ENI.
+const keyHostname = "local-hostname"
+
 const macs = "network/interfaces/macs/"
 
 // ReadInstance reads what does not change while the instance runs.
 func (c *Client) ReadInstance(ctx context.Context, paths []Path) (Instance, error) {
+	return (&reader{source: c, paths: c.order(paths)}).instance(ctx)
+}
+
+func (r *reader) instance(ctx context.Context) (Instance, error) {
 	var instance Instance
-	r := &reader{client: c, paths: c.order(paths)}
 	if err := r.read(ctx, "mac", func(body string) (err error) {
 		instance.PrimaryMAC, err = parseMAC(body)
 		return err
@@ -151,6 +157,10 @@ func (e *ENI) has(exists map[string]bool) bool {
 // exist, so that none is probed in vain (D5). The error is an [*Error], or an
 // [*IncompleteError] where the service answered but does not tell all yet.
 func (c *Client) ReadENI(ctx context.Context, paths []Path, want Wanted) (*ENI, error) {
+	return (&reader{source: c, paths: c.order(paths)}).eni(ctx, want)
+}
+
+func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	known := want.Known
 	// The path of a request is joined and cleaned by the SDK: never let anything
 	// but a MAC address into it.
@@ -158,7 +168,7 @@ func (c *Client) ReadENI(ctx context.Context, paths []Path, want Wanted) (*ENI, 
 	if err != nil {
 		return nil, &Error{Key: macs, Kind: Malformed, Err: err}
 	}
-	r := &reader{client: c, paths: c.order(paths), base: macs + mac + "/"}
+	r.base = macs + mac + "/"
 	// A secondary ENI that reads device-number 0 may be one whose attachment has not
 	// propagated: its numbers are read again until they say something (B4).
 	numbered := known != nil && (want.Primary || known.DeviceIndex != 0)
@@ -276,9 +286,15 @@ func missingKeys(exists map[string]bool) []string {
 	return missing
 }
 
+// source gives the value of a key below meta-data/ over the paths in order, see
+// [Client.get].
+type source interface {
+	get(ctx context.Context, paths []Path, key string, proven Path) (body string, used Path, err error)
+}
+
 // reader reads keys of one view, and stays on the path that answered.
 type reader struct {
-	client *Client
+	source source
 	paths  []Path
 	base   string
 	// proven is the path that answered last.
@@ -286,7 +302,7 @@ type reader struct {
 }
 
 func (r *reader) read(ctx context.Context, key string, parse func(string) error) error {
-	body, used, err := r.client.get(ctx, r.paths, r.base+key, r.proven)
+	body, used, err := r.source.get(ctx, r.paths, r.base+key, r.proven)
 	if used != (Path{}) {
 		r.proven = used
 		// Do not wait for a dead path again in this view.

@@ -136,6 +136,31 @@ type Link struct {
 	Extent
 }
 
+// Observed is a link with what the kernel's routes tell of it.
+func Observed(link kernel.Link, routes []kernel.Route) Link {
+	entry := Link{Link: link}
+	for _, route := range routes {
+		if route.Link != link.Index {
+			continue
+		}
+		if route.Table != kernel.MainTable {
+			entry.Tables = append(entry.Tables, route.Table)
+			continue
+		}
+		if !route.IsDefault() {
+			continue
+		}
+		entry.Metrics = append(entry.Metrics, route.Metric)
+		switch {
+		case route.Protocol == kernel.ProtocolDHCP && route.Destination.Addr().Is4():
+			entry.DHCPMetrics = append(entry.DHCPMetrics, route.Metric)
+		case route.Protocol == kernel.ProtocolRA && route.Gateway.IsLinkLocalUnicast():
+			entry.Routers = append(entry.Routers, route.Gateway)
+		}
+	}
+	return entry
+}
+
 // File is one file to be: regular with Content, or a symbolic link to Target.
 type File struct {
 	Path    string

@@ -163,6 +163,59 @@ func (s *Store) Units() ([]Unit, error) {
 	return units, nil
 }
 
+// Complete fills in what the disk has for a link: the drop-in, and files of somebody
+// else's.
+func (s *Store) Complete(link *plan.Link) {
+	link.Current, link.Extent = s.Read(plan.NetworkDropIn(link.Name)), s.Extent(link.Name)
+	if plan.MACIn(link.Current) != link.MAC {
+		// It is of another ENI that had the name.
+		link.Current = ""
+	}
+}
+
+// Assigned are the numbers that stand in generated drop-ins, by MAC address. Those of
+// presumed are left out: it was taken for the primary ENI.
+func (s *Store) Assigned(presumed string) map[string]plan.Numbers {
+	held := make(map[string]plan.Numbers)
+	units, err := s.Units()
+	if err != nil {
+		return held
+	}
+	for _, unit := range units {
+		content := s.Read(plan.NetworkDropIn(unit.Name))
+		mac := plan.MACIn(content)
+		if numbers, ok := plan.NumbersIn(content); ok && unit.Kind == Network && mac != "" && mac != presumed {
+			held[mac] = numbers
+		}
+	}
+	return held
+}
+
+// Policy is the .link file whose policies hold for a link: the one that udevd
+// applied or, where that is a generated one, the one that it leads to.
+func (s *Store) Policy(name, applied string) string {
+	if applied == "" {
+		// None, as where 99-default.link is masked to keep the kernel's names.
+		return plan.NoPolicy
+	}
+	if path.Dir(applied) != plan.Directory || !strings.HasPrefix(path.Base(applied), "70-") {
+		if s.Read(applied) == "" {
+			return plan.DefaultPolicy // it has been removed since
+		}
+		return applied
+	}
+	for _, generated := range []string{applied, plan.LinkPath(name)} {
+		if target := s.Target(generated); target != "" {
+			return target
+		}
+	}
+	if s.Read(applied) != "" {
+		return applied // a file of somebody else's
+	}
+	// It was that of the link's old name, and is gone.
+	return plan.DefaultPolicy
+}
+
 // Apply makes the disk have files, in their order, and nothing else of its own but
 // the units in keep. On an error what was done so far stays, and is
 // told.

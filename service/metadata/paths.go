@@ -1,0 +1,63 @@
+package metadata
+
+import (
+	"slices"
+
+	"ec2netd/service/kernel"
+)
+
+// mostLinks is how many links a read is tried over.
+const mostLinks = 3
+
+// Way says how the service may be asked.
+type Way struct {
+	// Endpoint in place of the two well-known ones, or empty.
+	Endpoint string
+	// Imdsd is the socket of systemd-imdsd, or empty.
+	Imdsd string
+}
+
+// Paths are the ways to the service, the best first (D2): over the ENI of mac, else
+// over the primary one, else over others, by IPv4 and then by IPv6; each bound to its
+// link. Links without a usable address give none.
+func (w Way) Paths(links []kernel.Link, mac, primary string) []Path {
+	if w.Endpoint != "" {
+		return []Path{{Endpoint: w.Endpoint}}
+	}
+	var devices [3][]int
+	for i, l := range links {
+		rank := 2
+		switch l.MAC {
+		case mac:
+			rank = 0
+		case primary:
+			rank = 1
+		}
+		devices[rank] = append(devices[rank], i)
+	}
+	var ipv4, ipv6 []Path
+	for _, index := range slices.Concat(devices[:]...) {
+		l := &links[index]
+		var has4, has6 bool
+		for _, address := range l.Addresses {
+			// In an IPv6-only subnet DHCP hands out a link-local IPv4 address with an
+			// unusable gateway (facts.md 20).
+			if address.Global && !address.Tentative && !address.Prefix.Addr().IsLinkLocalUnicast() {
+				has4 = has4 || address.Prefix.Addr().Is4()
+				has6 = has6 || address.Prefix.Addr().Is6()
+			}
+		}
+		if has4 && len(ipv4) < mostLinks {
+			ipv4 = append(ipv4, Path{Device: l.Name, Index: l.Index, Endpoint: EndpointIPv4})
+		}
+		if has6 && len(ipv6) < mostLinks {
+			ipv6 = append(ipv6, Path{Device: l.Name, Index: l.Index, Endpoint: EndpointIPv6})
+		}
+	}
+	direct := slices.Concat(ipv4, ipv6)
+	if len(direct) == 0 || w.Imdsd == "" {
+		return direct
+	}
+	// Where direct access is prohibited: over the best link, or any that it finds (D9).
+	return append(direct, Path{Socket: w.Imdsd, Index: direct[0].Index}, Path{Socket: w.Imdsd})
+}
