@@ -1,17 +1,23 @@
 // Command ec2netctl shows what ec2netd makes of the network of an EC2 instance, and
-// asks it to look again. It is a client of the Varlink interface org.ec2netd.Network
-// and knows nothing about the network itself.
+// asks it to look again. It is a client of the Varlink interface org.ec2netd.Network.
+// Only plan, dump-metadata and doctor look at the system themselves, and change nothing
+// of it; what they know of the network is in the packages of the daemon.
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ec2netd/service/state"
 )
 
 // version is set when linking: -ldflags "-X main.version=1.2.3".
@@ -25,25 +31,41 @@ const (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], environment{
+	env := environment{
+		stdin:   os.Stdin,
 		stdout:  os.Stdout,
 		stderr:  os.Stderr,
 		colour:  isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 		columns: columns(os.Stderr),
+		width:   columns(os.Stdout),
 		uid:     os.Getuid(),
 		now:     time.Now,
-	}))
+		journal: journal,
+	}
+	if env.width > 0 {
+		env.pager = runPager
+	}
+	os.Exit(run(os.Args[1:], env))
 }
 
 // environment is what the commands see of the system.
 type environment struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	// colour: stdout is a terminal that is to show colours.
 	colour bool
 	// columns of stderr if it is a terminal on which a line can be written over, else 0.
 	columns int
-	uid     int
-	now     func() time.Time
+	// width of stdout, likewise; 0: tables may be as wide as they are.
+	width int
+	uid   int
+	now   func() time.Time
+	// pager shows a text, and tells whether it did; nil for none.
+	pager func(text string) bool
+	// root is put before the paths of files, in tests; empty for the system.
+	root string
+	// journal returns the last lines about an ENI, see [journal].
+	journal func(ctx context.Context, e *state.Interface, most int) string
 }
 
 // run is the whole program; it returns the exit code.
@@ -57,10 +79,11 @@ func run(args []string, env environment) int {
 		return exitOK
 	}
 	var failed *failure
+	var usage *usageError
 	if errors.Is(err, errSilent) {
 		return exitFailure
 	}
-	if errors.As(err, &failed) {
+	if errors.As(err, &failed) && !errors.As(err, &usage) {
 		fmt.Fprintf(env.stderr, "ec2netctl: %s\n", clean(failed.Error()))
 		var a *advice
 		if errors.As(err, &a) {
@@ -68,7 +91,7 @@ func run(args []string, env environment) int {
 		}
 		return exitFailure
 	}
-	fmt.Fprintf(env.stderr, "ec2netctl: %v\nSee ec2netctl --help.\n", err)
+	fmt.Fprintf(env.stderr, "ec2netctl: %v\nSee ec2netctl --help.\n", clean(err.Error()))
 	return exitUsage
 }
 
@@ -76,6 +99,11 @@ func run(args []string, env environment) int {
 type failure struct{ error }
 
 func (f *failure) Unwrap() error { return f.error }
+
+// usageError is of a command that was called wrongly in a way that only it can tell.
+type usageError struct{ message string }
+
+func (u *usageError) Error() string { return u.message }
 
 // currentVersion is what --version prints.
 func currentVersion() string {
@@ -92,15 +120,14 @@ func currentVersion() string {
 	return "devel"
 }
 
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
-
 // columns is the width of a terminal that knows more than to print, else 0.
 func columns(f *os.File) int {
 	if !isTerminal(f) || os.Getenv("TERM") == "dumb" {
 		return 0
+	}
+	// As systemd's tools have it.
+	if said, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && said > 0 && said <= math.MaxUint16 {
+		return said
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil || size.Col == 0 {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -66,9 +67,16 @@ func invoke(agent string, colour bool, uid int, args ...string) (stdout, stderr 
 	var out, errs bytes.Buffer
 	code = run(append([]string{"--address=" + agent}, args...), environment{
 		stdout: &out, stderr: &errs, colour: colour, uid: uid, now: func() time.Time { return now },
+		root: "/nonexistent", // nothing of this machine
+		journal: func(_ context.Context, e *state.Interface, most int) string {
+			return fmt.Sprintf("Mar 14 15:09:25 host ec2netd[7]: the last %d lines about %s\x1b[2J\n", most, e.ID())
+		},
 	})
 	return out.String(), errs.String(), code
 }
+
+// dumps is where saved metadata is.
+const dumps = "testdata/dumps/"
 
 func golden(t *testing.T, got string) {
 	t.Helper()
@@ -171,6 +179,22 @@ func TestOutput(t *testing.T) { // H5
 		{name: "help-status", args: []string{"status", "--help"}},
 		{name: "help-refresh", args: []string{"help", "refresh"}},
 		{name: "complete-interface", state: apitest.State(), args: []string{"__complete", "wait-online", "-i", "eni-0a1b2c3d4e5f60001", "--interface", ""}},
+		{name: "plan", args: []string{"plan", "--metadata", dumps + "instance.json"}},
+		{name: "plan-colour", colour: true, args: []string{"plan", "--metadata", dumps + "keys.json"}},
+		{name: "plan-named", args: []string{"plan", "--metadata", dumps + "keys.json", "--link=02:00:00:00:01:20=eth1", "--driver=vif"}},
+		{name: "plan-json", args: []string{"plan", "--metadata", dumps + "instance.json", "--json"}},
+		{name: "plan-configured", args: []string{"plan", "--metadata", dumps + "keys.json", "--root", "testdata/root"}},
+		{name: "plan-no-file", args: []string{"plan", "--metadata", dumps + "none.json"}, code: 1},
+		{name: "plan-no-dump", args: []string{"plan", "--metadata", "testdata/scripts/cli.txtar"}, code: 1},
+		{name: "plan-injected", args: []string{"plan", "--metadata", dumps + "injected.json"}, code: 1},
+		{name: "plan-bad-link", args: []string{"plan", "--metadata", dumps + "bad-link.json"}, code: 1},
+		{name: "plan-unknown-mac", args: []string{"plan", "--metadata", dumps + "keys.json", "--link=02:00:00:00:01:99=eth1"}, code: 1},
+		{name: "plan-same-name", args: []string{"plan", "--metadata", dumps + "keys.json", "--link=02:00:00:00:01:20=ens5"}, code: 1},
+		{name: "plan-bad-name", args: []string{"plan", "--metadata", dumps + "keys.json", "--link=02:00:00:00:01:20=../x"}, code: 2},
+		{name: "plan-no-metadata", args: []string{"plan", "--driver=ena"}, code: 2},
+		{name: "help-plan", args: []string{"plan", "--help"}},
+		{name: "help-monitor", args: []string{"monitor", "--help"}},
+		{name: "help-dump-metadata", args: []string{"dump-metadata", "--help"}},
 		{name: "complete", state: apitest.State(), args: []string{"__complete", "status", "eni-0a1b2c3d4e5f60001", ""}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -192,7 +216,11 @@ func TestOutput(t *testing.T) { // H5
 			if stderr != "" {
 				stdout += "--- stderr\n" + stderr
 			}
-			golden(t, stdout)
+			here, err := os.Getwd()
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, strings.ReplaceAll(stdout, here+"/", "/"))
 		})
 	}
 }
@@ -309,6 +337,11 @@ func TestScripts(t *testing.T) { // H5
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "scripts"),
 		Setup: func(e *testscript.Env) error {
+			here, err := os.Getwd()
+			if err != nil {
+				return err
+			}
+			e.Setenv("DUMPS", filepath.Join(here, dumps))
 			e.Setenv("SOCKET", serve(e.T().(testing.TB), e.WorkDir, apitest.NewAgent(apitest.State()), denyAll{}))
 			return nil
 		},

@@ -15,8 +15,14 @@ func (c *ctl) refresh(ctx context.Context, wait bool) error {
 	if wait {
 		timeout = waitTimeout
 	}
+	what := "Refreshing"
+	if wait {
+		what = "Refreshing, and waiting for the change in the kernel"
+	}
+	stop := c.progress(what)
 	var raw json.RawMessage
 	err := c.call(ctx, timeout, "Refresh", map[string]bool{"wait": wait}, &raw)
+	stop()
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ type ctl struct {
 	address string
 	json    string
 	full    bool
+	lines   int
+	noPager bool
 	timeout time.Duration
 }
 
@@ -39,7 +41,9 @@ index.`,
 		Example: `  ec2netctl                               all ENIs
   ec2netctl status ens6                   one ENI in full
   ec2netctl status --json=short | jq '.interfaces[].addresses'
-  sudo ec2netctl refresh --wait           apply what has just been changed in EC2`,
+  sudo ec2netctl refresh --wait           apply what has just been changed in EC2
+  ec2netctl dump-metadata > FILE          save the metadata
+  ec2netctl plan --metadata FILE          and see elsewhere what would be made of it`,
 		Version:       currentVersion(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -56,13 +60,14 @@ Exit codes:
   2  called wrongly
 
 Environment:
-  NO_COLOR  no colours, if set to anything
+  NO_COLOR              no colours, if set to anything
+  SYSTEMD_PAGER, PAGER  the pager for long output on a terminal; cat for none
 `)
 	f := root.PersistentFlags()
 	f.Var(&jsonFlag{&c.json}, "json", "print JSON: pretty, short or off")
 	f.Lookup("json").NoOptDefVal = "pretty"
 	f.DurationVar(&c.timeout, "timeout", 0, "how long to wait for ec2netd (default 10s; 30s for refresh, 2m with --wait)")
-	f.Bool("no-pager", false, "accepted for the sake of scripts: there is no pager")
+	f.BoolVar(&c.noPager, "no-pager", false, "do not pipe long output into a pager")
 	f.StringVar(&c.address, "address", api.VarlinkSocket, "socket of ec2netd")
 	f.Lookup("address").Hidden = true
 	must(root.RegisterFlagCompletionFunc("json", cobra.FixedCompletions([]string{"pretty", "short", "off"}, cobra.ShellCompDirectiveNoFileComp)))
@@ -74,7 +79,8 @@ Environment:
 card behind a dot on instances that have several), addresses, delegated prefixes,
 routing table, route metric, state, and the reason for that state.
 
-For each ENI that is given it shows all that is known.
+For each ENI that is given it shows all that is known, and what ec2netd logged about
+it last, as far as the caller may read the journal.
 
 The states of an ENI:
   configured   the kernel has all that the metadata says
@@ -96,6 +102,7 @@ The states of an ENI:
 	for _, cmd := range []*cobra.Command{root, status} {
 		cmd.Flags().BoolVarP(&c.full, "full", "l", false, "show all addresses of an ENI in the table, however many")
 	}
+	status.Flags().IntVarP(&c.lines, "lines", "n", 10, "lines of the journal to show of an ENI")
 	var wait bool
 	refresh := &cobra.Command{
 		Use:   "refresh",
@@ -107,8 +114,63 @@ fails if that takes too long.`,
 		RunE: c.run(func(ctx context.Context, _ []string) error { return c.refresh(ctx, wait) }),
 	}
 	refresh.Flags().BoolVar(&wait, "wait", false, "wait until the change is in the kernel")
-	root.AddCommand(status, list, refresh, c.newWaitOnline())
+	monitor := &cobra.Command{
+		Use:   "monitor",
+		Short: "Print what changes, until interrupted",
+		Long: `monitor prints the state of each ENI, and then a line for each change: of a state, of
+its reason, of addresses and prefixes, ENIs that come and go. With --json it prints the
+whole state, as status does, each time that something changed; --json=short has one a
+line. It goes on when ec2netd is restarted.`,
+		Args: noArgs,
+		RunE: c.run(func(ctx context.Context, _ []string) error { return c.watch(ctx) }),
+	}
+	dump := &cobra.Command{
+		Use:   "dump-metadata",
+		Short: "Print the instance metadata that plan --metadata takes",
+		Long: `dump-metadata reads from the instance metadata service what it says of the ENIs (the
+keys below network/interfaces/macs/), the keys mac, instance-id, instance-type and
+local-hostname, and prints it as JSON, with the names and drivers of the links. It asks
+the service itself, not ec2netd. There is no token, user data or credential in it.`,
+		Example: `  ec2netctl dump-metadata > metadata.json`,
+		Args:    noArgs,
+		RunE:    c.run(func(ctx context.Context, _ []string) error { return c.dumpMetadata(ctx) }),
+	}
+	root.AddCommand(status, list, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump)
 	return root
+}
+
+func (c *ctl) newPlan() *cobra.Command {
+	var o planOptions
+	cmd := &cobra.Command{
+		Use:   "plan",
+		Short: "Show the files that would be written, and change nothing",
+		Long: `plan reads the metadata and shows which files ec2netd would write now, with the
+configuration and the files of this machine: new ones whole, and of others what changes.
+It asks the metadata service itself, not ec2netd, which need not run.
+
+With --metadata it does so offline, from a file that dump-metadata wrote, and shows all
+files whole. That needs neither root nor a network.
+
+A plan is the end of it: it takes for granted that DHCP has brought the addresses that it
+brings. The IPv6 router of a subnet is not in the metadata; an offline plan has no static
+route to it.`,
+		Example: `  ec2netctl plan
+  ec2netctl plan --metadata metadata.json
+  ssh instance ec2netctl dump-metadata | ec2netctl plan --metadata - --json`,
+		Args: noArgs,
+		RunE: c.run(func(ctx context.Context, _ []string) error { return c.plan(ctx, &o) }),
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.metadata, "metadata", "", "plan offline from this `FILE`, - for standard input")
+	f.Var(&o.links, "link", "name of the link of an ENI, for an offline plan; may be given several times")
+	f.StringVar(&o.driver, "driver", "", "driver of the links, for an offline plan (default that in the file, or ena)")
+	f.StringVar(&o.root, "root", "", "read configuration and base unit below this `DIR`, for an offline plan")
+	f.BoolVarP(&o.all, "all", "a", false, "show files too that are on disk as they would be")
+	for _, name := range []string{"link", "driver"} {
+		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
+	}
+	must(cmd.MarkFlagDirname("root"))
+	return cmd
 }
 
 func (c *ctl) newWaitOnline() *cobra.Command {

@@ -25,7 +25,7 @@ func (c *ctl) status(ctx context.Context, args []string) error {
 		if c.wantsJSON() {
 			return c.printJSON(raw)
 		}
-		return c.print(c.summary(s) + "\n" + c.statusTable(s))
+		return c.page(c.summary(s) + "\n" + c.statusTable(s))
 	}
 	elements, err := interfacesOf(raw)
 	if err != nil {
@@ -44,12 +44,20 @@ func (c *ctl) status(ctx context.Context, args []string) error {
 		if i > 0 {
 			out.WriteByte('\n')
 		}
+		if c.wantsJSON() {
+			continue
+		}
 		out.WriteString(c.detail(&s.Interfaces[at]))
+		if c.lines > 0 && c.journal != nil {
+			if log := c.journal(ctx, &s.Interfaces[at], c.lines); log != "" {
+				out.WriteString("\n" + clean(log))
+			}
+		}
 	}
 	if c.wantsJSON() {
 		return c.printJSON(chosen)
 	}
-	return c.print(out.String())
+	return c.page(out.String())
 }
 
 // list shows one line an ENI.
@@ -83,7 +91,7 @@ func (c *ctl) list(ctx context.Context, _ []string) error {
 			text(string(e.State)).in(eniColour(e.State)),
 		})
 	}
-	return c.print(table(rows, c.colour))
+	return c.page(table(rows, c.width, c.colour))
 }
 
 // summary is the head of status: the daemon and the two that it works between.
@@ -134,7 +142,7 @@ func (c *ctl) statusTable(s *state.State) string {
 			text(string(e.State)).in(eniColour(e.State)), text(strings.ReplaceAll(e.Reason, "\n", " ")),
 		})
 	}
-	return table(rows, c.colour)
+	return table(rows, c.width, c.colour)
 }
 
 // shorten keeps a long list from filling the screen.

@@ -48,20 +48,17 @@ func (c cell) in(col colour) cell {
 	return c
 }
 
+// narrowest is the least width that the last column of a table is left.
+const narrowest = 24
+
 // table lays rows out in columns, two spaces apart. text/tabwriter cannot do it: a
-// cell has several lines here, and a colour that takes no room.
-func table(rows [][]cell, coloured bool) string {
-	var widths []int
-	for _, row := range rows {
-		for i, c := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			for _, l := range c.lines {
-				widths[i] = max(widths[i], utf8.RuneCountInString(l))
-			}
-		}
+// cell has several lines here, and a colour that takes no room. A table that is wider
+// than the screen has the words of its last column wrapped; width 0 is that of no screen.
+func table(rows [][]cell, width int, coloured bool) string {
+	if width > 0 {
+		rows = fit(rows, width)
 	}
+	widths := columnWidths(rows)
 	var b strings.Builder
 	for _, row := range rows {
 		height := 0
@@ -83,6 +80,61 @@ func table(rows [][]cell, coloured bool) string {
 		}
 	}
 	return b.String()
+}
+
+func columnWidths(rows [][]cell) (widths []int) {
+	for _, row := range rows {
+		for i, c := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			for _, l := range c.lines {
+				widths[i] = max(widths[i], utf8.RuneCountInString(l))
+			}
+		}
+	}
+	return widths
+}
+
+// fit wraps the last column so that a table is no wider than the screen.
+func fit(rows [][]cell, width int) [][]cell {
+	widths := columnWidths(rows)
+	last := len(widths) - 1
+	for _, w := range widths[:last] {
+		width -= w + 2
+	}
+	if widths[last] <= width {
+		return rows
+	}
+	fitted := make([][]cell, len(rows))
+	for i, row := range rows {
+		fitted[i] = row
+		if len(row) == last+1 {
+			fitted[i] = append(append([]cell(nil), row[:last]...), row[last].wrapped(max(width, narrowest)))
+		}
+	}
+	return fitted
+}
+
+// wrapped is the cell with lines of at most width, unless a word is longer.
+func (c cell) wrapped(width int) cell {
+	var out []string
+	for _, l := range c.lines {
+		line := ""
+		for word := range strings.FieldsSeq(l) {
+			switch {
+			case line == "":
+				line = word
+			case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) <= width:
+				line += " " + word
+			default:
+				out, line = append(out, line), word
+			}
+		}
+		out = append(out, line)
+	}
+	c.lines = out
+	return c
 }
 
 // paint gives s a colour.

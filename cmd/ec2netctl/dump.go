@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"ec2netd/service/config"
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+	"ec2netd/service/store"
+	"ec2netd/service/udev"
+)
+
+// dumpTime bounds the reading of all metadata: 15 ENIs have some 300 keys, which the
+// service answers in a few milliseconds each.
+const dumpTime = 60 * time.Second
+
+// dump is the file that dump-metadata writes.
+type dump struct {
+	// Version of the ec2netctl that wrote it, and Time when.
+	Version string    `json:"version"`
+	Time    time.Time `json:"time,omitzero"`
+	metadata.Dump
+	// Links of the instance that can be ENIs. None: nothing is known of them.
+	Links []dumpLink `json:"links"`
+}
+
+// dumpLink is what a plan takes from a link.
+type dumpLink struct {
+	Name   string `json:"name"`
+	MAC    string `json:"mac"`
+	Driver string `json:"driver"`
+	// LinkFile is the .link file that holds for it, without those of ec2netd.
+	LinkFile string `json:"linkFile"`
+}
+
+// site is this machine as ec2netd sees it. It is only looked at.
+type site struct {
+	config config.Config
+	store  *store.Store
+	kernel *kernel.Snapshot
+}
+
+// look looks at this machine.
+func (c *ctl) look() (*site, error) {
+	s := &site{config: config.Load("/" + c.root), store: &store.Store{Root: c.root}}
+	observer, err := kernel.NewObserver(s.config.Drivers)
+	if err != nil {
+		return nil, err
+	}
+	defer observer.Close()
+	if s.kernel, err = observer.Observe(); err != nil {
+		return nil, fmt.Errorf("looking at the links: %w", err)
+	}
+	return s, nil
+}
+
+// paths are the ways to the metadata service from here, the best first.
+func (s *site) paths(primary string) []metadata.Path {
+	paths := metadata.Way{Endpoint: s.config.Endpoint, Imdsd: metadata.ImdsdSocket}.Paths(s.kernel.Links, "", primary)
+	if len(paths) == 0 {
+		// No ENI has an address: some other link may lead there.
+		paths = []metadata.Path{{Endpoint: metadata.EndpointIPv4}, {Endpoint: metadata.EndpointIPv6}}
+	}
+	return paths
+}
+
+// linkFile is the .link file that holds for a link, empty if udevd does not tell.
+func (s *site) linkFile(l *kernel.Link) string {
+	if applied, ok := (&udev.Udev{Root: s.store.Root}).LinkFile(l.Index); ok {
+		return s.store.Policy(l.Name, applied)
+	}
+	return ""
+}
+
+// readDump reads the metadata here and now.
+func (c *ctl) readDump(ctx context.Context, s *site) (*metadata.Dump, error) {
+	timeout := dumpTime
+	if c.timeout > 0 {
+		timeout = c.timeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion()})
+	defer client.CloseIdle()
+	stop := c.progress("Reading the instance metadata")
+	defer stop()
+	d, err := client.ReadDump(ctx, s.paths(""))
+	if err != nil {
+		return nil, advise("Is this an EC2 instance, and is its metadata service on? See also ec2netctl doctor.", "%w", err)
+	}
+	return d, nil
+}
+
+// dumpMetadata prints the metadata that ec2netd lives on.
+func (c *ctl) dumpMetadata(ctx context.Context) error {
+	s, err := c.look()
+	if err != nil {
+		return err
+	}
+	read, err := c.readDump(ctx, s)
+	if err != nil {
+		return err
+	}
+	out := dump{Version: currentVersion(), Time: c.now().UTC().Truncate(time.Second), Dump: *read, Links: []dumpLink{}}
+	for i := range s.kernel.Links {
+		l := &s.kernel.Links[i]
+		out.Links = append(out.Links, dumpLink{Name: l.Name, MAC: l.MAC, Driver: l.Driver, LinkFile: s.linkFile(l)})
+	}
+	if !c.wantsJSON() {
+		c.json = "pretty" // it has no other form
+	}
+	return c.printJSON(out)
+}
+
+// mostDump bounds the size of a dump that is read: 100 ENIs are a tenth of it.
+const mostDump = 16 << 20
+
+// loadDump reads a file that dump-metadata wrote; - is standard input.
+func (c *ctl) loadDump(file string) (*dump, error) {
+	in := c.stdin
+	if file != "-" {
+		opened, err := os.Open(file)
+		if err != nil {
+			return nil, fmt.Errorf("opening the metadata dump: %w", err)
+		}
+		defer opened.Close()
+		in = opened
+	}
+	text, err := io.ReadAll(io.LimitReader(in, mostDump+1))
+	if err == nil && len(text) > mostDump {
+		err = fmt.Errorf("it is longer than %d bytes", mostDump)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the metadata dump %s: %w", file, err)
+	}
+	d, err := parseDump(text)
+	if err != nil {
+		return nil, advise("Write one on the instance with: ec2netctl dump-metadata > FILE", "%s is no metadata dump: %w", file, err)
+	}
+	return d, nil
+}
+
+func parseDump(text []byte) (*dump, error) {
+	var d dump
+	if err := json.Unmarshal(text, &d); err != nil {
+		return nil, err
+	}
+	if len(d.Keys) == 0 {
+		return nil, errors.New("it has no keys")
+	}
+	for i, l := range d.Links {
+		mac, err := metadata.ParseMAC(l.MAC)
+		if err == nil {
+			err = checkLink(l.Name, l.Driver, l.LinkFile)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("link %d: %w", i+1, err)
+		}
+		d.Links[i].MAC = mac
+	}
+	return &d, nil
+}
