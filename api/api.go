@@ -67,6 +67,11 @@ type Agent interface {
 // know no null for a list. s itself is not changed.
 func NonNil(s *state.State) *state.State {
 	c := *s
+	c.Conflicts = make([]state.Conflict, len(s.Conflicts))
+	for i, e := range s.Conflicts {
+		orEmpty(&e.Evidence)
+		c.Conflicts[i] = e
+	}
 	c.Interfaces = make([]state.Interface, len(s.Interfaces))
 	for i, e := range s.Interfaces {
 		for _, list := range []*[]string{

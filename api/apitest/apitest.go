@@ -97,7 +97,11 @@ func State() *state.State {
 			Requests:    42,
 			Errors:      1,
 		},
-		Networkd:   state.Networkd{Running: true, Version: "257.13-1~deb13u1", Reloads: 3},
+		Networkd: state.Networkd{Running: true, Version: "257.13-1~deb13u1", Reloads: 3},
+		Conflicts: []state.Conflict{{
+			Name: "NetworkManager", Evidence: []string{"NetworkManager.service is active", "it manages ens6"},
+			Advice: "have networkd alone configure the ENIs: systemctl disable --now NetworkManager.service",
+		}},
 		LastChange: at.Add(-90 * time.Minute),
 		Interfaces: []state.Interface{
 			{

@@ -32,8 +32,8 @@ func interfaceProperties(e *state.Interface) properties {
 }
 
 // add adds a property for each field of a struct: the JSON name with a capital first
-// letter, prefixed by that of the structs around it. Lists of structs are left out:
-// they are objects. That it is done by reflection is what keeps the names of D-Bus
+// letter, prefixed by that of the structs around it. Lists of interfaces are left
+// out: they are objects. That it is done by reflection is what keeps the names of D-Bus
 // and JSON the same; the tests hold the result to the XML.
 func (p properties) add(prefix string, v reflect.Value) {
 	for i := range v.NumField() {
@@ -48,9 +48,11 @@ func (p properties) add(prefix string, v reflect.Value) {
 			}
 			p[name] = dbus.MakeVariant(usec)
 		case []string:
-			list := make([]string, len(value))
-			for i, s := range value {
-				list[i] = text(s)
+			p[name] = dbus.MakeVariant(texts(value))
+		case []state.Conflict:
+			list := make([]conflict, len(value))
+			for i, c := range value {
+				list[i] = conflict{text(c.Name), texts(c.Evidence), text(c.Advice)}
 			}
 			p[name] = dbus.MakeVariant(list)
 		case []state.Interface:
@@ -75,6 +77,21 @@ func (p properties) add(prefix string, v reflect.Value) {
 // connection of a sender of anything else. Link names and errors may have any byte.
 func text(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+func texts(all []string) []string {
+	list := make([]string, len(all))
+	for i, s := range all {
+		list[i] = text(s)
+	}
+	return list
+}
+
+// conflict is a [state.Conflict] as D-Bus has it.
+type conflict struct {
+	Name     string
+	Evidence []string
+	Advice   string
 }
 
 // changed returns the properties of now that before has not, or has otherwise, but

@@ -60,6 +60,16 @@ type Networkd struct {
 	LastError string `json:"lastError"`
 }
 
+// Other software that configures ENIs too, or will at the next boot.
+// name: NetworkManager, nm-cloud-setup, cloud-init or amazon-ec2-net-utils.
+// evidence: the units and files by which it is recognised, in words.
+// advice: what to do about it, in words.
+type Conflict struct {
+	Name     string   `json:"name"`
+	Evidence []string `json:"evidence"`
+	Advice   string   `json:"advice"`
+}
+
 // One ENI.
 // eniId: eni-…, empty until the metadata tells it.
 // mac: lower case with colons; always there.
@@ -194,7 +204,9 @@ func Dispatch_Error(err error) error {
 
 // Everything at one moment.
 // version: of the daemon.
-// reason: words for people; empty when configured, unless the configuration has mistakes.
+// reason: words for people; empty when configured, unless the configuration has mistakes
+// or there are conflicts.
+// conflicts: other software that configures ENIs too.
 // instanceId: i-…, empty until the metadata tells it.
 // interfaces: the primary ENI first, then by network card and device index.
 // lastChange: when the daemon last changed a file.
@@ -202,21 +214,21 @@ type Describe_methods struct{}
 
 func Describe() Describe_methods { return Describe_methods{} }
 
-func (m Describe_methods) Call(ctx context.Context, c *varlink.Connection) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, interfaces_out_ []Interface, lastChange_out_ *string, err_ error) {
+func (m Describe_methods) Call(ctx context.Context, c *varlink.Connection) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, conflicts_out_ []Conflict, interfaces_out_ []Interface, lastChange_out_ *string, err_ error) {
 	receive, err_ := m.Send(ctx, c, 0)
 	if err_ != nil {
 		return
 	}
-	version_out_, state_out_, reason_out_, instanceId_out_, metadata_out_, networkd_out_, interfaces_out_, lastChange_out_, _, err_ = receive(ctx)
+	version_out_, state_out_, reason_out_, instanceId_out_, metadata_out_, networkd_out_, conflicts_out_, interfaces_out_, lastChange_out_, _, err_ = receive(ctx)
 	return
 }
 
-func (m Describe_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64) (func(ctx context.Context) (string, ManagerState, string, string, Metadata, Networkd, []Interface, *string, uint64, error), error) {
+func (m Describe_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64) (func(ctx context.Context) (string, ManagerState, string, string, Metadata, Networkd, []Conflict, []Interface, *string, uint64, error), error) {
 	receive, err := c.Send(ctx, "org.ec2netd.Network.Describe", nil, flags)
 	if err != nil {
 		return nil, err
 	}
-	return func(context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, err error) {
+	return func(context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, conflicts_out_ []Conflict, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, err error) {
 		var out struct {
 			Version    string       `json:"version"`
 			State      ManagerState `json:"state"`
@@ -224,6 +236,7 @@ func (m Describe_methods) Send(ctx context.Context, c *varlink.Connection, flags
 			InstanceId string       `json:"instanceId"`
 			Metadata   Metadata     `json:"metadata"`
 			Networkd   Networkd     `json:"networkd"`
+			Conflicts  []Conflict   `json:"conflicts"`
 			Interfaces []Interface  `json:"interfaces"`
 			LastChange *string      `json:"lastChange,omitempty"`
 		}
@@ -238,18 +251,19 @@ func (m Describe_methods) Send(ctx context.Context, c *varlink.Connection, flags
 		instanceId_out_ = out.InstanceId
 		metadata_out_ = out.Metadata
 		networkd_out_ = out.Networkd
+		conflicts_out_ = []Conflict(out.Conflicts)
 		interfaces_out_ = []Interface(out.Interfaces)
 		lastChange_out_ = out.LastChange
 		return
 	}, nil
 }
 
-func (m Describe_methods) Upgrade(ctx context.Context, c *varlink.Connection) (func(ctx context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
+func (m Describe_methods) Upgrade(ctx context.Context, c *varlink.Connection) (func(ctx context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, conflicts_out_ []Conflict, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
 	receive, err := c.Upgrade(ctx, "org.ec2netd.Network.Describe", nil)
 	if err != nil {
 		return nil, err
 	}
-	return func(context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, conn varlink.ReadWriterContext, err error) {
+	return func(context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, conflicts_out_ []Conflict, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, conn varlink.ReadWriterContext, err error) {
 		var out struct {
 			Version    string       `json:"version"`
 			State      ManagerState `json:"state"`
@@ -257,6 +271,7 @@ func (m Describe_methods) Upgrade(ctx context.Context, c *varlink.Connection) (f
 			InstanceId string       `json:"instanceId"`
 			Metadata   Metadata     `json:"metadata"`
 			Networkd   Networkd     `json:"networkd"`
+			Conflicts  []Conflict   `json:"conflicts"`
 			Interfaces []Interface  `json:"interfaces"`
 			LastChange *string      `json:"lastChange,omitempty"`
 		}
@@ -271,6 +286,7 @@ func (m Describe_methods) Upgrade(ctx context.Context, c *varlink.Connection) (f
 		instanceId_out_ = out.InstanceId
 		metadata_out_ = out.Metadata
 		networkd_out_ = out.Networkd
+		conflicts_out_ = []Conflict(out.Conflicts)
 		interfaces_out_ = []Interface(out.Interfaces)
 		lastChange_out_ = out.LastChange
 		return
@@ -431,21 +447,21 @@ type Monitor_methods struct{}
 
 func Monitor() Monitor_methods { return Monitor_methods{} }
 
-func (m Monitor_methods) Call(ctx context.Context, c *varlink.Connection) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, interfaces_out_ []Interface, lastChange_out_ *string, err_ error) {
+func (m Monitor_methods) Call(ctx context.Context, c *varlink.Connection) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, conflicts_out_ []Conflict, interfaces_out_ []Interface, lastChange_out_ *string, err_ error) {
 	receive, err_ := m.Send(ctx, c, 0)
 	if err_ != nil {
 		return
 	}
-	version_out_, state_out_, reason_out_, instanceId_out_, metadata_out_, networkd_out_, interfaces_out_, lastChange_out_, _, err_ = receive(ctx)
+	version_out_, state_out_, reason_out_, instanceId_out_, metadata_out_, networkd_out_, conflicts_out_, interfaces_out_, lastChange_out_, _, err_ = receive(ctx)
 	return
 }
 
-func (m Monitor_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64) (func(ctx context.Context) (string, ManagerState, string, string, Metadata, Networkd, []Interface, *string, uint64, error), error) {
+func (m Monitor_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64) (func(ctx context.Context) (string, ManagerState, string, string, Metadata, Networkd, []Conflict, []Interface, *string, uint64, error), error) {
 	receive, err := c.Send(ctx, "org.ec2netd.Network.Monitor", nil, flags)
 	if err != nil {
 		return nil, err
 	}
-	return func(context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, err error) {
+	return func(context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, conflicts_out_ []Conflict, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, err error) {
 		var out struct {
 			Version    string       `json:"version"`
 			State      ManagerState `json:"state"`
@@ -453,6 +469,7 @@ func (m Monitor_methods) Send(ctx context.Context, c *varlink.Connection, flags 
 			InstanceId string       `json:"instanceId"`
 			Metadata   Metadata     `json:"metadata"`
 			Networkd   Networkd     `json:"networkd"`
+			Conflicts  []Conflict   `json:"conflicts"`
 			Interfaces []Interface  `json:"interfaces"`
 			LastChange *string      `json:"lastChange,omitempty"`
 		}
@@ -467,18 +484,19 @@ func (m Monitor_methods) Send(ctx context.Context, c *varlink.Connection, flags 
 		instanceId_out_ = out.InstanceId
 		metadata_out_ = out.Metadata
 		networkd_out_ = out.Networkd
+		conflicts_out_ = []Conflict(out.Conflicts)
 		interfaces_out_ = []Interface(out.Interfaces)
 		lastChange_out_ = out.LastChange
 		return
 	}, nil
 }
 
-func (m Monitor_methods) Upgrade(ctx context.Context, c *varlink.Connection) (func(ctx context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
+func (m Monitor_methods) Upgrade(ctx context.Context, c *varlink.Connection) (func(ctx context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, conflicts_out_ []Conflict, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
 	receive, err := c.Upgrade(ctx, "org.ec2netd.Network.Monitor", nil)
 	if err != nil {
 		return nil, err
 	}
-	return func(context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, conn varlink.ReadWriterContext, err error) {
+	return func(context.Context) (version_out_ string, state_out_ ManagerState, reason_out_ string, instanceId_out_ string, metadata_out_ Metadata, networkd_out_ Networkd, conflicts_out_ []Conflict, interfaces_out_ []Interface, lastChange_out_ *string, flags uint64, conn varlink.ReadWriterContext, err error) {
 		var out struct {
 			Version    string       `json:"version"`
 			State      ManagerState `json:"state"`
@@ -486,6 +504,7 @@ func (m Monitor_methods) Upgrade(ctx context.Context, c *varlink.Connection) (fu
 			InstanceId string       `json:"instanceId"`
 			Metadata   Metadata     `json:"metadata"`
 			Networkd   Networkd     `json:"networkd"`
+			Conflicts  []Conflict   `json:"conflicts"`
 			Interfaces []Interface  `json:"interfaces"`
 			LastChange *string      `json:"lastChange,omitempty"`
 		}
@@ -500,6 +519,7 @@ func (m Monitor_methods) Upgrade(ctx context.Context, c *varlink.Connection) (fu
 		instanceId_out_ = out.InstanceId
 		metadata_out_ = out.Metadata
 		networkd_out_ = out.Networkd
+		conflicts_out_ = []Conflict(out.Conflicts)
 		interfaces_out_ = []Interface(out.Interfaces)
 		lastChange_out_ = out.LastChange
 		return
@@ -544,7 +564,7 @@ func (c *VarlinkCall) ReplyRefreshFailed(ctx context.Context, reason_ string) er
 
 // Generated reply methods for all varlink methods
 
-func (c *VarlinkCall) ReplyDescribe(ctx context.Context, version_ string, state_ ManagerState, reason_ string, instanceId_ string, metadata_ Metadata, networkd_ Networkd, interfaces_ []Interface, lastChange_ *string) error {
+func (c *VarlinkCall) ReplyDescribe(ctx context.Context, version_ string, state_ ManagerState, reason_ string, instanceId_ string, metadata_ Metadata, networkd_ Networkd, conflicts_ []Conflict, interfaces_ []Interface, lastChange_ *string) error {
 	var out struct {
 		Version    string       `json:"version"`
 		State      ManagerState `json:"state"`
@@ -552,6 +572,7 @@ func (c *VarlinkCall) ReplyDescribe(ctx context.Context, version_ string, state_
 		InstanceId string       `json:"instanceId"`
 		Metadata   Metadata     `json:"metadata"`
 		Networkd   Networkd     `json:"networkd"`
+		Conflicts  []Conflict   `json:"conflicts"`
 		Interfaces []Interface  `json:"interfaces"`
 		LastChange *string      `json:"lastChange,omitempty"`
 	}
@@ -561,6 +582,7 @@ func (c *VarlinkCall) ReplyDescribe(ctx context.Context, version_ string, state_
 	out.InstanceId = instanceId_
 	out.Metadata = metadata_
 	out.Networkd = networkd_
+	out.Conflicts = []Conflict(conflicts_)
 	out.Interfaces = []Interface(interfaces_)
 	out.LastChange = lastChange_
 	return c.Reply(ctx, &out)
@@ -590,7 +612,7 @@ func (c *VarlinkCall) ReplyRefresh(ctx context.Context, filesWritten_ []string, 
 	return c.Reply(ctx, &out)
 }
 
-func (c *VarlinkCall) ReplyMonitor(ctx context.Context, version_ string, state_ ManagerState, reason_ string, instanceId_ string, metadata_ Metadata, networkd_ Networkd, interfaces_ []Interface, lastChange_ *string) error {
+func (c *VarlinkCall) ReplyMonitor(ctx context.Context, version_ string, state_ ManagerState, reason_ string, instanceId_ string, metadata_ Metadata, networkd_ Networkd, conflicts_ []Conflict, interfaces_ []Interface, lastChange_ *string) error {
 	var out struct {
 		Version    string       `json:"version"`
 		State      ManagerState `json:"state"`
@@ -598,6 +620,7 @@ func (c *VarlinkCall) ReplyMonitor(ctx context.Context, version_ string, state_ 
 		InstanceId string       `json:"instanceId"`
 		Metadata   Metadata     `json:"metadata"`
 		Networkd   Networkd     `json:"networkd"`
+		Conflicts  []Conflict   `json:"conflicts"`
 		Interfaces []Interface  `json:"interfaces"`
 		LastChange *string      `json:"lastChange,omitempty"`
 	}
@@ -607,6 +630,7 @@ func (c *VarlinkCall) ReplyMonitor(ctx context.Context, version_ string, state_ 
 	out.InstanceId = instanceId_
 	out.Metadata = metadata_
 	out.Networkd = networkd_
+	out.Conflicts = []Conflict(conflicts_)
 	out.Interfaces = []Interface(interfaces_)
 	out.LastChange = lastChange_
 	return c.Reply(ctx, &out)
@@ -616,7 +640,9 @@ func (c *VarlinkCall) ReplyMonitor(ctx context.Context, version_ string, state_ 
 
 // Everything at one moment.
 // version: of the daemon.
-// reason: words for people; empty when configured, unless the configuration has mistakes.
+// reason: words for people; empty when configured, unless the configuration has mistakes
+// or there are conflicts.
+// conflicts: other software that configures ENIs too.
 // instanceId: i-…, empty until the metadata tells it.
 // interfaces: the primary ENI first, then by network card and device index.
 // lastChange: when the daemon last changed a file.
@@ -760,6 +786,16 @@ type Networkd (
   lastError: string
 )
 
+# Other software that configures ENIs too, or will at the next boot.
+# name: NetworkManager, nm-cloud-setup, cloud-init or amazon-ec2-net-utils.
+# evidence: the units and files by which it is recognised, in words.
+# advice: what to do about it, in words.
+type Conflict (
+  name: string,
+  evidence: []string,
+  advice: string
+)
+
 # One ENI.
 # eniId: eni-…, empty until the metadata tells it.
 # mac: lower case with colons; always there.
@@ -818,7 +854,9 @@ type InterfaceChange (
 
 # Everything at one moment.
 # version: of the daemon.
-# reason: words for people; empty when configured, unless the configuration has mistakes.
+# reason: words for people; empty when configured, unless the configuration has mistakes
+# or there are conflicts.
+# conflicts: other software that configures ENIs too.
 # instanceId: i-…, empty until the metadata tells it.
 # interfaces: the primary ENI first, then by network card and device index.
 # lastChange: when the daemon last changed a file.
@@ -829,6 +867,7 @@ method Describe() -> (
   instanceId: string,
   metadata: Metadata,
   networkd: Networkd,
+  conflicts: []Conflict,
   interfaces: []Interface,
   lastChange: ?string
 )
@@ -866,6 +905,7 @@ method Monitor() -> (
   instanceId: string,
   metadata: Metadata,
   networkd: Networkd,
+  conflicts: []Conflict,
   interfaces: []Interface,
   lastChange: ?string
 )

@@ -121,6 +121,15 @@ func (c *ctl) summary(s *state.State) string {
 		{"Metadata", lines([]string{metadata, s.Metadata.LastError})},
 		{"systemd-networkd", lines([]string{networkd, s.Networkd.LastError})},
 	}
+	for i, conflict := range s.Conflicts {
+		name := ""
+		if i == 0 {
+			name = "Conflicts"
+		}
+		fields = append(fields, field{name, lines([]string{
+			conflict.Name + ": " + strings.Join(conflict.Evidence, ", "), "→ " + conflict.Advice,
+		}).in(yellow)})
+	}
 	if !s.LastChange.IsZero() {
 		fields = append(fields, field{"Last change", text(c.moment(s.LastChange))})
 	}

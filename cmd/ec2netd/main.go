@@ -25,6 +25,7 @@ import (
 	"ec2netd/api/varlinkserver"
 	"ec2netd/service/agent"
 	"ec2netd/service/config"
+	"ec2netd/service/conflict"
 	"ec2netd/service/journal"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
@@ -139,6 +140,7 @@ func serve(ctx context.Context, log *slog.Logger) error {
 		Networkd:     bus,
 		Udev:         &udev.Udev{},
 		Store:        &store.Store{},
+		Others:       &conflict.Looker{Units: bus.ActiveUnits},
 		Log:          log,
 		Events:       []<-chan struct{}{watcher.Changed(), bus.Changed()},
 		Endpoint:     settings.Endpoint,

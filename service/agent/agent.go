@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"ec2netd/service/config"
+	"ec2netd/service/conflict"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
@@ -71,6 +72,11 @@ type Store interface {
 	Stamp(files ...string) string
 }
 
+// Others looks for other software that configures ENIs.
+type Others interface {
+	Look(ctx context.Context, links []conflict.Link) conflict.Facts
+}
+
 // Options of an [Agent]. All fields without a remark are needed.
 type Options struct {
 	Version  string
@@ -80,6 +86,9 @@ type Options struct {
 	Udev     Udev
 	Store    Store
 	Log      *slog.Logger
+	// Others is looked at when the daemon or networkd starts and at each refresh; nil
+	// for not at all.
+	Others Others
 
 	// Events ask for a pass each time something can be received.
 	Events []<-chan struct{}
@@ -186,6 +195,9 @@ type Agent struct {
 	instanceErr error
 	storeErr    string
 	refused     map[string]string
+	// conflicts are those found last; othersDue: they must be looked for.
+	conflicts []state.Conflict
+	othersDue bool
 	// baseStamp changes when the base unit or one of its drop-ins does.
 	baseStamp string
 
@@ -264,9 +276,11 @@ func New(options Options) *Agent {
 		bell:     make(chan struct{}, 1),
 		targets:  make(map[string]*target),
 		links:    make(map[int]*link),
-		said:     make(map[string]string),
+		// As the state tells it: a list, not null.
+		conflicts: []state.Conflict{},
+		said:      make(map[string]string),
 	}
-	a.current.Store(&state.State{Version: options.Version, State: state.Starting, Interfaces: []state.Interface{}})
+	a.current.Store(&state.State{Version: options.Version, State: state.Starting, Conflicts: []state.Conflict{}, Interfaces: []state.Interface{}})
 	return a
 }
 
@@ -295,7 +309,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.load()
 	// Files that an earlier run wrote may not have been read. A reload in which no
 	// file changed touches no link (facts.md 1).
-	a.reloadDue = true
+	a.reloadDue, a.othersDue = true, true
 	if owner, err := a.Networkd.Owner(ctx); err == nil {
 		a.networkdUp = owner != ""
 	}

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ec2netd/service/conflict"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
@@ -726,6 +727,55 @@ func TestOldMetric(t *testing.T) {
 }
 
 // H1: watchers see the latest state, and a slow one holds up nobody.
+// F5: a conflict is in the state from the next look on, and is one line in the log.
+func TestConflict(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Second)
+		if s := a.State(); len(s.Conflicts) > 0 || s.Reason != "" {
+			t.Errorf("%+v", s)
+		}
+		w.set(func() { w.others = conflict.Facts{Active: []string{"NetworkManager.service"}} })
+		settle(5 * time.Minute)
+		if s := a.State(); len(s.Conflicts) != 1 || s.Conflicts[0].Name != conflict.NetworkManager || s.State != state.Configured ||
+			s.Reason != "in conflict with NetworkManager: NetworkManager.service is active" {
+			t.Errorf("%+v", s)
+		}
+		if said := w.logged("with=NetworkManager"); len(said) != 1 || !strings.Contains(said[0], "systemctl disable") {
+			t.Errorf("said: %q", said)
+		}
+		w.set(func() { w.others = conflict.Facts{} })
+		if _, err := a.Refresh(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		if s := a.State(); len(s.Conflicts) > 0 || s.Reason != "" || len(w.logged("with=NetworkManager")) != 2 {
+			t.Errorf("%+v", s)
+		}
+		// Events of the kernel are no reason to look.
+		looked := w.looked
+		w.ring()
+		settle(time.Second)
+		if w.looked != looked {
+			t.Errorf("looked %d times", w.looked-looked)
+		}
+	})
+}
+
+// logged are the lines of the log with something in them.
+func (w *world) logged(what string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var found []string
+	for _, line := range w.log {
+		if strings.Contains(line, what) {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
 func TestWatch(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")

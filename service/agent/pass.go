@@ -37,6 +37,7 @@ func (a *Agent) pass(ctx context.Context) {
 		a.decide()
 	}
 	a.repair(ctx)
+	a.lookAtOthers(ctx)
 	a.publish(ctx, a.verify())
 }
 
@@ -271,7 +272,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	a.networkdWhy, a.busDelay = "", 0
 	if owner != a.owner {
 		// Another networkd: it configures all links, which takes its time.
-		a.owner = owner
+		a.owner, a.othersDue = owner, true
 		for _, l := range a.links {
 			l.since = now
 		}

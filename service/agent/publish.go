@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"ec2netd/service/state"
@@ -58,6 +59,7 @@ func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
 		Networkd: state.Networkd{
 			Running: a.networkdUp, Version: a.versionOf(ctx), Reloads: a.reloads, LastError: a.networkdErr,
 		},
+		Conflicts:  a.conflicts,
 		Interfaces: interfaces,
 		LastChange: a.lastChange,
 	}
@@ -110,6 +112,9 @@ func (a *Agent) overall(interfaces []state.Interface) (state.Manager, string) {
 	if len(a.Problems) > 0 {
 		return state.Configured, "the configuration has mistakes: " + a.Problems[0]
 	}
+	if len(a.conflicts) > 0 {
+		return state.Configured, fmt.Sprintf("in conflict with %s: %s", a.conflicts[0].Name, strings.Join(a.conflicts[0].Evidence, ", "))
+	}
 	return state.Configured, ""
 }
 
@@ -153,7 +158,7 @@ func (a *Agent) Refresh(ctx context.Context, wait bool) (*state.Changes, error) 
 func (a *Agent) begin(r *request) {
 	now := time.Now()
 	r.began, r.deadline, r.before = now, now.Add(waitTime), a.State()
-	a.waiting = append(a.waiting, r)
+	a.waiting, a.othersDue = append(a.waiting, r), true
 	a.hurry(now)
 	for _, l := range a.links {
 		switch l.state {

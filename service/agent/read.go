@@ -175,7 +175,7 @@ func (a *Agent) hurry(now time.Time) {
 
 // refresh has everything but the metadata looked at, which has its own schedule.
 func (a *Agent) refresh(now time.Time) {
-	a.nextRefresh = now.Add(jitter(a.RefreshEvery))
+	a.nextRefresh, a.othersDue = now.Add(jitter(a.RefreshEvery)), true
 	a.ask(0)
 	if a.reading == 0 {
 		a.Metadata.CloseIdle()

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ec2netd/service/config"
+	"ec2netd/service/conflict"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
@@ -57,6 +58,9 @@ type world struct {
 	// .link files of udevd.
 	uses    map[int]networkd.LinkState
 	applied map[int]string
+	// others is what else is found on the instance, looked how often it was looked for.
+	others conflict.Facts
+	looked int
 	// noAltnames: udevd adds none to a link, by its name.
 	noAltnames map[string]bool
 
@@ -307,6 +311,13 @@ func (w *world) Link(index int) networkd.LinkState {
 	}
 	return s
 }
+func (w *world) Look(context.Context, []conflict.Link) conflict.Facts {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.looked++
+	return w.others
+}
+
 func (w *world) Version(context.Context) string { return "257" }
 func (w *world) WhyNotRunning(context.Context) (string, bool) {
 	return "systemd-networkd is masked", false
@@ -346,7 +357,7 @@ func (d devices) Apply(_ context.Context, names []string) error {
 func (w *world) start(t *testing.T) (*Agent, func()) {
 	t.Helper()
 	a := New(Options{
-		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store,
+		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
 		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"), Sections: w.sections,
 	})

@@ -241,6 +241,27 @@ func (c *Client) Version(ctx context.Context) string {
 	return known
 }
 
+// ActiveUnits returns the names of systemd's units that patterns match and that are
+// active or on the way there.
+func (c *Client) ActiveUnits(ctx context.Context, patterns []string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := c.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var units []systemd.UnitStatus
+	if err := conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1").CallWithContext(ctx,
+		"org.freedesktop.systemd1.Manager.ListUnitsByPatterns", 0, []string{"active", "activating", "reloading"}, patterns).Store(&units); err != nil {
+		return nil, fmt.Errorf("asking systemd for units: %w", err)
+	}
+	names := make([]string, 0, len(units))
+	for _, unit := range units {
+		names = append(names, unit.Name)
+	}
+	return names, nil
+}
+
 // WhyNotRunning says in words why networkd is not on the bus, and what to do.
 // lasting tells whether waiting is no help: it is masked, not installed or failed.
 func (c *Client) WhyNotRunning(ctx context.Context) (reason string, lasting bool) {

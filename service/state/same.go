@@ -13,6 +13,7 @@ func (s *State) Same(o *State) bool {
 	return s.Version == o.Version && s.State == o.State && s.Reason == o.Reason &&
 		s.InstanceID == o.InstanceID && s.LastChange.Equal(o.LastChange) &&
 		s.Metadata.quiet() == o.Metadata.quiet() && s.Networkd == o.Networkd &&
+		slices.EqualFunc(s.Conflicts, o.Conflicts, Conflict.same) &&
 		slices.EqualFunc(s.Interfaces, o.Interfaces, Interface.same)
 }
 
@@ -20,6 +21,10 @@ func (s *State) Same(o *State) bool {
 func (m Metadata) quiet() Metadata {
 	m.LastSuccess, m.Requests, m.Errors = time.Time{}, 0, 0
 	return m
+}
+
+func (c Conflict) same(o Conflict) bool {
+	return c.Name == o.Name && c.Advice == o.Advice && slices.Equal(c.Evidence, o.Evidence)
 }
 
 func (i Interface) same(o Interface) bool {

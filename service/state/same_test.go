@@ -7,7 +7,7 @@ import (
 )
 
 func sample() *State {
-	return &State{State: Configured, Interfaces: []Interface{{Name: "ens5", Addresses: []string{"10.0.1.7"}}, {Name: "ens6"}}}
+	return &State{State: Configured, Conflicts: []Conflict{{Name: "NetworkManager"}}, Interfaces: []Interface{{Name: "ens5", Addresses: []string{"10.0.1.7"}}, {Name: "ens6"}}}
 }
 
 // TestSame touches each field in turn, so that none is forgotten when the model
@@ -60,5 +60,6 @@ func TestSame(t *testing.T) {
 		}
 	}
 	try("", func(s *State) reflect.Value { return reflect.ValueOf(s).Elem() })
+	try("Conflict.", func(s *State) reflect.Value { return reflect.ValueOf(&s.Conflicts[0]).Elem() })
 	try("Interface.", func(s *State) reflect.Value { return reflect.ValueOf(&s.Interfaces[1]).Elem() })
 }

@@ -57,7 +57,7 @@ type State struct {
 	// Version of the daemon, as ec2netd --version prints it.
 	Version string `json:"version"`
 	// State of the daemon and Reason in words; Reason is empty when configured, unless
-	// the configuration has mistakes.
+	// the configuration has mistakes or there are Conflicts.
 	State  Manager `json:"state"`
 	Reason string  `json:"reason"`
 	// InstanceID (i-…), empty until the metadata told it.
@@ -65,6 +65,8 @@ type State struct {
 	// Metadata, Networkd: the two that the daemon works between.
 	Metadata Metadata `json:"metadata"`
 	Networkd Networkd `json:"networkd"`
+	// Conflicts: other software that configures ENIs too.
+	Conflicts []Conflict `json:"conflicts"`
 	// Interfaces: the primary first, then by network card and device index, then
 	// by name.
 	Interfaces []Interface `json:"interfaces"`
@@ -96,6 +98,17 @@ type Networkd struct {
 	Reloads uint64 `json:"reloads"`
 	// LastError of the last call to networkd, or empty.
 	LastError string `json:"lastError"`
+}
+
+// Conflict is other software that configures ENIs too, or will at the next boot.
+type Conflict struct {
+	// Name of the software: "NetworkManager", "nm-cloud-setup", "cloud-init" or
+	// "amazon-ec2-net-utils".
+	Name string `json:"name"`
+	// Evidence: by which units and files it is recognised, in words.
+	Evidence []string `json:"evidence"`
+	// Advice is what to do about it, in words.
+	Advice string `json:"advice"`
 }
 
 // Interface is one ENI of the instance.

@@ -1,0 +1,115 @@
+// Package conflict recognises other software that configures ENIs too (F5): from facts
+// that are cheap to come by it says what is in the way, how that is known, and what to
+// do. It changes nothing, and starts no process.
+package conflict
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"ec2netd/service/state"
+)
+
+// Names of what is recognised, [state.Conflict.Name].
+const (
+	NetworkManager = "NetworkManager"
+	NMCloudSetup   = "nm-cloud-setup"
+	CloudInit      = "cloud-init"
+	OldPackage     = "amazon-ec2-net-utils"
+)
+
+// The units of them.
+const (
+	managerUnit  = "NetworkManager.service"
+	setupService = "nm-cloud-setup.service"
+	setupTimer   = "nm-cloud-setup.timer"
+)
+
+// Patterns of the units whose being active is a fact.
+var Patterns = []string{
+	managerUnit, setupService, setupTimer,
+	"policy-routes@*.service", "refresh-policy-routes@*.timer", "refresh-policy-routes@*.service",
+	"ec2net-ifup@*.service", "ec2net-scan.service",
+}
+
+// Facts are what was found on the instance.
+type Facts struct {
+	// Active are the units that Patterns match and that are active or on the way there.
+	Active []string
+	// Enabled are those of NetworkManager and nm-cloud-setup that the next boot starts.
+	Enabled []string
+	// Managed tells of each ENI that NetworkManager has told something of, by name,
+	// whether it manages it. Links are the names of all ENIs.
+	Managed map[string]bool
+	Links   []string
+	// PolicyRouting are the files in which cloud-init has policy rules for an ENI.
+	PolicyRouting []string
+	// OldFiles are those of amazon-ec2-net-utils, or of ec2-net-utils before it: its udev
+	// rules in force, its own directory, and what it has written for ENIs.
+	OldFiles []string
+}
+
+// Find tells what conflicts. It is a pure function.
+func Find(f Facts) []state.Conflict {
+	conflicts := []state.Conflict{}
+	add := func(name string, evidence []string, advice string) {
+		if len(evidence) > 0 {
+			conflicts = append(conflicts, state.Conflict{Name: name, Evidence: evidence, Advice: advice})
+		}
+	}
+	add(NetworkManager, f.manager(),
+		"have networkd alone configure the ENIs: systemctl disable --now NetworkManager.service; or, to keep NetworkManager for other links, "+
+			"unmanaged-devices=driver:ena in the section [keyfile] of a file in /etc/NetworkManager/conf.d, and systemctl reload NetworkManager.service")
+	add(NMCloudSetup, f.units("nm-cloud-setup."),
+		"systemctl disable --now nm-cloud-setup.timer nm-cloud-setup.service: ec2netd does what it is for")
+	add(CloudInit, f.PolicyRouting,
+		"have cloud-init leave the network alone: network: {config: disabled} in /etc/cloud/cloud.cfg.d/99-disable-network-config.cfg; "+
+			"then remove what the evidence names and reboot")
+	old := slices.Clone(f.OldFiles)
+	for _, unit := range f.Active {
+		if strings.HasPrefix(unit, "policy-routes@") || strings.HasPrefix(unit, "refresh-policy-routes@") || strings.HasPrefix(unit, "ec2net-") {
+			old = append(old, unit+" is active")
+		}
+	}
+	add(OldPackage, old, "remove the package (ec2netd takes its place) and reboot: "+
+		"dnf remove amazon-ec2-net-utils, apt-get purge amazon-ec2-net-utils, or yum remove ec2-net-utils")
+	return conflicts
+}
+
+// manager is the evidence against NetworkManager: none if it runs and leaves every ENI
+// alone.
+func (f *Facts) manager() []string {
+	evidence := f.units(managerUnit)
+	if !slices.Contains(f.Active, managerUnit) {
+		return evidence
+	}
+	left := len(f.Links) > 0
+	for _, link := range f.Links {
+		managed, told := f.Managed[link]
+		left = left && told && !managed
+		if managed {
+			evidence = append(evidence, "it manages "+link)
+		}
+	}
+	if left {
+		return nil
+	}
+	return evidence
+}
+
+// units says which units with a prefix are active or enabled.
+func (f *Facts) units(prefix string) []string {
+	var evidence []string
+	for _, unit := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(f.Active, f.Enabled)))) {
+		if !strings.HasPrefix(unit, prefix) {
+			continue
+		}
+		how := "enabled, though it does not run now"
+		if slices.Contains(f.Active, unit) {
+			how = "active"
+		}
+		evidence = append(evidence, fmt.Sprintf("%s is %s", unit, how))
+	}
+	return evidence
+}

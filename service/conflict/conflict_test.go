@@ -1,0 +1,156 @@
+package conflict_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ec2netd/service/conflict"
+)
+
+// F5: what is a conflict, and what is none.
+func TestFind(t *testing.T) {
+	for name, c := range map[string]struct {
+		facts conflict.Facts
+		// want is the evidence by name.
+		want map[string][]string
+	}{
+		"nothing": {},
+		"NetworkManager runs, and has said nothing of an ENI": {
+			conflict.Facts{Active: []string{"NetworkManager.service"}, Links: []string{"ens5"}},
+			map[string][]string{conflict.NetworkManager: {"NetworkManager.service is active"}},
+		},
+		"NetworkManager manages an ENI": {
+			conflict.Facts{
+				Active: []string{"NetworkManager.service"}, Enabled: []string{"NetworkManager.service"},
+				Links: []string{"ens5", "ens6"}, Managed: map[string]bool{"ens5": false, "ens6": true},
+			},
+			map[string][]string{conflict.NetworkManager: {"NetworkManager.service is active", "it manages ens6"}},
+		},
+		"NetworkManager has said nothing of one of the ENIs": {
+			conflict.Facts{Active: []string{"NetworkManager.service"}, Links: []string{"ens5", "ens6"}, Managed: map[string]bool{"ens5": false}},
+			map[string][]string{conflict.NetworkManager: {"NetworkManager.service is active"}},
+		},
+		"NetworkManager leaves the ENIs alone": {
+			facts: conflict.Facts{
+				Active: []string{"NetworkManager.service"}, Enabled: []string{"NetworkManager.service"},
+				Links: []string{"ens5"}, Managed: map[string]bool{"ens5": false},
+			},
+		},
+		"NetworkManager will run": {
+			conflict.Facts{Enabled: []string{"NetworkManager.service"}, Links: []string{"ens5"}, Managed: map[string]bool{"ens5": false}},
+			map[string][]string{conflict.NetworkManager: {"NetworkManager.service is enabled, though it does not run now"}},
+		},
+		"nm-cloud-setup": {
+			conflict.Facts{Active: []string{"nm-cloud-setup.timer"}, Enabled: []string{"nm-cloud-setup.timer", "nm-cloud-setup.service"}},
+			map[string][]string{conflict.NMCloudSetup: {"nm-cloud-setup.service is enabled, though it does not run now", "nm-cloud-setup.timer is active"}},
+		},
+		"cloud-init": {
+			conflict.Facts{PolicyRouting: []string{"/etc/netplan/50-cloud-init.yaml"}},
+			map[string][]string{conflict.CloudInit: {"/etc/netplan/50-cloud-init.yaml"}},
+		},
+		"the shell package": {
+			conflict.Facts{Active: []string{"policy-routes@ens5.service"}, OldFiles: []string{"/usr/share/amazon-ec2-net-utils"}},
+			map[string][]string{conflict.OldPackage: {"/usr/share/amazon-ec2-net-utils", "policy-routes@ens5.service is active"}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := map[string][]string{}
+			for _, c := range conflict.Find(c.facts) {
+				got[c.Name] = c.Evidence
+				if c.Advice == "" {
+					t.Errorf("%s: nothing says what to do", c.Name)
+				}
+			}
+			want := c.want
+			if want == nil {
+				want = map[string][]string{}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// F5: the facts of a file system.
+func TestLook(t *testing.T) {
+	root := t.TempDir()
+	put := func(file, content string) {
+		t.Helper()
+		file = filepath.Join(root, file)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if target, ok := strings.CutPrefix(content, "-> "); ok {
+			if err := os.Symlink(target, file); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	links := []conflict.Link{{Index: 2, Name: "ens5", MAC: "02:00:00:00:00:0a"}, {Index: 3, Name: "ens6", MAC: "02:00:00:00:00:0b"}}
+	var asked []string
+	answer := []string{"policy-routes@ens5.service", "NetworkManager.service"}
+	var err error
+	looker := &conflict.Looker{Root: root, Units: func(_ context.Context, patterns []string) ([]string, error) {
+		asked = patterns
+		return answer, err
+	}}
+	answer = nil
+	if f := looker.Look(t.Context(), links); len(conflict.Find(f)) > 0 {
+		t.Errorf("an empty root: %+v", f)
+	}
+
+	answer = []string{"policy-routes@ens5.service", "NetworkManager.service"}
+	put("/etc/systemd/system/multi-user.target.wants/NetworkManager.service", "-> /usr/lib/systemd/system/NetworkManager.service")
+	put("/etc/systemd/system/timers.target.wants/nm-cloud-setup.timer", "-> /usr/lib/systemd/system/nm-cloud-setup.timer")
+	// A mask wins over what wants the unit.
+	put("/etc/systemd/system/multi-user.target.wants/nm-cloud-setup.service", "-> /usr/lib/systemd/system/nm-cloud-setup.service")
+	put("/etc/systemd/system/nm-cloud-setup.service", "-> /dev/null")
+	put("/run/NetworkManager/devices/2", "[device]\nmanaged=true\nnm-owned=false\n")
+	put("/run/NetworkManager/devices/3", "[device]\nmanaged=false\n")
+	put("/run/NetworkManager/devices/9", "[device]\nmanaged=true\n")
+	put("/etc/netplan/50-cloud-init.yaml", "network:\n  ethernets:\n    ens6:\n      match: {macaddress: \"02:00:00:00:00:0B\"}\n      routing-policy:\n      - {from: 10.0.1.20, table: 101}\n")
+	put("/etc/systemd/network/10-cloud-init-ens5.network", "[Match]\nName=ens5\n[RoutingPolicyRule]\nFrom=10.0.1.10\nTable=100\n")
+	// Without rules, and of a link that is no ENI.
+	put("/run/systemd/network/10-cloud-init-ens6.network", "[Match]\nName=ens6\n[Network]\nDHCP=yes\n")
+	put("/run/systemd/network/10-cloud-init-ens50.network", "[Match]\nName=ens50\n[RoutingPolicyRule]\nFrom=10.0.1.10\nTable=100\n")
+	put("/usr/share/amazon-ec2-net-utils/lib.sh", "")
+	put("/usr/lib/udev/rules.d/99-vpc-policy-routes.rules", "SUBSYSTEM==\"net\"\n")
+	put("/usr/lib/udev/rules.d/53-ec2-network-interfaces.rules", "SUBSYSTEM==\"net\"\n")
+	put("/etc/udev/rules.d/53-ec2-network-interfaces.rules", "-> /dev/null")
+	put("/run/systemd/network/70-ens5.network.d/ec2net_alias.conf", "[Address]\n")
+	put("/run/systemd/network/70-ens5.network.d/50-ec2netd.conf", "[Match]\n")
+	want := conflict.Facts{
+		Active:        []string{"NetworkManager.service", "policy-routes@ens5.service"},
+		Enabled:       []string{"NetworkManager.service", "nm-cloud-setup.timer"},
+		Links:         []string{"ens5", "ens6"},
+		Managed:       map[string]bool{"ens5": true, "ens6": false},
+		PolicyRouting: []string{"/etc/netplan/50-cloud-init.yaml", "/etc/systemd/network/10-cloud-init-ens5.network"},
+		OldFiles: []string{
+			"/usr/lib/udev/rules.d/99-vpc-policy-routes.rules", "/usr/share/amazon-ec2-net-utils",
+			"/run/systemd/network/70-ens5.network.d/ec2net_alias.conf",
+		},
+	}
+	if diff := cmp.Diff(want, looker.Look(t.Context(), links)); diff != "" {
+		t.Error(diff)
+	}
+	if !slices.Equal(asked, conflict.Patterns) {
+		t.Errorf("systemd was asked for %q", asked)
+	}
+	// What systemd said last holds while it does not answer.
+	answer, err = nil, errors.New("no bus")
+	if diff := cmp.Diff(want, looker.Look(t.Context(), links)); diff != "" {
+		t.Error(diff)
+	}
+}

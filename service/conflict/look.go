@@ -1,0 +1,143 @@
+package conflict
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Link is an ENI's link.
+type Link struct {
+	Index     int
+	Name, MAC string
+}
+
+// Looker collects the facts. Its zero value looks at the files of the system.
+type Looker struct {
+	// Root is put before every path; empty for the system.
+	Root string
+	// Units tells which units that patterns match are active. Nil for none.
+	Units func(ctx context.Context, patterns []string) ([]string, error)
+
+	active []string
+}
+
+// unitDirs are the directories of networkd, udevRules those of udevd.
+var (
+	unitDirs  = []string{"/etc/systemd/network", "/run/systemd/network", "/usr/lib/systemd/network"}
+	udevRules = []string{"/etc/udev/rules.d", "/run/udev/rules.d", "/usr/lib/udev/rules.d", "/lib/udev/rules.d"}
+)
+
+// generated is what amazon-ec2-net-utils 2 writes in 70-NAME.network.d.
+var generated = []string{"eni.conf", "ec2net_alias.conf", "ec2net_policy_4.conf", "ec2net_policy_6.conf"}
+
+// Look collects the facts of ENIs: a few directories, and one question to systemd. Where
+// that does not answer, its last answer holds.
+func (l *Looker) Look(ctx context.Context, links []Link) Facts {
+	if l.Units != nil {
+		if active, err := l.Units(ctx, Patterns); err == nil {
+			l.active = slices.Sorted(slices.Values(active))
+		}
+	}
+	f := Facts{Active: l.active, Managed: make(map[string]bool)}
+	for _, unit := range []string{managerUnit, setupService, setupTimer} {
+		if wanted := l.glob("/etc/systemd/system/*.wants/" + unit); len(wanted) > 0 && !l.masked("/etc/systemd/system/"+unit) {
+			f.Enabled = append(f.Enabled, unit)
+		}
+	}
+	for _, link := range links {
+		f.Links = append(f.Links, link.Name)
+		for line := range strings.Lines(l.read("/run/NetworkManager/devices/" + strconv.Itoa(link.Index))) {
+			switch strings.TrimSpace(line) {
+			case "managed=true":
+				f.Managed[link.Name] = true
+			case "managed=false":
+				f.Managed[link.Name] = false
+			}
+		}
+	}
+	f.PolicyRouting = l.policyRouting(links)
+	f.OldFiles = l.oldFiles()
+	return f
+}
+
+// policyRouting are the files in which cloud-init has policy rules for an ENI: what it
+// gives to netplan, and what it gives to networkd itself.
+func (l *Looker) policyRouting(links []Link) []string {
+	var found []string
+	look := func(pattern, rules string) {
+		for _, file := range l.glob(pattern) {
+			text := l.read(file)
+			if strings.Contains(text, rules) && slices.ContainsFunc(links, func(link Link) bool { return mentions(text, link) }) {
+				found = append(found, file)
+			}
+		}
+	}
+	for _, dir := range []string{"/etc/netplan", "/run/netplan"} {
+		look(dir+"/50-cloud-init.yaml", "routing-policy:")
+	}
+	for _, dir := range unitDirs {
+		look(dir+"/10-cloud-init-*.network", "[RoutingPolicyRule]")
+	}
+	return found
+}
+
+// mentions tells whether a file is about a link, by its MAC address or its name.
+func mentions(text string, link Link) bool {
+	if strings.Contains(strings.ToLower(text), link.MAC) {
+		return true
+	}
+	words := strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(" \t\n=:,\"'[]{}", r) })
+	return slices.Contains(words, link.Name)
+}
+
+func (l *Looker) oldFiles() []string {
+	var found []string
+	// ec2-net-utils 1 has udev rules with which it starts scripts, 2 such that start units.
+	for _, name := range []string{"99-vpc-policy-routes.rules", "53-ec2-network-interfaces.rules"} {
+		for _, dir := range udevRules {
+			file := filepath.Join(dir, name)
+			if _, err := os.Lstat(l.at(file)); err != nil {
+				continue
+			}
+			// The first one counts for udevd.
+			if !l.masked(file) {
+				found = append(found, file)
+			}
+			break
+		}
+	}
+	found = append(found, l.glob("/usr/share/amazon-ec2-net-utils")...)
+	for _, name := range generated {
+		found = append(found, l.glob("/run/systemd/network/70-*.network.d/"+name)...)
+	}
+	return found
+}
+
+func (l *Looker) at(p string) string { return filepath.Join("/", l.Root, p) }
+
+func (l *Looker) read(file string) string {
+	text, err := os.ReadFile(l.at(file))
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
+// glob returns paths without Root.
+func (l *Looker) glob(pattern string) []string {
+	matches, _ := filepath.Glob(l.at(pattern))
+	for i, m := range matches {
+		matches[i] = filepath.Join("/", strings.TrimPrefix(m, filepath.Join("/", l.Root)))
+	}
+	return matches
+}
+
+// masked tells whether something is a link to /dev/null.
+func (l *Looker) masked(p string) bool {
+	target, err := os.Readlink(l.at(p))
+	return err == nil && target == os.DevNull
+}
