@@ -73,13 +73,22 @@ func NonNil(s *state.State) *state.State {
 		c.Conflicts[i] = e
 	}
 	c.Interfaces = make([]state.Interface, len(s.Interfaces))
-	for i, e := range s.Interfaces {
-		for _, list := range []*[]string{
-			&e.Addresses, &e.Prefixes, &e.Subnets, &e.Altnames, &e.Files, &e.Missing, &e.Unwanted,
-		} {
-			orEmpty(list)
-		}
-		c.Interfaces[i] = e
+	for i := range s.Interfaces {
+		c.Interfaces[i] = *NonNilInterface(&s.Interfaces[i])
+	}
+	return &c
+}
+
+// NonNilInterface is [NonNil] for one ENI.
+func NonNilInterface(e *state.Interface) *state.Interface {
+	c := *e
+	for _, list := range []*[]string{
+		&c.Addresses, &c.Prefixes, &c.Subnets, &c.Altnames, &c.Files, &c.Gaps, &c.Missing, &c.Unwanted,
+	} {
+		orEmpty(list)
+	}
+	if c.Items == nil {
+		c.Items = []state.Item{}
 	}
 	return &c
 }

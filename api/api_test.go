@@ -39,6 +39,7 @@ func TestFieldNames(t *testing.T) { // H2
 		"Metadata":        reflect.TypeFor[state.Metadata](),
 		"Networkd":        reflect.TypeFor[state.Networkd](),
 		"Interface":       reflect.TypeFor[state.Interface](),
+		"Item":            reflect.TypeFor[state.Item](),
 		"Refresh":         reflect.TypeFor[state.Changes](),
 		"InterfaceChange": reflect.TypeFor[state.InterfaceChange](),
 	} {
@@ -75,6 +76,11 @@ func TestFieldNames(t *testing.T) { // H2
 	}; !reflect.DeepEqual(got, want) {
 		t.Errorf("InterfaceState: %q, want %q", got, want)
 	}
+	if got, want := values("ItemKind"), []string{
+		string(state.ItemAddress), string(state.ItemRoute), string(state.ItemRule), string(state.ItemAltname),
+	}; !reflect.DeepEqual(got, want) {
+		t.Errorf("ItemKind: %q, want %q", got, want)
+	}
 }
 
 func varlinkType(t reflect.Type) string {
@@ -85,6 +91,10 @@ func varlinkType(t reflect.Type) string {
 		return "ManagerState"
 	case reflect.TypeFor[state.ENI]():
 		return "InterfaceState"
+	case reflect.TypeFor[state.Kind]():
+		return "ItemKind"
+	case reflect.TypeFor[state.Answer]():
+		return "?bool"
 	}
 	switch t.Kind() {
 	case reflect.Slice:

@@ -126,6 +126,16 @@ func State() *state.State {
 				Files:       []string{"/run/systemd/network/70-ens6.network", "/run/systemd/network/70-ens6.network.d/50-ec2netd.conf"},
 				NetworkFile: "/run/systemd/network/70-ens6.network",
 				State:       state.ENIConfiguring, Reason: "waiting for address 10.0.1.22",
+				Items: []state.Item{
+					{Kind: state.ItemAddress, Value: "10.0.1.20", Metadata: state.Yes, Rendered: true, Networkd: state.Yes, Kernel: true},
+					{
+						Kind: state.ItemAddress, Value: "10.0.1.22", Metadata: state.Yes, Rendered: true, Networkd: state.No,
+						Reason: "networkd has not brought it",
+					},
+					{Kind: state.ItemRule, Value: "from 10.0.1.20/32 lookup 10001", Metadata: state.Yes, Rendered: true, Networkd: state.Yes, Kernel: true},
+					{Kind: state.ItemAltname, Value: "eni-0a1b2c3d4e5f60002", Metadata: state.Yes, Rendered: true, Kernel: true},
+				},
+				Gaps:    []string{"address 10.0.1.22: networkd has not brought it"},
 				Missing: []string{"address 10.0.1.22"}, Since: at.Add(-time.Second),
 			},
 			{
@@ -138,7 +148,7 @@ func State() *state.State {
 	}
 }
 
-// Many returns an instance of n ENIs of 50 addresses.
+// Many returns an instance of n ENIs of 50 addresses, each with its rule.
 func Many(n int) *state.State {
 	s := State()
 	s.Interfaces = nil
@@ -148,7 +158,13 @@ func Many(n int) *state.State {
 			Name: fmt.Sprintf("ens%d", 5+i), Ifindex: i + 2, State: state.ENIConfigured,
 		}
 		for a := range 50 {
-			e.Addresses = append(e.Addresses, fmt.Sprintf("10.0.%d.%d", i, a))
+			address := fmt.Sprintf("10.0.%d.%d", i, a)
+			e.Addresses = append(e.Addresses, address)
+			for kind, value := range map[state.Kind]string{
+				state.ItemAddress: address, state.ItemRule: fmt.Sprintf("from %s/32 lookup %d", address, 10000+i),
+			} {
+				e.Items = append(e.Items, state.Item{Kind: kind, Value: value, Metadata: state.Yes, Rendered: true, Networkd: state.Yes, Kernel: true})
+			}
 		}
 		s.Interfaces = append(s.Interfaces, e)
 	}

@@ -46,7 +46,7 @@ func TestContract(t *testing.T) { // H1
 	v := newView(apitest.State())
 	for name, p := range map[string]properties{
 		api.ManagerInterface:   v.manager,
-		api.InterfaceInterface: interfaceProperties(&v.state.Interfaces[2]), // the one of nil slices
+		api.InterfaceInterface: newENIObject(&v.state.Interfaces[2]).properties, // the one of nil slices
 	} {
 		documented := map[string]string{}
 		for _, d := range c.interfaces[name].Properties {
@@ -80,7 +80,7 @@ func TestValues(t *testing.T) {
 		}
 	}
 	e := state.Interface{Name: "a\xff\x00b", DeviceIndex: state.Unknown}
-	p = interfaceProperties(&e)
+	p = newENIObject(&e).properties
 	for name, want := range map[string]any{"Name": "a\uFFFD\uFFFDb", "DeviceIndex": int32(-1), "Since": uint64(0)} {
 		if got := p[name].Value(); got != want {
 			t.Errorf("%s = %v, want %v", name, got, want)
@@ -99,7 +99,7 @@ func TestSameMAC(t *testing.T) {
 	}
 	for i := range s.Interfaces {
 		e := &s.Interfaces[i]
-		if got := v.interfaces[v.paths[e]]["Name"].Value(); got != e.Name {
+		if got := v.interfaces[v.paths[e]].properties["Name"].Value(); got != e.Name {
 			t.Errorf("%s leads to %v", v.paths[e], got)
 		}
 	}

@@ -24,16 +24,28 @@ func managerProperties(s *state.State) properties {
 	return p
 }
 
-// interfaceProperties are the properties of the object of an ENI.
-func interfaceProperties(e *state.Interface) properties {
-	p := properties{}
-	p.add("", reflect.ValueOf(*e))
-	return p
+// eniObject is what the object of an ENI shows.
+type eniObject struct {
+	properties properties
+	// describe returns the ENI as JSON. It is kept, so that describing often costs
+	// little.
+	describe func() (string, error)
+}
+
+func newENIObject(e *state.Interface) *eniObject {
+	o := &eniObject{properties: properties{}}
+	o.properties.add("", reflect.ValueOf(*e))
+	o.describe = sync.OnceValues(func() (string, error) {
+		b, err := json.Marshal(api.NonNilInterface(e))
+		return string(b), err
+	})
+	return o
 }
 
 // add adds a property for each field of a struct: the JSON name with a capital first
-// letter, prefixed by that of the structs around it. Lists of interfaces are left
-// out: they are objects. That it is done by reflection is what keeps the names of D-Bus
+// letter, prefixed by that of the structs around it. ENIs are left out, which are objects,
+// and items, of which there can be hundreds: Describe alone tells those. That it is done
+// by reflection is what keeps the names of D-Bus
 // and JSON the same; the tests hold the result to the XML.
 func (p properties) add(prefix string, v reflect.Value) {
 	for i := range v.NumField() {
@@ -55,7 +67,7 @@ func (p properties) add(prefix string, v reflect.Value) {
 				list[i] = conflict{text(c.Name), texts(c.Evidence), text(c.Advice)}
 			}
 			p[name] = dbus.MakeVariant(list)
-		case []state.Interface:
+		case []state.Interface, []state.Item:
 		default:
 			switch field.Kind() {
 			case reflect.Struct:
@@ -111,7 +123,7 @@ type view struct {
 	state   *state.State
 	manager properties
 	// interfaces by object path.
-	interfaces map[dbus.ObjectPath]properties
+	interfaces map[dbus.ObjectPath]*eniObject
 	// paths of the interfaces of state.
 	paths map[*state.Interface]dbus.ObjectPath
 	// describe returns the state as JSON. It is kept, so that describing often
@@ -120,7 +132,7 @@ type view struct {
 }
 
 func newView(s *state.State) *view {
-	v := &view{state: s, manager: managerProperties(s), interfaces: map[dbus.ObjectPath]properties{}, paths: map[*state.Interface]dbus.ObjectPath{}}
+	v := &view{state: s, manager: managerProperties(s), interfaces: map[dbus.ObjectPath]*eniObject{}, paths: map[*state.Interface]dbus.ObjectPath{}}
 	v.describe = sync.OnceValues(func() (string, error) {
 		b, err := json.Marshal(api.NonNil(s))
 		return string(b), err
@@ -132,7 +144,7 @@ func newView(s *state.State) *view {
 			// Two links with one MAC address: a name is the link's alone.
 			p = namedPath(e.Name)
 		}
-		v.interfaces[p], v.paths[e] = interfaceProperties(e), p
+		v.interfaces[p], v.paths[e] = newENIObject(e), p
 	}
 	return v
 }
@@ -168,7 +180,7 @@ func (v *view) propertiesOf(path dbus.ObjectPath) (name string, p properties) {
 	case manager:
 		return api.ManagerInterface, v.manager
 	case anENI:
-		return api.InterfaceInterface, v.interfaces[path]
+		return api.InterfaceInterface, v.interfaces[path].properties
 	default:
 		return "", nil
 	}

@@ -253,14 +253,14 @@ func (c *connection) publish(now *state.State) error {
 		}
 	}
 	for _, path := range slices.Sorted(maps.Keys(after.interfaces)) {
-		p := after.interfaces[path]
+		o := after.interfaces[path]
 		old, was := before.interfaces[path]
 		var err error
 		if was {
-			err = c.emitChanged(path, api.InterfaceInterface, old, p)
+			err = c.emitChanged(path, api.InterfaceInterface, old.properties, o.properties)
 		} else {
 			err = c.conn.Emit(api.ObjectPath, objectManagerInterface+".InterfacesAdded",
-				path, map[string]properties{api.InterfaceInterface: p})
+				path, map[string]properties{api.InterfaceInterface: o.properties})
 		}
 		if err != nil {
 			return err

@@ -96,7 +96,9 @@ func handlers() map[string]map[string]handlerFunc {
 			"GetInterface": (*call).getInterface,
 			"Refresh":      (*call).refresh,
 		},
-		api.InterfaceInterface: {},
+		api.InterfaceInterface: {
+			"Describe": (*call).describeInterface,
+		},
 	}
 }
 
@@ -310,14 +312,22 @@ func (c *call) properties(iface string) (properties, error) {
 
 func (c *call) getManagedObjects() ([]any, error) {
 	objects := make(map[dbus.ObjectPath]map[string]properties, len(c.view.interfaces))
-	for path, p := range c.view.interfaces {
-		objects[path] = map[string]properties{api.InterfaceInterface: p}
+	for path, o := range c.view.interfaces {
+		objects[path] = map[string]properties{api.InterfaceInterface: o.properties}
 	}
 	return []any{objects}, nil
 }
 
 func (c *call) describe() ([]any, error) {
 	s, err := c.view.describe()
+	if err != nil {
+		return nil, err
+	}
+	return []any{s}, nil
+}
+
+func (c *call) describeInterface() ([]any, error) {
+	s, err := c.view.interfaces[c.path].describe()
 	if err != nil {
 		return nil, err
 	}

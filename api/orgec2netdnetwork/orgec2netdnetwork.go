@@ -70,6 +70,31 @@ type Conflict struct {
 	Advice   string   `json:"advice"`
 }
 
+// What an item is.
+// address: value is an address, 10.0.1.7.
+// route: 0.0.0.0/0 metric 513 in the main table, ::/0 table 10001 in another one,
+// or local 10.0.24.0/28.
+// rule: from 10.0.1.7/32 lookup 10001.
+// altname: an alternative name of the link.
+type ItemKind string
+
+// One thing that an ENI has, or should have, at each of the places where it can be.
+// metadata: it follows from the metadata; null while the metadata of the ENI is not known.
+// rendered: the generated files ask for it, by itself or by DHCP.
+// networkd: systemd-networkd counts it as its own; null where it has not told since the
+// last change, and for alternative names, which are systemd-udevd's.
+// kernel: it is there, and an address can be used.
+// reason: why the places differ, in words; empty where all is well.
+type Item struct {
+	Kind     ItemKind `json:"kind"`
+	Value    string   `json:"value"`
+	Metadata *bool    `json:"metadata,omitempty"`
+	Rendered bool     `json:"rendered"`
+	Networkd *bool    `json:"networkd,omitempty"`
+	Kernel   bool     `json:"kernel"`
+	Reason   string   `json:"reason"`
+}
+
 // One ENI.
 // eniId: eni-…, empty until the metadata tells it.
 // mac: lower case with colons; always there.
@@ -87,6 +112,9 @@ type Conflict struct {
 // networkFile: the .network file that systemd-networkd uses for the link.
 // state, reason: reason is words for people; empty when configured, unless there is
 // something worth knowing all the same.
+// items: what it has, or should have: in the metadata, in files, with systemd-networkd
+// and in the kernel.
+// gaps: those of the items that have a reason, in words.
 // missing: what is wanted and not in the kernel, in words.
 // unwanted: what was withdrawn and still is in the kernel, in words.
 // since: when state was entered.
@@ -109,6 +137,8 @@ type Interface struct {
 	NetworkFile string         `json:"networkFile"`
 	State       InterfaceState `json:"state"`
 	Reason      string         `json:"reason"`
+	Items       []Item         `json:"items"`
+	Gaps        []string       `json:"gaps"`
 	Missing     []string       `json:"missing"`
 	Unwanted    []string       `json:"unwanted"`
 	Since       *string        `json:"since,omitempty"`
@@ -796,6 +826,36 @@ type Conflict (
   advice: string
 )
 
+# What an item is.
+# address: value is an address, 10.0.1.7.
+# route: 0.0.0.0/0 metric 513 in the main table, ::/0 table 10001 in another one,
+# or local 10.0.24.0/28.
+# rule: from 10.0.1.7/32 lookup 10001.
+# altname: an alternative name of the link.
+type ItemKind (
+  address,
+  route,
+  rule,
+  altname
+)
+
+# One thing that an ENI has, or should have, at each of the places where it can be.
+# metadata: it follows from the metadata; null while the metadata of the ENI is not known.
+# rendered: the generated files ask for it, by itself or by DHCP.
+# networkd: systemd-networkd counts it as its own; null where it has not told since the
+# last change, and for alternative names, which are systemd-udevd's.
+# kernel: it is there, and an address can be used.
+# reason: why the places differ, in words; empty where all is well.
+type Item (
+  kind: ItemKind,
+  value: string,
+  metadata: ?bool,
+  rendered: bool,
+  networkd: ?bool,
+  kernel: bool,
+  reason: string
+)
+
 # One ENI.
 # eniId: eni-…, empty until the metadata tells it.
 # mac: lower case with colons; always there.
@@ -813,6 +873,9 @@ type Conflict (
 # networkFile: the .network file that systemd-networkd uses for the link.
 # state, reason: reason is words for people; empty when configured, unless there is
 # something worth knowing all the same.
+# items: what it has, or should have: in the metadata, in files, with systemd-networkd
+# and in the kernel.
+# gaps: those of the items that have a reason, in words.
 # missing: what is wanted and not in the kernel, in words.
 # unwanted: what was withdrawn and still is in the kernel, in words.
 # since: when state was entered.
@@ -835,6 +898,8 @@ type Interface (
   networkFile: string,
   state: InterfaceState,
   reason: string,
+  items: []Item,
+  gaps: []string,
   missing: []string,
   unwanted: []string,
   since: ?string

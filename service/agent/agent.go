@@ -46,6 +46,7 @@ type Networkd interface {
 	Reload(ctx context.Context) error
 	Reconfigure(ctx context.Context, index int) error
 	Link(index int) networkd.LinkState
+	Applied(ctx context.Context) (*kernel.Snapshot, error)
 	Version(ctx context.Context) string
 	WhyNotRunning(ctx context.Context) (reason string, lasting bool)
 }
@@ -161,6 +162,7 @@ type Agent struct {
 	ready    chan struct{}
 	requests chan *request
 	results  chan result
+	answers  chan answer
 	bell     chan struct{}
 
 	// Below: the loop's alone.
@@ -177,6 +179,7 @@ type Agent struct {
 	snapshot *kernel.Snapshot
 	links    map[int]*link
 	plan     plan.Plan
+	applied  applied
 
 	// reloadDue: networkd must be asked to reload. forgotten: files of detached ENIs
 	// went without a reload, so networkd still has them in memory.
@@ -261,6 +264,7 @@ type link struct {
 	file    string
 	state   state.ENI
 	entered time.Time
+	opinion opinion
 	// eni, mac and name are what it was last known by.
 	eni, mac, name string
 }
@@ -273,6 +277,7 @@ func New(options Options) *Agent {
 		ready:    make(chan struct{}),
 		requests: make(chan *request),
 		results:  make(chan result, readers),
+		answers:  make(chan answer, 1),
 		bell:     make(chan struct{}, 1),
 		targets:  make(map[string]*target),
 		links:    make(map[int]*link),
@@ -320,6 +325,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer timer.Stop()
 	for {
 		a.startReads(reads, time.Now())
+		a.askApplied(reads, time.Now())
 		timer.Reset(time.Until(a.wake()))
 		select {
 		case <-ctx.Done():
@@ -338,6 +344,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 		case r := <-a.requests:
 			a.begin(r)
+		case r := <-a.answers:
+			a.takeApplied(r, time.Now())
 		case <-timer.C:
 		}
 		now := time.Now()
@@ -390,6 +398,7 @@ func (a *Agent) wake() time.Time {
 	earlier(a.passAt)
 	earlier(a.nextLook)
 	earlier(a.nextRead())
+	earlier(a.applied.next)
 	for _, r := range a.waiting {
 		earlier(r.deadline)
 	}

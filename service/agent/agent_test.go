@@ -73,6 +73,13 @@ func TestAttachAndIdle(t *testing.T) {
 		tree := w.tree(t)
 		reads, reloads, lines := w.counts()
 		published := a.State()
+		// H4: networkd was asked, and is not asked again while nothing changes.
+		asked := w.questions
+		for _, item := range must(t, a, "ens6", state.ENIConfigured).Items {
+			if item.Reason != "" || !item.Kernel || (item.Networkd != state.Yes && item.Kind != state.ItemAltname) {
+				t.Errorf("of a configured ENI: %+v", item)
+			}
+		}
 		settle(100 * time.Minute)
 		reads2, reloads2, lines2 := w.counts()
 		if reads2 < reads+150 {
@@ -83,6 +90,9 @@ func TestAttachAndIdle(t *testing.T) {
 		}
 		if !published.Same(a.State()) {
 			t.Errorf("the state changed: %+v to %+v", published, a.State())
+		}
+		if asked == 0 || w.questions != asked {
+			t.Errorf("networkd was asked %d times what it has applied, and %d times when idle", asked, w.questions-asked)
 		}
 	})
 }

@@ -275,6 +275,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 		a.owner, a.othersDue = owner, true
 		for _, l := range a.links {
 			l.since = now
+			l.opinion.changes++
 		}
 		a.hasten(now)
 	}
@@ -456,6 +457,7 @@ func (a *Agent) verify() []state.Interface {
 	now := time.Now()
 	interfaces := make([]state.Interface, 0, len(a.plan.ENIs))
 	look := time.Duration(0)
+	stale, changed, disputed := false, false, false
 	soonest := func(d time.Duration) {
 		if look == 0 || d < look {
 			look = d
@@ -471,12 +473,15 @@ func (a *Agent) verify() []state.Interface {
 			a.lookDelay = firstLook
 		}
 		age := now.Sub(l.since)
+		changes := l.opinion.changes
+		truth := a.compare(eni, l, &entry)
+		changed, stale = changed || changes != l.opinion.changes, stale || !l.opinion.fresh()
+		disputed = disputed || truth.Disputed()
 		if eni.Known {
-			gap := plan.Gaps(eni, a.snapshot, l.withdrawn)
-			entry.Missing, entry.Unwanted = orEmpty(gap.Missing), orEmpty(gap.Unwanted)
-			if len(gap.Late) > 0 && age >= settleTime {
-				entry.Missing = append(entry.Missing, gap.Late...)
-			} else if len(gap.Late) > 0 {
+			entry.Missing, entry.Unwanted = truth.Missing(), truth.Unwanted()
+			if late := truth.Late(); len(late) > 0 && age >= settleTime {
+				entry.Missing = append(entry.Missing, late...)
+			} else if len(late) > 0 {
 				soonest(slowestLook)
 			}
 			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool { return !eni.Link.Has(address) })
@@ -488,6 +493,8 @@ func (a *Agent) verify() []state.Interface {
 			a.lookDelay = firstLook
 		}
 		entry.State, entry.Reason = a.judge(eni, &entry, age)
+		entry.Items = truth.Items(a.whole(&entry))
+		entry.Gaps = state.GapsOf(entry.Items)
 		if entry.State == state.ENIConfiguring || eni.Held || (eni.Known && eni.Link.LinkFile == "") {
 			if age < settleTime+time.Second {
 				if a.lookDelay == 0 {
@@ -516,6 +523,7 @@ func (a *Agent) verify() []state.Interface {
 		entry.Since = l.entered
 		interfaces = append(interfaces, entry)
 	}
+	a.applied.schedule(now, a.networkdUp, stale, changed, disputed)
 	switch {
 	case a.busDown:
 		// Nobody tells when the bus comes up.
@@ -602,6 +610,20 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	return state.ENIDegraded, "networkd has not brought: " + summary(gaps) + "; see journalctl -u systemd-networkd"
 }
 
+// whole is the reason for everything that an ENI has not, if there is one for all.
+func (a *Agent) whole(entry *state.Interface) string {
+	switch entry.State {
+	case state.ENIShadowed, state.ENIOverridden, state.ENIUnmanaged, state.ENIPending:
+		return entry.Reason
+	case state.ENIDegraded:
+		if a.storeErr != "" {
+			return a.storeErr
+		}
+		return a.networkdWhy
+	}
+	return ""
+}
+
 func prefixed(prefix string, all []string) []string {
 	out := make([]string, len(all))
 	for i, s := range all {
@@ -644,7 +666,7 @@ func (a *Agent) describe(eni *plan.ENI) state.Interface {
 		ENIID: eni.View.ID, DeviceIndex: state.Unknown, NetworkCard: state.Unknown,
 		Metric: state.Unknown, Table: state.Unknown, Priority: state.Unknown,
 		Addresses: []string{}, Prefixes: []string{}, Subnets: []string{}, Altnames: []string{}, Files: []string{},
-		Missing: []string{}, Unwanted: []string{},
+		Items: []state.Item{}, Gaps: []string{}, Missing: []string{}, Unwanted: []string{},
 		NetworkFile: a.Networkd.Link(eni.Link.Index).File,
 	}
 	for _, file := range eni.Files {

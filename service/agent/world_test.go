@@ -65,10 +65,12 @@ type world struct {
 	noAltnames map[string]bool
 
 	reads, reloads, reconfigures, triggers int
-	reading                                int
-	log                                    []string
-	poke                                   chan struct{}
-	store                                  *store.Store
+	// questions is how often networkd was asked what it has applied.
+	questions int
+	reading   int
+	log       []string
+	poke      chan struct{}
+	store     *store.Store
 }
 
 func newWorld(t *testing.T) *world {
@@ -166,6 +168,11 @@ func (w *world) apply() {
 				n, _ := plan.NumbersIn(content)
 				table = n.Table()
 				w.rules = append(w.rules, kernel.Rule{Priority: table, Table: table, From: netip.MustParsePrefix(from), Plain: true, Protocol: kernel.ProtocolStatic})
+			}
+		}
+		for line := range strings.Lines(content) {
+			if to, ok := strings.CutPrefix(strings.TrimSpace(line), "Destination="); ok && table != 0 {
+				w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: table, Destination: netip.MustParsePrefix(to)})
 			}
 		}
 		if table != 0 {
@@ -316,6 +323,14 @@ func (w *world) Look(context.Context, []conflict.Link) conflict.Facts {
 	defer w.mu.Unlock()
 	w.looked++
 	return w.others
+}
+
+// Applied is all that the kernel has.
+func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
+	w.mu.Lock()
+	w.questions++
+	w.mu.Unlock()
+	return w.Observe()
 }
 
 func (w *world) Version(context.Context) string { return "257" }

@@ -530,9 +530,13 @@ func TestGaps(t *testing.T) {
 	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
 	link := leased(1, &v)
 	eni := Make(input([]Link{link}, v)).ENIs[0]
-	missing := Gaps(&eni, &kernel.Snapshot{}, nil).Missing
+	compare := func(snapshot *kernel.Snapshot, withdrawn ...netip.Addr) Truth {
+		return Compare(&eni, rendered(&eni), nil, snapshot, withdrawn)
+	}
+	nothing := compare(&kernel.Snapshot{})
+	missing := nothing.Missing()
 	want := []string{
-		"address 10.0.1.21", "default route (IPv4) in table 10001", "default route (IPv4) with metric 513",
+		"address 10.0.1.21", "default route (IPv4) in table 10001", "default route (IPv4) with metric 513", "route to 10.0.1.0/24 in table 10001",
 		"rule from 10.0.1.20/32 lookup 10001", "rule from 10.0.1.21/32 lookup 10001",
 		"altname eni-0123456789abcdef1", "altname device-number-1",
 	}
@@ -547,20 +551,21 @@ func TestGaps(t *testing.T) {
 		Routes: []kernel.Route{
 			{Link: 3, Table: kernel.MainTable, Metric: 513, Destination: netip.MustParsePrefix("0.0.0.0/0")},
 			{Link: 3, Table: 10001, Destination: netip.MustParsePrefix("0.0.0.0/0")},
+			{Link: 3, Table: 10001, Destination: netip.MustParsePrefix("10.0.1.0/24")},
 		},
 	}
 	for _, from := range []string{"10.0.1.20/32", "10.0.1.21/32", "10.0.1.99/32"} {
 		snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, From: netip.MustParsePrefix(from), Plain: true, Protocol: kernel.ProtocolStatic})
 	}
 	snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, Protocol: kernel.ProtocolStatic})
-	gap := Gaps(&eni, snapshot, addrs("10.0.1.20"))
-	if want := (Gap{Unwanted: []string{"rule from 10.0.1.99/32 lookup 10001"}}); !cmp.Equal(gap, want) {
-		t.Errorf("%+v", gap)
+	gap := compare(snapshot, addrs("10.0.1.20")...)
+	if diff := cmp.Diff([]string{"rule from 10.0.1.99/32 lookup 10001"}, gap.Unwanted()); diff != "" || len(gap.Missing())+len(gap.Late()) > 0 {
+		t.Errorf("%s missing %q, late %q", diff, gap.Missing(), gap.Late())
 	}
 	// One of IPv4 comes with the lease, not late.
 	bare := *snapshot
 	bare.Routes = snapshot.Routes[1:]
-	if gap := Gaps(&eni, &bare, nil); !slices.Contains(gap.Missing, "default route (IPv4) with metric 513") || len(gap.Late) > 0 {
+	if gap := compare(&bare); !slices.Contains(gap.Missing(), "default route (IPv4) with metric 513") || len(gap.Late()) > 0 {
 		t.Errorf("without a default route in the main table: %+v", gap)
 	}
 	// An IPv6 default route of the main table comes with an advertisement.
@@ -568,13 +573,26 @@ func TestGaps(t *testing.T) {
 	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("2001:db8:1::20/128"), Global: true})
 	eni = Make(input([]Link{link}, v)).ENIs[0]
 	late := "default route (IPv6) with metric 513"
-	if gap := Gaps(&eni, snapshot, nil); !slices.Contains(gap.Missing, late) || len(gap.Late) > 0 {
+	if gap := compare(snapshot); !slices.Contains(gap.Missing(), late) || len(gap.Late()) > 0 {
 		t.Errorf("without one in its own table: %+v", gap)
 	}
 	snapshot.Routes = append(snapshot.Routes, kernel.Route{Link: 3, Table: 10001, Metric: UnknownMetric, Destination: netip.MustParsePrefix("::/0")})
-	if gap := Gaps(&eni, snapshot, nil); slices.Contains(gap.Missing, late) || !slices.Equal(gap.Late, []string{late}) {
+	if gap := compare(snapshot); slices.Contains(gap.Missing(), late) || !slices.Equal(gap.Late(), []string{late}) {
 		t.Errorf("with one in its own table: %+v", gap)
 	}
+}
+
+// rendered are the drop-ins of an ENI's files.
+func rendered(eni *ENI) (r Rendered) {
+	for _, f := range eni.Files {
+		switch f.Path {
+		case NetworkDropIn(eni.Link.Name):
+			r.Network = f.Content
+		case LinkDropIn(eni.Link.Name):
+			r.Link = f.Content
+		}
+	}
+	return r
 }
 
 // anyView draws an ENI.

@@ -77,6 +77,82 @@ func StaticIn(content string) []netip.Addr {
 	return found
 }
 
+// tableRoute is a route to, or a policy rule for, a prefix and the table of it.
+type tableRoute struct {
+	prefix netip.Prefix
+	table  int
+}
+
+// files is what the generated drop-ins of an ENI say.
+type files struct {
+	addresses     map[netip.Addr]bool
+	routes, rules map[tableRoute]bool
+	local         map[netip.Prefix]bool
+	altnames      []string
+	// metric of the default routes in the main table, 0 if they say nothing of them.
+	metric int
+}
+
+// read parses generated drop-ins.
+func read(rendered Rendered) files {
+	f := files{
+		addresses: make(map[netip.Addr]bool), routes: make(map[tableRoute]bool), rules: make(map[tableRoute]bool),
+		local: make(map[netip.Prefix]bool),
+	}
+	for _, address := range StaticIn(rendered.Network) {
+		f.addresses[address] = true
+	}
+	noGateway := false
+	section, values := "", make(map[string]string)
+	flush := func() {
+		table, err := strconv.Atoi(values["Table"])
+		if err != nil {
+			table = kernel.MainTable
+		}
+		switch section {
+		case "[DHCPv4]":
+			f.metric, _ = strconv.Atoi(values["RouteMetric"])
+			noGateway = values["UseGateway"] == "no"
+		case "[Route]":
+			to, _ := netip.ParsePrefix(values["Destination"])
+			switch gateway := values["Gateway"]; {
+			case gateway == "_dhcp4":
+				to = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+			case gateway != "":
+				to = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			}
+			if values["Type"] == "local" {
+				f.local[to] = true
+			} else {
+				f.routes[tableRoute{to, table}] = true
+			}
+		case "[RoutingPolicyRule]":
+			from, _ := netip.ParsePrefix(values["From"])
+			f.rules[tableRoute{from, table}] = true
+		}
+		clear(values)
+	}
+	for line := range strings.Lines(rendered.Network) {
+		line = strings.TrimSuffix(line, "\n")
+		if strings.HasPrefix(line, "[") {
+			flush()
+			section = line
+		} else if key, value, ok := strings.Cut(line, "="); ok {
+			values[key] = value
+		}
+	}
+	flush()
+	if noGateway {
+		f.metric = 0
+	}
+	for line := range strings.Lines(rendered.Link) {
+		if name, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "AlternativeName="); ok {
+			f.altnames = append(f.altnames, name)
+		}
+	}
+	return f
+}
+
 // routerIn returns the IPv6 router that stands in a generated drop-in, or the zero
 // Addr.
 func routerIn(content string) netip.Addr {

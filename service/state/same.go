@@ -35,6 +35,7 @@ func (i Interface) same(o Interface) bool {
 		slices.Equal(i.Subnets, o.Subnets) && slices.Equal(i.Altnames, o.Altnames) &&
 		slices.Equal(i.Files, o.Files) && i.NetworkFile == o.NetworkFile &&
 		i.State == o.State && i.Reason == o.Reason &&
+		slices.Equal(i.Items, o.Items) && slices.Equal(i.Gaps, o.Gaps) &&
 		slices.Equal(i.Missing, o.Missing) && slices.Equal(i.Unwanted, o.Unwanted) &&
 		i.Since.Equal(o.Since)
 }

@@ -7,7 +7,10 @@
 // ec2netctl --json; api/ documents them for clients.
 package state
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Manager is the state of the whole daemon, [State.State].
 type Manager string
@@ -148,6 +151,12 @@ type Interface struct {
 	// last view holds, or that the primary address is not the first of the link.
 	State  ENI    `json:"state"`
 	Reason string `json:"reason"`
+	// Items are what the ENI has, or should have, at each of the four places where that
+	// can be: addresses, routes, policy rules, alternative names.
+	Items []Item `json:"items"`
+	// Gaps are those of the items that have a reason, in words: "address 10.0.1.7:
+	// networkd has not brought it".
+	Gaps []string `json:"gaps"`
 	// Missing lists what is wanted and not in the kernel, Unwanted what was
 	// withdrawn and still is: "address 10.0.1.7", "rule from 10.0.1.7 lookup
 	// 10001", "default route (IPv4) in table 10001", "altname eni-…".
@@ -155,6 +164,93 @@ type Interface struct {
 	Unwanted []string `json:"unwanted"`
 	// Since is when State was entered.
 	Since time.Time `json:"since,omitzero"`
+}
+
+// Kind of an [Item].
+type Kind string
+
+// The kinds of items.
+const (
+	// ItemAddress: an IPv4 or IPv6 address; Value is "10.0.1.7".
+	ItemAddress Kind = "address"
+	// ItemRoute: a route; Value is "0.0.0.0/0 metric 513" for one of the main table,
+	// "::/0 table 10001" for one of another table, or "local 10.0.24.0/28".
+	ItemRoute Kind = "route"
+	// ItemRule: a policy rule; Value is "from 10.0.1.7/32 lookup 10001".
+	ItemRule Kind = "rule"
+	// ItemAltname: an alternative name of the link; Value is the name.
+	ItemAltname Kind = "altname"
+)
+
+// Item is one thing that an ENI has or should have, seen at four places.
+type Item struct {
+	Kind  Kind   `json:"kind"`
+	Value string `json:"value"`
+	// Metadata: it follows from what the metadata says of the ENI; not known while the
+	// metadata of the ENI is not.
+	Metadata Answer `json:"metadata"`
+	// Rendered: the generated files ask for it, by itself or by DHCP.
+	Rendered bool `json:"rendered"`
+	// Networkd: networkd counts it as its own. Not known where networkd has not told
+	// since the ENI last changed, and of alternative names, which are udevd's.
+	Networkd Answer `json:"networkd"`
+	// Kernel: it is there, and an address can be used.
+	Kernel bool `json:"kernel"`
+	// Reason says in words why the places differ, and is empty where all is well.
+	Reason string `json:"reason"`
+}
+
+// GapsOf are those of the items that have a reason, in words, see [Interface.Gaps].
+func GapsOf(items []Item) []string {
+	gaps := []string{}
+	for _, i := range items {
+		if i.Reason != "" {
+			gaps = append(gaps, string(i.Kind)+" "+i.Value+": "+i.Reason)
+		}
+	}
+	return gaps
+}
+
+// Answer is a yes or a no that may not be known: true, false or null in JSON.
+type Answer int8
+
+// The answers.
+const (
+	Untold Answer = iota
+	No
+	Yes
+)
+
+// Told is the answer where it is known.
+func Told(yes bool) Answer {
+	if yes {
+		return Yes
+	}
+	return No
+}
+
+// MarshalJSON implements [json.Marshaler].
+func (a Answer) MarshalJSON() ([]byte, error) {
+	switch a {
+	case Yes:
+		return []byte("true"), nil
+	case No:
+		return []byte("false"), nil
+	}
+	return []byte("null"), nil
+}
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (a *Answer) UnmarshalJSON(b []byte) error {
+	var yes *bool
+	if err := json.Unmarshal(b, &yes); err != nil {
+		return err
+	}
+	*a = Untold
+	if yes != nil {
+		*a = Told(*yes)
+	}
+	return nil
 }
 
 // ID names the interface for people and in object paths: the ENI ID, or the MAC

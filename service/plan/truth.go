@@ -1,0 +1,410 @@
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/state"
+)
+
+// Rendered is what the generated drop-ins of an ENI say, as they are on the disk: empty
+// where there is none, or where it is not in force.
+type Rendered struct{ Network, Link string }
+
+// Truth is what one ENI has at the four places where it can be: in the metadata, in the
+// generated files, with networkd, and in the kernel.
+type Truth struct{ entries []entry }
+
+// entry is an item, and what is to be made of it.
+type entry struct {
+	state.Item
+	// wanted: the kernel shall have it. late: it comes with the next router
+	// advertisement, and no traffic of the ENI's addresses depends on it.
+	wanted, late bool
+	// unwanted: the kernel shall not have it, and it is surely this daemon's to take away.
+	unwanted bool
+	// words are for people, if they are others than those of the item.
+	words string
+}
+
+// Compare looks at the four places side by side (H4). applied is what networkd counts as
+// its own, in the shape of a snapshot, or nil if networkd has not told since the last
+// change; withdrawn are the addresses that were taken out of the ENI's drop-in.
+//
+// Unwanted are policy rules with the ENI's own priority and table for a source that it no
+// longer has, DHCP routes of an old metric, and withdrawn addresses that are still on the
+// link. All else that is there without the metadata is somebody else's.
+func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, withdrawn []netip.Addr) Truth {
+	c := &comparison{eni: eni, files: read(rendered), applied: applied, snapshot: snapshot}
+	c.addresses(withdrawn)
+	c.routes()
+	c.rules()
+	for _, altname := range eni.Want.Altnames {
+		e := c.add(state.ItemAltname, altname, true)
+		e.Rendered = slices.Contains(c.files.altnames, altname)
+		e.Kernel = slices.Contains(eni.Link.Altnames, altname)
+	}
+	for i := range c.entries {
+		c.entries[i].Reason = c.why(&c.entries[i])
+	}
+	return Truth{c.entries}
+}
+
+// Items are what the API shows. Where the ENI as a whole is not configured, whole is the
+// reason for that, and so for every item that is not in the kernel or not managed.
+func (t *Truth) Items(whole string) []state.Item {
+	items := make([]state.Item, len(t.entries))
+	for i, e := range t.entries {
+		if whole != "" && !e.unwanted && (!e.Kernel || (!e.Rendered && e.Metadata != state.No)) {
+			e.Reason = whole
+		}
+		items[i] = e.Item
+	}
+	return items
+}
+
+// Missing is what is wanted and not in the kernel, in words.
+func (t *Truth) Missing() []string {
+	return t.words(func(e *entry) bool { return e.wanted && !e.Kernel && !e.late })
+}
+
+// Late is not there, but comes with the next router advertisement, and no traffic of the
+// ENI's addresses depends on it.
+func (t *Truth) Late() []string {
+	return t.words(func(e *entry) bool { return e.wanted && !e.Kernel && e.late })
+}
+
+// Unwanted is what stands in the way, in words.
+func (t *Truth) Unwanted() []string { return t.words(func(e *entry) bool { return e.unwanted }) }
+
+// Disputed tells whether networkd does not count as its own what the files say and the
+// kernel has. It does so for a moment when it is at work.
+func (t *Truth) Disputed() bool {
+	return slices.ContainsFunc(t.entries, func(e entry) bool { return e.Rendered && e.Kernel && e.Networkd == state.No })
+}
+
+func (t *Truth) words(which func(*entry) bool) []string {
+	found := []string{}
+	for i := range t.entries {
+		e := &t.entries[i]
+		if !which(e) {
+			continue
+		}
+		words := e.words
+		if words == "" {
+			words = string(e.Kind) + " " + e.Value
+		}
+		if !slices.Contains(found, words) {
+			found = append(found, words)
+		}
+	}
+	return found
+}
+
+// comparison is a Truth in the making.
+type comparison struct {
+	eni               *ENI
+	files             files
+	applied, snapshot *kernel.Snapshot
+	entries           []entry
+}
+
+// add begins an entry that the metadata asks for, or that is there without it.
+func (c *comparison) add(kind state.Kind, value string, asked bool) *entry {
+	e := entry{Item: state.Item{Kind: kind, Value: value, Metadata: state.Told(asked)}, wanted: asked}
+	if !asked && c.eni.View.MAC == "" {
+		e.Metadata = state.Untold
+	}
+	c.entries = append(c.entries, e)
+	return &c.entries[len(c.entries)-1]
+}
+
+// networkd tells whether networkd counts something as its own.
+func (c *comparison) networkd(has func(*kernel.Snapshot) bool) state.Answer {
+	if c.applied == nil {
+		return state.Untold
+	}
+	return state.Told(has(c.applied))
+}
+
+func (c *comparison) addresses(withdrawn []netip.Addr) {
+	eni := c.eni
+	applied := make(map[netip.Addr]bool)
+	if c.applied != nil {
+		for _, link := range c.applied.Links {
+			for _, a := range link.Addresses {
+				if link.Index == eni.Link.Index {
+					applied[a.Prefix.Addr()] = true
+				}
+			}
+		}
+	}
+	done := make(map[netip.Addr]bool)
+	add := func(address netip.Addr, asked, wanted bool) *entry {
+		done[address] = true
+		e := c.add(state.ItemAddress, address.String(), asked)
+		e.wanted = wanted
+		e.Rendered = c.files.addresses[address] || (wanted && c.byDHCP(address))
+		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return applied[address] })
+		e.Kernel = eni.Link.Has(address)
+		return e
+	}
+	for _, address := range eni.Want.Addresses {
+		add(address, true, true)
+	}
+	for _, address := range slices.Concat(eni.View.IPv4, eni.View.IPv6) {
+		if !done[address] {
+			add(address, true, false) // of an ENI that is not managed, or not known well enough
+		}
+	}
+	for _, address := range withdrawn {
+		if !done[address] && eni.Link.Has(address) {
+			add(address, false, false).unwanted = eni.Known
+		}
+	}
+	for _, a := range eni.Link.Addresses {
+		// Link-local addresses are nobody's to give (A6).
+		if address := a.Prefix.Addr(); !done[address] && a.Global && !address.IsLinkLocalUnicast() {
+			add(address, false, false)
+		}
+	}
+	for _, address := range slices.SortedFunc(maps.Keys(c.files.addresses), netip.Addr.Compare) {
+		if !done[address] {
+			add(address, false, false)
+		}
+	}
+}
+
+// byDHCP tells whether the files leave a wanted address to DHCP.
+func (c *comparison) byDHCP(address netip.Addr) bool {
+	if c.files.metric == 0 || c.files.addresses[address] {
+		return false
+	}
+	return address == c.eni.Want.Primary || (address.Is6() && c.eni.Primary)
+}
+
+func (c *comparison) routes() {
+	eni, want := c.eni, &c.eni.Want
+	index := eni.Link.Index
+	for _, f := range []struct {
+		use     bool
+		name    string
+		to      netip.Prefix
+		subnets []netip.Prefix
+	}{
+		{want.IPv4, "IPv4", netip.PrefixFrom(netip.IPv4Unspecified(), 0), eni.View.IPv4Subnets},
+		{want.IPv6, "IPv6", netip.PrefixFrom(netip.IPv6Unspecified(), 0), eni.View.IPv6Subnets},
+	} {
+		if !f.use {
+			continue
+		}
+		own := false
+		if want.Table != 0 {
+			has := func(s *kernel.Snapshot) bool { return hasRoute(s, index, want.Table, 0, f.to) }
+			e := c.add(state.ItemRoute, fmt.Sprintf("%s table %d", f.to, want.Table), true)
+			e.words = fmt.Sprintf("default route (%s) in table %d", f.name, want.Table)
+			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{f.to, want.Table}], c.networkd(has), has(c.snapshot)
+			own = e.Kernel
+		}
+		if !want.NoDefault {
+			has := func(s *kernel.Snapshot) bool {
+				return hasRoute(s, index, kernel.MainTable, want.Metric, f.to)
+			}
+			e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", f.to, want.Metric), true)
+			e.words = fmt.Sprintf("default route (%s) with metric %d", f.name, want.Metric)
+			e.Rendered, e.Networkd, e.Kernel = c.files.metric == want.Metric, c.networkd(has), has(c.snapshot)
+			e.late = own && f.to.Addr().Is6()
+		}
+		for _, subnet := range f.subnets {
+			if want.Table == 0 {
+				break
+			}
+			has := func(s *kernel.Snapshot) bool { return hasRoute(s, index, want.Table, 0, subnet) }
+			e := c.add(state.ItemRoute, fmt.Sprintf("%s table %d", subnet, want.Table), true)
+			e.words = fmt.Sprintf("route to %s in table %d", subnet, want.Table)
+			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{subnet, want.Table}], c.networkd(has), has(c.snapshot)
+		}
+	}
+	for _, metric := range eni.Link.DHCPMetrics {
+		if want.Metric == 0 || (metric == want.Metric && !want.NoDefault) {
+			continue
+		}
+		to := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", to, metric), false)
+		e.words = fmt.Sprintf("default route by DHCP with another metric than %d", want.Metric)
+		if want.NoDefault {
+			e.words = "default route by DHCP in the main table"
+		}
+		e.unwanted, e.Kernel = eni.Known, true
+		e.Networkd = c.networkd(func(s *kernel.Snapshot) bool { return hasRoute(s, index, kernel.MainTable, metric, to) })
+	}
+	for _, prefix := range want.Local {
+		has := func(s *kernel.Snapshot) bool {
+			return slices.ContainsFunc(s.Routes, func(r kernel.Route) bool { return r.Local && r.Destination == prefix })
+		}
+		e := c.add(state.ItemRoute, "local "+prefix.String(), true)
+		e.words = "local route " + prefix.String()
+		e.Rendered, e.Networkd, e.Kernel = c.files.local[prefix], c.networkd(has), has(c.snapshot)
+	}
+}
+
+func (c *comparison) rules() {
+	want := &c.eni.Want
+	if want.Table == 0 {
+		return
+	}
+	now, guarded := sourceRules(c.snapshot, want.Table)
+	var applied, appliedGuarded map[netip.Prefix]int
+	if c.applied != nil {
+		applied, appliedGuarded = sourceRules(c.applied, want.Table)
+	}
+	in := func(rules map[netip.Prefix]int, from netip.Prefix) bool { _, ok := rules[from]; return ok }
+	for _, from := range want.Rules {
+		if want.Guarded {
+			e := c.add(state.ItemRule, fmt.Sprintf("from %s lookup %d suppress_prefixlength 0", from, kernel.MainTable), true)
+			e.Rendered, e.Kernel = c.files.rules[tableRoute{from, kernel.MainTable}], in(guarded, from)
+			e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return in(appliedGuarded, from) })
+		}
+		e := c.add(state.ItemRule, fmt.Sprintf("from %s lookup %d", from, want.Table), true)
+		e.Rendered, e.Kernel = c.files.rules[tableRoute{from, want.Table}], in(now, from)
+		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return in(applied, from) })
+	}
+	for _, from := range slices.SortedFunc(maps.Keys(now), netip.Prefix.Compare) {
+		if now[from] != kernel.ProtocolStatic {
+			continue
+		}
+		if _, asked := slices.BinarySearchFunc(want.Rules, from, netip.Prefix.Compare); asked {
+			continue
+		}
+		e := c.add(state.ItemRule, fmt.Sprintf("from %s lookup %d", from, want.Table), false)
+		e.unwanted, e.Kernel = true, true
+		e.Rendered = c.files.rules[tableRoute{from, want.Table}]
+		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return in(applied, from) })
+	}
+}
+
+// sourceRules are the rules of an ENI with a table, by source, with their protocol: those
+// that look the table up, and those that let specific routes of the main one go before.
+func sourceRules(s *kernel.Snapshot, table int) (plain, guarded map[netip.Prefix]int) {
+	plain, guarded = make(map[netip.Prefix]int), make(map[netip.Prefix]int)
+	for _, rule := range s.Rules {
+		switch {
+		case rule.Guard && rule.Priority == guard(table) && rule.Table == kernel.MainTable:
+			guarded[rule.From] = rule.Protocol
+		case rule.Plain && rule.Priority == table && rule.Table == table && plain[rule.From] != kernel.ProtocolStatic:
+			plain[rule.From] = rule.Protocol
+		}
+	}
+	return plain, guarded
+}
+
+// why says in words why an item is not the same everywhere; it is empty if it is.
+func (c *comparison) why(e *entry) string {
+	eni := c.eni
+	switch {
+	case e.unwanted && e.Kind == state.ItemRoute:
+		return "the ENI has no such route any more; networkd has not taken it away"
+	case e.unwanted && e.Rendered:
+		return "the metadata has withdrawn it; the files are about to follow"
+	case e.unwanted:
+		return "the metadata has withdrawn it; networkd has not taken it away"
+	case e.wanted && e.Kernel && e.Rendered && e.Networkd != state.No:
+		return ""
+	case e.wanted && e.Kernel && e.Rendered:
+		return "networkd does not count it as its own: it is at work on it, or somebody else has added it too"
+	case e.wanted && e.Kernel:
+		return "it is there, and the files do not ask for it: " + c.unwritten(e)
+	case e.wanted && !e.Rendered:
+		return c.unwritten(e)
+	case e.wanted && e.late:
+		return "it comes with the next router advertisement; the one in the ENI's own table does until then"
+	case e.wanted && e.Kind == state.ItemAltname:
+		return "udevd has not added it"
+	case e.wanted && e.Networkd == state.Yes:
+		return "networkd has asked the kernel for it, or somebody else has removed it"
+	case e.wanted && tentative(&eni.Link, e.Value):
+		return "the kernel is looking whether anybody else has it (duplicate address detection)"
+	case e.wanted && e.Kind == state.ItemAddress && !c.files.addresses[addressOf(e.Value)]:
+		return "DHCP has not brought it"
+	case e.wanted:
+		return "networkd has not brought it"
+	case e.Metadata == state.Yes && !eni.Settings.Managed:
+		return "the configuration says Managed=no"
+	case e.Metadata == state.Yes:
+		return "the metadata of the ENI is not complete"
+	case e.Rendered:
+		return "the metadata is not complete; what was configured stays"
+	case e.Networkd == state.Yes && e.Kind == state.ItemAddress:
+		return "not of the metadata: from DHCP, a router or a file of somebody else's; it is left alone"
+	case e.Kernel && e.Kind == state.ItemAddress:
+		return "not of the metadata: somebody else has added it; it is left alone"
+	case !eni.Known:
+		return eni.Reason
+	}
+	return ""
+}
+
+// unwritten says why the files do not have what the kernel shall have.
+func (c *comparison) unwritten(e *entry) string {
+	switch {
+	case e.Kind == state.ItemAltname && c.eni.Link.LinkFile == "":
+		return "udevd has not handled the link yet"
+	case e.Kind == state.ItemAddress && c.eni.Held && c.files.metric != 0 && addressOf(e.Value).Is4():
+		return "it waits for the lease, so that the primary address is the first of the link"
+	case e.Kind == state.ItemAddress && c.eni.Held && c.files.metric != 0:
+		return "it waits until DHCPv6 has given it up"
+	}
+	return "the file that asks for it is not in place"
+}
+
+func addressOf(value string) netip.Addr {
+	address, _ := netip.ParseAddr(value)
+	return address
+}
+
+func tentative(link *Link, value string) bool {
+	return slices.ContainsFunc(link.Addresses, func(a kernel.Address) bool { return a.Tentative && a.Prefix.Addr().String() == value })
+}
+
+// Lacking is an address that the ENI has by the metadata and not on its link, though the
+// link has a carrier: the primary one, which DHCP has not brought, or else one that
+// stands in the drop-in and that networkd has not added, or somebody took away. On 252
+// networkd loses a static IPv6 address where the lease of the same address ends just
+// then. It is the zero Addr if nothing is lacking.
+func Lacking(eni *ENI) netip.Addr {
+	if !eni.Known || !eni.Settings.Managed || !eni.Link.Carrier {
+		return netip.Addr{}
+	}
+	if eni.Want.Primary.IsValid() && !eni.Link.Has(eni.Want.Primary) {
+		return eni.Want.Primary
+	}
+	for _, address := range eni.Want.Static {
+		if !eni.Link.Has(address) {
+			return address
+		}
+	}
+	return netip.Addr{}
+}
+
+// Misordered says in words that the primary address is not the first of the link
+// (A3), or is empty. All addresses work nevertheless, and routes name their source;
+// it is programs that take the first address of a link that see another one. On
+// systemd 252 it comes of a restart of networkd, which adds the lease's address anew,
+// after the others. Only removing the others would mend it.
+func Misordered(eni *ENI) string {
+	first, ok := eni.Link.FirstGlobalIPv4()
+	if !ok || !eni.Want.Primary.IsValid() || first == eni.Want.Primary || !eni.Link.Has(eni.Want.Primary) {
+		return ""
+	}
+	return fmt.Sprintf("the first address of the link is %s, not the primary one %s, which networkd has added anew: no address is missing", first, eni.Want.Primary)
+}
+
+// hasRoute tells whether a link has a route in a table; metric 0 stands for any.
+func hasRoute(snapshot *kernel.Snapshot, index, table, metric int, to netip.Prefix) bool {
+	return slices.ContainsFunc(snapshot.Routes, func(r kernel.Route) bool {
+		return r.Link == index && r.Table == table && !r.Local && r.Destination == to && (metric == 0 || r.Metric == metric)
+	})
+}

@@ -1,0 +1,273 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ec2netd/service/config"
+	"ec2netd/service/kernel"
+	"ec2netd/service/state"
+)
+
+// side shows an item as a line: M, R, N and K are the places that have it, ? those that
+// are not known.
+func side(i state.Item) string {
+	column := func(letter string, a state.Answer) string {
+		return map[state.Answer]string{state.Yes: letter, state.No: "-", state.Untold: "?"}[a]
+	}
+	line := column("M", i.Metadata) + column("R", state.Told(i.Rendered)) + column("N", i.Networkd) + column("K", state.Told(i.Kernel)) +
+		" " + string(i.Kind) + " " + i.Value
+	if i.Reason != "" {
+		line += ": " + i.Reason
+	}
+	return line
+}
+
+func sides(items []state.Item) []string {
+	var lines []string
+	for _, i := range items {
+		lines = append(lines, side(i))
+	}
+	return lines
+}
+
+// whole is a kernel, or a networkd, that has all that an ENI shall have.
+func whole(eni *ENI) *kernel.Snapshot {
+	s := &kernel.Snapshot{}
+	link := eni.Link.Link
+	link.Addresses = nil
+	for _, a := range eni.Want.Addresses {
+		link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.PrefixFrom(a, a.BitLen()), Global: true})
+	}
+	s.Links = []kernel.Link{link}
+	add := func(to netip.Prefix, table, metric int) {
+		s.Routes = append(s.Routes, kernel.Route{Link: link.Index, Destination: to, Table: table, Metric: metric})
+	}
+	for i, use := range []bool{eni.Want.IPv4, eni.Want.IPv6} {
+		to := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}[i]
+		if use {
+			add(to, kernel.MainTable, eni.Want.Metric)
+		}
+		if use && eni.Want.Table != 0 {
+			add(to, eni.Want.Table, 0)
+		}
+	}
+	if eni.Want.Table != 0 {
+		for _, subnet := range slices.Concat(eni.View.IPv4Subnets, eni.View.IPv6Subnets) {
+			add(subnet, eni.Want.Table, 0)
+		}
+	}
+	for _, prefix := range eni.Want.Local {
+		s.Routes = append(s.Routes, kernel.Route{Link: link.Index, Destination: prefix, Local: true})
+	}
+	for _, from := range eni.Want.Rules {
+		if eni.Want.Guarded {
+			s.Rules = append(s.Rules, kernel.Rule{Priority: eni.Want.Table - 1, Table: kernel.MainTable, From: from, Guard: true, Protocol: kernel.ProtocolStatic})
+		}
+		s.Rules = append(s.Rules, kernel.Rule{Priority: eni.Want.Table, Table: eni.Want.Table, From: from, Plain: true, Protocol: kernel.ProtocolStatic})
+	}
+	return s
+}
+
+// known is a secondary ENI after its lease, with all that it shall have on its link.
+func known(t *testing.T, sections ...config.Section) (eni ENI, snapshot *kernel.Snapshot) {
+	t.Helper()
+	v := view(1, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
+	v.IPv4Prefixes = prefixes("10.0.24.0/28")
+	in := input([]Link{leased(1, &v)}, v)
+	in.Sections = sections
+	eni = Make(in).ENIs[0]
+	snapshot = whole(&eni)
+	eni.Link.Addresses = snapshot.Links[0].Addresses
+	eni.Link.Altnames = eni.Want.Altnames
+	return eni, snapshot
+}
+
+// TestCompare sets the four places side by side (H4).
+func TestCompare(t *testing.T) {
+	eni, snapshot := known(t)
+	all := []string{
+		"MRNK address 10.0.1.20", "MRNK address 10.0.1.21", "MRNK address 2001:db8:1::20",
+		"MRNK route 0.0.0.0/0 table 10001", "MRNK route 0.0.0.0/0 metric 513", "MRNK route 10.0.1.0/24 table 10001",
+		"MRNK route ::/0 table 10001", "MRNK route ::/0 metric 513", "MRNK route 2001:db8:1::/64 table 10001",
+		"MRNK rule from 10.0.1.20/32 lookup 10001", "MRNK rule from 10.0.1.21/32 lookup 10001",
+		"MRNK rule from 10.0.24.0/28 lookup 10001", "MRNK rule from 2001:db8:1::20/128 lookup 10001",
+		"MR?K altname eni-0123456789abcdef1", "MR?K altname device-number-1",
+	}
+	truth := Compare(&eni, rendered(&eni), snapshot, snapshot, nil)
+	if diff := cmp.Diff(all, sides(truth.Items(""))); diff != "" {
+		t.Error(diff)
+	}
+	if len(truth.Missing())+len(truth.Late())+len(truth.Unwanted()) > 0 || truth.Disputed() {
+		t.Errorf("%q, %q, %q", truth.Missing(), truth.Late(), truth.Unwanted())
+	}
+
+	for name, test := range map[string]struct {
+		change func(eni *ENI, applied, snapshot *kernel.Snapshot)
+		// wants are the lines with a reason.
+		wants []string
+	}{
+		"lost in the kernel": {
+			func(eni *ENI, _, snapshot *kernel.Snapshot) {
+				eni.Link.Addresses = eni.Link.Addresses[:1]
+				snapshot.Rules = snapshot.Rules[1:]
+			},
+			[]string{
+				"MRN- address 10.0.1.21: networkd has asked the kernel for it, or somebody else has removed it",
+				"MRN- address 2001:db8:1::20: networkd has asked the kernel for it, or somebody else has removed it",
+				"MRN- rule from 10.0.1.20/32 lookup 10001: networkd has asked the kernel for it, or somebody else has removed it",
+			},
+		},
+		"not brought": {
+			func(eni *ENI, applied, _ *kernel.Snapshot) {
+				eni.Link.Addresses = eni.Link.Addresses[2:]
+				applied.Links[0].Addresses = applied.Links[0].Addresses[2:]
+			},
+			[]string{
+				"MR-- address 10.0.1.20: DHCP has not brought it",
+				"MR-- address 10.0.1.21: networkd has not brought it",
+			},
+		},
+		"nobody's": {
+			func(_ *ENI, applied, _ *kernel.Snapshot) { applied.Links[0].Addresses = nil },
+			[]string{
+				"MR-K address 10.0.1.20: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
+				"MR-K address 10.0.1.21: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
+				"MR-K address 2001:db8:1::20: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
+			},
+		},
+		"late": {
+			func(_ *ENI, applied, snapshot *kernel.Snapshot) {
+				for _, s := range []*kernel.Snapshot{applied, snapshot} {
+					s.Routes = slices.DeleteFunc(s.Routes, func(r kernel.Route) bool { return r.Destination.String() == "::/0" && r.Metric != 0 })
+				}
+			},
+			[]string{"MR-- route ::/0 metric 513: it comes with the next router advertisement; the one in the ENI's own table does until then"},
+		},
+		"too much": {
+			func(eni *ENI, applied, snapshot *kernel.Snapshot) {
+				for _, a := range []string{"10.0.1.99", "10.0.1.77", "10.0.1.88", "169.254.7.7", "fe80::7"} {
+					address := netip.MustParseAddr(a)
+					entry := kernel.Address{Prefix: netip.PrefixFrom(address, address.BitLen()), Global: true}
+					eni.Link.Addresses = append(eni.Link.Addresses, entry)
+					if a == "10.0.1.88" {
+						applied.Links[0].Addresses = append(applied.Links[0].Addresses, entry)
+					}
+				}
+				eni.Link.DHCPMetrics = append(eni.Link.DHCPMetrics, 30000)
+				rule := snapshot.Rules[0]
+				rule.From = netip.MustParsePrefix("10.0.1.99/32")
+				snapshot.Rules = append(snapshot.Rules, rule)
+			},
+			[]string{
+				"---K address 10.0.1.99: the metadata has withdrawn it; networkd has not taken it away",
+				"---K address 10.0.1.77: not of the metadata: somebody else has added it; it is left alone",
+				"--NK address 10.0.1.88: not of the metadata: from DHCP, a router or a file of somebody else's; it is left alone",
+				"---K route 0.0.0.0/0 metric 30000: the ENI has no such route any more; networkd has not taken it away",
+				"---K rule from 10.0.1.99/32 lookup 10001: the metadata has withdrawn it; networkd has not taken it away",
+			},
+		},
+		"tentative": {
+			func(eni *ENI, applied, _ *kernel.Snapshot) {
+				eni.Link.Addresses[2].Tentative = true
+				applied.Links[0].Addresses = applied.Links[0].Addresses[:2]
+			},
+			[]string{"MR-- address 2001:db8:1::20: the kernel is looking whether anybody else has it (duplicate address detection)"},
+		},
+		"no names": {
+			func(eni *ENI, _, _ *kernel.Snapshot) { eni.Link.Altnames = nil },
+			[]string{"MR?- altname eni-0123456789abcdef1: udevd has not added it", "MR?- altname device-number-1: udevd has not added it"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eni, snapshot := known(t)
+			applied := whole(&eni)
+			test.change(&eni, applied, snapshot)
+			truth := Compare(&eni, rendered(&eni), applied, snapshot, addrs("10.0.1.99"))
+			var got []string
+			for _, i := range truth.Items("") {
+				if i.Reason != "" {
+					got = append(got, side(i))
+				}
+			}
+			if diff := cmp.Diff(test.wants, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+
+	// networkd has not told: that is no gap.
+	truth = Compare(&eni, rendered(&eni), nil, snapshot, nil)
+	for _, i := range truth.Items("") {
+		if i.Networkd != state.Untold || i.Reason != "" {
+			t.Errorf("networkd was not asked: %s", side(i))
+		}
+	}
+}
+
+// TestCompareUnknown: what is configured of an ENI whose metadata is not known, or that is
+// not managed, is shown as well, with the reason of the ENI.
+func TestCompareUnknown(t *testing.T) {
+	eni, snapshot := known(t)
+	files := rendered(&eni)
+	in := input([]Link{eni.Link})
+	in.Links[0].Current = files.Network
+	pending := Make(in).ENIs[0]
+	truth := Compare(&pending, files, snapshot, snapshot, nil)
+	if lines := sides(truth.Items("the metadata has not been read yet")); len(lines) == 0 ||
+		!slices.Contains(lines, "?RNK address 10.0.1.21: the metadata is not complete; what was configured stays") {
+		t.Errorf("before the metadata:\n%s", strings.Join(lines, "\n"))
+	}
+	if len(truth.Missing())+len(truth.Unwanted()) > 0 {
+		t.Errorf("missing %q, unwanted %q", truth.Missing(), truth.Unwanted())
+	}
+
+	configured := snapshot.Links[0].Addresses
+	unmanaged, snapshot := known(t, config.Section{Managed: new(bool)})
+	if unmanaged.Settings.Managed {
+		t.Fatal("the section does not hold")
+	}
+	unmanaged.Link.Addresses = configured[:1]
+	truth = Compare(&unmanaged, rendered(&unmanaged), snapshot, snapshot, nil)
+	lines := sides(truth.Items("FILE says Managed=no"))
+	for _, want := range []string{
+		"M--K address 10.0.1.20: FILE says Managed=no", "M--- address 10.0.1.21: FILE says Managed=no",
+	} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("no %q in\n%s", want, strings.Join(lines, "\n"))
+		}
+	}
+	if len(truth.Missing()) > 0 {
+		t.Errorf("missing of an ENI that is not managed: %q", truth.Missing())
+	}
+}
+
+// BenchmarkCompare is what the comparison of 15 ENIs of 50 addresses costs.
+func BenchmarkCompare(b *testing.B) {
+	var enis []ENI
+	snapshot := &kernel.Snapshot{}
+	for n := range 15 {
+		var ipv4 []netip.Addr
+		for a := range 50 {
+			ipv4 = append(ipv4, netip.MustParseAddr(fmt.Sprintf("10.0.%d.%d", n, a+10)))
+		}
+		v := view(n+1, ipv4, nil)
+		link := leased(n+1, &v)
+		eni := Make(input([]Link{link}, v)).ENIs[0]
+		s := whole(&eni)
+		eni.Link.Addresses = s.Links[0].Addresses
+		enis = append(enis, eni)
+		snapshot.Links, snapshot.Routes, snapshot.Rules = append(snapshot.Links, s.Links...), append(snapshot.Routes, s.Routes...), append(snapshot.Rules, s.Rules...)
+	}
+	for b.Loop() {
+		for i := range enis {
+			truth := Compare(&enis[i], rendered(&enis[i]), snapshot, snapshot, nil)
+			_ = truth.Items("")
+		}
+	}
+}
