@@ -487,7 +487,7 @@ func (l *lab) checkAPI(suite string, eni *vpc.ENI) {
 func (l *lab) monitor(name string) func() string {
 	l.t.Helper()
 	const log = "/run/monitor.log"
-	l.run("systemd-run", "--quiet", "--unit=monitor", "--property=StandardOutput=file:"+log, "ip", "monitor", "address", "route", "rule")
+	l.run("systemd-run", "--quiet", "--unit=monitor", "--property=StandardOutput=file:"+log, "ip", "-oneline", "monitor", "address", "route", "rule")
 	// It is watching once it sees an event of ours.
 	l.until("ip monitor watches", func() (bool, error) {
 		l.run("sh", "-c", "ip rule add from 192.0.2.1 priority 31999 table 31999; ip rule del from 192.0.2.1 priority 31999")

@@ -163,6 +163,7 @@ type Agent struct {
 	requests chan *request
 	results  chan result
 	answers  chan answer
+	applied  chan udevDone
 	bell     chan struct{}
 
 	// Below: the loop's alone.
@@ -175,6 +176,7 @@ type Agent struct {
 	waiting     []*request
 	reading     int
 	outage      outage
+	udev        udevWork
 
 	snapshot *kernel.Snapshot
 	links    map[int]*link
@@ -278,6 +280,7 @@ func New(options Options) *Agent {
 		requests: make(chan *request),
 		results:  make(chan result, readers),
 		answers:  make(chan answer, 1),
+		applied:  make(chan udevDone, 1),
 		bell:     make(chan struct{}, 1),
 		targets:  make(map[string]*target),
 		links:    make(map[int]*link),
@@ -342,6 +345,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			} else {
 				a.ask(0)
 			}
+		case done := <-a.applied:
+			a.takeUdev(done)
+			a.ask(0)
 		case r := <-a.requests:
 			a.begin(r)
 		case r := <-a.answers:

@@ -224,6 +224,45 @@ func TestSameMACTwice(t *testing.T) {
 	})
 }
 
+// A udevd that does not answer holds up nothing but alternative names, is worth a word
+// only when that lasts, and is asked again.
+func TestUdevHangs(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		warnings := func() (lines int) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, line := range w.log {
+				if strings.Contains(line, "level=WARN") {
+					lines++
+				}
+			}
+			return lines
+		}
+		w.set(func() { w.udevErr = errors.New("udevadm control --reload: signal: killed") })
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		settle(2 * time.Second)
+		if got := must(t, a, "ens6", state.ENIConfiguring); !slices.Contains(w.addresses("ens6"), "10.0.1.21") || !onlyAltnames(got.Missing) {
+			t.Errorf("while udevd hangs: addresses %q, missing %q", w.addresses("ens6"), got.Missing)
+		}
+		settle(18 * time.Second)
+		if n := warnings(); n != 1 { // that of the ENI, which is degraded now
+			t.Errorf("%d warnings after 20 s: %q", n, w.log)
+		}
+		must(t, a, "ens6", state.ENIDegraded)
+		settle(5 * time.Minute)
+		if n := warnings(); n != 2 {
+			t.Errorf("%d warnings after 5 minutes: %q", n, w.log)
+		}
+		w.set(func() { w.udevErr = nil })
+		settle(90 * time.Second)
+		must(t, a, "ens6", state.ENIConfigured)
+	})
+}
+
 // C4: a link that udevd has missed is shown to it again.
 func TestMissedByUdev(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

@@ -313,34 +313,6 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	return true
 }
 
-// applyLinks has udevd apply the .link files of links.
-func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
-	now := time.Now()
-	var names []string
-	for i := range a.plan.ENIs {
-		eni := &a.plan.ENIs[i]
-		l := a.links[eni.Link.Index]
-		lacking := eni.Known && len(eni.Files) > 0 && eni.Link.LinkFile != "" &&
-			slices.ContainsFunc(eni.Want.Altnames, func(name string) bool { return !slices.Contains(eni.Link.Altnames, name) })
-		// udevd may have been busy or down, and have missed the link altogether: ask
-		// again, seldom (C4).
-		missed := a.missed(eni) && now.Sub(l.seen) > udevTime
-		if slices.Contains(changed, eni) || ((missed || (lacking && a.namesTaken(eni) == "")) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
-			l.triggered = now
-			names = append(names, eni.Link.Name)
-		}
-	}
-	if len(names) == 0 {
-		return
-	}
-	a.hasten(now)
-	if err := a.Udev.Apply(ctx, names); err != nil {
-		a.say("udev", "udevd does not apply .link files: alternative names will be missing", "reason", err.Error())
-		return
-	}
-	a.unsay("udev")
-}
-
 // missed tells whether udevd has nothing about a link, and networkd waits for it.
 func (a *Agent) missed(eni *plan.ENI) bool {
 	return eni.Link.LinkFile == "" && a.networkdUp && a.unhandled(eni.Link.Index)
@@ -445,6 +417,9 @@ func (a *Agent) lacking(eni *plan.ENI, now time.Time) netip.Addr {
 	return address
 }
 
+// repaired tells whether networkd has been asked to bring the address that is missing.
+func (l *link) repaired() bool { return l.lacks.IsValid() && l.repairDelay > repairTime }
+
 // hasten makes the loop look at the kernel often again.
 func (a *Agent) hasten(now time.Time) {
 	a.lookDelay = firstLook
@@ -467,8 +442,10 @@ func (a *Agent) verify() []state.Interface {
 		eni := &a.plan.ENIs[i]
 		l := a.links[eni.Link.Index]
 		entry := a.describe(eni)
-		if entry.NetworkFile != l.file {
-			// networkd has taken up another file, and gets its time.
+		if entry.NetworkFile != l.file && !l.repaired() {
+			// networkd has taken up another file, and gets its time. While it configures a
+			// link anew it names none for a moment: that is no reason to call an ENI better
+			// than it is (E5).
 			l.file, l.since = entry.NetworkFile, now
 			a.lookDelay = firstLook
 		}
@@ -531,6 +508,9 @@ func (a *Agent) verify() []state.Interface {
 		soonest(a.busDelay)
 	case (a.networkdUp && a.reloadDue) || (!a.networkdUp && a.networkdWhy == ""):
 		soonest(slowestLook)
+	}
+	if len(a.udev.names) > 0 && !a.udev.busy {
+		soonest(max(a.udev.next.Sub(now), firstLook))
 	}
 	if a.storeErr != "" {
 		soonest(settleTime)

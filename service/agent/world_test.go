@@ -54,6 +54,8 @@ type world struct {
 	gateways bool
 	// deaf: udevd has nothing about links, and networkd waits for it.
 	deaf bool
+	// udevErr: udevadm fails, after a while.
+	udevErr error
 	// uses is what networkd says of links, by index, if not that all is well; applied the
 	// .link files of udevd.
 	uses    map[int]networkd.LinkState
@@ -354,6 +356,12 @@ func (d devices) Apply(_ context.Context, names []string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.triggers++
+	if err := d.udevErr; err != nil {
+		d.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		d.mu.Lock()
+		return err
+	}
 	for i := range d.links {
 		l := &d.links[i]
 		if !slices.Contains(names, l.Name) || d.noAltnames[l.Name] {

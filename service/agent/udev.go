@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"ec2netd/service/plan"
+)
+
+// udevPatience is how long udevd may fail to answer before that is worth a word: it is
+// restarted, or has other devices to see to.
+const udevPatience = 30 * time.Second
+
+// udevWork is what udevd is to be asked. That goes on beside the loop, one call at a
+// time: a udevd that is stopped or busy lets udevadm wait for seconds (10 measured), and
+// alternative names must not hold up addresses.
+type udevWork struct {
+	attempt
+	// names of the links whose .link file is to be applied by the next call.
+	names []string
+}
+
+// udevDone is the end of one call.
+type udevDone struct {
+	names []string
+	err   error
+}
+
+// applyLinks has udevd apply the .link files of links.
+func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
+	now := time.Now()
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		l := a.links[eni.Link.Index]
+		lacking := eni.Known && len(eni.Files) > 0 && eni.Link.LinkFile != "" &&
+			slices.ContainsFunc(eni.Want.Altnames, func(name string) bool { return !slices.Contains(eni.Link.Altnames, name) })
+		// udevd may have been busy or down, and have missed the link altogether: ask
+		// again, seldom (C4).
+		missed := a.missed(eni) && now.Sub(l.seen) > udevTime
+		if slices.Contains(changed, eni) || ((missed || (lacking && a.namesTaken(eni) == "")) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
+			l.triggered = now
+			a.udev.add(eni.Link.Name)
+		}
+	}
+	if len(a.udev.names) == 0 || a.udev.busy || now.Before(a.udev.next) {
+		return
+	}
+	names := a.udev.names
+	a.udev.names, a.udev.busy = nil, true
+	a.hasten(now)
+	go func() {
+		// The loop takes one result for each call, or has ended.
+		a.applied <- udevDone{names, a.Udev.Apply(ctx, names)}
+	}()
+}
+
+// add has a link seen to by the next call.
+func (u *udevWork) add(name string) {
+	if !slices.Contains(u.names, name) {
+		u.names = append(u.names, name)
+	}
+}
+
+// takeUdev takes the end of a call to udevd.
+func (a *Agent) takeUdev(done udevDone) {
+	now := time.Now()
+	a.udev.busy = false
+	if done.err == nil {
+		a.udev.succeeded()
+		a.unsay("udev")
+		a.hasten(now)
+		return
+	}
+	for _, name := range done.names {
+		a.udev.add(name)
+	}
+	a.udev.failed(now, done.err, false, slowestRetry)
+	if now.Sub(a.udev.failing) >= udevPatience {
+		a.say("udev", "udevd does not apply .link files: alternative names will be missing; see systemctl status systemd-udevd.service", "reason", done.err.Error())
+	} else {
+		a.Log.Debug("udevd does not apply .link files; trying again", "reason", done.err.Error())
+	}
+}
