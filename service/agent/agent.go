@@ -163,7 +163,7 @@ type Agent struct {
 	requests chan *request
 	results  chan result
 	answers  chan answer
-	applied  chan udevDone
+	udevEnds chan udevDone
 	bell     chan struct{}
 
 	// Below: the loop's alone.
@@ -280,7 +280,7 @@ func New(options Options) *Agent {
 		requests: make(chan *request),
 		results:  make(chan result, readers),
 		answers:  make(chan answer, 1),
-		applied:  make(chan udevDone, 1),
+		udevEnds: make(chan udevDone, 1),
 		bell:     make(chan struct{}, 1),
 		targets:  make(map[string]*target),
 		links:    make(map[int]*link),
@@ -345,7 +345,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			} else {
 				a.ask(0)
 			}
-		case done := <-a.applied:
+		case done := <-a.udevEnds:
 			a.takeUdev(done)
 			a.ask(0)
 		case r := <-a.requests:

@@ -51,7 +51,7 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 	a.hasten(now)
 	go func() {
 		// The loop takes one result for each call, or has ended.
-		a.applied <- udevDone{names, a.Udev.Apply(ctx, names)}
+		a.udevEnds <- udevDone{names, a.Udev.Apply(ctx, names)}
 	}()
 }
 
