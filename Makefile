@@ -18,8 +18,14 @@ GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT         := $(abspath $(BUILD)/tools/golangci-lint)
 
 # What `make demo` and the tests need on Debian besides Go.
-HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon
-HOST_TOOLS    := mmdebstrap systemd-nspawn nft ip dbus-daemon
+HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff mandoc
+HOST_TOOLS    := mmdebstrap systemd-nspawn nft ip dbus-daemon man groff mandoc
+
+MAN_PAGES := $(sort $(wildcard cmd/*/*.[1-8] units/*.[1-8] api/*.[1-8]))
+# Where shells look for completions; for zsh, what Debian has too.
+BASH_COMPLETIONS := $(PREFIX)/share/bash-completion/completions
+FISH_COMPLETIONS := $(PREFIX)/share/fish/vendor_completions.d
+ZSH_COMPLETIONS  := $(PREFIX)/share/zsh/site-functions $(PREFIX)/share/zsh/vendor-completions
 
 .PHONY: help
 help: ## list the targets
@@ -91,6 +97,8 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
 	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-wait-online.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
+	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-hostname.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/ec2netd.socket
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network units/80-ec2.network
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link
@@ -99,6 +107,12 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system-services units/dbus-1/org.ec2netd1.service
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system.d units/dbus-1/org.ec2netd1.conf
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces api/org.ec2netd1.Manager.xml api/org.ec2netd1.Interface.xml
+	set -e; for page in $(MAN_PAGES); do install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
+	@mkdir -p $(BUILD)/completions
+	@set -e; for shell in bash zsh fish; do $(BUILD)/bin/ec2netctl completion $$shell > $(BUILD)/completions/$$shell; done
+	install -D -m 0644 $(BUILD)/completions/bash $(DESTDIR)$(BASH_COMPLETIONS)/ec2netctl
+	install -D -m 0644 $(BUILD)/completions/fish $(DESTDIR)$(FISH_COMPLETIONS)/ec2netctl.fish
+	set -e; for dir in $(ZSH_COMPLETIONS); do install -D -m 0644 $(BUILD)/completions/zsh $(DESTDIR)$$dir/_ec2netctl; done
 	test -e $(DESTDIR)$(SYSCONFDIR)/ec2netd.conf || install -D -m 0644 -t $(DESTDIR)$(SYSCONFDIR) units/ec2netd.conf
 
 .PHONY: uninstall
@@ -106,6 +120,10 @@ uninstall: ## remove what install put there, the configuration in /etc excepted
 	rm -f $(DESTDIR)$(PREFIX)/bin/ec2netctl \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.socket \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service \
+	  $(DESTDIR)$(BASH_COMPLETIONS)/ec2netctl $(DESTDIR)$(FISH_COMPLETIONS)/ec2netctl.fish \
+	  $(foreach dir,$(ZSH_COMPLETIONS),$(DESTDIR)$(dir)/_ec2netctl) \
+	  $(foreach page,$(MAN_PAGES),$(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/network/80-ec2.network \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/80-ec2netd.conf \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/80-ec2netd.preset \

@@ -125,6 +125,11 @@ type advice struct {
 
 func (a *advice) Unwrap() error { return a.error }
 
+func asAdvice(err error) (*advice, bool) {
+	var a *advice
+	return a, errors.As(err, &a)
+}
+
 func advise(hint, format string, args ...any) error {
 	return &advice{fmt.Errorf(format, args...), hint}
 }

@@ -85,9 +85,12 @@ func run(args []string, env environment) int {
 	}
 	if errors.As(err, &failed) && !errors.As(err, &usage) {
 		fmt.Fprintf(env.stderr, "ec2netctl: %s\n", clean(failed.Error()))
-		var a *advice
-		if errors.As(err, &a) {
+		if a, ok := asAdvice(err); ok {
 			fmt.Fprintln(env.stderr, clean(a.hint))
+		}
+		var t *trouble
+		if errors.As(err, &t) {
+			return exitUsage
 		}
 		return exitFailure
 	}
@@ -99,6 +102,11 @@ func run(args []string, env environment) int {
 type failure struct{ error }
 
 func (f *failure) Unwrap() error { return f.error }
+
+// trouble is an error of a command whose failure has a meaning of its own.
+type trouble struct{ error }
+
+func (t *trouble) Unwrap() error { return t.error }
 
 // usageError is of a command that was called wrongly in a way that only it can tell.
 type usageError struct{ message string }

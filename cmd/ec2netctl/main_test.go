@@ -117,6 +117,31 @@ func cards() *state.State {
 	return s
 }
 
+// differ is an instance with gaps of each sort.
+func differ() *state.State {
+	s := apitest.State()
+	s.Interfaces[0].Items = []state.Item{
+		{Kind: state.ItemAddress, Value: "10.0.0.10", Metadata: state.Yes, Rendered: true, Networkd: state.Yes, Kernel: true},
+	}
+	s.Interfaces[1].Items = append(s.Interfaces[1].Items,
+		state.Item{Kind: state.ItemAddress, Value: "10.0.1.99", Metadata: state.No, Networkd: state.No, Kernel: true,
+			Reason: "not of the metadata: somebody else has added it;\n it is left\x1b[2J alone"},
+		state.Item{Kind: state.ItemRule, Value: "from 10.0.1.21/32 lookup 10001", Metadata: state.Yes, Rendered: true, Networkd: state.No, Kernel: true,
+			Reason: "networkd does not count it as its own"})
+	s.Interfaces = append(s.Interfaces, state.Interface{
+		ENIID: "eni-0a1b2c3d4e5f60004", MAC: "02:00:00:00:00:04", Name: "ens8", Ifindex: 9, State: state.ENIUnmanaged, Reason: "as /etc/ec2netd.conf:1 says",
+		Items: []state.Item{{Kind: state.ItemAddress, Value: "10.0.3.7", Metadata: state.Yes, Networkd: state.Yes, Kernel: true, Reason: "as /etc/ec2netd.conf:1 says"}},
+	})
+	return s
+}
+
+// same is an instance on which all is as the metadata says.
+func same() *state.State {
+	s := online()
+	s.Interfaces[1].Items = s.Interfaces[1].Items[:1]
+	return s
+}
+
 func TestOutput(t *testing.T) { // H5
 	changes := &state.Changes{
 		FilesWritten: []string{"/run/systemd/network/70-ens6.network.d/50-ec2netd.conf"},
@@ -179,6 +204,22 @@ func TestOutput(t *testing.T) { // H5
 		{name: "help-status", args: []string{"status", "--help"}},
 		{name: "help-refresh", args: []string{"help", "refresh"}},
 		{name: "complete-interface", state: apitest.State(), args: []string{"__complete", "wait-online", "-i", "eni-0a1b2c3d4e5f60001", "--interface", ""}},
+		{name: "show", state: differ(), args: []string{"show"}},
+		{name: "show-colour", state: differ(), colour: true, args: []string{"show", "ens6"}},
+		{name: "show-json", state: differ(), args: []string{"show", "ens6", "--json"}},
+		{name: "show-none", state: &state.State{}, args: []string{"show"}},
+		{name: "diff", state: differ(), args: []string{"diff"}, code: 1},
+		{name: "diff-colour", state: differ(), colour: true, args: []string{"diff", "ens6"}, code: 1},
+		{name: "diff-json", state: differ(), args: []string{"diff", "--json"}, code: 1},
+		{name: "diff-same", state: differ(), args: []string{"diff", "ens5"}},
+		{name: "diff-unmanaged", state: differ(), args: []string{"diff", "ens8"}, code: 1},
+		{name: "diff-online", state: same(), args: []string{"diff", "--json=short"}},
+		{name: "diff-unknown-eni", state: differ(), args: []string{"diff", "ens99"}, code: 2},
+		{name: "diff-no-daemon", args: []string{"diff"}, code: 2},
+		{name: "help-diff", args: []string{"diff", "--help"}},
+		{name: "help-show", args: []string{"show", "--help"}},
+		{name: "help-doctor", args: []string{"doctor", "--help"}},
+		{name: "help-set-hostname", args: []string{"set-hostname", "--help"}},
 		{name: "plan", args: []string{"plan", "--metadata", dumps + "instance.json"}},
 		{name: "plan-colour", colour: true, args: []string{"plan", "--metadata", dumps + "keys.json"}},
 		{name: "plan-named", args: []string{"plan", "--metadata", dumps + "keys.json", "--link=02:00:00:00:01:20=eth1", "--driver=vif"}},

@@ -57,7 +57,7 @@ index.`,
 Exit codes:
   0  done
   1  {{or .Annotations.failure "failed: ec2netd is not there, refused, did not finish, or knows no such ENI"}}
-  2  called wrongly
+  2  {{or .Annotations.usage "called wrongly"}}
 
 Environment:
   NO_COLOR              no colours, if set to anything
@@ -135,7 +135,58 @@ the service itself, not ec2netd. There is no token, user data or credential in i
 		Args:    noArgs,
 		RunE:    c.run(func(ctx context.Context, _ []string) error { return c.dumpMetadata(ctx) }),
 	}
-	root.AddCommand(status, list, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump)
+	hostname := &cobra.Command{
+		Use:   "set-hostname",
+		Short: "Set the hostname from the metadata, unless there is a static one",
+		Long: `set-hostname gives the host the name of the metadata key local-hostname until the next
+boot, by systemd-hostnamed or, where that is not there, by sethostname(2). If the host
+has a static name (/etc/hostname) it stays. ec2netd-hostname.service runs it; that unit
+is disabled unless someone enables it.`,
+		Args:   noArgs,
+		Hidden: true, // for the unit
+		RunE: c.run(func(ctx context.Context, _ []string) error {
+			return c.setHostname(ctx, &machine{root: c.root}, c.readHostname)
+		}),
+	}
+	doctor := &cobra.Command{
+		Use:   "doctor",
+		Short: "Look for what is wrong, and say what to do",
+		Long: `doctor looks for what keeps ec2netd from doing its work, and says what to do about each
+thing: whether ec2netd answers, the state of each ENI and files that are in its way,
+other software that configures ENIs, leftovers of amazon-ec2-net-utils, each way to the
+metadata service (as root; otherwise what ec2netd says of it), units that are not as the
+presets have them, the version of systemd and what it implies, and reverse path
+filtering. It changes nothing.`,
+		Args: noArgs,
+		Annotations: map[string]string{
+			"failure": "there is a problem; warnings alone are none",
+		},
+		RunE: c.run(func(ctx context.Context, _ []string) error { return c.doctor(ctx) }),
+	}
+	show := &cobra.Command{
+		Use:   "show [ENI...]",
+		Short: "Show metadata, files, systemd-networkd and kernel side by side",
+		Long: `show shows of each ENI that is given, or of all, its addresses, routes, policy rules and
+alternative names, and whether they are in the metadata, in the generated files, with
+systemd-networkd and in the kernel, with the reason for each gap.`,
+		ValidArgsFunction: c.completeENI,
+		RunE:              c.run(c.show),
+	}
+	diff := &cobra.Command{
+		Use:   "diff [ENI...]",
+		Short: "Show what is not as the metadata says, and fail if there is anything",
+		Long: `diff shows those lines of show that are not the same everywhere, with the reason: "-"
+before what is missing in the kernel, "+" before what is there without the metadata, "~"
+before what is there and differs elsewhere. ENIs that are unmanaged count only where they
+are given.`,
+		ValidArgsFunction: c.completeENI,
+		Annotations: map[string]string{
+			"failure": "there are differences",
+			"usage":   "called wrongly, or ec2netd cannot be asked",
+		},
+		RunE: c.run(c.diff),
+	}
+	root.AddCommand(status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, hostname)
 	return root
 }
 

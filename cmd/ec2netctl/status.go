@@ -17,45 +17,38 @@ const mostLines = 8
 
 // status shows everything in a table, or the ENIs in args in full.
 func (c *ctl) status(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		return c.statusOf(ctx, args)
+	}
 	raw, s, err := c.describe(ctx)
 	if err != nil {
 		return err
 	}
-	if len(args) == 0 {
-		if c.wantsJSON() {
-			return c.printJSON(raw)
-		}
-		return c.page(c.summary(s) + "\n" + c.statusTable(s))
+	if c.wantsJSON() {
+		return c.printJSON(raw)
 	}
-	elements, err := interfacesOf(raw)
+	return c.page(c.summary(s) + "\n" + c.statusTable(s))
+}
+
+func (c *ctl) statusOf(ctx context.Context, args []string) error {
+	raw, enis, err := c.chosen(ctx, args)
 	if err != nil {
 		return err
 	}
-	chosen := struct {
-		Interfaces []json.RawMessage `json:"interfaces"`
-	}{}
+	if c.wantsJSON() {
+		return c.printJSON(map[string][]json.RawMessage{"interfaces": raw})
+	}
 	var out strings.Builder
-	for i, id := range args {
-		at, err := indexOf(s, id)
-		if err != nil {
-			return err
-		}
-		chosen.Interfaces = append(chosen.Interfaces, elements[at])
+	for i, e := range enis {
 		if i > 0 {
 			out.WriteByte('\n')
 		}
-		if c.wantsJSON() {
-			continue
-		}
-		out.WriteString(c.detail(&s.Interfaces[at]))
+		out.WriteString(c.detail(e))
 		if c.lines > 0 && c.journal != nil {
-			if log := c.journal(ctx, &s.Interfaces[at], c.lines); log != "" {
+			if log := c.journal(ctx, e, c.lines); log != "" {
 				out.WriteString("\n" + clean(log))
 			}
 		}
-	}
-	if c.wantsJSON() {
-		return c.printJSON(chosen)
 	}
 	return c.page(out.String())
 }
@@ -185,6 +178,7 @@ func (c *ctl) detail(e *state.Interface) string {
 		{"Reason", lines(strings.Split(e.Reason, "\n"))},
 		{"Missing", lines(e.Missing).in(red)},
 		{"Unwanted", lines(e.Unwanted).in(yellow)},
+		{"Gaps", lines(e.Gaps)},
 		{"MAC address", text(e.MAC)},
 		{"Interface index", text(optional(e.Ifindex != 0, e.Ifindex))},
 		{"Primary", text(primary)},

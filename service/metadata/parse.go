@@ -99,6 +99,32 @@ func parseID(body string, shape *regexp.Regexp, what string) (string, error) {
 func parseENIID(body string) (string, error)      { return parseID(body, eniID, "an ENI ID") }
 func parseInstanceID(body string) (string, error) { return parseID(body, instanceID, "an instance ID") }
 
+// hostnameLabel is one label of a hostname; maxHostname is what sethostname(2) takes.
+var hostnameLabel = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+
+const maxHostname = 64
+
+// parseHostname reads a hostname. A VPC whose DHCP options have several domain names
+// gives all of them, with spaces between: the first counts. One that is too long for the
+// kernel loses its domain, as networkd does it.
+func parseHostname(body string) (string, error) {
+	line, err := one(body)
+	if err != nil {
+		return "", err
+	}
+	name, _, _ := strings.Cut(line, " ")
+	name = strings.TrimSuffix(name, ".")
+	for label := range strings.SplitSeq(name, ".") {
+		if !hostnameLabel.MatchString(label) {
+			return "", fmt.Errorf("%q is not a hostname", clip(line))
+		}
+	}
+	if len(name) > maxHostname {
+		name, _, _ = strings.Cut(name, ".")
+	}
+	return name, nil
+}
+
 func parseNumber(body string, limit int) (int, error) {
 	line, err := one(body)
 	if err != nil {

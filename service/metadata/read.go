@@ -48,6 +48,29 @@ func (r *reader) instance(ctx context.Context) (Instance, error) {
 	return instance, nil
 }
 
+// ReadHostname reads the private DNS name of the primary ENI, as a name that a host can
+// have.
+func (c *Client) ReadHostname(ctx context.Context, paths []Path) (name string, err error) {
+	err = (&reader{source: c, paths: c.order(paths)}).read(ctx, keyHostname, func(body string) (err error) {
+		name, err = parseHostname(body)
+		return err
+	})
+	return name, err
+}
+
+// Probe asks for one key over one path, whatever is known of that path, and tells why it
+// gave no answer. It is for finding out what is wrong: reads try paths by themselves.
+func (c *Client) Probe(ctx context.Context, path Path) error {
+	body, _, err := c.getOver(ctx, path, "mac")
+	if err != nil {
+		return err
+	}
+	if _, err := parseMAC(body); err != nil {
+		return &Error{Key: "mac", Kind: Malformed, Status: http.StatusOK, Err: err}
+	}
+	return nil
+}
+
 // Wanted names the ENI whose view [Client.ReadENI] reads.
 type Wanted struct {
 	// MAC address of the ENI.

@@ -1,0 +1,479 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+
+	"ec2netd/service/conflict"
+	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
+	"ec2netd/service/state"
+	"ec2netd/service/store"
+)
+
+// The levels of a finding. Only problems make doctor fail.
+const (
+	levelOK      = "ok"
+	levelWarning = "warning"
+	levelProblem = "problem"
+)
+
+// finding is what doctor says of one thing.
+type finding struct {
+	// Check names the thing: ec2netd, configuration, eni, conflict, metadata, unit, file,
+	// systemd, rp_filter.
+	Check string `json:"check"`
+	Level string `json:"level"`
+	Text  string `json:"text"`
+	// Advice is what to do, empty where nothing is to be done.
+	Advice string `json:"advice"`
+}
+
+// symptoms are what doctor found out. What they mean is for diagnose to say.
+type symptoms struct {
+	// state of ec2netd, or nil and why there is none, with what to do.
+	state           *state.State
+	silence, remedy string
+	// mistakes in the configuration.
+	mistakes  []string
+	conflicts []state.Conflict
+	// probes are the ways to the metadata service that were tried; nil: not as root.
+	probes []probe
+	units  []unitStatus
+	// busError says why systemd could not be asked for units.
+	busError string
+	// systemd is its version, or empty.
+	systemd string
+	// missing are files of the installation.
+	missing []string
+	// filters is the reverse path filter in force of each ENI.
+	filters []filter
+}
+
+type probe struct {
+	path  metadata.Path
+	took  time.Duration
+	error string
+}
+
+// unitStatus is a unit as systemctl list-unit-files and systemctl status tell it.
+type unitStatus struct{ name, load, active, enabled, preset string }
+
+type filter struct {
+	link string
+	mode int
+}
+
+// needed are the units that ec2netd needs, or is. The presets enable them.
+var needed = []string{
+	"systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service", "ec2netd.service", "ec2netd.socket",
+}
+
+// runs tells whether a unit must be active, for the others to be of use.
+func runs(unit string) bool { return unit == "systemd-networkd.service" || unit == "ec2netd.socket" }
+
+// doctor says what keeps ec2netd from its work, and what to do.
+func (c *ctl) doctor(ctx context.Context) error {
+	stop := c.progress("Looking around")
+	found, err := c.examine(ctx)
+	stop()
+	if err != nil {
+		return err
+	}
+	findings := diagnose(found)
+	problems := 0
+	for _, f := range findings {
+		if f.Level == levelProblem {
+			problems++
+		}
+	}
+	if c.wantsJSON() {
+		err = c.printJSON(struct {
+			Problems int       `json:"problems"`
+			Findings []finding `json:"findings"`
+		}{problems, findings})
+	} else {
+		err = c.page(c.describeFindings(findings))
+	}
+	if err == nil && problems > 0 {
+		err = errSilent
+	}
+	return err
+}
+
+// examine looks at everything. What cannot be looked at is a symptom too.
+func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
+	s, err := c.look()
+	if err != nil {
+		return nil, err
+	}
+	found := &symptoms{}
+	for _, p := range s.config.Problems {
+		found.mistakes = append(found.mistakes, p.String())
+	}
+	if _, found.state, err = c.describe(ctx); err != nil {
+		found.silence, found.remedy, _ = strings.Cut(hinted(err), "\n")
+	}
+	bus := &networkd.Client{Root: c.root}
+	defer bus.Close()
+	found.systemd = bus.Version(ctx)
+	looker := conflict.Looker{Root: c.root, Units: bus.ActiveUnits}
+	links := make([]conflict.Link, 0, len(s.kernel.Links))
+	for _, l := range s.kernel.Links {
+		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
+		found.filters = append(found.filters, filter{l.Name, max(c.filterMode("all"), c.filterMode(l.Name))})
+	}
+	found.conflicts = conflict.Find(looker.Look(ctx, links))
+	if found.units, err = unitsOf(ctx); err != nil {
+		found.busError = err.Error()
+	}
+	base, _ := s.store.Base()
+	for _, file := range []string{base, "/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"} {
+		if s.store.Read(file) == "" {
+			found.missing = append(found.missing, file)
+		}
+	}
+	if c.uid == 0 {
+		primary := ""
+		if found.state != nil {
+			for i := range found.state.Interfaces {
+				if found.state.Interfaces[i].Primary {
+					primary = found.state.Interfaces[i].MAC
+				}
+			}
+		}
+		found.probes = probeAll(ctx, s.paths(primary))
+	}
+	return found, nil
+}
+
+// probeAll tries each way to the metadata service. systemd-imdsd, which a call starts, is
+// asked only where no direct way gives an answer.
+func probeAll(ctx context.Context, paths []metadata.Path) []probe {
+	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion()})
+	defer client.CloseIdle()
+	direct := slices.DeleteFunc(slices.Clone(paths), func(p metadata.Path) bool { return p.Socket != "" })
+	probes := make([]probe, len(direct))
+	var all sync.WaitGroup
+	for i, p := range direct {
+		all.Go(func() { probes[i] = probeOne(ctx, client, p) })
+	}
+	all.Wait()
+	if slices.ContainsFunc(probes, func(p probe) bool { return p.error == "" }) {
+		return probes
+	}
+	for _, p := range paths {
+		if _, err := os.Stat(p.Socket); p.Socket != "" && err == nil {
+			return append(probes, probeOne(ctx, client, p))
+		}
+	}
+	return probes
+}
+
+func probeOne(ctx context.Context, client *metadata.Client, path metadata.Path) probe {
+	p, began := probe{path: path}, time.Now()
+	if err := client.Probe(ctx, path); err != nil {
+		p.error = err.Error()
+	}
+	p.took = time.Since(began)
+	return p
+}
+
+// filterMode is the reverse path filter of a link, see rp_filter in the kernel's
+// ip-sysctl.rst: 0 none, 1 strict, 2 loose. The greater of that of the link and of "all"
+// is in force.
+func (c *ctl) filterMode(link string) int {
+	text, err := os.ReadFile(filepath.Join("/", c.root, "proc/sys/net/ipv4/conf", link, "rp_filter"))
+	if err != nil {
+		return 0
+	}
+	mode, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return mode
+}
+
+// busTime bounds the questions to systemd.
+const busTime = 10 * time.Second
+
+// unitsOf asks systemd for the needed units.
+func unitsOf(ctx context.Context) ([]unitStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, busTime)
+	defer cancel()
+	conn, err := systemd.NewSystemConnectionContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	var units []unitStatus
+	for _, name := range needed {
+		properties, err := conn.GetUnitPropertiesContext(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		text := func(property string) string {
+			value, _ := properties[property].(string)
+			return value
+		}
+		units = append(units, unitStatus{name, text("LoadState"), text("ActiveState"), text("UnitFileState"), text("UnitFilePreset")})
+	}
+	return units, nil
+}
+
+// diagnose says what symptoms mean.
+func diagnose(s *symptoms) []finding {
+	var d diagnosis
+	d.daemon(s)
+	for _, mistake := range s.mistakes {
+		d.problem("configuration", "correct it, then: systemctl restart ec2netd.service", "%s", mistake)
+	}
+	d.enis(s.state)
+	for _, c := range s.conflicts {
+		d.problem("conflict", c.Advice, "%s configures ENIs too: %s", c.Name, strings.Join(c.Evidence, ", "))
+	}
+	if len(s.conflicts) == 0 {
+		d.ok("conflict", "nothing else configures ENIs")
+	}
+	d.metadata(s)
+	d.units(s)
+	for _, file := range s.missing {
+		switch path.Base(file) {
+		case store.BaseName:
+			d.problem("file", "install ec2netd again", "%s is missing: networkd has no unit for ENIs", file)
+		default:
+			d.problem("file", "install ec2netd again, then: systemctl restart systemd-networkd.service",
+				"%s is missing: networkd takes away routes and rules of others", file)
+		}
+	}
+	d.version(s.systemd)
+	d.filters(s.filters)
+	return d.findings
+}
+
+type diagnosis struct{ findings []finding }
+
+func (d *diagnosis) add(level, check, advice, format string, args ...any) {
+	d.findings = append(d.findings, finding{Check: check, Level: level, Text: fmt.Sprintf(format, args...), Advice: advice})
+}
+
+func (d *diagnosis) ok(check, format string, args ...any) { d.add(levelOK, check, "", format, args...) }
+
+func (d *diagnosis) warn(check, advice, format string, args ...any) {
+	d.add(levelWarning, check, advice, format, args...)
+}
+
+func (d *diagnosis) problem(check, advice, format string, args ...any) {
+	d.add(levelProblem, check, advice, format, args...)
+}
+
+func (d *diagnosis) daemon(s *symptoms) {
+	if s.state == nil {
+		d.problem("ec2netd", s.remedy, "%s", s.silence)
+		return
+	}
+	said := fmt.Sprintf("%s answers: %s", s.state.Version, s.state.State)
+	if s.state.Reason != "" {
+		said += " (" + strings.Join(strings.Fields(s.state.Reason), " ") + ")"
+	}
+	switch s.state.State {
+	case state.Configured:
+		d.ok("ec2netd", "%s", said)
+	case state.Starting:
+		d.warn("ec2netd", "if it stays so: journalctl -u ec2netd.service", "%s", said)
+	default:
+		d.problem("ec2netd", "see what else is found, and journalctl -u ec2netd.service", "%s", said)
+	}
+}
+
+func (d *diagnosis) enis(s *state.State) {
+	if s == nil {
+		return
+	}
+	if len(s.Interfaces) == 0 {
+		d.problem("eni", "see which driver the links have (ethtool -i NAME), and Driver= in ec2netd.conf(5)", "no link is an ENI")
+	}
+	for i := range s.Interfaces {
+		e := &s.Interfaces[i]
+		name := e.ID()
+		if e.Name != "" {
+			name = e.Name + " (" + name + ")"
+		}
+		text := fmt.Sprintf("%s is %s", name, e.State)
+		if e.Reason != "" {
+			text += ": " + strings.Join(strings.Fields(e.Reason), " ")
+		}
+		more := "ec2netctl diff " + cmp.Or(e.Name, e.ID()) + " shows what differs"
+		switch e.State {
+		case state.ENIConfigured:
+			if e.Reason == "" {
+				d.ok("eni", "%s", text)
+			} else {
+				d.warn("eni", "", "%s", text)
+			}
+		case state.ENIUnmanaged:
+			d.ok("eni", "%s", text)
+		case state.ENIConfiguring, state.ENIOverridden:
+			// It is on its way there, or as somebody wants it.
+			d.warn("eni", more, "%s", text)
+		default:
+			d.problem("eni", more, "%s", text)
+		}
+	}
+}
+
+func (d *diagnosis) metadata(s *symptoms) {
+	const advice = "see the metadata options of the instance (aws ec2 describe-instances, MetadataOptions: HttpEndpoint must be enabled) and packet filters"
+	if s.probes == nil {
+		switch {
+		case s.state == nil:
+			d.warn("metadata", "run ec2netctl doctor as root", "nobody could be asked whether the metadata service answers")
+		case s.state.Metadata.LastError != "":
+			d.problem("metadata", advice+"; ec2netctl doctor tries each way as root", "%s", s.state.Metadata.LastError)
+		default:
+			d.ok("metadata", "%s answers ec2netd; as root each way is tried", cmp.Or(s.state.Metadata.Endpoint, "the service"))
+		}
+		return
+	}
+	answered := slices.ContainsFunc(s.probes, func(p probe) bool { return p.error == "" })
+	for _, p := range s.probes {
+		switch {
+		case p.error == "":
+			d.ok("metadata", "%s answers in %d ms", p.path, p.took.Milliseconds())
+		case answered && p.path.Endpoint == metadata.EndpointIPv6:
+			d.ok("metadata", "%s does not answer, and need not: %s", p.path, p.error)
+		case answered:
+			d.warn("metadata", "nothing, as long as another way answers; else "+advice, "%s", p.error)
+		default:
+			d.problem("metadata", advice, "%s", p.error)
+		}
+	}
+	if len(s.probes) == 0 {
+		d.problem("metadata", "see networkctl status", "no ENI has an address to ask the metadata service from")
+	}
+}
+
+func (d *diagnosis) units(s *symptoms) {
+	if s.busError != "" {
+		d.problem("unit", "see systemctl status dbus.service", "systemd cannot be asked for its units: %s", s.busError)
+		return
+	}
+	for _, u := range s.units {
+		preset := "systemctl preset " + u.name
+		enabled := strings.HasPrefix(u.enabled, "enabled") || u.enabled == "static" || u.enabled == "alias" || u.enabled == "linked"
+		switch {
+		case u.load == "masked" || strings.HasPrefix(u.enabled, "masked"):
+			d.problem("unit", "systemctl unmask "+u.name+" && "+preset, "%s is masked", u.name)
+		case u.load == "not-found" && u.name == "systemd-resolved.service":
+			d.warn("unit", "install it, or have something else take the name servers of networkd's leases", "%s is not installed", u.name)
+		case u.load == "not-found":
+			d.problem("unit", "install it", "%s is not installed", u.name)
+		case u.preset == "disabled":
+			d.problem("unit", "see which file in /etc, /run and /usr/lib/systemd/system-preset names it before 80-ec2netd.preset does",
+				"%s is disabled by the presets, which are to enable it", u.name)
+		case !enabled:
+			d.problem("unit", preset+" && systemctl start "+u.name, "%s is %s, though the presets enable it", u.name, cmp.Or(u.enabled, "not enabled"))
+		case u.active == "failed":
+			d.problem("unit", "systemctl status "+u.name, "%s has failed", u.name)
+		case runs(u.name) && u.active != "active":
+			d.problem("unit", "systemctl start "+u.name, "%s is %s", u.name, u.active)
+		default:
+			d.ok("unit", "%s is %s and %s", u.name, u.enabled, u.active)
+		}
+	}
+}
+
+// version says what the version of systemd implies, see the table in the README.
+func (d *diagnosis) version(text string) {
+	major, minor := systemdVersion(text)
+	switch {
+	case text == "":
+		d.warn("systemd", "see systemctl --version; ec2netd needs 252 or later", "its version could not be asked for")
+	case major < 252:
+		d.problem("systemd", "ec2netd needs 252 or later", "%s is too old", text)
+	case major < 256:
+		d.ok("systemd", "%s: a change of the primary ENI costs its IPv6 about a second; a restart of networkd puts the primary address of an ENI behind others", text)
+	case major == 257 && minor < 3:
+		d.warn("systemd", "update to 257.3 or later", "%s sets policy rules late", text)
+	case major >= 261:
+		d.ok("systemd", "%s: does not read a unit that has a masked drop-in; can keep others from the metadata service, ec2netd asks systemd-imdsd then", text)
+	default:
+		d.ok("systemd", "%s", text)
+	}
+}
+
+// systemdVersion is the version and the number of the stable update, as in
+// "257.13-1~deb13u1", "v252.39" or "systemd 262.1"; 0 for what is not there.
+func systemdVersion(text string) (major, minor int) {
+	digits := func(s string) (int, string) {
+		end := strings.IndexFunc(s, func(r rune) bool { return r < '0' || r > '9' })
+		if end < 0 {
+			end = len(s)
+		}
+		n, _ := strconv.Atoi(s[:end])
+		return n, s[end:]
+	}
+	text = strings.TrimLeftFunc(text, func(r rune) bool { return r < '0' || r > '9' })
+	major, rest := digits(text)
+	if update, ok := strings.CutPrefix(rest, "."); ok {
+		minor, _ = digits(update)
+	}
+	return major, minor
+}
+
+func (d *diagnosis) filters(filters []filter) {
+	var strict []string
+	for _, f := range filters {
+		if f.mode == 1 {
+			strict = append(strict, f.link)
+		}
+	}
+	if len(strict) == 0 {
+		d.ok("rp_filter", "no ENI has strict reverse path filtering")
+		return
+	}
+	var settings []string
+	for _, link := range strict {
+		settings = append(settings, "net.ipv4.conf."+strings.ReplaceAll(link, ".", "/")+".rp_filter=2")
+	}
+	d.warn("rp_filter", "loose filtering will do: sysctl -w "+strings.Join(settings, " ")+", and the same in a file in /etc/sysctl.d",
+		"strict reverse path filtering on %s: what comes in for an address without a policy rule, of a container for one, is dropped where its answer would go out elsewhere",
+		strings.Join(strict, ", "))
+}
+
+// hinted is an error with the line on what to do about it, if it has one.
+func hinted(err error) string {
+	text := err.Error()
+	if a, ok := asAdvice(err); ok {
+		text += "\n" + a.hint
+	}
+	return text
+}
+
+// describeFindings are findings in words.
+func (c *ctl) describeFindings(findings []finding) string {
+	rows := make([][]cell, 0, len(findings))
+	counts := make(map[string]uint64)
+	for _, f := range findings {
+		counts[f.Level]++
+		colour := map[string]colour{levelOK: green, levelWarning: yellow, levelProblem: red}[f.Level]
+		said := []string{f.Text}
+		if f.Advice != "" {
+			said = append(said, "→ "+f.Advice)
+		}
+		rows = append(rows, []cell{text(f.Level).in(colour), text(f.Check), lines(said)})
+	}
+	end := "Nothing to do."
+	if counts[levelProblem]+counts[levelWarning] > 0 {
+		end = count(counts[levelProblem], "problem") + ", " + count(counts[levelWarning], "warning") + "."
+	}
+	return table(rows, c.width, c.colour) + "\n" + end + "\n"
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"ec2netd/api/apitest"
+	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/service/metadata"
+	"ec2netd/service/state"
+)
+
+// healthy is an instance on which there is nothing to do.
+func healthy() *symptoms {
+	s := &symptoms{
+		state: online(), systemd: "257.13-1~deb13u1", filters: []filter{{"ens5", 2}, {"ens6", 0}},
+		probes: []probe{
+			{path: metadata.Path{Device: "ens5", Endpoint: metadata.EndpointIPv4}, took: 2 * time.Millisecond},
+			{path: metadata.Path{Device: "ens5", Endpoint: metadata.EndpointIPv6}, error: "no route"},
+		},
+	}
+	s.state.Conflicts = nil
+	for _, name := range needed {
+		s.units = append(s.units, unitStatus{name, "loaded", "active", "enabled", "enabled"})
+	}
+	return s
+}
+
+func TestDiagnose(t *testing.T) { // H5, F5
+	for _, c := range []struct {
+		name   string
+		change func(*symptoms)
+		// level and words of the one finding that is not ok; none: all is well.
+		level, check, text, advice string
+	}{
+		{name: "healthy", change: func(*symptoms) {}},
+		{"silent", func(s *symptoms) { s.state, s.silence, s.remedy = nil, "ec2netd is not there", "start it" }, levelProblem, "ec2netd", "not there", "start it"},
+		{"starting", func(s *symptoms) { s.state.State = state.Starting }, levelWarning, "ec2netd", "starting", "journalctl"},
+		{"offline", func(s *symptoms) { s.state.State, s.state.Reason = state.Offline, "no answer" }, levelProblem, "ec2netd", "offline (no answer)", "journalctl"},
+		{"mistake", func(s *symptoms) { s.mistakes = []string{"/etc/ec2netd.conf:3: bad"} }, levelProblem, "configuration", "/etc/ec2netd.conf:3", "systemctl restart ec2netd"},
+		{"no ENI", func(s *symptoms) { s.state.Interfaces = nil }, levelProblem, "eni", "no link is an ENI", "Driver="},
+		{"shadowed", func(s *symptoms) {
+			s.state.Interfaces[1].State, s.state.Interfaces[1].Reason = state.ENIShadowed, "networkd uses /etc/systemd/network/10-netplan-ens6.network: remove it"
+		}, levelProblem, "eni", "ens6 (eni-0a1b2c3d4e5f60002) is shadowed: networkd uses /etc/systemd/network/10-netplan-ens6.network: remove it", "ec2netctl diff ens6"},
+		{"overridden", func(s *symptoms) { s.state.Interfaces[1].State = state.ENIOverridden }, levelWarning, "eni", "overridden", "diff ens6"},
+		{"pending without a link", func(s *symptoms) {
+			s.state.Interfaces[1].State, s.state.Interfaces[1].Name = state.ENIPending, ""
+		}, levelProblem, "eni", "eni-0a1b2c3d4e5f60002 is pending", "diff eni-0a1b2c3d4e5f60002"},
+		{"degraded", func(s *symptoms) { s.state.Interfaces[0].State = state.ENIDegraded }, levelProblem, "eni", "degraded", "diff"},
+		{"worth knowing", func(s *symptoms) { s.state.Interfaces[0].Reason = "the last view holds" }, levelWarning, "eni", "the last view holds", ""},
+		{"conflict", func(s *symptoms) {
+			s.conflicts = []state.Conflict{{Name: "NetworkManager", Evidence: []string{"it manages ens6"}, Advice: "disable it"}}
+		}, levelProblem, "conflict", "NetworkManager configures ENIs too: it manages ens6", "disable it"},
+		{"one way fails", func(s *symptoms) {
+			s.probes = append(s.probes, probe{path: metadata.Path{Device: "ens6", Endpoint: metadata.EndpointIPv4}, error: "over ens6: no answer in time"})
+		}, levelWarning, "metadata", "over ens6: no answer", "nothing, as long as"},
+		{"no way", func(s *symptoms) { s.probes = s.probes[1:] }, levelProblem, "metadata", "no route", "HttpEndpoint"},
+		{"no address", func(s *symptoms) { s.probes = []probe{} }, levelProblem, "metadata", "no ENI has an address", "networkctl"},
+		{"not root, silent", func(s *symptoms) { s.probes, s.state.Metadata.LastError = nil, "HTTP 503" }, levelProblem, "metadata", "HTTP 503", "as root"},
+		{"no bus", func(s *symptoms) { s.busError = "no such file" }, levelProblem, "unit", "no such file", "dbus"},
+		{"masked", func(s *symptoms) { s.units[0].load = "masked" }, levelProblem, "unit", "systemd-networkd.service is masked", "systemctl unmask systemd-networkd.service && systemctl preset"},
+		{"not installed", func(s *symptoms) { s.units[3].load = "not-found" }, levelProblem, "unit", "ec2netd.service is not installed", "install"},
+		{"no resolved", func(s *symptoms) { s.units[2].load = "not-found" }, levelWarning, "unit", "systemd-resolved.service", "name servers"},
+		{"disabled", func(s *symptoms) { s.units[4].enabled = "disabled" }, levelProblem, "unit", "ec2netd.socket is disabled, though", "systemctl preset ec2netd.socket"},
+		{"disabled by preset", func(s *symptoms) { s.units[1].preset = "disabled" }, levelProblem, "unit", "disabled by the presets", "system-preset"},
+		{"failed", func(s *symptoms) { s.units[1].active = "failed" }, levelProblem, "unit", "has failed", "systemctl status"},
+		{"stopped", func(s *symptoms) { s.units[0].active = "inactive" }, levelProblem, "unit", "systemd-networkd.service is inactive", "systemctl start"},
+		{"no base", func(s *symptoms) { s.missing = []string{"/usr/lib/systemd/network/80-ec2.network"} }, levelProblem, "file", "no unit for ENIs", "install"},
+		{"no networkd.conf", func(s *symptoms) { s.missing = []string{"/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"} }, levelProblem, "file", "takes away routes", "restart systemd-networkd"},
+		{"old systemd", func(s *symptoms) { s.systemd = "249.11" }, levelProblem, "systemd", "too old", "252"},
+		{"early 257", func(s *symptoms) { s.systemd = "257.2-1" }, levelWarning, "systemd", "late", "257.3"},
+		{"unknown systemd", func(s *symptoms) { s.systemd = "" }, levelWarning, "systemd", "could not", "252"},
+		{"strict", func(s *symptoms) { s.filters[1].mode = 1 }, levelWarning, "rp_filter", "on ens6", "net.ipv4.conf.ens6.rp_filter=2"},
+	} {
+		s := healthy()
+		c.change(s)
+		var bad []finding
+		for _, f := range diagnose(s) {
+			if f.Level != levelOK {
+				bad = append(bad, f)
+			} else if f.Advice != "" {
+				t.Errorf("%s: all is well, and advice is given: %+v", c.name, f)
+			}
+		}
+		if c.level == "" {
+			if len(bad) > 0 {
+				t.Errorf("%s: %+v", c.name, bad)
+			}
+			continue
+		}
+		if len(bad) != 1 || bad[0].Level != c.level || bad[0].Check != c.check || !strings.Contains(bad[0].Text, c.text) || !strings.Contains(bad[0].Advice, c.advice) {
+			t.Errorf("%s: %+v", c.name, bad)
+		}
+	}
+	// Asked as somebody else, the daemon's word counts.
+	s := healthy()
+	s.probes = nil
+	for _, f := range diagnose(s) {
+		if f.Level != levelOK {
+			t.Errorf("not as root: %+v", f)
+		}
+	}
+	if f := diagnose(&symptoms{}); len(f) == 0 || f[0].Level != levelProblem {
+		t.Errorf("nothing is known: %+v", f)
+	}
+}
+
+func TestFindings(t *testing.T) { // H5
+	s := healthy()
+	s.state = apitest.State()
+	s.systemd = "252.39-1~deb12u2"
+	s.conflicts = []state.Conflict{{Name: "NetworkManager", Evidence: []string{"NetworkManager.service is active", "it manages ens6\x1b[2J"}, Advice: "systemctl disable --now NetworkManager.service"}}
+	c := &ctl{environment: environment{width: 100}}
+	golden(t, c.describeFindings(diagnose(s)))
+	if out := c.describeFindings(diagnose(healthy())); !strings.HasSuffix(out, "\nNothing to do.\n") || strings.Contains(out, "→") {
+		t.Error(out)
+	}
+}
+
+func TestSystemdVersion(t *testing.T) {
+	for text, want := range map[string][2]int{
+		"252.39-1~deb12u2": {252, 39}, "257.13-1~deb13u1": {257, 13}, "262~rc2-1": {262, 0}, "262.1-2": {262, 1}, "v255": {255, 0},
+		"systemd 254.5": {254, 5}, "": {0, 0}, "devel": {0, 0},
+	} {
+		if major, minor := systemdVersion(text); [2]int{major, minor} != want {
+			t.Errorf("%q: %d.%d", text, major, minor)
+		}
+	}
+}
+
+// TestProbes: each way is tried by itself, a few requests in all.
+func TestProbes(t *testing.T) { // H5
+	service := imds.New(imds.Options{})
+	service.SetInstance(imds.Instance{ID: "i-0123456789abcdef0", MAC: "02:00:00:00:00:01"})
+	server := httptest.NewServer(service)
+	defer server.Close()
+	portal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "300")
+		w.Write([]byte("<html>"))
+	}))
+	defer portal.Close()
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	paths := []metadata.Path{{Endpoint: server.URL}, {Endpoint: "http://" + closed.Addr().String()}, {Endpoint: portal.URL}, {Socket: "/nonexistent"}}
+	probes := probeAll(t.Context(), paths)
+	if len(probes) != 3 || probes[0].error != "" || !strings.Contains(probes[1].error, "refused") || probes[2].error == "" {
+		t.Errorf("%+v", probes)
+	}
+	if requests := len(service.Requests()); requests == 0 || requests > 6 {
+		t.Errorf("%d requests", requests)
+	}
+}
