@@ -5,6 +5,8 @@ SYSCONFDIR ?= /etc
 DESTDIR    ?=
 GO         ?= go
 BUILD      := build
+# Where install takes the programs from; make packages has those of another machine.
+BIN        := $(BUILD)/bin
 VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
 GOBUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
@@ -16,6 +18,17 @@ TIMEOUT    := 40m
 # The linter is a tool of the build machine, pinned here and not a dependency.
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT         := $(abspath $(BUILD)/tools/golangci-lint)
+
+# What makes the packages, the same way.
+NFPM_VERSION := v2.45.2
+NFPM         := $(abspath $(BUILD)/tools/nfpm)
+PACKAGES     := $(BUILD)/packages
+ARCHES       := amd64 arm64
+# The version of the packages: that of the tag, or one that sorts before the next release,
+# which the changelog names.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+NEXT_VERSION    := $(shell sed -n 's/^- semver: //p;T;q' units/packages/changelog.yaml)
+PACKAGE_VERSION := $(or $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null | sed 's/^v//'),$(NEXT_VERSION)~git$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y%m%d%H%M%S).$(shell git rev-parse --short=7 HEAD 2>/dev/null || echo unknown))
 
 # What `make demo` and the tests need on Debian besides Go.
 HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff mandoc
@@ -44,8 +57,8 @@ unit: ## tests that need neither root nor a network
 	$(GO) test -race -short -timeout $(TIMEOUT) ./...
 
 .PHONY: integration
-integration: host-packages stage ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
-	EC2NETD_STAGE=$(STAGE) $(GO) test -count=1 -timeout $(TIMEOUT) -p 1 -run '^TestLab' -v ./cmd/...
+integration: host-packages stage stage-packages ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
+	EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) $(GO) test -count=1 -timeout $(TIMEOUT) -p 1 -run '^TestLab' -v ./cmd/...
 
 .PHONY: test-long
 test-long: export EC2NETD_LONG := 1
@@ -78,6 +91,53 @@ stage: build
 	@rm -rf $(STAGE)
 	@$(MAKE) --no-print-directory install DESTDIR=$(STAGE) PREFIX=/usr >/dev/null
 
+.PHONY: packages
+packages: $(addprefix packages-,$(ARCHES)) ## build the deb and the rpm for amd64 and arm64 into build/packages
+	@ls $(PACKAGES)/*.deb $(PACKAGES)/*.rpm
+
+# The packages have what install puts into a root. Only the programs are of the other
+# machine: what install runs of them to make files is of this one.
+.PHONY: packages-%
+packages-%: build $(NFPM)
+	@rm -rf $(PACKAGES)/$* && mkdir -p $(PACKAGES)/$*/bin
+	@set -e; for p in ec2netd ec2netctl; do GOOS=linux GOARCH=$* $(GOBUILD) -o $(PACKAGES)/$*/bin/$$p ./cmd/$$p; done
+	@umask 022; $(MAKE) --no-print-directory install DESTDIR=$(abspath $(PACKAGES)/$*/root) PREFIX=/usr SYSCONFDIR=/etc BIN=$(PACKAGES)/$*/bin >/dev/null
+	@find $(PACKAGES)/$*/root/usr/share/man -type f ! -name '*.gz' -exec gzip -9n {} + 2>/dev/null || :
+	$(call pack,$*,$(PACKAGES)/$*/root,$(PACKAGE_VERSION),$(PACKAGES))
+
+# The deb and the rpm of a root, without those of another version: machine, root, version,
+# directory.
+define pack
+	@mkdir -p $(4) && rm -f $(4)/*_$(1).deb $(4)/*.$(RPM_ARCH_$(1)).rpm
+	@set -e; for p in deb rpm; do \
+	  ARCH=$(1) ROOT=$(2) PACKAGE_VERSION='$(3)' TZ=UTC $(NFPM) package --config units/packages/nfpm.yaml --packager $$p --target $(4)/ >/dev/null; done
+endef
+
+# Two versions for the tests, of what the tests install otherwise.
+.PHONY: stage-packages
+stage-packages: stage $(NFPM)
+	$(call pack,$(shell $(GO) env GOARCH),$(STAGE),0.0.1,$(PACKAGES)/test/1)
+	$(call pack,$(shell $(GO) env GOARCH),$(STAGE),0.0.2,$(PACKAGES)/test/2)
+
+# Other sources elsewhere, at another time and with another umask, make the same bytes.
+# lintian-overrides and rpmlint.toml say what of lintian and rpmlint is let pass, and why.
+.PHONY: check-packages
+check-packages: packages ## that packages are reproducible, and what lintian and rpmlint say of them
+	@{ command -v lintian && command -v rpmlint; } >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends lintian rpmlint >/dev/null
+	@rm -rf $(BUILD)/again && mkdir -p $(BUILD)/again
+	@git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(BUILD)/again
+	@umask 077; TZ=Asia/Tokyo $(MAKE) --no-print-directory -C $(BUILD)/again packages NFPM=$(NFPM) VERSION='$(VERSION)' PACKAGE_VERSION='$(PACKAGE_VERSION)' >/dev/null
+	@set -e; for p in $(BUILD)/again/build/packages/*.deb $(BUILD)/again/build/packages/*.rpm; do cmp $$p $(PACKAGES)/$${p##*/}; done
+	lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
+	rpmlint --strict --config units/packages/rpmlint.toml $(PACKAGES)/*.rpm
+	@rm -rf $(BUILD)/again
+
+RPM_ARCH_amd64 := x86_64
+RPM_ARCH_arm64 := aarch64
+
+$(NFPM):
+	GOBIN=$(patsubst %/,%,$(dir $(abspath $@))) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+
 # Install what is missing where apt can; say what is missing elsewhere.
 .PHONY: host-packages
 host-packages:
@@ -90,8 +150,8 @@ host-packages:
 
 .PHONY: install
 install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl preset
-	install -D -m 0755 $(BUILD)/bin/ec2netd $(DESTDIR)$(PREFIX)/lib/ec2netd/ec2netd
-	install -D -m 0755 $(BUILD)/bin/ec2netctl $(DESTDIR)$(PREFIX)/bin/ec2netctl
+	install -D -m 0755 $(BIN)/ec2netd $(DESTDIR)$(PREFIX)/lib/ec2netd/ec2netd
+	install -D -m 0755 $(BIN)/ec2netctl $(DESTDIR)$(PREFIX)/bin/ec2netctl
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service

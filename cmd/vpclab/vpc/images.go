@@ -119,7 +119,7 @@ func (c Images) List() ([]Image, error) {
 		suite, _, ok := strings.Cut(e.Name(), "-")
 		if e.IsDir() && ok && knownSuite(suite) == nil {
 			out = append(out, Image{
-				Suite: suite, Path: filepath.Join(c.dir(), e.Name()), Current: e.Name() == imageName(suite),
+				Suite: suite, Path: filepath.Join(c.dir(), e.Name()), Current: e.Name() == imageName(suite) || strings.HasPrefix(e.Name(), imageName(suite)+"+"),
 			})
 		}
 	}
@@ -143,10 +143,21 @@ func (c Images) Get(ctx context.Context, suite string) (path string, inUse *os.F
 	if err := knownSuite(suite); err != nil {
 		return "", nil, err
 	}
+	return c.get(ctx, imageName(suite), func(path string) error {
+		if err := c.build(ctx, suite, path); err != nil {
+			return fmt.Errorf("building the image of %s: %w", suite, err)
+		}
+		return nil
+	})
+}
+
+// get returns a directory of the cache and a lock that says that it is in use. If it is
+// not there it is built, by one of all who want it.
+func (c Images) get(ctx context.Context, name string, build func(path string) error) (path string, inUse *os.File, err error) {
 	if err := os.MkdirAll(c.dir(), 0o755); err != nil {
 		return "", nil, err
 	}
-	path = filepath.Join(c.dir(), imageName(suite))
+	path = filepath.Join(c.dir(), name)
 	inUse, err = os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return "", nil, err
@@ -178,8 +189,8 @@ func (c Images) Get(ctx context.Context, suite string) (path string, inUse *os.F
 		if _, err := os.Stat(path); err == nil {
 			continue
 		}
-		if err := c.build(ctx, suite, path); err != nil {
-			return "", nil, fmt.Errorf("building the image of %s: %w", suite, err)
+		if err := build(path); err != nil {
+			return "", nil, err
 		}
 	}
 }
@@ -203,6 +214,70 @@ func (c Images) Remove(images ...Image) error {
 		lock.Close()
 	}
 	return errors.Join(errs...)
+}
+
+// GetLayer returns what some packages of the suite add to its image: a directory to lay
+// over it, which is built if it is not in the cache. It is in use until the returned
+// lock is closed.
+func (c Images) GetLayer(ctx context.Context, suite, image string, add []string) (path string, inUse *os.File, err error) {
+	sum := sha256.Sum256([]byte(strings.Join(add, "\x00")))
+	name := filepath.Base(image) + "+" + hex.EncodeToString(sum[:])[:12]
+	return c.get(ctx, name, func(path string) error {
+		if err := c.buildLayer(ctx, image, path, add); err != nil {
+			return fmt.Errorf("adding %s to the image of %s: %w", strings.Join(add, " "), suite, err)
+		}
+		return nil
+	})
+}
+
+// buildLayer has apt install packages into a file system over the image.
+func (c Images) buildLayer(ctx context.Context, image, path string, add []string) (err error) {
+	// What an interrupted build has left; we hold the lock of this layer.
+	old, _ := filepath.Glob(filepath.Join(c.dir(), ".layer-"+filepath.Base(path)+"-*"))
+	for _, dir := range old {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	tmp, err := os.MkdirTemp(c.dir(), ".layer-"+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	c.logf("adding %s to %s; this happens once", strings.Join(add, " "), filepath.Base(image))
+	upper, work, root := filepath.Join(tmp, "upper"), filepath.Join(tmp, "work"), filepath.Join(tmp, "root")
+	for _, dir := range []string{upper, work, root} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	// apt of this machine, so that the network and proxies are its own; in a mount
+	// namespace, so that nothing stays mounted. Units are not started in a chroot.
+	script := `set -e
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,volatile" "$2/root"
+mount -t proc proc "$2/root/proc"
+shift 2
+export DEBIAN_FRONTEND=noninteractive
+apt="apt-get -qq -o Dir=$ROOT -o Dir::Etc::TrustedParts=$ROOT/etc/apt/trusted.gpg.d -o DPkg::Chroot-Directory=$ROOT -o DPkg::Use-Pty=0
+ -o APT::Sandbox::User=root -o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o DPkg::Options::=--force-unsafe-io $OPTIONS"
+$apt update
+$apt install -y --no-install-recommends "$@"
+$apt clean
+rm -rf "$ROOT"/var/lib/apt/lists/*
+umount "$ROOT/proc" "$ROOT"
+`
+	cmd := exec.CommandContext(ctx, "unshare", append([]string{"--mount", "--propagation=private", "sh", "-c", script, "sh", image, tmp}, add...)...)
+	var options []string
+	for _, o := range hostAptOptions(ctx) {
+		name, value, _ := strings.Cut(o, " ")
+		options = append(options, "-o "+name+"="+strings.Trim(value, `"`))
+	}
+	cmd.Env = append(os.Environ(), "ROOT="+root, "OPTIONS="+strings.Join(options, " "))
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	if err := runTool(cmd); err != nil {
+		return err
+	}
+	return os.Rename(upper, path)
 }
 
 // build makes an image with mmdebstrap in a temporary directory, and puts it in

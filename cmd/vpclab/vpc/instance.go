@@ -53,6 +53,8 @@ type InstanceOptions struct {
 	Trees []string
 	// Files are written to the root before the first boot, by absolute path.
 	Files map[string]string
+	// Packages are installed besides those of the image; see [Images.GetLayer].
+	Packages []string
 	// Install, if set, is then called with the root.
 	Install func(root string) error
 }
@@ -107,6 +109,16 @@ func (v *VPC) NewInstance(ctx context.Context, opts InstanceOptions) (_ *Instanc
 	v.mu.Lock()
 	v.images = append(v.images, inUse)
 	v.mu.Unlock()
+	if len(opts.Packages) > 0 {
+		layer, inUse, err := images.GetLayer(ctx, opts.Suite, image, opts.Packages)
+		if err != nil {
+			return nil, err
+		}
+		v.mu.Lock()
+		v.images = append(v.images, inUse)
+		v.mu.Unlock()
+		image = layer + ":" + image
+	}
 	inst := &Instance{vpc: v, opts: opts, id: resourceID("i"), meta: imds.New(imds.Options{Seed: v.opts.Seed})}
 	inst.dir = filepath.Join(v.dir, inst.id)
 	inst.root = filepath.Join(inst.dir, "root")

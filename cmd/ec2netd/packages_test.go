@@ -1,0 +1,367 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/state"
+)
+
+// packageTools are what the tests of packages need of Debian besides the image.
+var packageTools = []string{"network-manager", "rpm"}
+
+// builtPackage returns a package of ec2netd: its first or second version, deb or rpm.
+func builtPackage(t testing.TB, version int, kind string) string {
+	t.Helper()
+	dir := os.Getenv("EC2NETD_PACKAGES")
+	if dir == "" {
+		module, err := exec.CommandContext(t.Context(), "go", "env", "GOMOD").Output()
+		if err != nil {
+			t.Fatalf("looking for the sources of ec2netd: %v", err)
+		}
+		root := filepath.Dir(strings.TrimSpace(string(module)))
+		dir = t.TempDir()
+		args := []string{"-C", root, "stage-packages", "STAGE=" + filepath.Join(dir, "stage"), "PACKAGES=" + dir}
+		if out, err := exec.CommandContext(t.Context(), "make", args...).CombinedOutput(); err != nil {
+			t.Fatalf("make stage-packages: %v\n%s", err, out)
+		}
+		dir = filepath.Join(dir, "test")
+	}
+	found, err := filepath.Glob(filepath.Join(dir, fmt.Sprint(version), "*."+kind))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("packages of version %d in %s: %v, %v", version, dir, found, err)
+	}
+	return found[0]
+}
+
+// withPackages boots what an image has before ec2netd is installed: with the packages to
+// install as /root/1.deb and so on.
+func withPackages(t testing.TB, suite string, change func(*vpc.InstanceOptions)) *lab {
+	t.Helper()
+	return boot(t, suite, func(o *vpc.InstanceOptions) {
+		o.Packages = packageTools
+		for path, text := range vpc.LabFiles() {
+			o.Files[path] = text
+		}
+		o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=5\n"
+		var then func(root string) error
+		o.Install = func(root string) error {
+			for _, kind := range []string{"deb", "rpm"} {
+				for version := 1; version <= 2; version++ {
+					text, err := os.ReadFile(builtPackage(t, version, kind))
+					if err != nil {
+						return err
+					}
+					if err := vpc.WriteFile(root, fmt.Sprintf("/root/%d.%s", version, kind), string(text)); err != nil {
+						return err
+					}
+				}
+			}
+			if then != nil {
+				return then(root)
+			}
+			return nil
+		}
+		if change != nil {
+			install := o.Install
+			o.Install = nil
+			change(o)
+			then, o.Install = o.Install, install
+		}
+	})
+}
+
+// inRoot runs a command in a root that is not booted.
+func inRoot(t testing.TB, root string, argv ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "chroot", append([]string{root}, argv...)...)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%q in the root: %w\n%s", argv, err, out)
+	}
+	return string(out), nil
+}
+
+// hitless runs something that must cost no packet and remove nothing from the kernel.
+func (l *lab) hitless(what string, do func()) {
+	l.t.Helper()
+	subnet := l.inst.Primary().Subnet()
+	deleted := l.monitor("ens5")
+	four, err := l.inst.StartPing(l.t.Context(), l.inst.Primary().IPv4()[0], subnet.Gateway4(), 10*time.Millisecond)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	do()
+	if r := four.Stop(); r.Received != r.Sent {
+		l.t.Errorf("%s: IPv4: %v", what, r)
+	} else {
+		l.t.Logf("%s: %v", what, r)
+	}
+	if events := deleted(); strings.Contains(events, "Deleted") {
+		l.t.Errorf("%s: the kernel lost\n%s", what, events)
+	}
+}
+
+// enabled are the units that the preset file names, as systemctl is-enabled tells.
+func (l *lab) enabled() map[string]string {
+	l.t.Helper()
+	units, err := vpc.PresetUnits(l.inst.Path("/" + vpc.PresetFile))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	states := make(map[string]string)
+	for _, unit := range units {
+		states[unit] = l.run("sh", "-c", "systemctl is-enabled "+unit+" 2>/dev/null || :")
+	}
+	return states
+}
+
+// onNetworkd checks that networkd has the primary ENI by a file, with its address and the
+// default route.
+func (l *lab) onNetworkd(file string) {
+	l.t.Helper()
+	primary := l.inst.Primary()
+	l.until("networkd has "+primary.Name()+" by "+file, func() (bool, error) {
+		status := l.run("networkctl", "--no-pager", "status", primary.Name())
+		if !strings.Contains(status, file) || !slices.Contains(l.addresses(primary.Name()), primary.IPv4()[0]) {
+			return false, nil
+		}
+		for _, r := range l.routes("-4", "main") {
+			if r.Dst == "default" && r.Dev == primary.Name() {
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+	l.pingFrom(primary.IPv4()[0])
+}
+
+// TestLabRPM: the rpm is installed into the root of an image, upgraded and downgraded on
+// the running system, and removed from it.
+func TestLabRPM(t *testing.T) { // I2, I4, E6
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Install = func(root string) error {
+				// Debian's rpm knows nothing of Debian's packages. NetworkManager is enabled.
+				if out, err := inRoot(t, root, "rpm", "--install", "--nodeps", "/root/1.rpm"); err != nil || strings.Contains(out, "rror") {
+					return fmt.Errorf("installing: %w\n%s", err, out)
+				}
+				return nil
+			}
+		})
+		primary := l.configured("ens5")
+		want := map[string]string{
+			"systemd-networkd.service": "enabled", "systemd-networkd-wait-online.service": "enabled", "systemd-resolved.service": "enabled",
+			"ec2netd.service": "enabled", "ec2netd.socket": "enabled", "ec2netd-wait-online.service": "disabled",
+			"NetworkManager.service": "disabled", "NetworkManager-dispatcher.service": "disabled", "NetworkManager-wait-online.service": "disabled",
+		}
+		got := l.enabled()
+		for unit, state := range want {
+			if got[unit] != state {
+				t.Errorf("%s is %s, want %s", unit, got[unit], state)
+			}
+		}
+		if out := l.run("rpm", "--query", "--conflicts", "--obsoletes", "ec2netd"); strings.Count(out, "amazon-ec2-net-utils") != 2 {
+			t.Errorf("conflicts and obsoletes:\n%s", out)
+		}
+		l.onNetworkd("70-ens5.network")
+		l.run("sh", "-c", "echo '# mine' >>/etc/ec2netd.conf")
+		files, pid := l.files(), l.run("systemctl", "show", "--property=MainPID", "ec2netd.service")
+
+		upgrade := func(argv ...string) {
+			l.hitless(strings.Join(argv, " "), func() { l.run(argv...); l.configured("ens5") })
+			if now := l.run("systemctl", "show", "--property=MainPID", "ec2netd.service"); now == pid || now == "MainPID=0" {
+				t.Errorf("after %q the daemon that runs is the one before", argv)
+			} else {
+				pid = now
+			}
+		}
+		upgrade("rpm", "--upgrade", "--nodeps", "/root/2.rpm")
+		upgrade("rpm", "--upgrade", "--nodeps", "--oldpackage", "/root/1.rpm")
+		if now := l.files(); now != files {
+			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
+		}
+
+		l.run("rpm", "--erase", "ec2netd")
+		l.removed(primary)
+		if text := l.run("cat", "/etc/ec2netd.conf.rpmsave"); !strings.HasSuffix(text, "# mine") {
+			t.Errorf("what is kept of the configuration:\n%s", text)
+		}
+	})
+}
+
+// removed checks that the system is on plain networkd, and after a boot too.
+func (l *lab) removed(primary *state.Interface) {
+	l.t.Helper()
+	for _, path := range []string{"/run/ec2netd", "/var/lib/ec2netd", "/usr/lib/ec2netd", "/usr/bin/ec2netctl"} {
+		if _, err := os.Lstat(l.inst.Path(path)); err == nil {
+			l.t.Errorf("%s is left", path)
+		}
+	}
+	if left := l.run("sh", "-c", "ls -d /run/systemd/network/* 2>/dev/null || :"); left != "" {
+		l.t.Errorf("generated files are left:\n%s", left)
+	}
+	if out := l.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "ec2netd*"); strings.Contains(out, "running") || strings.Contains(out, "failed") {
+		l.t.Errorf("units are left:\n%s", out)
+	}
+	l.onNetworkd("/etc/systemd/network/70-ens5.network")
+	l.run("systemctl", "restart", "systemd-networkd.service")
+	l.onNetworkd("/etc/systemd/network/70-ens5.network")
+	l.reboot()
+	l.onNetworkd("/etc/systemd/network/70-ens5.network")
+	for _, r := range l.routes("-4", "main") {
+		if r.Dst == "default" && r.Metric != primary.Metric {
+			l.t.Errorf("a default route of metric %d", r.Metric)
+		}
+	}
+}
+
+// TestLabDeb: the deb is installed on a running system that NetworkManager owns, as the
+// README says; a reboot makes networkd the owner.
+func TestLabDeb(t *testing.T) { // I2, I4, E6
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			onNetworkManager(o)
+			// An admin's preset of a lower number wins.
+			o.Files["/etc/systemd/system-preset/10-admin.preset"] = "enable ec2netd-wait-online.service\n"
+		})
+		l.ownedByNetworkManager()
+		before := l.enabled0()
+		l.hitless("installing", func() { l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb") })
+
+		// Nothing that runs has changed.
+		l.ownedByNetworkManager()
+		for _, unit := range []string{"ec2netd.service", "ec2netd.socket", "systemd-networkd.service"} {
+			if state := l.run("sh", "-c", "systemctl is-active "+unit+" || :"); state != "inactive" {
+				t.Errorf("installing made %s %s", unit, state)
+			}
+		}
+		presets := map[string]string{
+			"systemd-networkd.service": "enabled", "systemd-networkd-wait-online.service": "enabled", "systemd-resolved.service": "enabled",
+			"ec2netd.service": "enabled", "ec2netd.socket": "enabled", "ec2netd-wait-online.service": "enabled",
+			"NetworkManager.service": "disabled", "NetworkManager-dispatcher.service": "disabled", "NetworkManager-wait-online.service": "disabled",
+		}
+		after := l.enabled()
+		for unit, want := range presets {
+			if after[unit] != want {
+				t.Errorf("%s is %s, want %s; before installing: %s", unit, after[unit], want, before)
+			}
+		}
+		l.reboot()
+		l.configured("ens5")
+		l.onNetworkd("70-ens5.network")
+		l.networkManagerIsOff()
+		l.run("systemctl", "preset-all")
+		if now := l.enabled(); !maps.Equal(now, after) {
+			t.Errorf("systemctl preset-all made %v of %v", now, after)
+		}
+
+		// What the admin decides later is respected; an upgrade and a downgrade are hitless.
+		l.run("systemctl", "enable", "NetworkManager.service")
+		l.run("systemctl", "disable", "ec2netd-wait-online.service")
+		after = l.enabled()
+		l.run("sh", "-c", "echo '# mine' >>/etc/ec2netd.conf")
+		files := l.files()
+		for _, version := range []string{"2", "1"} {
+			l.hitless("to version "+version, func() {
+				l.run("apt-get", "install", "--yes", "--allow-downgrades", "/root/"+version+".deb")
+				l.configured("ens5")
+			})
+			if now := l.run("dpkg-query", "--show", "--showformat=${Version}", "ec2netd"); now != "0.0."+version+"-1" {
+				t.Errorf("the version is %s", now)
+			}
+			if out := l.user("ec2netctl", "status"); !strings.Contains(out, "configured") {
+				t.Errorf("status: %s", out)
+			}
+		}
+		if now := l.enabled(); !maps.Equal(now, after) {
+			t.Errorf("upgrades made %v of %v", now, after)
+		}
+		if now := l.files(); now != files {
+			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
+		}
+
+		// Removed, installed again, and purged.
+		l.run("systemctl", "disable", "NetworkManager.service")
+		primary := l.configured("ens5")
+		l.run("apt-get", "remove", "--yes", "ec2netd")
+		l.removed(primary)
+		l.run("apt-get", "install", "--yes", "/root/2.deb")
+		l.reboot()
+		l.configured("ens5")
+		l.onNetworkd("70-ens5.network")
+		if text := l.run("cat", "/etc/ec2netd.conf"); !strings.HasSuffix(text, "# mine") {
+			t.Errorf("what is kept of the configuration:\n%s", text)
+		}
+		l.run("apt-get", "purge", "--yes", "ec2netd")
+		l.onNetworkd("/etc/systemd/network/70-ens5.network")
+		if left := l.run("sh", "-c", "find /etc -name '*ec2netd*' ! -path '*/ec2netd.conf.d*'"); left != "" {
+			t.Errorf("after the purge:\n%s", left)
+		}
+	})
+}
+
+// onNetworkManager has NetworkManager own the ENIs, as a distribution does that ships it.
+// Debian's udev rules keep it from veth links, which the ENIs are here.
+func onNetworkManager(o *vpc.InstanceOptions) {
+	o.Files["/etc/udev/rules.d/85-nm-unmanaged.rules"] = "# nothing\n"
+	o.Files["/etc/NetworkManager/conf.d/lab.conf"] = "[device-lab]\nmatch-device=driver:veth\nmanaged=1\n"
+	install := o.Install
+	o.Install = func(root string) error {
+		const file = "/etc/NetworkManager/system-connections/ens5.nmconnection"
+		profile := "[connection]\nid=ens5\nuuid=5f7a0b8e-8f4e-4d2e-9b57-3d4a1b2c3d4e\ntype=ethernet\ninterface-name=ens5\n[ipv4]\nmethod=auto\n[ipv6]\nmethod=auto\n"
+		if err := vpc.WriteFile(root, file, profile); err != nil {
+			return err
+		}
+		if install != nil {
+			if err := install(root); err != nil {
+				return err
+			}
+		}
+		return os.Chmod(filepath.Join(root, file), 0o600)
+	}
+}
+
+// enabled0 is systemctl is-enabled of NetworkManager and networkd before the preset file
+// is there.
+func (l *lab) enabled0() string {
+	l.t.Helper()
+	return l.run("sh", "-c", "systemctl is-enabled NetworkManager.service systemd-networkd.service || :")
+}
+
+// ownedByNetworkManager waits until NetworkManager has the primary ENI with its address.
+func (l *lab) ownedByNetworkManager() {
+	l.t.Helper()
+	primary := l.inst.Primary()
+	var last string
+	l.untilOr("NetworkManager has "+primary.Name(), func() (bool, error) {
+		last = l.run("sh", "-c", "nmcli --terse --fields GENERAL.STATE,IP4.ADDRESS device show "+primary.Name()+" 2>&1 || :")
+		return strings.Contains(last, "100 (connected)") && strings.Contains(last, primary.IPv4()[0].String()+"/"), nil
+	}, &last)
+	l.pingFrom(primary.IPv4()[0])
+}
+
+func (l *lab) networkManagerIsOff() {
+	l.t.Helper()
+	for _, unit := range []string{"NetworkManager.service", "NetworkManager-wait-online.service", "NetworkManager-dispatcher.service"} {
+		if state := l.run("sh", "-c", "systemctl is-active "+unit+" || :"); state != "inactive" {
+			l.t.Errorf("%s is %s", unit, state)
+		}
+	}
+}
+
+func (l *lab) reboot() {
+	l.t.Helper()
+	if err := l.inst.Reboot(l.t.Context()); err != nil {
+		l.t.Fatal(err)
+	}
+}

@@ -1,0 +1,57 @@
+#!/bin/sh
+# After the files are there. deb: configure [VERSION BEFORE]; rpm: how many versions of
+# the package there are now.
+set -e
+
+# networkd takes a file with a new inode for a changed one: on systemd 252 the next reload
+# would cost IPv6 of the primary ENI half a second. One of the same content is kept.
+base=/usr/lib/systemd/network/80-ec2.network
+kept=/usr/lib/systemd/network/.80-ec2.network.kept
+if [ -e "$kept" ]; then
+	if cmp -s "$kept" "$base"; then mv -f "$kept" "$base"; else rm -f "$kept"; fi
+fi
+
+case "$1" in
+configure) if [ -z "$2" ]; then first=yes; else first=no; fi ;;
+1) first=yes ;;
+[2-9]*) first=no ;;
+*) exit 0 ;; # what dpkg undoes
+esac
+
+command -v systemctl >/dev/null || exit 0
+if [ -d /run/systemd/system ]; then
+	systemctl daemon-reload || :
+fi
+
+if [ "$first" = yes ]; then
+	# Presets decide what is enabled, the admin's before ours; nothing is started.
+	while read -r verb unit _; do
+		case "$verb" in
+		enable | disable)
+			for dir in /etc /usr/lib /lib; do
+				if [ -e "$dir/systemd/system/$unit" ]; then
+					systemctl preset "$unit" || :
+					break
+				fi
+			done
+			;;
+		esac
+	done </usr/lib/systemd/system-preset/80-ec2netd.preset
+elif [ -d /run/systemd/system ]; then
+	# The network stays as it is meanwhile. What does not run is not started.
+	systemctl try-restart ec2netd.service || :
+fi
+
+# What a removal left in our place.
+for file in /etc/systemd/network/80-ec2.network /etc/systemd/network/70-*.network; do
+	if [ -f "$file" ] && grep -q '^# Left by ec2netd when it was removed' "$file"; then
+		rm -f "$file"
+	fi
+done
+
+# The units of amazon-ec2-net-utils go on running without their files. Stopping them
+# touches no address, route or rule; its files in /run stay in force until ec2netd starts.
+if [ -d /run/systemd/system ]; then
+	systemctl stop 'refresh-policy-routes@*.timer' 'refresh-policy-routes@*.service' 'policy-routes@*.service' || :
+	systemctl reset-failed 'refresh-policy-routes@*' 'policy-routes@*' 2>/dev/null || :
+fi

@@ -1,0 +1,30 @@
+#!/bin/sh
+# After the files are gone. deb: remove, purge, or upgrade; rpm: how many versions stay.
+set -e
+case "$1" in
+remove | 0)
+	# What was generated builds upon the base unit, which is gone.
+	for dropin in /run/systemd/network/*.d/50-ec2netd.conf; do
+		[ -e "$dropin" ] || continue
+		dir=${dropin%/50-ec2netd.conf}
+		if [ -L "${dir%.d}" ]; then rm -f "${dir%.d}"; fi
+		find "$dir" -type l -delete
+		rm -f "$dir"/*-ec2netd*.conf
+		rmdir --ignore-fail-on-non-empty "$dir"
+	done
+	rm -rf /run/ec2netd /var/lib/ec2netd
+	if [ -d /run/systemd/system ]; then
+		systemctl daemon-reload || :
+		# Not networkctl: rpm may have its scriptlets in a network namespace of their own.
+		busctl --quiet call org.freedesktop.network1 /org/freedesktop/network1 org.freedesktop.network1.Manager Reload || :
+	fi
+	;;
+esac
+case "$1" in
+purge)
+	for dir in /etc/systemd/system/*.wants; do
+		rm -f "$dir"/ec2netd.service "$dir"/ec2netd.socket "$dir"/ec2netd-*.service
+	done
+	rm -rf /var/lib/ec2netd
+	;;
+esac

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Before the files are there. deb: install, or upgrade; rpm: how many versions there will be.
+set -e
+case "$1" in
+upgrade | [2-9]*)
+	# See postinstall.
+	if [ -e /usr/lib/systemd/network/80-ec2.network ]; then
+		ln -f /usr/lib/systemd/network/80-ec2.network /usr/lib/systemd/network/.80-ec2.network.kept
+	fi
+	;;
+esac
