@@ -41,6 +41,10 @@ var version = ""
 // its directory.
 const viewsFile = "/run/ec2netd/views.json"
 
+// hintFile keeps what the next boot can begin with; the unit's StateDirectory= makes its
+// directory.
+const hintFile = "/var/lib/ec2netd/boot.json"
+
 // socketName is FileDescriptorName= of ec2netd.socket.
 const socketName = "varlink"
 
@@ -148,6 +152,7 @@ func serve(ctx context.Context, log *slog.Logger) error {
 		RefreshEvery: settings.Refresh,
 		Sections:     settings.ENIs,
 		Views:        viewsFile,
+		Hint:         hintFile,
 		Problems:     problems,
 	}
 	if every, err := daemon.SdWatchdogEnabled(false); err == nil && every > 0 {

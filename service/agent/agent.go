@@ -47,6 +47,7 @@ type Networkd interface {
 	Reconfigure(ctx context.Context, index int) error
 	Link(index int) networkd.LinkState
 	Applied(ctx context.Context) (*kernel.Snapshot, error)
+	Varlink() bool
 	Version(ctx context.Context) string
 	WhyNotRunning(ctx context.Context) (reason string, lasting bool)
 }
@@ -103,6 +104,8 @@ type Options struct {
 	Sections []config.Section
 	// Views is the file that keeps the last views over a restart, or empty.
 	Views string
+	// Hint is the file that keeps what the next boot can begin with, or empty.
+	Hint string
 	// Problems of the configuration, shown in the state.
 	Problems []string
 	// Watchdog is called often enough by the loop itself, so that a hang shows;
@@ -170,7 +173,11 @@ type Agent struct {
 	instance    metadata.Instance
 	instanceGot bool
 	// presumed is the MAC address of the link that was taken for the primary ENI.
-	presumed    string
+	presumed string
+	// hint is what the last boot knew, nil for nothing; hintText is what is on disk.
+	hint        *lastBoot
+	hintText    []byte
+	technique   plan.Technique
 	instanceTry attempt
 	targets     map[string]*target
 	waiting     []*request
@@ -315,6 +322,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 
 	a.load()
+	a.loadHint()
 	// Files that an earlier run wrote may not have been read. A reload in which no
 	// file changed touches no link (facts.md 1).
 	a.reloadDue, a.othersDue = true, true

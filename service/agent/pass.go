@@ -37,6 +37,7 @@ func (a *Agent) pass(ctx context.Context) {
 		a.decide()
 	}
 	a.repair(ctx)
+	a.saveHint()
 	a.lookAtOthers(ctx)
 	a.publish(ctx, a.verify())
 }
@@ -140,7 +141,8 @@ func linkPresent(snapshot *kernel.Snapshot, index int) bool {
 // decide makes the plan of what is known now.
 func (a *Agent) decide() {
 	now := time.Now()
-	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections}
+	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections,
+		Networkd: a.networkd(), Hint: a.planHint()}
 	in.Base, in.BaseDropIns = a.Store.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
 	in.Assigned = a.Store.Assigned(a.presumed)
@@ -174,6 +176,10 @@ func (a *Agent) decide() {
 		entry.OnBase = path.Base(said.File) == store.BaseName
 		in.Links = append(in.Links, entry)
 	}
+	if technique, why := plan.Choose(in.Networkd); technique != a.technique {
+		a.technique = technique
+		a.Log.Debug("how IPv6 is kept over a reload: "+technique.String(), "reason", why)
+	}
 	a.plan = plan.Make(in)
 	a.plan.GiveWay()
 	a.watchBase(in.Base, in.BaseDropIns)
@@ -187,6 +193,11 @@ func (a *Agent) decide() {
 		a.presumed = presumed
 		a.save()
 	}
+}
+
+// networkd is what is known of the networkd that runs.
+func (a *Agent) networkd() plan.Networkd {
+	return plan.Networkd{Running: a.networkdUp, Varlink: a.Networkd.Varlink()}
 }
 
 // act brings the disk to the plan and has networkd and udevd take it up. It tells
@@ -549,6 +560,16 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 			reason = readError
 		} else if eni.View.MAC == "" && a.instanceErr != nil {
 			reason = a.instanceErr.Error()
+		}
+		return state.ENIPending, reason
+	}
+	if eni.Hinted {
+		reason := "the metadata has not been read yet; it is configured as the last boot knew it"
+		if readError == "" && a.instanceErr != nil {
+			readError = a.instanceErr.Error()
+		}
+		if readError != "" {
+			reason += ": " + readError
 		}
 		return state.ENIPending, reason
 	}

@@ -35,11 +35,7 @@ func (a *Agent) load() {
 	if a.Views == "" {
 		return
 	}
-	// What a run that was killed while writing left.
-	half, _ := filepath.Glob(filepath.Join(filepath.Dir(a.Views), "."+filepath.Base(a.Views)+"*"))
-	for _, file := range half {
-		_ = os.Remove(file)
-	}
+	sweepHalf(a.Views)
 	text, err := os.ReadFile(a.Views)
 	if errors.Is(err, fs.ErrNotExist) {
 		return

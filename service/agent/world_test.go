@@ -52,6 +52,8 @@ type world struct {
 	sections  []config.Section
 	// gateways: an administrator's drop-in says UseGateway=yes everywhere.
 	gateways bool
+	// old: networkd is one that drops with a reload what is dynamic.
+	old bool
 	// deaf: udevd has nothing about links, and networkd waits for it.
 	deaf bool
 	// udevErr: udevadm fails, after a while.
@@ -335,6 +337,7 @@ func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
 	return w.Observe()
 }
 
+func (w *world) Varlink() bool                  { return !w.old }
 func (w *world) Version(context.Context) string { return "257" }
 func (w *world) WhyNotRunning(context.Context) (string, bool) {
 	return "systemd-networkd is masked", false
@@ -382,7 +385,7 @@ func (w *world) start(t *testing.T) (*Agent, func()) {
 	a := New(Options{
 		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
-		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"), Sections: w.sections,
+		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"), Hint: filepath.Join(w.dir, "boot.json"), Sections: w.sections,
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)

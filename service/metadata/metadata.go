@@ -63,6 +63,21 @@ func (e *ENI) Equal(o *ENI) bool {
 		equalSets(e.IPv6Subnets, o.IPv6Subnets, netip.Prefix.Compare)
 }
 
+// Sorted is the view with what has no order sorted, so that equal views have equal texts.
+func (e *ENI) Sorted() ENI {
+	s := *e
+	// The first one is the primary of IPv4, and that of DHCPv6.
+	s.IPv4, s.IPv6 = slices.Clone(e.IPv4), slices.Clone(e.IPv6)
+	for _, addresses := range [][]netip.Addr{s.IPv4, s.IPv6} {
+		if len(addresses) > 0 {
+			slices.SortFunc(addresses[1:], netip.Addr.Compare)
+		}
+	}
+	s.IPv4Prefixes = slices.SortedFunc(slices.Values(e.IPv4Prefixes), netip.Prefix.Compare)
+	s.IPv6Prefixes = slices.SortedFunc(slices.Values(e.IPv6Prefixes), netip.Prefix.Compare)
+	return s
+}
+
 func equalCard(a, b *int) bool {
 	if a == nil || b == nil {
 		return a == b

@@ -262,6 +262,12 @@ func (c *Client) ActiveUnits(ctx context.Context, patterns []string) ([]string, 
 	return names, nil
 }
 
+// Varlink tells whether networkd has its Varlink socket (io.systemd.Network).
+func (c *Client) Varlink() bool {
+	_, err := os.Stat(filepath.Join("/", c.Root, netifPath, "io.systemd.Network"))
+	return err == nil
+}
+
 // WhyNotRunning says in words why networkd is not on the bus, and what to do.
 // lasting tells whether waiting is no help: it is masked, not installed or failed.
 func (c *Client) WhyNotRunning(ctx context.Context) (reason string, lasting bool) {

@@ -95,6 +95,10 @@ type Input struct {
 	Presumed string
 	// Sections of the configuration, which say how each ENI is treated.
 	Sections []config.Section
+	// Networkd is what was observed of the networkd that runs.
+	Networkd Networkd
+	// Hint is what the last boot knew, nil for nothing.
+	Hint *Hint
 }
 
 // Link is a link that can be an ENI, and what is known of it.
@@ -194,9 +198,11 @@ type Want struct {
 	// in the main table.
 	IPv4, IPv6 bool
 	NoDefault  bool
-	// Router is the IPv6 router that is known from advertisements, or the zero Addr.
-	Router   netip.Addr
-	Altnames []string
+	// StaticIPv6: IPv6 addresses stand in the drop-in, none comes by DHCPv6. Routers are
+	// the IPv6 routers that it names then, known from advertisements.
+	StaticIPv6 bool
+	Routers    []netip.Addr
+	Altnames   []string
 }
 
 // ENI is what was decided for one link.
@@ -205,8 +211,10 @@ type ENI struct {
 	Primary bool
 	// Presumed: the ENI is taken for the primary because it is the only link.
 	Presumed bool
-	// Known: View is complete and its numbers may be used.
+	// Known: View is complete and its numbers may be used. Hinted: it is the last
+	// boot's, the metadata has not been read yet.
 	Known   bool
+	Hinted  bool
 	View    metadata.ENI
 	Numbers Numbers
 	// Settings of the configuration for it.
@@ -236,6 +244,7 @@ type Plan struct {
 // Make decides.
 func Make(in Input) Plan {
 	var plan Plan
+	in, hinted := recall(in)
 	cards := slices.ContainsFunc(slices.Collect(maps.Values(in.Views)), func(v metadata.ENI) bool { return v.NetworkCard != nil })
 	for _, link := range in.Links {
 		eni := ENI{Link: link, Primary: link.MAC == in.PrimaryMAC}
@@ -256,7 +265,7 @@ func Make(in Input) Plan {
 		case !viewed:
 			eni.Reason = "the metadata has not been read yet"
 		default:
-			eni.View = view
+			eni.View, eni.Hinted = view, hinted[link.MAC]
 			eni.Known, eni.Numbers, eni.Reason = number(view, eni.Primary, cards)
 		}
 		plan.ENIs = append(plan.ENIs, eni)
@@ -497,10 +506,7 @@ func render(eni *ENI, in Input) {
 		slices.SortFunc(want.Rules, netip.Prefix.Compare)
 	}
 	delegate(eni)
-	if want.IPv6 && want.Table != 0 && !eni.Primary {
-		want.Router = router(eni, in)
-	}
-	want.Static, eni.Held = static(eni)
+	compose(eni, in)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
 	eni.KeepLink = eni.Link.LinkFile == ""
 }
@@ -552,8 +558,11 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 	// networkd is about to be asked to configure the link anew, which takes all its
 	// addresses away for a moment: the primary one shall be the first to be back.
 	anew := eni.Reconfigure() && link.Reconfigured != want.Metric
+	// What the last boot knew is about to be confirmed: until then nothing is added that
+	// takes a reload.
+	unsure := eni.Hinted && link.Current != "" && !link.LeaseOverdue
 	add := func(address netip.Addr, now bool) {
-		if now || (inDropIn(link.Current, address) && !anew) {
+		if (now && !unsure) || (inDropIn(link.Current, address) && !anew) {
 			addresses = append(addresses, address)
 		} else {
 			held = true
@@ -578,10 +587,13 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 		}
 	}
 	for _, address := range slices.SortedFunc(slices.Values(eni.View.IPv6), netip.Addr.Compare) {
-		if eni.Primary && !inDropIn(link.Current, address) && leftToDHCPv6(eni, address) {
-			continue
+		switch {
+		case !want.StaticIPv6 && !inDropIn(link.Current, address) && leftToDHCPv6(eni, address):
+		case !want.StaticIPv6:
+			add(address, true)
+		default:
+			add(address, !moving(eni, address))
 		}
-		add(address, eni.Primary || !moving(eni, address))
 	}
 	return addresses, held
 }
@@ -589,11 +601,15 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 // moving tells whether the link is on its way from the base unit, and an IPv6 address on
 // its way from DHCPv6, to the ENI's own drop-in. Where a lease ends and the same address
 // is made a static one at once, networkd 252 sometimes takes the latter away (measured
-// under load): so the lease ends first, if it does so in time.
+// under load), and never lets it go without duplicate address detection, which keeps it
+// from use for up to a second: so the lease ends first, if it does so in time.
 func moving(eni *ENI, address netip.Addr) bool {
 	link, metric := &eni.Link, eni.Want.Metric
-	if link.LeaseOverdue && metricIs(link.Current, metric) {
+	if link.LeaseOverdue && metricIs(link.Current, metric) && (!eni.Primary || staticIn(link.Current)) {
 		return false
+	}
+	if eni.Primary {
+		return link.OnBase || link.dynamic(address)
 	}
 	// What of a lease is there once networkd is done with the link does not end.
 	leased := link.dynamic(address) && !link.Done
@@ -613,26 +629,6 @@ func leftToDHCPv6(eni *ENI, address netip.Addr) bool {
 
 func (l *Link) dynamic(address netip.Addr) bool {
 	return slices.ContainsFunc(l.Addresses, func(a kernel.Address) bool { return a.Prefix.Addr() == address && a.Dynamic })
-}
-
-// router returns the IPv6 router of an ENI's subnet: one that advertises itself on the
-// link or, before it has done so there, on the link of another ENI in the subnet. The
-// one that stands in the drop-in stays as long as nothing speaks against it.
-func router(eni *ENI, in Input) netip.Addr {
-	current := routerIn(eni.Link.Current)
-	routers := eni.Link.Routers
-	if len(routers) == 0 {
-		for _, link := range in.Links {
-			view, ok := in.Views[link.MAC]
-			if ok && slices.ContainsFunc(view.IPv6Subnets, func(p netip.Prefix) bool { return slices.Contains(eni.View.IPv6Subnets, p) }) {
-				routers = append(routers, link.Routers...)
-			}
-		}
-	}
-	if len(routers) == 0 || slices.Contains(routers, current) {
-		return current
-	}
-	return slices.MinFunc(routers, netip.Addr.Compare)
 }
 
 // stale tells whether the link has default routes by DHCPv4 with another metric

@@ -153,18 +153,22 @@ func read(rendered Rendered) files {
 	return f
 }
 
-// routerIn returns the IPv6 router that stands in a generated drop-in, or the zero
-// Addr.
-func routerIn(content string) netip.Addr {
+// routersIn returns the IPv6 routers that stand in a generated drop-in, sorted.
+func routersIn(content string) []netip.Addr {
+	var found []netip.Addr
 	for line := range strings.Lines(content) {
 		if value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "Gateway="); ok {
-			if router, err := netip.ParseAddr(value); err == nil {
-				return router
+			if router, err := netip.ParseAddr(value); err == nil && !slices.Contains(found, router) {
+				found = append(found, router)
 			}
 		}
 	}
-	return netip.Addr{}
+	slices.SortFunc(found, netip.Addr.Compare)
+	return found
 }
+
+// staticIn tells whether a generated drop-in has static IPv6 addresses, and no DHCPv6.
+func staticIn(content string) bool { return strings.Contains(content, "\nDHCPv6Client=no\n") }
 
 // metricIs tells whether the content of a drop-in has a route metric.
 func metricIs(content string, metric int) bool {
@@ -250,7 +254,7 @@ func networkDropIn(eni *ENI) string {
 	u := &unitWriter{}
 	matchLink(u, &eni.Link)
 
-	if !eni.Primary {
+	if want.StaticIPv6 {
 		u.section("Network")
 		u.set("DHCP", "ipv4")
 	}
@@ -261,12 +265,18 @@ func networkDropIn(eni *ENI) string {
 		u.set("UseGateway", "no")
 	}
 
+	// The primary ENI's router in the main table: with it stands a static route.
+	beside := eni.Primary && want.StaticIPv6 && want.IPv6 && len(want.Routers) > 0
 	u.section("IPv6AcceptRA")
-	u.number("RouteMetric", want.Metric)
+	if beside {
+		u.number("RouteMetric", want.Metric-1)
+	} else {
+		u.number("RouteMetric", want.Metric)
+	}
 	if want.NoDefault {
 		u.set("UseGateway", "no")
 	}
-	if !eni.Primary {
+	if want.StaticIPv6 {
 		u.set("DHCPv6Client", "no")
 	}
 
@@ -284,6 +294,24 @@ func networkDropIn(eni *ENI) string {
 		u.section("Route")
 		u.set("Destination", prefix.String())
 		u.set("Type", "local")
+	}
+	if beside {
+		// networkd 252 drops what a router advertised with each reload, and has it again
+		// after up to a second: these stay meanwhile (facts.md 4). Other ENIs have default
+		// routes with the next metric, so these have the primary's own (B6), and what is
+		// advertised is better by one: a new router is followed at once, whoever runs.
+		for _, subnet := range slices.SortedFunc(slices.Values(view.IPv6Subnets), netip.Prefix.Compare) {
+			u.section("Route")
+			u.set("Destination", subnet.String())
+			u.number("Metric", want.Metric)
+		}
+		for _, router := range want.Routers {
+			if !want.NoDefault {
+				u.section("Route")
+				u.set("Gateway", router.String())
+				u.number("Metric", want.Metric)
+			}
+		}
 	}
 	if want.Table == 0 {
 		return u.String()
@@ -307,15 +335,17 @@ func networkDropIn(eni *ENI) string {
 	}
 	family(want.IPv4, "_dhcp4", view.IPv4Subnets)
 	family(want.IPv6, "_ipv6ra", view.IPv6Subnets)
-	if want.Router.IsValid() && slices.ContainsFunc(want.Static, netip.Addr.Is6) {
-		// The route by advertisement comes a second or two after the link, and on 252
-		// it goes for as long with each reload. Until it is there again, this one is
-		// used: a static route that stands in the old and the new file is not touched
-		// (facts.md 4). Once there, that one is better: a new router is followed.
-		u.section("Route")
-		u.set("Gateway", want.Router.String())
-		u.number("Table", want.Table)
-		u.number("Metric", UnknownMetric)
+	if want.StaticIPv6 && slices.ContainsFunc(want.Static, netip.Addr.Is6) {
+		for _, router := range want.Routers {
+			// The route by advertisement comes a second or two after the link, and on 252
+			// it goes for as long with each reload. Until it is there again, this one is
+			// used: a static route that stands in the old and the new file is not touched
+			// (facts.md 4). Once there, that one is better: a new router is followed.
+			u.section("Route")
+			u.set("Gateway", router.String())
+			u.number("Table", want.Table)
+			u.number("Metric", UnknownMetric)
+		}
 	}
 
 	for _, from := range want.Rules {

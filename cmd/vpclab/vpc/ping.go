@@ -26,6 +26,19 @@ type PingResult struct {
 	// SendErrors are the kernel's refusals to send; such requests count as sent
 	// and lost.
 	SendErrors []error
+	// First is when the first request with a reply was sent, zero if there was none.
+	First time.Time
+}
+
+// LostSinceFirst is how many requests had no reply of those since the first one that had
+// one, and how many these were: for an address that is only to come.
+func (r PingResult) LostSinceFirst() (lost, sent int) {
+	for _, t := range r.Lost {
+		if t.After(r.First) {
+			lost++
+		}
+	}
+	return lost, lost + r.Received
 }
 
 // String is for logs.
@@ -80,6 +93,22 @@ func (inst *Instance) StartPing(ctx context.Context, src, dst netip.Addr, interv
 }
 
 func (inst *Instance) startPing(ctx context.Context, src, dst netip.Addr, limit int, interval time.Duration) (*Pinger, error) {
+	p, err := startPing(ctx, inst.Do, src, dst, limit, interval)
+	if err != nil {
+		return nil, fmt.Errorf("in %s: %w", inst.id, err)
+	}
+	return p, nil
+}
+
+// StartPing sends echo requests from an address of the VPC, such as a subnet's gateway or
+// [FarIPv4], until [Pinger.Stop], or until ctx ends. The destination need not be there
+// yet.
+func (v *VPC) StartPing(ctx context.Context, src, dst netip.Addr, interval time.Duration) (*Pinger, error) {
+	return startPing(ctx, v.thread.do, src, dst, 0, interval)
+}
+
+// startPing opens the socket in the network namespace that do runs in.
+func startPing(ctx context.Context, do func(func() error) error, src, dst netip.Addr, limit int, interval time.Duration) (*Pinger, error) {
 	network := "ip4:icmp"
 	if dst.Is6() {
 		network = "ip6:ipv6-icmp"
@@ -92,13 +121,13 @@ func (inst *Instance) startPing(ctx context.Context, src, dst netip.Addr, limit 
 		dst: &net.IPAddr{IP: dst.AsSlice()}, ipv6: dst.Is6(), id: rand.IntN(1 << 16), limit: limit, interval: interval,
 		cancel: cancel, done: make(chan struct{}), all: make(chan struct{}), answered: make(map[int]bool),
 	}
-	err := inst.Do(func() (err error) {
+	err := do(func() (err error) {
 		p.conn, err = icmp.ListenPacket(network, src.String())
 		return err
 	})
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("pinging %s from %s in %s: %w", dst, src, inst.id, err)
+		return nil, fmt.Errorf("pinging %s from %s: %w", dst, src, err)
 	}
 	go p.receive()
 	go p.send(ctx)
@@ -186,6 +215,8 @@ func (p *Pinger) Result() PingResult {
 	for n, t := range p.sent {
 		if !p.answered[n] {
 			r.Lost = append(r.Lost, t)
+		} else if r.First.IsZero() {
+			r.First = t
 		}
 	}
 	return r

@@ -1,0 +1,144 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/renameio/v2"
+
+	"ec2netd/service/metadata"
+	"ec2netd/service/plan"
+)
+
+// lastBoot is what a boot leaves for the next one of the same instance, see [plan.Hint].
+// It is the only thing that outlives a boot.
+type lastBoot struct {
+	Instance metadata.Instance `json:"instance"`
+	// StaticIPv6: networkd was one that drops what is dynamic with a reload.
+	StaticIPv6 bool           `json:"staticIPv6"`
+	ENIs       []lastBootOfIt `json:"enis"`
+}
+
+type lastBootOfIt struct {
+	ENI metadata.ENI `json:"eni"`
+	// Routers that advertised themselves to it.
+	Routers []netip.Addr `json:"routers,omitempty"`
+}
+
+// loadHint takes up what the last boot left. A file that cannot be used is none.
+func (a *Agent) loadHint() {
+	if a.Hint == "" {
+		return
+	}
+	sweepHalf(a.Hint)
+	text, err := os.ReadFile(a.Hint)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var hint lastBoot
+	if err == nil {
+		err = json.Unmarshal(text, &hint)
+	}
+	if err == nil {
+		err = hint.check()
+	}
+	if err != nil {
+		a.Log.Warn("What the last boot knew cannot be used; waiting for the metadata", "file", a.Hint, "reason", err.Error())
+		return
+	}
+	a.hint, a.hintText = &hint, text
+}
+
+// check refuses what no run of this daemon writes.
+func (h *lastBoot) check() error {
+	if _, err := metadata.ParseMAC(h.Instance.PrimaryMAC); err != nil {
+		return err
+	}
+	for _, e := range h.ENIs {
+		if err := e.ENI.Check(); err != nil {
+			return err
+		}
+		for _, router := range e.Routers {
+			if !router.Is6() || !router.IsLinkLocalUnicast() || router.Zone() != "" {
+				return fmt.Errorf("%s: %q is not the link-local address of an IPv6 router", e.ENI.ID, router)
+			}
+		}
+	}
+	return nil
+}
+
+// planHint is the hint for the plan, nil if there is none or it is another instance's.
+func (a *Agent) planHint() *plan.Hint {
+	if a.hint == nil || (a.instanceGot && a.instance != a.hint.Instance) {
+		return nil
+	}
+	hint := &plan.Hint{PrimaryMAC: a.hint.Instance.PrimaryMAC, StaticIPv6: a.hint.StaticIPv6,
+		Views: make(map[string]metadata.ENI), Routers: make(map[string][]netip.Addr)}
+	for _, e := range a.hint.ENIs {
+		hint.Views[e.ENI.MAC], hint.Routers[e.ENI.MAC] = e.ENI, e.Routers
+	}
+	return hint
+}
+
+// saveHint keeps what the next boot can begin with, once that is certain, if it is not
+// what is kept already (E3).
+func (a *Agent) saveHint() {
+	if a.Hint == "" || !a.instanceGot || len(a.plan.ENIs) == 0 {
+		return
+	}
+	technique, _ := plan.Choose(a.networkd())
+	last := a.planHint()
+	if technique == plan.Undecided {
+		return
+	}
+	now := lastBoot{Instance: a.instance, StaticIPv6: technique == plan.Static, ENIs: []lastBootOfIt{}}
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		if !eni.Known || eni.Hinted {
+			// It is being read, or networkd is at it: the last word stays.
+			if last != nil {
+				if view, ok := last.Views[eni.Link.MAC]; ok {
+					now.ENIs = append(now.ENIs, lastBootOfIt{ENI: view, Routers: last.Routers[eni.Link.MAC]})
+				}
+			}
+			continue
+		}
+		routers := slices.Clone(eni.Link.Routers)
+		if len(routers) == 0 && last != nil {
+			// On 252 a reload takes what the router advertised away for a moment.
+			routers = last.Routers[eni.Link.MAC]
+		}
+		slices.SortFunc(routers, netip.Addr.Compare)
+		now.ENIs = append(now.ENIs, lastBootOfIt{ENI: eni.View.Sorted(), Routers: slices.Compact(routers)})
+	}
+	slices.SortFunc(now.ENIs, func(x, y lastBootOfIt) int { return strings.Compare(x.ENI.MAC, y.ENI.MAC) })
+	text, err := json.Marshal(now)
+	if err == nil && bytes.Equal(text, a.hintText) {
+		return
+	}
+	if err == nil {
+		err = renameio.WriteFile(a.Hint, text, 0o600, renameio.WithTempDir(filepath.Dir(a.Hint)))
+	}
+	if err != nil {
+		a.say("hint", "Cannot keep what is known for the next boot", "file", a.Hint, "reason", err.Error())
+		return
+	}
+	a.unsay("hint")
+	a.hint, a.hintText = &now, text
+}
+
+// sweepHalf removes what a run that was killed while it wrote a file left.
+func sweepHalf(file string) {
+	half, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+"*"))
+	for _, f := range half {
+		_ = os.Remove(f)
+	}
+}

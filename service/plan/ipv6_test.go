@@ -1,0 +1,175 @@
+package plan
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+)
+
+// oldNetworkd is one that drops what is dynamic with a reload, newNetworkd one that does
+// not.
+var oldNetworkd, newNetworkd = Networkd{Running: true}, Networkd{Running: true, Varlink: true}
+
+// E2: one place decides how IPv6 outlives a reload, by what was observed.
+func TestChoose(t *testing.T) {
+	for _, test := range []struct {
+		networkd Networkd
+		want     Technique
+	}{
+		{Networkd{}, Undecided},
+		{Networkd{Varlink: true}, Undecided}, // it is there from an earlier run
+		{oldNetworkd, Static},
+		{newNetworkd, Dynamic},
+	} {
+		if got, why := Choose(test.networkd); got != test.want || !strings.Contains(why, "systemd-networkd") {
+			t.Errorf("%+v: %v, want %v: %s", test.networkd, got, test.want, why)
+		}
+	}
+}
+
+// dualStack is the primary ENI after DHCP and DHCPv6, with a router.
+func dualStack(v *metadata.ENI) Link {
+	link := leased(0, v)
+	link.Done = true
+	link.Routers = addrs("fe80::1")
+	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.PrefixFrom(v.IPv6[0], 128), Global: true, Dynamic: true})
+	return link
+}
+
+// E1, E2: on an old networkd the primary's IPv6 is dynamic until its drop-in must change,
+// then goes static in two steps, and stays so; on a new one it never does.
+func TestPrimaryIPv6(t *testing.T) {
+	v := view(0, addrs("10.0.1.10"), addrs("2001:db8:1::10"))
+	link := dualStack(&v)
+	plan := func(networkd Networkd) ENI {
+		in := input([]Link{link}, v)
+		in.Networkd = networkd
+		return Make(in).ENIs[0]
+	}
+	link.Current = plan(Networkd{}).Files[0].Content
+	for _, networkd := range []Networkd{{}, oldNetworkd, newNetworkd} {
+		if e := plan(networkd); e.Files[0].Content != link.Current || e.Want.StaticIPv6 || e.Held {
+			t.Errorf("%+v: with nothing to change:\n%s", networkd, e.Files[0].Content)
+		}
+	}
+	v.IPv4 = append(v.IPv4, netip.MustParseAddr("10.0.1.11"))
+	link.LeaseOverdue = true // it has been there for long
+	for _, networkd := range []Networkd{{}, newNetworkd} {
+		if e := plan(networkd); e.Want.StaticIPv6 || e.Held || !slices.Equal(e.Want.Static, v.IPv4[1:]) {
+			t.Errorf("%+v: %+v", networkd, e.Want)
+		}
+	}
+	first := plan(oldNetworkd)
+	if !first.Want.StaticIPv6 || !first.Held || !slices.Equal(first.Want.Static, v.IPv4[1:]) {
+		t.Errorf("the lease has not ended: held %v, %+v", first.Held, first.Want)
+	}
+	golden(t, Plan{Files: first.Files[:1]})
+	link.Current, link.LeaseOverdue = first.Files[0].Content, false
+	if e := plan(oldNetworkd); !e.Held || e.Files[0].Content != link.Current {
+		t.Errorf("the lease is ending: held %v\n%s", e.Held, e.Files[0].Content)
+	}
+	link.LeaseOverdue = true
+	if e := plan(oldNetworkd); e.Held || len(e.Want.Static) != 2 {
+		t.Errorf("it does not end: held %v, %+v", e.Held, e.Want)
+	}
+	link.LeaseOverdue = false
+	link.Addresses = slices.DeleteFunc(link.Addresses, func(a kernel.Address) bool { return a.Prefix.Addr() == v.IPv6[0] })
+	second := plan(oldNetworkd)
+	if second.Held || !slices.Equal(second.Want.Static, []netip.Addr{v.IPv4[1], v.IPv6[0]}) {
+		t.Errorf("the lease has ended: held %v, %+v", second.Held, second.Want)
+	}
+	// It stays so, whatever networkd comes, and while the router is silent.
+	link.Current = second.Files[0].Content
+	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.PrefixFrom(v.IPv6[0], 128), Global: true})
+	for _, routers := range [][]netip.Addr{nil, addrs("fe80::1"), addrs("fe80::1", "fe80::2")} {
+		link.Routers = routers
+		for _, networkd := range []Networkd{{}, oldNetworkd, newNetworkd} {
+			if e := plan(networkd); e.Files[0].Content != link.Current || e.Held {
+				t.Errorf("%+v, routers %v:\n%s", networkd, routers, e.Files[0].Content)
+			}
+		}
+	}
+	// With the next change all routers are written, and a router that is the only one
+	// at once.
+	v.IPv4 = v.IPv4[:1]
+	if e := plan(oldNetworkd); !slices.Equal(e.Want.Routers, addrs("fe80::1", "fe80::2")) {
+		t.Errorf("two routers: %v", e.Want.Routers)
+	}
+	v.IPv4 = addrs("10.0.1.10", "10.0.1.11")
+	link.Routers = addrs("fe80::2")
+	if e := plan(oldNetworkd); strings.Contains(e.Files[0].Content, "fe80::1") || !strings.Contains(e.Files[0].Content, "\nGateway=fe80::2\n") {
+		t.Errorf("another router:\n%s", e.Files[0].Content)
+	}
+}
+
+// E1: a hint makes the files right before the metadata answers, the primary's IPv6
+// included, and does no harm where it is wrong.
+func TestHint(t *testing.T) {
+	primary, second, third := view(0, addrs("10.0.1.10", "10.0.1.11"), addrs("2001:db8:1::10")), view(1, addrs("10.0.1.20", "10.0.1.21"), nil), view(2, addrs("10.0.1.30"), nil)
+	hint := Hint{PrimaryMAC: primary.MAC, Views: map[string]metadata.ENI{primary.MAC: primary, second.MAC: second},
+		Routers: map[string][]netip.Addr{primary.MAC: addrs("fe80::1")}, StaticIPv6: true}
+	bare := func(views ...*metadata.ENI) []Link {
+		var links []Link
+		for _, v := range views {
+			link := leased(v.DeviceIndex, v)
+			link.Addresses, link.DHCPMetrics = nil, nil
+			links = append(links, link)
+		}
+		return links
+	}
+	in := Input{Links: bare(&primary, &second, &third), Base: base, Hint: &hint}
+	p := Make(in)
+	golden(t, p)
+	for _, e := range p.ENIs[:2] {
+		if !e.Hinted || !e.Known {
+			t.Errorf("%+v", e)
+		}
+	}
+	// With the lease nothing is added yet, but for a metadata service that says nothing.
+	in.Links[0] = leased(0, &primary)
+	in.Links[0].Current = p.ENIs[0].Files[0].Content
+	if e := Make(in).ENIs[0]; !e.Held || e.Files[0].Content != in.Links[0].Current {
+		t.Errorf("before it is confirmed:\n%s", e.Files[0].Content)
+	}
+	in.Links[0].LeaseOverdue = true
+	if e := Make(in).ENIs[0]; e.Held || len(e.Want.Static) != 2 {
+		t.Errorf("never confirmed: %+v", e.Want)
+	}
+	in.Links[0].LeaseOverdue = false
+
+	byName := func(in Input) map[string]ENI {
+		out := make(map[string]ENI)
+		for _, e := range Make(in).ENIs {
+			out[e.Link.Name] = e
+		}
+		return out
+	}
+	// What the metadata tells takes its place, one by one; numbers that it gave away are
+	// no other ENI's.
+	in.PrimaryMAC = primary.MAC
+	moved := third
+	moved.DeviceIndex = 1
+	in.Views = map[string]metadata.ENI{moved.MAC: moved}
+	if got := byName(in); !got["ens5"].Hinted || got["ens6"].Known || got["ens7"].Hinted || got["ens7"].Numbers.Index != 1 {
+		t.Errorf("exchanged while off: %+v", got)
+	}
+	// An image of the instance, and an ENI of it that was moved to another one.
+	in.Views = nil
+	for what, change := range map[string]func(*Input){
+		"the primary is not there":           func(in *Input) { in.PrimaryMAC, in.Links = "", bare(&second, &third) },
+		"the metadata names another primary": func(in *Input) { in.PrimaryMAC = third.MAC },
+		"nothing is known of the last boot":  func(in *Input) { in.Hint = nil },
+	} {
+		in := in
+		change(&in)
+		for name, e := range byName(in) {
+			if e.Hinted || e.Known {
+				t.Errorf("%s: %s: %+v", what, name, e)
+			}
+		}
+	}
+}
