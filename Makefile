@@ -70,7 +70,7 @@ demo: host-packages stage ## the main job in the simulated VPC, step by step (ro
 	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) --install-root $(STAGE)
 
 .PHONY: bench
-bench: host-packages stage ## figures of the main job on each systemd (root)
+bench: host-packages stage ## figures of the main job, and what is lost on any change, on each systemd (root)
 	EC2NETD_STAGE=$(STAGE) $(GO) test -count=1 -timeout 40m -p 1 -run '^$$' -bench '^BenchmarkLab' -benchtime 1x ./cmd/ec2netd/
 
 .PHONY: lint

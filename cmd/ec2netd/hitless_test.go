@@ -26,10 +26,11 @@ type losses struct {
 	deleted []string
 }
 
-// none tells whether nothing was lost, and no connection had to send anything again.
+// none tells whether nothing was lost, and no connection stood still. A lost segment is
+// sent again after 200 ms at the earliest; this machine may be as slow.
 func (l *losses) none() bool {
 	for _, s := range l.streams {
-		if s.Retransmits > 0 || s.Echoed < s.Sent {
+		if s.Stall > time.Second || s.Echoed < s.Sent {
 			return false
 		}
 	}
@@ -94,15 +95,135 @@ func (l *lab) measurePings(eni *vpc.ENI) func() *losses {
 		l.t.Helper()
 		// What was lost last shows when there are replies again; on 252 a router is back a
 		// second after a reload.
+		before := make(map[*vpc.Pinger]int)
 		for _, ping := range pings {
-			before := ping.Result().Received
-			l.until("replies to pings", func() (bool, error) { return ping.Result().Received > before+150, nil })
+			before[ping] = ping.Result().Received
 		}
+		l.until("replies to all pings", func() (bool, error) {
+			for ping, n := range before {
+				if ping.Result().Received < n+150 {
+					return false, nil
+				}
+			}
+			return true, nil
+		})
 		out := &losses{}
 		for i, ping := range pings {
 			out.lost[i], out.sent[i] = ping.Stop().LostSinceFirst()
 		}
 		return out
+	}
+}
+
+// steps are changes that cost an ENI nothing on any systemd, once its IPv6 is as it must
+// be for that.
+func (l *lab) steps(eni *vpc.ENI) []step {
+	ctx := l.t.Context()
+	return []step{
+		{"add", func() {
+			l.refreshed(func() error {
+				if _, err := eni.AssignIPv4(ctx); err != nil {
+					return err
+				}
+				_, err := eni.AssignIPv6(ctx)
+				return err
+			})
+		}},
+		{"remove", func() {
+			l.refreshed(func() error {
+				if err := eni.UnassignIPv4(ctx, eni.IPv4()[1:]...); err != nil {
+					return err
+				}
+				return eni.UnassignIPv6(ctx, eni.IPv6()[1:]...)
+			})
+		}},
+		{"prefix", func() {
+			l.refreshed(func() error {
+				_, err := eni.AssignPrefixV4(ctx)
+				return err
+			})
+			l.refreshed(func() error { return eni.UnassignPrefix(ctx, eni.Prefixes()...) })
+		}},
+		{"neighbour attached and detached", func() {
+			other := l.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1})
+			l.configured(other.ID())
+			l.detach(other)
+			l.until("it is gone", func() (bool, error) {
+				return len(l.units(other.MAC())) == 0 && len(l.rules(10000+other.DeviceIndex())) == 0, nil
+			})
+			if err := other.Delete(ctx); err != nil {
+				l.t.Fatal(err)
+			}
+		}},
+		{"third party reloads", func() {
+			l.run("sh", "-c", "mkdir -p /etc/systemd/network/80-ec2.network.d && echo '[Network]' >/etc/systemd/network/80-ec2.network.d/other.conf && networkctl reload")
+			l.run("ec2netctl", "refresh", "--wait")
+			l.run("sh", "-c", "rm /etc/systemd/network/80-ec2.network.d/other.conf && networkctl reload")
+			l.run("ec2netctl", "refresh", "--wait")
+		}},
+		{"daemon restarted", func() {
+			l.run("systemctl", "restart", "ec2netd.service")
+			l.configured(eni.ID())
+		}},
+	}
+}
+
+type step struct {
+	name string
+	do   func()
+}
+
+// measured is what something cost an ENI.
+func (l *lab) measured(eni *vpc.ENI, do func()) *losses {
+	l.t.Helper()
+	finish := l.measure(eni)
+	do()
+	return finish()
+}
+
+// networkdRestarted is what a restart of networkd cost an ENI: by itself, with the same
+// files, and with the daemon.
+func (l *lab) networkdRestarted(eni *vpc.ENI) (byHand, with *losses) {
+	l.t.Helper()
+	l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
+	byHand = l.measured(eni, func() { l.run("systemctl", "restart", "systemd-networkd.service") })
+	l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
+	l.configured(eni.ID())
+	with = l.measured(eni, func() {
+		l.run("systemctl", "restart", "systemd-networkd.service")
+		l.configured(eni.ID())
+	})
+	return byHand, with
+}
+
+// rebooted is what happens in a boot to the pings of an ENI since their first reply.
+func (l *lab) rebooted(eni *vpc.ENI) *losses {
+	l.t.Helper()
+	if err := l.inst.Shutdown(l.t.Context()); err != nil {
+		l.t.Fatal(err)
+	}
+	finish := l.measurePings(eni)
+	if err := l.inst.Boot(l.t.Context()); err != nil {
+		l.t.Fatal(err)
+	}
+	for _, eni := range l.inst.ENIs() {
+		l.configured(eni.ID())
+	}
+	return finish()
+}
+
+// touched is how often networkd configured a link again in this boot.
+func (l *lab) touched(name string) int {
+	l.t.Helper()
+	return strings.Count(l.networkdLog(), name+": Reconfiguring")
+}
+
+// untouched checks that networkd configured a link once in this boot, and kept its leases.
+func (l *lab) untouched(name string) {
+	l.t.Helper()
+	log := l.networkdLog()
+	if strings.Contains(log, name+": Reconfiguring") || strings.Contains(log, "lease lost") {
+		l.t.Errorf("networkd has touched %s:\n%s", name, log)
 	}
 }
 
@@ -115,61 +236,132 @@ func (l *lab) refreshed(change func() error) {
 	l.run("ec2netctl", "refresh", "--wait")
 }
 
-// onceConfigured checks that networkd configured a link once in this boot.
-func (l *lab) onceConfigured(name string) {
-	l.t.Helper()
-	log := l.networkdLog()
-	for _, bad := range []string{"Reconfiguring", "lease lost"} {
-		if strings.Contains(log, bad) {
-			l.t.Errorf("networkd says %q:\n%s", bad, log)
-		}
-	}
-	if n := strings.Count(log, name+": Configuring with"); n != 1 {
-		l.t.Errorf("networkd configured %s %d times:\n%s", name, n, log)
-	}
-}
-
-// E1, E2, E6: what the life of an instance costs its primary ENI: nothing.
+// E1, E2, E6: what the life of an instance costs its primary ENI.
 func TestLabHitlessPrimary(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := boot(t, suite, nil)
 		primary := l.inst.Primary()
 		l.configured("ens5")
-		l.onceConfigured("ens5")
-		t.Log(l.run("cat", "/var/lib/ec2netd/boot.json"))
-		check := func(what string, change func()) *losses {
+		l.untouched("ens5")
+		old := suite == "bookworm"
+		hitless := func(what string, cost *losses) {
 			t.Helper()
-			finish := l.measure(primary)
-			change()
-			cost := finish()
 			t.Logf("%s: %s", what, cost)
-			return cost
-		}
-		hitless := func(what string, change func()) {
-			t.Helper()
-			if cost := check(what, change); !cost.none() {
+			if !cost.none() {
 				t.Errorf("%s cost %s", what, cost)
 			}
+			for _, line := range cost.deleted {
+				// Beside what 252 drops of a router with each reload stands a static route.
+				if !old || !strings.Contains(line, " proto ra ") {
+					for _, kept := range []string{primary.IPv4()[0].String() + "/", primary.IPv6()[0].String() + "/", "default"} {
+						if strings.Contains(line, kept) {
+							t.Errorf("%s: %s", what, line)
+						}
+					}
+				}
+			}
 		}
-		assign := func() {
-			l.refreshed(func() error {
-				_, err := primary.AssignIPv4(t.Context())
-				return err
+		steps := l.steps(primary)
+		first := l.measured(primary, steps[0].do)
+		t.Logf("the first change: %s", first)
+		// E2's exception: 252 makes it cost IPv6 something to become static, once.
+		if first.lost[0]+first.lost[1] > 0 || (!old && !first.none()) {
+			t.Errorf("the first change cost %s", first)
+		}
+		hitless("changes", l.measured(primary, func() {
+			for _, s := range steps[1:] {
+				s.do()
+			}
+			steps[0].do()
+		}))
+		for _, source := range append(primary.IPv4(), primary.IPv6()...) {
+			l.pingFrom(source)
+		}
+
+		// A router with another address is followed, and one that is silent is used on.
+		subnet := primary.Subnet()
+		if err := subnet.SetRouter(netip.MustParseAddr("fe80::ec2:2")); err != nil {
+			t.Fatal(err)
+		}
+		l.until("there is a route by the new router", func() (bool, error) {
+			return strings.Contains(l.run("ip", "-6", "route", "show", "default"), "fe80::ec2:2"), nil
+		})
+		steps[1].do()
+		if old {
+			l.until("the static route is that of the new router", func() (bool, error) {
+				return strings.Contains(l.run("ip", "-6", "route", "show", "default", "proto", "static"), "fe80::ec2:2"), nil
 			})
 		}
-		check("first", assign)
-		hitless("assign", assign)
-		hitless("assign IPv6", func() {
-			l.refreshed(func() error {
-				_, err := primary.AssignIPv6(t.Context())
-				return err
-			})
+		l.pingFrom(primary.IPv6()[0])
+		subnet.Mute(vpc.RA)
+		hitless("a silent router", l.measured(primary, steps[0].do))
+		subnet.Unmute(vpc.RA)
+
+		hand, with := l.networkdRestarted(primary)
+		t.Logf("networkd restarted: by itself %s", hand)
+		t.Logf("networkd restarted: with the daemon %s", with)
+		for i := range places {
+			limit := 2*hand.lost[i] + 50
+			switch {
+			case i >= 2 && old:
+				limit = 0 // all is static
+			case i >= 2:
+				// From 257 on networkd forgets the router, and has it again with its next
+				// advertisement: that is chance, up to 10 s in the lab.
+				limit += 1000
+			}
+			if with.lost[i] > limit {
+				t.Errorf("a restart of networkd cost %s, and without the daemon %s", with, hand)
+			}
+		}
+
+		// E1: the next boot knows what this one knew: nothing is configured twice, with a
+		// second ENI too.
+		steps[1].do()
+		second := l.attach(vpc.ENISpec{IPv6Count: 1})
+		l.configured(second.ID())
+		// A router is kept once it has advertised itself.
+		l.until("the hint is whole", func() (bool, error) {
+			return strings.Count(l.run("cat", "/var/lib/ec2netd/boot.json"), "fe80::ec2:2") == 2, nil
 		})
-		t.Log(l.run("sh", "-c", "cat /run/systemd/network/70-ens5.network.d/50*; ip -6 route; ip addr show ens5"))
-		hitless("unassign", func() {
-			l.refreshed(func() error { return primary.UnassignIPv4(t.Context(), primary.IPv4()[1]) })
-		})
-		hitless("restart of the daemon", func() { l.run("systemctl", "restart", "ec2netd"); l.configured("ens5") })
-		check("restart of networkd", func() { l.run("systemctl", "restart", "systemd-networkd"); l.configured("ens5") })
+		hitless("boot", l.rebooted(primary))
+		for _, name := range []string{"ens5", second.Name()} {
+			l.untouched(name)
+		}
+		l.checkKernel(second)
+		for _, eni := range l.inst.ENIs() {
+			for _, source := range append(eni.IPv4(), eni.IPv6()...) {
+				l.pingFrom(source)
+			}
+		}
+		// What changed while it was off is right nevertheless, at the cost of one reload.
+		if err := l.inst.Shutdown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := primary.AssignIPv4(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := second.AssignIPv4(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		finish := l.measurePings(primary)
+		if err := l.inst.Boot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.configured("ens5")
+		l.configured(second.ID())
+		hitless("boot with another address", finish())
+		l.checkKernel(second)
+		t.Logf("touched: %d, %d", l.touched("ens5"), l.touched(second.Name()))
+
+		// Without a hint.
+		l.run("rm", "/var/lib/ec2netd/boot.json")
+		bare := l.rebooted(primary)
+		t.Logf("boot without a hint: %s", bare)
+		if bare.lost[0]+bare.lost[1] > 0 {
+			t.Errorf("a boot without a hint cost IPv4: %s", bare)
+		}
+		l.checkKernel(second)
+		t.Logf("touched: %d, %d", l.touched("ens5"), l.touched(second.Name()))
 	})
 }

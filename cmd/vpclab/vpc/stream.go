@@ -19,8 +19,8 @@ type StreamResult struct {
 	Sent, Echoed int
 	// Stall is the longest time that a byte took to come back.
 	Stall time.Duration
-	// Retransmits are the segments that the sender's kernel had to send again: unlike
-	// Stall it does not depend on how busy this machine is.
+	// Retransmits are the segments that the sender's kernel sent again: lost ones, and on
+	// a busy machine those whose reply took longer than the usual.
 	Retransmits int
 }
 
@@ -37,6 +37,7 @@ type Stream struct {
 	listener net.Listener
 	cancel   context.CancelFunc
 	tasks    sync.WaitGroup
+	done     chan struct{} // the sender has ended
 	received chan struct{} // all that was sent has come back
 
 	mu     sync.Mutex
@@ -49,7 +50,7 @@ type Stream struct {
 // StartStream connects from an address of the instance to one of the VPC, such as
 // [FarIPv4], and sends a byte each interval until [Stream.Stop], or until ctx ends.
 func (inst *Instance) StartStream(ctx context.Context, src, dst netip.Addr, interval time.Duration) (*Stream, error) {
-	s := &Stream{received: make(chan struct{})}
+	s := &Stream{received: make(chan struct{}), done: make(chan struct{})}
 	failed := func(err error) (*Stream, error) {
 		if s.listener != nil {
 			_ = s.listener.Close()
@@ -83,11 +84,12 @@ func (inst *Instance) StartStream(ctx context.Context, src, dst netip.Addr, inte
 	ctx, s.cancel = context.WithCancel(ctx)
 	s.tasks.Go(func() { _, _ = io.Copy(s.server, s.server) }) // ends when it is closed
 	go s.receive()
-	s.tasks.Go(func() { s.send(ctx, interval) })
+	go s.send(ctx, interval)
 	return s, nil
 }
 
 func (s *Stream) send(ctx context.Context, interval time.Duration) {
+	defer close(s.done)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
@@ -135,11 +137,10 @@ func (s *Stream) check() {
 
 // Stop ends the sending, waits for what is under way, closes the connection, and sums up.
 func (s *Stream) Stop() StreamResult {
+	s.cancel()
+	<-s.done
 	s.mu.Lock()
 	s.ended = true
-	s.mu.Unlock()
-	s.cancel()
-	s.mu.Lock()
 	s.check()
 	s.mu.Unlock()
 	select {
@@ -154,7 +155,7 @@ func (s *Stream) Stop() StreamResult {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := StreamResult{Sent: len(s.sent), Echoed: s.echoed, Stall: s.stall, Retransmits: retransmits}
-	if err != nil || r.Echoed < r.Sent {
+	if err == nil && r.Echoed < r.Sent {
 		// What did not come back has stalled until now.
 		r.Stall = max(r.Stall, time.Since(s.sent[s.echoed]))
 	}
