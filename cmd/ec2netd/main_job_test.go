@@ -393,7 +393,8 @@ func (l *lab) checkKernel(eni *vpc.ENI) {
 					found = found || (r.Dev == eni.Name() && r.Metric == metric)
 				}
 			}
-			return found && best.Dev == l.inst.Primary().Name() && best.Metric == 512, nil
+			// Beside the static one of 252 with 512 stands the advertised one.
+			return found && best.Dev == l.inst.Primary().Name() && (best.Metric == 512 || (family == "-6" && best.Metric == 511)), nil
 		})
 	}
 	// G1: altnames, by which the link is found.
