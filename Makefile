@@ -166,6 +166,7 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system-preset presets/80-ec2netd.preset
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system-services units/dbus-1/org.ec2netd1.service
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system.d units/dbus-1/org.ec2netd1.conf
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/polkit-1/actions units/polkit-1/org.ec2netd1.policy
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces api/org.ec2netd1.Manager.xml api/org.ec2netd1.Interface.xml
 	set -e; for page in $(MAN_PAGES); do install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
 	@mkdir -p $(BUILD)/completions
@@ -189,6 +190,7 @@ uninstall: ## remove what install put there, the configuration in /etc excepted
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/80-ec2netd.preset \
 	  $(DESTDIR)$(PREFIX)/share/dbus-1/system-services/org.ec2netd1.service \
 	  $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/org.ec2netd1.conf \
+	  $(DESTDIR)$(PREFIX)/share/polkit-1/actions/org.ec2netd1.policy \
 	  $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.ec2netd1.Manager.xml \
 	  $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.ec2netd1.Interface.xml
 	rm -rf $(DESTDIR)$(PREFIX)/lib/ec2netd

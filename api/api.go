@@ -61,6 +61,8 @@ type Agent interface {
 	// (Changes.Settled tells which); it returns early with ctx's error when ctx is
 	// done. An error means that nothing was changed or that it is not known what.
 	Refresh(ctx context.Context, wait bool) (*state.Changes, error)
+	// RefreshInterface does that for the ENI with a MAC address alone.
+	RefreshInterface(ctx context.Context, mac string, wait bool) (*state.Changes, error)
 }
 
 // NonNil returns s with an empty slice wherever it has a nil one: the contracts

@@ -5,8 +5,13 @@ import (
 	"fmt"
 )
 
-// ActionRefresh is the action of Refresh. Actions are named as polkit names them.
-const ActionRefresh = "org.ec2netd1.refresh"
+// The actions, as polkit names them: units/polkit-1 says who may do them by default.
+const (
+	// ActionRefresh is that of Refresh.
+	ActionRefresh = "org.ec2netd1.refresh"
+	// ActionSetLog is that of changing the level and the target of the log.
+	ActionSetLog = "org.ec2netd1.set-log"
+)
 
 // Caller is who calls, as the bus or the kernel vouches for it.
 type Caller struct {
@@ -49,6 +54,6 @@ type NotPermittedError struct {
 
 // Error says who was refused and who would not be.
 func (e *NotPermittedError) Error() string {
-	return fmt.Sprintf("%s is for root, and was called by uid %d: call it as root, for example with sudo",
+	return fmt.Sprintf("%s is for root and for those whom polkit lets do it, and was called by uid %d: call it as root, for example with sudo",
 		e.Action, e.Caller.UID)
 }

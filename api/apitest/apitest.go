@@ -5,6 +5,7 @@ package apitest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,9 +14,10 @@ import (
 
 // Agent is a fake of the daemon. The zero value is not usable: see [NewAgent].
 type Agent struct {
-	mu       sync.Mutex
-	current  *state.State
-	watchers map[chan *state.State]bool
+	mu        sync.Mutex
+	current   *state.State
+	watchers  map[chan *state.State]bool
+	refreshed []string
 	// OnRefresh, if set, is what Refresh does. Set it before the agent is used.
 	OnRefresh func(ctx context.Context, wait bool) (*state.Changes, error)
 }
@@ -58,6 +60,28 @@ func (a *Agent) Watch(ctx context.Context) <-chan *state.State {
 	return w
 }
 
+// Told returns a channel that is closed when no watcher has s still to take.
+func (a *Agent) Told(s *state.State) <-chan struct{} {
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		for {
+			a.mu.Lock()
+			waiting := a.current == s
+			pending := 0
+			for w := range a.watchers {
+				pending += len(w)
+			}
+			a.mu.Unlock()
+			if !waiting || pending == 0 {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	return told
+}
+
 // Watchers tells how many watch now.
 func (a *Agent) Watchers() int {
 	a.mu.Lock()
@@ -71,6 +95,21 @@ func (a *Agent) Refresh(ctx context.Context, wait bool) (*state.Changes, error) 
 		return &state.Changes{Settled: true}, nil
 	}
 	return a.OnRefresh(ctx, wait)
+}
+
+// RefreshInterface implements api.Agent.
+func (a *Agent) RefreshInterface(ctx context.Context, mac string, wait bool) (*state.Changes, error) {
+	a.mu.Lock()
+	a.refreshed = append(a.refreshed, mac)
+	a.mu.Unlock()
+	return a.Refresh(ctx, wait)
+}
+
+// Refreshed are the MAC addresses that RefreshInterface was called with.
+func (a *Agent) Refreshed() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.refreshed)
 }
 
 // replace puts s into w in place of what is there.

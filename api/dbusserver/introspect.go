@@ -20,6 +20,7 @@ const (
 	introspectInterface    = "org.freedesktop.DBus.Introspectable"
 	propertiesInterface    = "org.freedesktop.DBus.Properties"
 	objectManagerInterface = "org.freedesktop.DBus.ObjectManager"
+	logControlInterface    = "org.freedesktop.LogControl1"
 )
 
 //go:embed standard.xml
@@ -77,6 +78,8 @@ func interfacesOf(k kind) []string {
 		return []string{peerInterface, introspectInterface, propertiesInterface, objectManagerInterface, api.ManagerInterface}
 	case anENI:
 		return []string{peerInterface, introspectInterface, propertiesInterface, api.InterfaceInterface}
+	case logControl:
+		return []string{peerInterface, introspectInterface, propertiesInterface, logControlInterface}
 	default:
 		return nil
 	}
@@ -103,7 +106,9 @@ func (v *view) children(path dbus.ObjectPath) []string {
 	case "/":
 		return []string{"org"}
 	case "/org":
-		return []string{strings.TrimPrefix(api.ObjectPath, "/org/")}
+		return []string{strings.TrimPrefix(api.ObjectPath, "/org/"), "freedesktop"}
+	case "/org/freedesktop":
+		return []string{strings.TrimPrefix(logControlPath, "/org/freedesktop/")}
 	case api.ObjectPath:
 		return []string{strings.TrimPrefix(api.InterfacePath, api.ObjectPath+"/")}
 	case api.InterfacePath:

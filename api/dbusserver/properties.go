@@ -153,17 +153,24 @@ func newView(s *state.State) *view {
 type kind int
 
 const (
-	none    kind = iota // no object
-	node                // only a step on the way to one
-	manager             // the daemon
-	anENI               // an ENI
+	none       kind = iota // no object
+	node                   // only a step on the way to one
+	manager                // the daemon
+	anENI                  // an ENI
+	logControl             // the log
 )
+
+// logControlPath is where systemctl service-log-level looks, see
+// org.freedesktop.LogControl1(5).
+const logControlPath = "/org/freedesktop/LogControl1"
 
 // kindOf tells what path stands for.
 func (v *view) kindOf(path dbus.ObjectPath) kind {
 	switch path {
-	case "/", "/org", api.InterfacePath:
+	case "/", "/org", "/org/freedesktop", api.InterfacePath:
 		return node
+	case logControlPath:
+		return logControl
 	case api.ObjectPath:
 		return manager
 	}

@@ -42,7 +42,9 @@ const (
 type Options struct {
 	// Agent is the daemon; required.
 	Agent api.Agent
-	// Authorizer decides on Refresh; nil means [api.RootOnly].
+	// Log is served as org.freedesktop.LogControl1; nil for one that shows nothing.
+	Log Log
+	// Authorizer decides on Refresh and on changes of the log; nil means [api.RootOnly].
 	Authorizer api.Authorizer
 	// Logger; nil means none.
 	Logger *slog.Logger
@@ -51,6 +53,24 @@ type Options struct {
 	// RefreshTimeout bounds one Refresh; zero means 90 seconds.
 	RefreshTimeout time.Duration
 }
+
+// Log is what org.freedesktop.LogControl1 shows and sets.
+type Log interface {
+	Level() string
+	SetLevel(name string) error
+	Target() string
+	SetTarget(name string) error
+	Identifier() string
+}
+
+// noLog is a Log that shows nothing.
+type noLog struct{}
+
+func (noLog) Level() string          { return "" }
+func (noLog) SetLevel(string) error  { return errors.New("there is no log") }
+func (noLog) Target() string         { return "" }
+func (noLog) SetTarget(string) error { return errors.New("there is no log") }
+func (noLog) Identifier() string     { return "" }
 
 // Server serves D-Bus. It owns its connection to the bus and makes a new one when
 // the bus restarts.
@@ -71,6 +91,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Log == nil {
+		o.Log = noLog{}
 	}
 	o.Socket = cmp.Or(o.Socket, SystemBus)
 	o.RefreshTimeout = cmp.Or(o.RefreshTimeout, 90*time.Second)

@@ -185,8 +185,10 @@ func TestIntrospection(t *testing.T) { // H1
 	b.serve(dbusserver.Options{})
 	c := b.dial()
 	for path, want := range map[dbus.ObjectPath]struct{ interfaces, children []string }{
-		"/":    {nil, []string{"org"}},
-		"/org": {nil, []string{"ec2netd1"}},
+		"/":                            {nil, []string{"org"}},
+		"/org":                         {nil, []string{"ec2netd1", "freedesktop"}},
+		"/org/freedesktop":             {nil, []string{"LogControl1"}},
+		"/org/freedesktop/LogControl1": {[]string{"org.freedesktop.DBus.Properties", "org.freedesktop.LogControl1"}, nil},
 		api.ObjectPath: {
 			[]string{"org.freedesktop.DBus.Properties", "org.freedesktop.DBus.ObjectManager", api.ManagerInterface},
 			[]string{"interface"},

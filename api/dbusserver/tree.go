@@ -15,6 +15,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"ec2netd/api"
+	"ec2netd/service/state"
 )
 
 // Limits of what clients can have under way. Everything but Refresh is answered from
@@ -37,6 +38,7 @@ type tree struct {
 	agent      api.Agent
 	authorizer api.Authorizer
 	log        *slog.Logger
+	control    Log
 	contract   *contract
 	timeout    time.Duration
 	handlers   map[string]map[string]handlerFunc
@@ -57,6 +59,7 @@ func newTree(o *Options, c *contract) *tree {
 		agent:      o.Agent,
 		authorizer: o.Authorizer,
 		log:        o.Logger,
+		control:    o.Log,
 		contract:   c,
 		timeout:    o.RefreshTimeout,
 		handlers:   handlers(),
@@ -98,7 +101,9 @@ func handlers() map[string]map[string]handlerFunc {
 		},
 		api.InterfaceInterface: {
 			"Describe": (*call).describeInterface,
+			"Refresh":  (*call).refresh,
 		},
+		logControlInterface: {},
 	}
 }
 
@@ -188,11 +193,15 @@ func (t *tree) answer(c *call) (out []any, err error) {
 		return nil, failure(dbus.ErrMsgInvalidArg.Name, "%s takes arguments of signature %q and got %q, or too many bytes",
 			c.member, want, got.String())
 	}
-	if c.iface == api.ManagerInterface && c.member == "Refresh" {
-		// The rest of a refresh takes its time, and must not keep readers waiting.
+	switch c.member {
+	case "Refresh":
+		// It takes its time, as the question whether it may be done does: that must not
+		// keep readers waiting.
+		release()
 		if err := c.authorize(api.ActionRefresh); err != nil {
 			return nil, err
 		}
+	case "Set":
 		release()
 	}
 	return handler(c)
@@ -249,14 +258,14 @@ func (t *tree) close() {
 
 // authorize asks the bus who the caller is, and the Authorizer whether it may.
 func (c *call) authorize(action string) error {
-	ctx, cancel := context.WithTimeout(c.conn.Context(), callerTimeout)
+	short, cancel := context.WithTimeout(c.conn.Context(), callerTimeout)
 	defer cancel()
 	var uid uint32
-	err := c.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixUser", 0, c.sender).Store(&uid)
+	err := c.conn.BusObject().CallWithContext(short, "org.freedesktop.DBus.GetConnectionUnixUser", 0, c.sender).Store(&uid)
 	if err != nil {
 		return failure("org.freedesktop.DBus.Error.AccessDenied", "asking the bus who calls: %v", err)
 	}
-	err = c.tree.authorizer.Authorize(ctx, api.Caller{
+	err = c.tree.authorizer.Authorize(c.conn.Context(), api.Caller{
 		UID:         uid,
 		BusName:     c.sender,
 		Interactive: c.msg.Flags&dbus.FlagAllowInteractiveAuthorization != 0,
@@ -293,13 +302,35 @@ func (c *call) getAll() ([]any, error) {
 }
 
 func (c *call) set() ([]any, error) {
-	return nil, failure("org.freedesktop.DBus.Error.PropertyReadOnly",
-		"the properties of ec2netd tell what is, and cannot be set; see ec2netd.conf(5) for what can be configured")
+	// The guard passes texts on only.
+	if len(c.msg.Body) != 3 || c.path != logControlPath || c.msg.Body[0] != logControlInterface {
+		return nil, failure("org.freedesktop.DBus.Error.PropertyReadOnly",
+			"the properties of ec2netd tell what is, and cannot be set, but for the level and the target of the log, which are texts; see ec2netd.conf(5) for what can be configured")
+	}
+	value, _ := c.msg.Body[2].(dbus.Variant)
+	text, ok := value.Value().(string)
+	set := map[any]func(string) error{"LogLevel": c.tree.control.SetLevel, "LogTarget": c.tree.control.SetTarget}[c.msg.Body[1]]
+	if !ok || set == nil {
+		return nil, failure("org.freedesktop.DBus.Error.PropertyReadOnly", "only LogLevel and LogTarget can be set, to a text")
+	}
+	if err := c.authorize(api.ActionSetLog); err != nil {
+		return nil, err
+	}
+	if err := set(text); err != nil {
+		return nil, failure(dbus.ErrMsgInvalidArg.Name, "%v", err)
+	}
+	return nil, nil
 }
 
 // properties of the interface of c's object; "" stands for the one there is.
 func (c *call) properties(iface string) (properties, error) {
 	name, p := c.view.propertiesOf(c.path)
+	if c.path == logControlPath {
+		name, p = logControlInterface, properties{
+			"LogLevel": dbus.MakeVariant(c.tree.control.Level()), "LogTarget": dbus.MakeVariant(c.tree.control.Target()),
+			"SyslogIdentifier": dbus.MakeVariant(c.tree.control.Identifier()),
+		}
+	}
 	switch {
 	case iface == name || iface == "":
 		return p, nil
@@ -351,7 +382,13 @@ func (c *call) refresh() ([]any, error) {
 	}
 	ctx, cancel := context.WithTimeout(c.conn.Context(), c.tree.timeout)
 	defer cancel()
-	changes, err := c.tree.agent.Refresh(ctx, c.msg.Body[0].(bool))
+	wait := c.msg.Body[0].(bool)
+	refresh := func() (*state.Changes, error) { return c.tree.agent.Refresh(ctx, wait) }
+	if c.iface == api.InterfaceInterface {
+		mac, _ := c.view.interfaces[c.path].properties["Mac"].Value().(string)
+		refresh = func() (*state.Changes, error) { return c.tree.agent.RefreshInterface(ctx, mac, wait) }
+	}
+	changes, err := refresh()
 	switch {
 	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, failure("org.freedesktop.DBus.Error.Timeout",

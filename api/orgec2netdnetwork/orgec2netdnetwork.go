@@ -3,7 +3,7 @@
 // The network of an EC2 instance as ec2netd keeps it: what the instance metadata
 // says of each elastic network interface (ENI), what was made of it, and how far
 // it has come.
-// Reading is for everybody. Refresh is for root.
+// Reading is for everybody. Refresh is for root, or through polkit.
 // Times are strings as in RFC 3339, for example 2026-03-14T15:09:26Z, and absent
 // where nothing has happened yet. The names are those of the D-Bus interfaces
 // org.ec2netd1.Manager and org.ec2netd1.Interface and of ec2netctl --json.
@@ -386,9 +386,14 @@ func (m ListInterfaces_methods) Upgrade(ctx context.Context, c *varlink.Connecti
 	}, nil
 }
 
-// Reads the metadata now and applies what changed. For root; others get
-// NotPermitted.
-// wait: reply only when the kernel has the change, or time for it is up.
+// Reads the metadata now and applies what changed. For root, and for those whom polkit
+// lets do org.ec2netd1.refresh; others get NotPermitted. With more, there are replies on
+// the way too: what has changed so far, each time that it does, with settled false and
+// nothing of files; the last reply has no continues.
+// id: only this ENI, by ENI ID, MAC address, interface name, altname or index; the
+// metadata of the others is not read.
+// wait: the last reply comes only when the kernel has the change, or time for it is up.
+// allowInteractiveAuthentication: polkit may ask the user.
 // filesWritten, filesRemoved: absolute paths.
 // reloaded: systemd-networkd was asked to reload.
 // settled: no ENI is configuring any more.
@@ -397,8 +402,8 @@ type Refresh_methods struct{}
 
 func Refresh() Refresh_methods { return Refresh_methods{} }
 
-func (m Refresh_methods) Call(ctx context.Context, c *varlink.Connection, wait_in_ *bool) (filesWritten_out_ []string, filesRemoved_out_ []string, reloaded_out_ bool, settled_out_ bool, interfaces_out_ []InterfaceChange, err_ error) {
-	receive, err_ := m.Send(ctx, c, 0, wait_in_)
+func (m Refresh_methods) Call(ctx context.Context, c *varlink.Connection, id_in_ *string, wait_in_ *bool, allowInteractiveAuthentication_in_ *bool) (filesWritten_out_ []string, filesRemoved_out_ []string, reloaded_out_ bool, settled_out_ bool, interfaces_out_ []InterfaceChange, err_ error) {
+	receive, err_ := m.Send(ctx, c, 0, id_in_, wait_in_, allowInteractiveAuthentication_in_)
 	if err_ != nil {
 		return
 	}
@@ -406,11 +411,15 @@ func (m Refresh_methods) Call(ctx context.Context, c *varlink.Connection, wait_i
 	return
 }
 
-func (m Refresh_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64, wait_in_ *bool) (func(ctx context.Context) ([]string, []string, bool, bool, []InterfaceChange, uint64, error), error) {
+func (m Refresh_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64, id_in_ *string, wait_in_ *bool, allowInteractiveAuthentication_in_ *bool) (func(ctx context.Context) ([]string, []string, bool, bool, []InterfaceChange, uint64, error), error) {
 	var in struct {
-		Wait *bool `json:"wait,omitempty"`
+		Id                             *string `json:"id,omitempty"`
+		Wait                           *bool   `json:"wait,omitempty"`
+		AllowInteractiveAuthentication *bool   `json:"allowInteractiveAuthentication,omitempty"`
 	}
+	in.Id = id_in_
 	in.Wait = wait_in_
+	in.AllowInteractiveAuthentication = allowInteractiveAuthentication_in_
 	receive, err := c.Send(ctx, "org.ec2netd.Network.Refresh", in, flags)
 	if err != nil {
 		return nil, err
@@ -437,11 +446,15 @@ func (m Refresh_methods) Send(ctx context.Context, c *varlink.Connection, flags 
 	}, nil
 }
 
-func (m Refresh_methods) Upgrade(ctx context.Context, c *varlink.Connection, wait_in_ *bool) (func(ctx context.Context) (filesWritten_out_ []string, filesRemoved_out_ []string, reloaded_out_ bool, settled_out_ bool, interfaces_out_ []InterfaceChange, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
+func (m Refresh_methods) Upgrade(ctx context.Context, c *varlink.Connection, id_in_ *string, wait_in_ *bool, allowInteractiveAuthentication_in_ *bool) (func(ctx context.Context) (filesWritten_out_ []string, filesRemoved_out_ []string, reloaded_out_ bool, settled_out_ bool, interfaces_out_ []InterfaceChange, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
 	var in struct {
-		Wait *bool `json:"wait,omitempty"`
+		Id                             *string `json:"id,omitempty"`
+		Wait                           *bool   `json:"wait,omitempty"`
+		AllowInteractiveAuthentication *bool   `json:"allowInteractiveAuthentication,omitempty"`
 	}
+	in.Id = id_in_
 	in.Wait = wait_in_
+	in.AllowInteractiveAuthentication = allowInteractiveAuthentication_in_
 	receive, err := c.Upgrade(ctx, "org.ec2netd.Network.Refresh", in)
 	if err != nil {
 		return nil, err
@@ -561,7 +574,7 @@ func (m Monitor_methods) Upgrade(ctx context.Context, c *varlink.Connection) (fu
 type orgec2netdnetworkInterface interface {
 	Describe(ctx context.Context, c VarlinkCall) error
 	ListInterfaces(ctx context.Context, c VarlinkCall, id_ *string) error
-	Refresh(ctx context.Context, c VarlinkCall, wait_ *bool) error
+	Refresh(ctx context.Context, c VarlinkCall, id_ *string, wait_ *bool, allowInteractiveAuthentication_ *bool) error
 	Monitor(ctx context.Context, c VarlinkCall) error
 }
 
@@ -688,14 +701,19 @@ func (s *VarlinkInterface) ListInterfaces(ctx context.Context, c VarlinkCall, id
 	return c.ReplyMethodNotImplemented(ctx, "org.ec2netd.Network.ListInterfaces")
 }
 
-// Reads the metadata now and applies what changed. For root; others get
-// NotPermitted.
-// wait: reply only when the kernel has the change, or time for it is up.
+// Reads the metadata now and applies what changed. For root, and for those whom polkit
+// lets do org.ec2netd1.refresh; others get NotPermitted. With more, there are replies on
+// the way too: what has changed so far, each time that it does, with settled false and
+// nothing of files; the last reply has no continues.
+// id: only this ENI, by ENI ID, MAC address, interface name, altname or index; the
+// metadata of the others is not read.
+// wait: the last reply comes only when the kernel has the change, or time for it is up.
+// allowInteractiveAuthentication: polkit may ask the user.
 // filesWritten, filesRemoved: absolute paths.
 // reloaded: systemd-networkd was asked to reload.
 // settled: no ENI is configuring any more.
 // interfaces: ENIs whose addresses, prefixes or state changed.
-func (s *VarlinkInterface) Refresh(ctx context.Context, c VarlinkCall, wait_ *bool) error {
+func (s *VarlinkInterface) Refresh(ctx context.Context, c VarlinkCall, id_ *string, wait_ *bool, allowInteractiveAuthentication_ *bool) error {
 	return c.ReplyMethodNotImplemented(ctx, "org.ec2netd.Network.Refresh")
 }
 
@@ -727,13 +745,15 @@ func (s *VarlinkInterface) VarlinkDispatch(ctx context.Context, call varlink.Cal
 
 	case "Refresh":
 		var in struct {
-			Wait *bool `json:"wait,omitempty"`
+			Id                             *string `json:"id,omitempty"`
+			Wait                           *bool   `json:"wait,omitempty"`
+			AllowInteractiveAuthentication *bool   `json:"allowInteractiveAuthentication,omitempty"`
 		}
 		err := call.GetParameters(&in)
 		if err != nil {
 			return call.ReplyInvalidParameter(ctx, "parameters")
 		}
-		return s.orgec2netdnetworkInterface.Refresh(ctx, VarlinkCall{call}, in.Wait)
+		return s.orgec2netdnetworkInterface.Refresh(ctx, VarlinkCall{call}, in.Id, in.Wait, in.AllowInteractiveAuthentication)
 
 	case "Monitor":
 		return s.orgec2netdnetworkInterface.Monitor(ctx, VarlinkCall{call})
@@ -755,7 +775,7 @@ func (s *VarlinkInterface) VarlinkGetDescription() string {
 	return `# The network of an EC2 instance as ec2netd keeps it: what the instance metadata
 # says of each elastic network interface (ENI), what was made of it, and how far
 # it has come.
-# Reading is for everybody. Refresh is for root.
+# Reading is for everybody. Refresh is for root, or through polkit.
 # Times are strings as in RFC 3339, for example 2026-03-14T15:09:26Z, and absent
 # where nothing has happened yet. The names are those of the D-Bus interfaces
 # org.ec2netd1.Manager and org.ec2netd1.Interface and of ec2netctl --json.
@@ -943,14 +963,19 @@ method Describe() -> (
 # id: only this ENI, by ENI ID, MAC address, interface name, altname or index.
 method ListInterfaces(id: ?string) -> (interface: ?Interface)
 
-# Reads the metadata now and applies what changed. For root; others get
-# NotPermitted.
-# wait: reply only when the kernel has the change, or time for it is up.
+# Reads the metadata now and applies what changed. For root, and for those whom polkit
+# lets do org.ec2netd1.refresh; others get NotPermitted. With more, there are replies on
+# the way too: what has changed so far, each time that it does, with settled false and
+# nothing of files; the last reply has no continues.
+# id: only this ENI, by ENI ID, MAC address, interface name, altname or index; the
+# metadata of the others is not read.
+# wait: the last reply comes only when the kernel has the change, or time for it is up.
+# allowInteractiveAuthentication: polkit may ask the user.
 # filesWritten, filesRemoved: absolute paths.
 # reloaded: systemd-networkd was asked to reload.
 # settled: no ENI is configuring any more.
 # interfaces: ENIs whose addresses, prefixes or state changed.
-method Refresh(wait: ?bool) -> (
+method Refresh(id: ?string, wait: ?bool, allowInteractiveAuthentication: ?bool) -> (
   filesWritten: []string,
   filesRemoved: []string,
   reloaded: bool,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"runtime/debug"
 
 	"github.com/varlink/go/varlink"
@@ -85,14 +86,26 @@ func (n *network) ListInterfaces(ctx context.Context, c orgec2netdnetwork.Varlin
 }
 
 // Refresh implements the method of the IDL.
-func (n *network) Refresh(ctx context.Context, c orgec2netdnetwork.VarlinkCall, wait *bool) error {
+func (n *network) Refresh(ctx context.Context, c orgec2netdnetwork.VarlinkCall, id *string, wait, interactive *bool) error {
 	peer, _ := ctx.Value(peerKey{}).(api.Caller)
+	peer.Interactive = interactive != nil && *interactive
 	if err := n.options.Authorizer.Authorize(ctx, peer, api.ActionRefresh); err != nil {
 		return c.ReplyNotPermitted(ctx, err.Error())
 	}
 	limited, cancel := context.WithTimeout(ctx, n.options.RefreshTimeout)
 	defer cancel()
-	changes, err := n.options.Agent.Refresh(limited, wait != nil && *wait)
+	waits := wait != nil && *wait
+	mac := ""
+	refresh := func() (*state.Changes, error) { return n.options.Agent.Refresh(limited, waits) }
+	if id != nil {
+		e, err := api.Find(n.options.Agent.State(), *id)
+		if err != nil {
+			return c.ReplyNoSuchInterface(ctx, *id)
+		}
+		mac = e.MAC
+		refresh = func() (*state.Changes, error) { return n.options.Agent.RefreshInterface(limited, mac, waits) }
+	}
+	changes, err := n.refresh(limited, &c, refresh, mac)
 	switch {
 	case err != nil && limited.Err() != nil:
 		return c.ReplyRefreshFailed(ctx, fmt.Sprintf("not done within %v, and goes on by itself: %v", n.options.RefreshTimeout, err))
@@ -100,6 +113,56 @@ func (n *network) Refresh(ctx context.Context, c orgec2netdnetwork.VarlinkCall, 
 		return c.ReplyRefreshFailed(ctx, err.Error())
 	}
 	return c.Reply(ctx, api.NonNilChanges(changes))
+}
+
+// refresh runs a refresh and, for a client that wants more, tells it on the way what has
+// changed so far.
+func (n *network) refresh(ctx context.Context, c *orgec2netdnetwork.VarlinkCall, refresh func() (*state.Changes, error), mac string) (*state.Changes, error) {
+	if !c.WantsMore() {
+		return refresh()
+	}
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	before := n.options.Agent.State()
+	watch := n.options.Agent.Watch(watching)
+	type result struct {
+		changes *state.Changes
+		err     error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			if p := recover(); p != nil {
+				r.err = fmt.Errorf("refreshing panicked: %v", p)
+			}
+			done <- r
+		}()
+		r.changes, r.err = refresh()
+	}()
+	var last []state.InterfaceChange
+	for {
+		select {
+		case r := <-done:
+			return r.changes, r.err
+		case s, ok := <-watch:
+			if !ok {
+				watch = nil
+				continue
+			}
+			changes := state.Diff(before, s, mac)
+			if reflect.DeepEqual(changes, last) || (last == nil && len(changes) == 0) {
+				continue
+			}
+			last = changes
+			c.Continues = true
+			err := c.Reply(ctx, api.NonNilChanges(&state.Changes{Interfaces: changes}))
+			c.Continues = false
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
 }
 
 // Monitor implements the method of the IDL.

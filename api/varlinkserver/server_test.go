@@ -218,6 +218,40 @@ func TestRefresh(t *testing.T) { // H3
 	}
 }
 
+// With more, a Refresh tells on the way what has changed so far; with an ID it is of one
+// ENI.
+func TestRefreshProgress(t *testing.T) { // H3
+	agent := apitest.NewAgent(apitest.State())
+	agent.OnRefresh = func(ctx context.Context, _ bool) (*state.Changes, error) {
+		next := *apitest.State()
+		next.Interfaces[1].Addresses = append(next.Interfaces[1].Addresses, "10.0.1.29")
+		next.Interfaces[2].State = state.ENIDegraded // another ENI's
+		agent.Set(&next)
+		select {
+		case <-agent.Told(&next):
+		case <-ctx.Done():
+		}
+		return &state.Changes{Settled: true, Interfaces: state.Diff(apitest.State(), &next, "02:00:00:00:00:02")}, nil
+	}
+	socket := serve(t, varlinkserver.Options{Agent: agent, Authorizer: allowAll{}})
+	c := rawDial(t, socket)
+	c.send(`{"method":"org.ec2netd.Network.Refresh","parameters":{"id":"ens6","wait":true},"more":true}`)
+	for _, want := range []string{`"settled":false`, `"settled":true`} {
+		got := c.reply()
+		if !strings.Contains(got, want) || !strings.Contains(got, `"added":["10.0.1.29"]`) || strings.Contains(got, "ens7") ||
+			strings.Contains(got, `"continues":true`) != (want == `"settled":false`) {
+			t.Errorf("%s is not in %s", want, got)
+		}
+	}
+	if got := agent.Refreshed(); !slices.Equal(got, []string{"02:00:00:00:00:02"}) {
+		t.Errorf("refreshed %q", got)
+	}
+	c.send(`{"method":"org.ec2netd.Network.Refresh","parameters":{"id":"eni-0f"}}`)
+	if got := c.reply(); !strings.Contains(got, "NoSuchInterface") {
+		t.Errorf("of an ENI that is not there: %s", got)
+	}
+}
+
 type allowAll struct{}
 
 func (allowAll) Authorize(context.Context, api.Caller, string) error { return nil }

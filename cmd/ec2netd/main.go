@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ec2netd/api/dbusserver"
+	"ec2netd/api/polkit"
 	"ec2netd/api/varlinkserver"
 	"ec2netd/service/agent"
 	"ec2netd/service/config"
@@ -91,10 +92,11 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	if *verbose {
 		level = slog.LevelDebug
 	}
-	log := slog.New(journal.New(level))
+	control := journal.NewLog(level, stderr)
+	log := control.Logger()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := serve(ctx, log); err != nil {
+	if err := serve(ctx, control); err != nil {
 		log.Error("Stopping", "reason", err.Error())
 		return exitFailure
 	}
@@ -118,7 +120,8 @@ type task interface {
 	String() string
 }
 
-func serve(ctx context.Context, log *slog.Logger) error {
+func serve(ctx context.Context, control *journal.Log) error {
+	log := control.Logger()
 	listener, err := varlinkListener()
 	if err != nil {
 		return err
@@ -160,13 +163,15 @@ func serve(ctx context.Context, log *slog.Logger) error {
 		options.Watchdog = func() { notify(log, daemon.SdNotifyWatchdog) }
 	}
 	loop := agent.New(options)
-	bussed, err := dbusserver.New(dbusserver.Options{Agent: loop, Logger: log})
+	authorizer := &polkit.Authorizer{}
+	defer authorizer.Close()
+	bussed, err := dbusserver.New(dbusserver.Options{Agent: loop, Authorizer: authorizer, Log: control, Logger: log})
 	if err != nil {
 		return err
 	}
 	servers := []task{bussed}
 	if listener != nil {
-		linked, err := varlinkserver.New(varlinkserver.Options{Agent: loop, Listener: listener, Version: versionText(), Logger: log})
+		linked, err := varlinkserver.New(varlinkserver.Options{Agent: loop, Authorizer: authorizer, Listener: listener, Version: versionText(), Logger: log})
 		if err != nil {
 			return err
 		}

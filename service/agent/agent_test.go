@@ -721,6 +721,29 @@ func TestRefresh(t *testing.T) {
 		if took := time.Since(began); took > 300*time.Millisecond {
 			t.Errorf("it took %v", took)
 		}
+		// Of one ENI: the other is not read, and what fails there is not its business.
+		w.set(func() {
+			w.views[macOf(0)] = viewOf(0, "10.0.1.10", "10.0.1.11")
+			w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.22", "10.0.1.26")
+			w.errs[macOf(0)] = &metadata.Error{Key: "local-ipv4s", Kind: metadata.ServerError, Status: 500, Err: errors.New("broken")}
+		})
+		reads, _, _ := w.counts()
+		changes, err = a.RefreshInterface(t.Context(), macOf(1), true)
+		if after, _, _ := w.counts(); err != nil || after != reads+1 || !changes.Settled || len(changes.Interfaces) != 1 ||
+			!slices.Equal(changes.Interfaces[0].Added, []string{"10.0.1.26"}) {
+			t.Errorf("of one ENI: %d reads, %+v, %v", after-reads, changes, err)
+		}
+		if _, err = a.RefreshInterface(t.Context(), "02:00:00:00:09:09", true); err == nil || !strings.Contains(err.Error(), "detached") {
+			t.Errorf("of an ENI that is not there: %v", err)
+		}
+		w.set(func() {
+			delete(w.errs, macOf(0))
+			w.views[macOf(0)] = viewOf(0, "10.0.1.10")
+			w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.22")
+		})
+		if _, err = a.Refresh(t.Context(), true); err != nil {
+			t.Error(err)
+		}
 		// A read that is under way does not count, nor delays what does.
 		w.set(func() { w.delay = 100 * time.Millisecond })
 		go func() { _, _ = a.Refresh(t.Context(), false) }()

@@ -120,7 +120,9 @@ func (a *Agent) overall(interfaces []state.Interface) (state.Manager, string) {
 
 // request is a Refresh under way.
 type request struct {
-	wait     bool
+	wait bool
+	// mac is the one ENI that is refreshed, empty for all.
+	mac      string
 	began    time.Time
 	deadline time.Time
 	before   *state.State
@@ -140,7 +142,17 @@ type reply struct {
 // says in Settled whether that is so. The error says what of the metadata could not
 // be read; what was configured stays.
 func (a *Agent) Refresh(ctx context.Context, wait bool) (*state.Changes, error) {
-	r := &request{wait: wait, reply: make(chan reply, 1)}
+	return a.request(ctx, &request{wait: wait})
+}
+
+// RefreshInterface does that for the ENI with a MAC address alone: the metadata of the
+// others is not read, and nothing else is waited for.
+func (a *Agent) RefreshInterface(ctx context.Context, mac string, wait bool) (*state.Changes, error) {
+	return a.request(ctx, &request{wait: wait, mac: mac})
+}
+
+func (a *Agent) request(ctx context.Context, r *request) (*state.Changes, error) {
+	r.reply = make(chan reply, 1)
 	select {
 	case a.requests <- r:
 	case <-ctx.Done():
@@ -176,14 +188,14 @@ func (a *Agent) begin(r *request) {
 func (a *Agent) finish(now time.Time) {
 	a.waiting = slices.DeleteFunc(a.waiting, func(r *request) bool {
 		late := !now.Before(r.deadline)
-		if !late && !a.readSince(r.began) {
+		if !late && !a.readSince(r) {
 			return false
 		}
-		settled := !a.reloadDue && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool { return i.State == state.ENIConfiguring })
+		settled := !a.reloadDue && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool { return i.State == state.ENIConfiguring && r.of(i.MAC) })
 		if r.wait && !late && !settled {
 			return false
 		}
-		if err := a.readError(); err != nil {
+		if err := a.readError(r); err != nil {
 			r.reply <- reply{err: err}
 			return true
 		}
@@ -192,9 +204,13 @@ func (a *Agent) finish(now time.Time) {
 	})
 }
 
-// readSince tells whether every ENI was read, and the result passed on, by reads
-// that began at a time or later.
-func (a *Agent) readSince(began time.Time) bool {
+// of tells whether a Refresh is one of an ENI.
+func (r *request) of(mac string) bool { return r.mac == "" || r.mac == mac }
+
+// readSince tells whether every ENI of a Refresh was read, and the result passed on, by
+// reads that began after it did.
+func (a *Agent) readSince(r *request) bool {
+	began := r.began
 	if len(a.paths("")) == 0 {
 		return true
 	}
@@ -205,7 +221,7 @@ func (a *Agent) readSince(began time.Time) bool {
 		return !a.instanceTry.busy && !a.instanceTry.began.Before(began)
 	}
 	for _, t := range a.targets {
-		if t.busy || t.began.Before(began) {
+		if r.of(t.mac) && (t.busy || t.began.Before(began)) {
 			return false
 		}
 	}
@@ -213,13 +229,19 @@ func (a *Agent) readSince(began time.Time) bool {
 }
 
 // readError is why nothing, or not all, could be read.
-func (a *Agent) readError() error {
+func (a *Agent) readError(r *request) error {
 	if !a.instanceGot || len(a.paths("")) == 0 {
 		reason := errorText(a.instanceErr)
 		if reason == "" {
 			reason = "no link has an address to ask the metadata service from"
 		}
 		return fmt.Errorf("the metadata was not read: %s", reason)
+	}
+	if r.mac != "" {
+		if t := a.targets[r.mac]; t != nil {
+			return t.err
+		}
+		return fmt.Errorf("the ENI %s was detached", r.mac)
 	}
 	return a.lastError()
 }
@@ -236,48 +258,9 @@ func (a *Agent) changes(r *request, settled bool) *state.Changes {
 	now := a.State()
 	c := &state.Changes{
 		FilesWritten: orEmpty(r.written), FilesRemoved: orEmpty(r.removed), Reloaded: r.reloaded, Settled: settled,
-		Interfaces: []state.InterfaceChange{},
-	}
-	ids := make([]string, 0)
-	for _, s := range []*state.State{r.before, now} {
-		for _, i := range s.Interfaces {
-			if !slices.Contains(ids, i.MAC) {
-				ids = append(ids, i.MAC)
-			}
-		}
-	}
-	for _, mac := range ids {
-		var was, is state.Interface
-		if found, ok := r.before.Find(mac); ok {
-			was = *found
-		}
-		found, present := now.Find(mac)
-		if present {
-			is = *found
-		}
-		change := state.InterfaceChange{
-			ENIID: is.ENIID, Name: is.Name, State: is.State, Reason: is.Reason,
-			Added:   minus(slices.Concat(is.Addresses, is.Prefixes), slices.Concat(was.Addresses, was.Prefixes)),
-			Removed: minus(slices.Concat(was.Addresses, was.Prefixes), slices.Concat(is.Addresses, is.Prefixes)),
-		}
-		if !present {
-			change.ENIID, change.Name, change.Reason = was.ENIID, was.Name, "detached"
-		}
-		if len(change.Added)+len(change.Removed) > 0 || was.State != is.State || was.MAC == "" {
-			c.Interfaces = append(c.Interfaces, change)
-		}
+		Interfaces: state.Diff(r.before, now, r.mac),
 	}
 	return c
-}
-
-func minus(a, b []string) []string {
-	out := []string{}
-	for _, s := range a {
-		if !slices.Contains(b, s) {
-			out = append(out, s)
-		}
-	}
-	return out
 }
 
 func orEmpty(s []string) []string {

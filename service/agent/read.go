@@ -9,6 +9,7 @@ import (
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/state"
 )
 
 // result is the end of one read.
@@ -120,7 +121,7 @@ func (a *Agent) take(r result) {
 		if t.view != nil {
 			was, is := holdings(t.view), holdings(r.view)
 			a.Log.Info("ENI changed", "eni", r.view.ID, "mac", t.mac, "interface", a.nameOf(t.index),
-				"added", strings.Join(minus(is, was), " "), "removed", strings.Join(minus(was, is), " "))
+				"added", strings.Join(state.Without(is, was), " "), "removed", strings.Join(state.Without(was, is), " "))
 		}
 		t.view = r.view
 		a.save()
@@ -166,7 +167,7 @@ func (a *Agent) hurry(now time.Time) {
 			a.instanceTry.next = now
 		}
 		for _, t := range a.targets {
-			if t.began.Before(r.began) {
+			if r.of(t.mac) && t.began.Before(r.began) {
 				t.next = now
 			}
 		}

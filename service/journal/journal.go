@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strconv"
 	"strings"
 
@@ -19,15 +18,6 @@ import (
 
 // Identifier is what journalctl --identifier= finds the daemon's lines by.
 const Identifier = "ec2netd"
-
-// New returns a handler for the place that standard error goes to: the journal if
-// that is a journal stream, text on standard error otherwise.
-func New(level slog.Leveler) slog.Handler {
-	if onJournal, _ := journal.StderrIsJournalStream(); onJournal {
-		return &Handler{Level: level, Send: journal.Send}
-	}
-	return Text(os.Stderr, level)
-}
 
 // Text returns the handler for a terminal.
 func Text(w io.Writer, level slog.Leveler) slog.Handler {

@@ -93,3 +93,38 @@ func lower(m map[string]any) map[string]any {
 	}
 	return m
 }
+
+// I1: the level and the target can be changed while loggers are in use.
+func TestLog(t *testing.T) {
+	var out strings.Builder
+	l := NewLog(slog.LevelInfo, &out)
+	if err := l.SetTarget(TargetConsole); err != nil {
+		t.Fatal(err)
+	}
+	log := l.Logger().With("eni", "eni-1").WithGroup("g")
+	log.Debug("not shown")
+	for name, shows := range map[string]bool{"debug": true, "info": false, "emerg": false} {
+		out.Reset()
+		if err := l.SetLevel(name); err != nil || l.Level() != name {
+			t.Errorf("level %s: %v, %s", name, err, l.Level())
+		}
+		log.Debug("shown", "k", 1)
+		if strings.Contains(out.String(), "eni=eni-1 g.k=1") != shows {
+			t.Errorf("at %s: %q", name, out.String())
+		}
+	}
+	if err := l.SetLevel("debug"); err != nil {
+		t.Fatal(err)
+	}
+	out.Reset()
+	if err := l.SetTarget(TargetNull); err != nil {
+		t.Fatal(err)
+	}
+	log.Error("nowhere")
+	if out.Len() > 0 {
+		t.Errorf("to null: %q", out.String())
+	}
+	if l.SetLevel("loud") == nil || l.SetTarget("printer") == nil || l.Target() != TargetNull {
+		t.Error("what there is not can be set")
+	}
+}

@@ -1,0 +1,161 @@
+// Package polkit asks polkit who may change something. It decides nothing itself, but
+// that root may do everything; where polkit does not run, nobody else may do anything.
+package polkit
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"ec2netd/api"
+)
+
+// The authority on the system bus, see polkit(8).
+const (
+	busName = "org.freedesktop.PolicyKit1"
+	busPath = dbus.ObjectPath("/org/freedesktop/PolicyKit1/Authority")
+	method  = "org.freedesktop.PolicyKit1.Authority.CheckAuthorization"
+	// allowInteraction is the flag that lets polkit ask the user.
+	allowInteraction = 1
+)
+
+// How long an answer may take: polkit's own, and that of a user who is asked for a
+// password.
+const (
+	patience            = 10 * time.Second
+	interactivePatience = 2 * time.Minute
+)
+
+// most is how many callers may wait for polkit at once; root never waits for it.
+const most = 32
+
+// Authorizer implements [api.Authorizer]. It connects to the bus when it is needed, and
+// again when that went away. The zero value is ready for use.
+type Authorizer struct {
+	// Address of the bus; empty for the system's.
+	Address string
+
+	mu      sync.Mutex
+	conn    *dbus.Conn
+	waiting int
+}
+
+// Authorize implements [api.Authorizer].
+func (a *Authorizer) Authorize(ctx context.Context, caller api.Caller, action string) error {
+	if caller.UID == 0 {
+		return nil
+	}
+	if !a.enter() {
+		return errors.New("too many callers are waiting for polkit: try again later")
+	}
+	defer a.leave()
+	limit, flags := patience, uint32(0)
+	if caller.Interactive {
+		limit, flags = interactivePatience, allowInteraction
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	refused := &api.NotPermittedError{Caller: caller, Action: action}
+	conn, err := a.connection()
+	if err != nil {
+		return fmt.Errorf("asking polkit about %s: %w", action, errors.Join(err, refused))
+	}
+	var result struct {
+		Authorized, Challenge bool
+		Details               map[string]string
+	}
+	err = conn.Object(busName, busPath).CallWithContext(ctx, method, 0,
+		subject(caller), action, map[string]string{}, flags, "").Store(&result)
+	var failure dbus.Error
+	switch {
+	case errors.As(err, &failure) && slices.Contains(absent, failure.Name):
+		return refused
+	case err != nil:
+		return fmt.Errorf("asking polkit about %s: %w", action, errors.Join(err, refused))
+	case !result.Authorized:
+		return refused
+	}
+	return nil
+}
+
+// absent are the errors of the bus where there is no polkit: not installed, masked, or
+// not to be started.
+var absent = []string{
+	"org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
+	"org.freedesktop.systemd1.UnitMasked", "org.freedesktop.systemd1.NoSuchUnit",
+}
+
+// polkitSubject is whom polkit is asked about.
+type polkitSubject struct {
+	Kind    string
+	Details map[string]dbus.Variant
+}
+
+// subject names a caller: on the bus by its unique name, which no other connection ever
+// has; of a socket by the process that connected. That polkit looks the start time up
+// by itself where it is 0 leaves a moment in which the process may have been replaced,
+// by one of the same user only.
+func subject(caller api.Caller) polkitSubject {
+	if caller.BusName != "" {
+		return polkitSubject{"system-bus-name", map[string]dbus.Variant{"name": dbus.MakeVariant(caller.BusName)}}
+	}
+	return polkitSubject{"unix-process", map[string]dbus.Variant{
+		"pid": dbus.MakeVariant(uint32(caller.PID)), "start-time": dbus.MakeVariant(uint64(0)), "uid": dbus.MakeVariant(int32(caller.UID)),
+	}}
+}
+
+func (a *Authorizer) enter() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.waiting >= most {
+		return false
+	}
+	a.waiting++
+	return true
+}
+
+func (a *Authorizer) leave() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.waiting--
+}
+
+// connection returns a live connection to the bus. It is one of its own: what polkit
+// sends has nothing to do with what clients send.
+func (a *Authorizer) connection() (*dbus.Conn, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.conn != nil && a.conn.Connected() {
+		return a.conn, nil
+	}
+	// The library's handshake knows no deadline, but ends when the connection's context
+	// does.
+	ctx, cancel := context.WithCancel(context.Background())
+	timer := time.AfterFunc(patience, cancel)
+	conn, err := dbus.Connect(cmp.Or(a.Address, "unix:path=/run/dbus/system_bus_socket"), dbus.WithContext(ctx))
+	if err != nil || !timer.Stop() {
+		cancel()
+		if err == nil {
+			_ = conn.Close()
+		}
+		return nil, fmt.Errorf("connecting to the system bus: %w", errors.Join(err, ctx.Err()))
+	}
+	a.conn = conn
+	return conn, nil
+}
+
+// Close ends the connection.
+func (a *Authorizer) Close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.conn != nil {
+		_ = a.conn.Close()
+		a.conn = nil
+	}
+}
