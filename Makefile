@@ -31,7 +31,7 @@ NEXT_VERSION    := $(shell sed -n 's/^- semver: //p;T;q' units/packages/changelo
 PACKAGE_VERSION := $(or $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null | sed 's/^v//'),$(NEXT_VERSION)~git$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y%m%d%H%M%S).$(shell git rev-parse --short=7 HEAD 2>/dev/null || echo unknown))
 
 # What `make demo` and the tests need on Debian besides Go.
-HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff mandoc
+HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff-base mandoc
 HOST_TOOLS    := mmdebstrap systemd-nspawn nft ip dbus-daemon man groff mandoc
 
 MAN_PAGES := $(sort $(wildcard cmd/*/*.[1-8] units/*.[1-8] api/*.[1-8]))

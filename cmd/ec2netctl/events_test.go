@@ -158,6 +158,12 @@ func TestPager(t *testing.T) { // H5
 	if got := pagerEnvironment(nil, env("SYSTEMD_LESS=FR")); !slices.Contains(got, "LESS=FR") {
 		t.Error(got)
 	}
+	if got := pagerEnvironment(nil, env("SUDO_UID=1000")); !slices.Contains(got, "LESSSECURE=1") {
+		t.Errorf("a pager as root that starts shells: %v", got)
+	}
+	if got := pagerEnvironment(nil, env()); slices.Contains(got, "LESSSECURE=1") {
+		t.Error(got)
+	}
 	for _, c := range []struct {
 		name    string
 		noPager bool

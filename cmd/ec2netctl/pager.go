@@ -36,7 +36,8 @@ func pagerEnvironment(environ []string, getenv func(string) (string, bool)) []st
 	charset, _ := getenv("SYSTEMD_LESSCHARSET")
 	environ = append(environ, "LESS="+cmp.Or(less, "FRSXMK"), "LESSCHARSET="+cmp.Or(charset, "utf-8"))
 	// From sudo, a pager that starts no shell and opens no other file.
-	if secure, ok := getenv("SYSTEMD_PAGERSECURE"); secure == "1" || (!ok && os.Getenv("SUDO_UID") != "") {
+	_, viaSudo := getenv("SUDO_UID")
+	if secure, ok := getenv("SYSTEMD_PAGERSECURE"); secure == "1" || (!ok && viaSudo) {
 		environ = append(environ, "LESSSECURE=1")
 	}
 	return environ
