@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/api/apitest"
+	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
@@ -288,11 +289,14 @@ func TestSettle(t *testing.T) { // H6
 	}
 	links[1].DHCPMetrics, links[1].OnBase, links[1].Busy = []int{plan.UnknownMetric}, true, true
 	links[1].Addresses = []kernel.Address{}
-	result, err := makePlan(&d.Dump, plan.Input{Links: links, Base: "/base"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text := result.Interfaces[1].Files[0].Content; !strings.Contains(text, "Address=10.0.1.9/32") || !strings.Contains(text, "2001:db8:0:2::20/128") {
-		t.Errorf("addresses are held back:\n%s", text)
+	no := false
+	for _, sections := range [][]config.Section{nil, {{DefaultRoute: &no}}} {
+		result, err := makePlan(&d.Dump, plan.Input{Links: slices.Clone(links), Base: "/base", Sections: sections})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := result.Interfaces[1].Files[0].Content; !strings.Contains(text, "Address=10.0.1.9/32") || !strings.Contains(text, "2001:db8:0:2::20/128") {
+			t.Errorf("addresses are held back:\n%s", text)
+		}
 	}
 }
