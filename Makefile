@@ -155,6 +155,8 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
+	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd-orphans.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service
 	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-wait-online.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
 	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-hostname.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
@@ -185,6 +187,7 @@ uninstall: ## remove what install put there, the configuration in /etc excepted
 	  $(DESTDIR)$(BASH_COMPLETIONS)/ec2netctl $(DESTDIR)$(FISH_COMPLETIONS)/ec2netctl.fish \
 	  $(foreach dir,$(ZSH_COMPLETIONS),$(DESTDIR)$(dir)/_ec2netctl) \
 	  $(foreach page,$(MAN_PAGES),$(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/network/80-ec2.network \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/80-ec2netd.conf \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/80-ec2netd.preset \

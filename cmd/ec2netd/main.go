@@ -31,6 +31,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
+	"ec2netd/service/orphan"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
 )
@@ -45,6 +46,13 @@ const viewsFile = "/run/ec2netd/views.json"
 // hintFile keeps what the next boot can begin with; the unit's StateDirectory= makes its
 // directory.
 const hintFile = "/var/lib/ec2netd/boot.json"
+
+// rulesFile keeps which policy rules are this daemon's, and orphansUnit removes those of
+// them that networkd has forgotten, by running this program with --remove-orphans.
+const (
+	rulesFile   = "/run/ec2netd/rules.json"
+	orphansUnit = "ec2netd-orphans.service"
+)
 
 // socketName is FileDescriptorName= of ec2netd.socket.
 const socketName = "varlink"
@@ -73,6 +81,7 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 		flags.PrintDefaults()
 	}
 	showVersion := flags.Bool("version", false, "print the version and exit")
+	orphans := flags.Bool("remove-orphans", false, "remove policy rules that networkd has forgotten, and exit: see "+orphansUnit)
 	verbose := flags.Bool("debug", false, "log what is done in each step")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -94,6 +103,13 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	}
 	control := journal.NewLog(level, stderr)
 	log := control.Logger()
+	if *orphans {
+		if err := removeOrphans(log); err != nil {
+			log.Error("Rules that networkd forgot stay", "reason", err.Error())
+			return exitFailure
+		}
+		return 0
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := serve(ctx, control); err != nil {
@@ -112,6 +128,14 @@ func versionText() string {
 		return info.Main.Version
 	}
 	return "unknown"
+}
+
+func removeOrphans(log *slog.Logger) error {
+	removed, err := orphan.Remove(rulesFile, &store.Store{})
+	for _, rule := range removed {
+		log.Debug("removed a rule", "from", rule.From.String(), "table", rule.Table, "priority", rule.Priority)
+	}
+	return err
 }
 
 // task is a long-running part.
@@ -156,7 +180,11 @@ func serve(ctx context.Context, control *journal.Log) error {
 		Sections:     settings.ENIs,
 		Views:        viewsFile,
 		Hint:         hintFile,
-		Problems:     problems,
+		Rules:        orphan.Record(rulesFile),
+		RemoveOrphans: func(ctx context.Context) error {
+			return bus.Run(ctx, orphansUnit)
+		},
+		Problems: problems,
 	}
 	if every, err := daemon.SdWatchdogEnabled(false); err == nil && every > 0 {
 		options.WatchdogEvery = every / 3

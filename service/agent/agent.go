@@ -71,6 +71,7 @@ type Store interface {
 	Assigned(presumed string) map[string]plan.Numbers
 	Look(file string) plan.UnitText
 	Names() []string
+	Rules() ([]plan.Rule, error)
 	Stamp(files ...string) string
 }
 
@@ -102,6 +103,11 @@ type Options struct {
 	RefreshEvery time.Duration
 	// Sections of the configuration, which say how each ENI is treated.
 	Sections []config.Section
+	// Rules keeps the record of the policy rules that are this daemon's, and
+	// RemoveOrphans has those of them removed that networkd has forgotten; nil for
+	// neither.
+	Rules         Rules
+	RemoveOrphans func(ctx context.Context) error
 	// Views is the file that keeps the last views over a restart, or empty.
 	Views string
 	// Hint is the file that keeps what the next boot can begin with, or empty.
@@ -207,6 +213,12 @@ type Agent struct {
 	instanceErr error
 	storeErr    string
 	refused     map[string]string
+	// rules are this daemon's policy rules, with the time when each last stood in a file
+	// or in the kernel. orphanAt is when rules that networkd has forgotten are to be
+	// removed, zero if there are none; orphanDelay the time to the try after.
+	rules       map[plan.Rule]time.Time
+	orphanAt    time.Time
+	orphanDelay time.Duration
 	// conflicts are those found last; othersDue: they must be looked for.
 	conflicts []state.Conflict
 	othersDue bool
@@ -291,6 +303,7 @@ func New(options Options) *Agent {
 		bell:     make(chan struct{}, 1),
 		targets:  make(map[string]*target),
 		links:    make(map[int]*link),
+		rules:    make(map[plan.Rule]time.Time),
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},
 		said:      make(map[string]string),
@@ -323,6 +336,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	a.load()
 	a.loadHint()
+	a.loadRules(time.Now())
 	// Files that an earlier run wrote may not have been read. A reload in which no
 	// file changed touches no link (facts.md 1).
 	a.reloadDue, a.othersDue = true, true

@@ -799,6 +799,72 @@ func TestOldMetric(t *testing.T) {
 }
 
 // H1: watchers see the latest state, and a slow one holds up nobody.
+// F1: rules that networkd has forgotten go, and no others; what is nowhere any more
+// leaves the record, and what stays all the same is tried seldom.
+func TestForgottenRules(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21", "10.0.1.22")
+		a, stop := w.start(t)
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		record := func() string {
+			text, err := os.ReadFile(filepath.Join(w.dir, "rules.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(text)
+		}
+		sources := func() (all []string) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, rule := range w.rules {
+				all = append(all, rule.From.String())
+			}
+			slices.Sort(all)
+			return all
+		}
+		unassign := func(left ...string) {
+			t.Helper()
+			w.set(func() { w.views[macOf(1)] = viewOf(1, left...) })
+			if _, err := a.Refresh(t.Context(), true); err != nil {
+				t.Fatal(err)
+			}
+			must(t, a, "ens6", state.ENIConfigured)
+		}
+		foreign := kernel.Rule{Priority: 10001, Table: 10001, From: netip.MustParsePrefix("10.0.1.99/32"), Plain: true, Protocol: kernel.ProtocolStatic}
+		w.set(func() { w.forgetful, w.rules = true, append(w.rules, foreign) })
+		unassign("10.0.1.20", "10.0.1.21")
+		if got, want := sources(), []string{"10.0.1.20/32", "10.0.1.21/32", "10.0.1.99/32"}; !slices.Equal(got, want) || w.runs != 1 {
+			t.Errorf("rules %v after %d runs, want %v", got, w.runs, want)
+		}
+		settle(5 * time.Minute)
+		if text := record(); strings.Contains(text, "10.0.1.22/32") || !strings.Contains(text, "10.0.1.21/32") || strings.Contains(text, "10.0.1.99/32") {
+			t.Errorf("the record: %s", text)
+		}
+		// Detached, and the daemon is killed before it is done.
+		w.detach(1)
+		stop()
+		w.set(func() { w.helpless = true })
+		a, stop = w.start(t)
+		defer stop()
+		settle(time.Hour)
+		if w.runs < 4 || w.runs > 20 {
+			t.Errorf("%d runs in an hour that did nothing", w.runs)
+		}
+		w.set(func() { w.helpless = false })
+		settle(20 * time.Minute)
+		if got, want := sources(), []string{"10.0.1.99/32"}; !slices.Equal(got, want) {
+			t.Errorf("rules %v, want %v", got, want)
+		}
+		runs := w.runs
+		settle(time.Hour)
+		if text := record(); w.runs != runs || !strings.Contains(text, "[]") {
+			t.Errorf("%d runs more, and the record is %s", w.runs-runs, text)
+		}
+	})
+}
+
 // F5: a conflict is in the state from the next look on, and is one line in the log.
 func TestConflict(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

@@ -59,13 +59,13 @@ func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) plan.Tru
 	if l.opinion.fresh() && a.networkdUp {
 		known = a.applied.snapshot
 	}
-	truth := plan.Compare(eni, rendered, known, a.snapshot, l.withdrawn)
+	truth := plan.Compare(eni, rendered, known, a.snapshot, l.withdrawn, a.ours)
 	administrated := a.Networkd.Link(eni.Link.Index).Administrative
 	items := truth.Items("")
 	if l.opinion.file != entry.NetworkFile || l.opinion.administrated != administrated || !slices.EqualFunc(items, l.opinion.items, unchanged) {
 		l.opinion.changes++
 		if known != nil {
-			truth = plan.Compare(eni, rendered, nil, a.snapshot, l.withdrawn)
+			truth = plan.Compare(eni, rendered, nil, a.snapshot, l.withdrawn, a.ours)
 		}
 	}
 	l.opinion.items, l.opinion.file, l.opinion.administrated = items, entry.NetworkFile, administrated

@@ -38,6 +38,9 @@ func (a *Agent) pass(ctx context.Context) {
 	}
 	a.repair(ctx)
 	a.saveHint()
+	if a.removeOrphans(ctx, time.Now()) && a.observe() {
+		a.decide()
+	}
 	a.lookAtOthers(ctx)
 	a.publish(ctx, a.verify())
 }
@@ -215,6 +218,7 @@ func (a *Agent) act(ctx context.Context) bool {
 			keep = append(keep, store.Unit{Name: eni.Link.Name, Kind: store.Link})
 		}
 	}
+	a.noteRules(time.Now())
 	changes, err := a.Store.Apply(a.plan.Files, keep)
 	a.refused = changes.Refused
 	a.storeErr = ""
@@ -525,6 +529,9 @@ func (a *Agent) verify() []state.Interface {
 	}
 	if a.storeErr != "" {
 		soonest(settleTime)
+	}
+	if !a.orphanAt.IsZero() {
+		soonest(max(a.orphanAt.Sub(now), firstLook))
 	}
 	if look > 0 {
 		a.lookDelay = min(a.lookDelay*3/2, slowestLook)

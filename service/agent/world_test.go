@@ -20,6 +20,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
+	"ec2netd/service/orphan"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -65,6 +66,11 @@ type world struct {
 	// others is what else is found on the instance, looked how often it was looked for.
 	others conflict.Facts
 	looked int
+	// forgetful: networkd knows no rule that it has set, as 257 after a restart. runs counts
+	// how often orphans were to be removed, helpless: that does nothing.
+	forgetful bool
+	helpless  bool
+	runs      int
 	// noAltnames: udevd adds none to a link, by its name.
 	noAltnames map[string]bool
 
@@ -147,7 +153,15 @@ func (w *world) ring() {
 
 // apply is what networkd does with the files.
 func (w *world) apply() {
+	before := w.rules
 	w.routes, w.rules = nil, nil
+	defer func() {
+		for _, rule := range before {
+			if (w.forgetful || rule.Protocol != kernel.ProtocolStatic) && !slices.Contains(w.rules, rule) {
+				w.rules = append(w.rules, rule)
+			}
+		}
+	}()
 	for i := range w.links {
 		l := &w.links[i]
 		content := w.store.Read(plan.NetworkDropIn(l.Name))
@@ -297,6 +311,24 @@ func (w *world) lease() {
 	}
 }
 
+// removeOrphans is the unit that removes rules which networkd has forgotten.
+func (w *world) removeOrphans(context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.runs++
+	record, err := orphan.Record(filepath.Join(w.dir, "rules.json")).Read()
+	if err != nil || w.helpless {
+		return err
+	}
+	wanted, err := w.store.Rules()
+	orphans := plan.Orphans(record, wanted, w.rules)
+	w.rules = slices.DeleteFunc(w.rules, func(k kernel.Rule) bool {
+		rule, ok := plan.RuleOf(&k)
+		return ok && slices.Contains(orphans, rule)
+	})
+	return err
+}
+
 func (w *world) Reconfigure(context.Context, int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -383,7 +415,7 @@ func (d devices) Apply(_ context.Context, names []string) error {
 func (w *world) start(t *testing.T) (*Agent, func()) {
 	t.Helper()
 	a := New(Options{
-		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w,
+		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.Record(filepath.Join(w.dir, "rules.json")), RemoveOrphans: w.removeOrphans,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
 		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"), Hint: filepath.Join(w.dir, "boot.json"), Sections: w.sections,
 	})

@@ -189,10 +189,28 @@ func (o *Observer) routes(link netlink.Link, snapshot *Snapshot) error {
 }
 
 func (o *Observer) rules(snapshot *Snapshot) error {
+	found, err := rules(o.lenient)
+	snapshot.Rules = found
+	return err
+}
+
+// Rules lists the policy rules of this network namespace, without the three default
+// ones, in the order of the kernel.
+func Rules() ([]Rule, error) {
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening rtnetlink: %w", err)
+	}
+	defer handle.Close()
+	return rules(handle)
+}
+
+func rules(handle *netlink.Handle) ([]Rule, error) {
+	var all []Rule
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		found, err := retryInterrupted(func() ([]netlink.Rule, error) { return o.lenient.RuleList(family) })
+		found, err := retryInterrupted(func() ([]netlink.Rule, error) { return handle.RuleList(family) })
 		if err != nil {
-			return fmt.Errorf("listing policy rules: %w", err)
+			return nil, fmt.Errorf("listing policy rules: %w", err)
 		}
 		for _, r := range found {
 			if r.Priority == 0 || r.Priority == 32766 || r.Priority == 32767 {
@@ -207,10 +225,10 @@ func (o *Observer) rules(snapshot *Snapshot) error {
 				r.SuppressIfgroup < 0 && r.Goto < 0 && r.Table != 0
 			rule.Plain = bySource && r.SuppressPrefixlen < 0
 			rule.Guard = bySource && r.SuppressPrefixlen == 0
-			snapshot.Rules = append(snapshot.Rules, rule)
+			all = append(all, rule)
 		}
 	}
-	return nil
+	return all, nil
 }
 
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {

@@ -268,6 +268,62 @@ func (c *Client) Varlink() bool {
 	return err == nil
 }
 
+// Run has systemd run a unit that ends by itself, and waits for its end.
+func (c *Client) Run(ctx context.Context, unit string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := c.connection(ctx)
+	if err != nil {
+		return err
+	}
+	manager := conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+	var job dbus.ObjectPath
+	if err := manager.CallWithContext(ctx, "org.freedesktop.systemd1.Manager.StartUnit", 0, unit, "replace").Store(&job); err != nil {
+		return fmt.Errorf("having systemd start %s: %w", unit, err)
+	}
+	for {
+		done, failed, err := c.ended(ctx, manager, conn, unit)
+		switch {
+		case err != nil:
+			return fmt.Errorf("waiting for the end of %s: %w", unit, err)
+		case failed:
+			return fmt.Errorf("%s failed: see systemctl status %s", unit, unit)
+		case done:
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the end of %s: %w", unit, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// ended tells whether a unit has no job any more and does not run, or has failed.
+func (c *Client) ended(ctx context.Context, manager dbus.BusObject, conn *dbus.Conn, unit string) (done, failed bool, err error) {
+	// A unit that has ended is forgotten; this has systemd know it again.
+	var loaded dbus.ObjectPath
+	if err := manager.CallWithContext(ctx, "org.freedesktop.systemd1.Manager.LoadUnit", 0, unit).Store(&loaded); err != nil {
+		return false, false, err
+	}
+	get := func(property string) (any, error) {
+		var value dbus.Variant
+		err := conn.Object("org.freedesktop.systemd1", loaded).CallWithContext(ctx,
+			"org.freedesktop.DBus.Properties.Get", 0, "org.freedesktop.systemd1.Unit", property).Store(&value)
+		return value.Value(), err
+	}
+	// The job first: what it brings about is there when it has gone.
+	job, err := get("Job")
+	if err != nil {
+		return false, false, err
+	}
+	if numbered, ok := job.([]any); !ok || len(numbered) == 0 || numbered[0] != uint32(0) {
+		return false, false, nil
+	}
+	active, err := get("ActiveState")
+	return active == "inactive" || active == "failed", active == "failed", err
+}
+
 // WhyNotRunning says in words why networkd is not on the bus, and what to do.
 // lasting tells whether waiting is no help: it is masked, not installed or failed.
 func (c *Client) WhyNotRunning(ctx context.Context) (reason string, lasting bool) {

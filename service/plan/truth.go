@@ -32,13 +32,15 @@ type entry struct {
 
 // Compare looks at the four places side by side (H4). applied is what networkd counts as
 // its own, in the shape of a snapshot, or nil if networkd has not told since the last
-// change; withdrawn are the addresses that were taken out of the ENI's drop-in.
+// change; withdrawn are the addresses that were taken out of the ENI's drop-in; ours tells
+// whether a policy rule by networkd's protocol is surely this daemon's: anybody may add one
+// with the ENI's priority and table.
 //
-// Unwanted are policy rules with the ENI's own priority and table for a source that it no
+// Unwanted are such policy rules with the ENI's own priority and table for a source that it no
 // longer has, DHCP routes of an old metric, and withdrawn addresses that are still on the
 // link. All else that is there without the metadata is somebody else's.
-func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, withdrawn []netip.Addr) Truth {
-	c := &comparison{eni: eni, files: read(rendered), applied: applied, snapshot: snapshot}
+func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, withdrawn []netip.Addr, ours func(Rule) bool) Truth {
+	c := &comparison{eni: eni, files: read(rendered), applied: applied, snapshot: snapshot, ours: ours}
 	c.addresses(withdrawn)
 	c.routes()
 	c.rules()
@@ -109,6 +111,7 @@ type comparison struct {
 	eni               *ENI
 	files             files
 	applied, snapshot *kernel.Snapshot
+	ours              func(Rule) bool
 	entries           []entry
 }
 
@@ -273,7 +276,7 @@ func (c *comparison) rules() {
 		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return in(applied, from) })
 	}
 	for _, from := range slices.SortedFunc(maps.Keys(now), netip.Prefix.Compare) {
-		if now[from] != kernel.ProtocolStatic {
+		if now[from] != kernel.ProtocolStatic || !c.ours(Rule{From: from, Table: want.Table, Priority: want.Table}) {
 			continue
 		}
 		if _, asked := slices.BinarySearchFunc(want.Rules, from, netip.Prefix.Compare); asked {

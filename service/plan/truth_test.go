@@ -99,7 +99,7 @@ func TestCompare(t *testing.T) {
 		"MRNK rule from 10.0.24.0/28 lookup 10001", "MRNK rule from 2001:db8:1::20/128 lookup 10001",
 		"MR?K altname eni-0123456789abcdef1", "MR?K altname device-number-1",
 	}
-	truth := Compare(&eni, rendered(&eni), snapshot, snapshot, nil)
+	truth := Compare(&eni, rendered(&eni), snapshot, snapshot, nil, anyRule)
 	if diff := cmp.Diff(all, sides(truth.Items(""))); diff != "" {
 		t.Error(diff)
 	}
@@ -188,7 +188,7 @@ func TestCompare(t *testing.T) {
 			eni, snapshot := known(t)
 			applied := whole(&eni)
 			test.change(&eni, applied, snapshot)
-			truth := Compare(&eni, rendered(&eni), applied, snapshot, addrs("10.0.1.99"))
+			truth := Compare(&eni, rendered(&eni), applied, snapshot, addrs("10.0.1.99"), anyRule)
 			var got []string
 			for _, i := range truth.Items("") {
 				if i.Reason != "" {
@@ -202,7 +202,7 @@ func TestCompare(t *testing.T) {
 	}
 
 	// networkd has not told: that is no gap.
-	truth = Compare(&eni, rendered(&eni), nil, snapshot, nil)
+	truth = Compare(&eni, rendered(&eni), nil, snapshot, nil, anyRule)
 	for _, i := range truth.Items("") {
 		if i.Networkd != state.Untold || i.Reason != "" {
 			t.Errorf("networkd was not asked: %s", side(i))
@@ -218,7 +218,7 @@ func TestCompareUnknown(t *testing.T) {
 	in := input([]Link{eni.Link})
 	in.Links[0].Current = files.Network
 	pending := Make(in).ENIs[0]
-	truth := Compare(&pending, files, snapshot, snapshot, nil)
+	truth := Compare(&pending, files, snapshot, snapshot, nil, anyRule)
 	if lines := sides(truth.Items("the metadata has not been read yet")); len(lines) == 0 ||
 		!slices.Contains(lines, "?RNK address 10.0.1.21: the metadata is not complete; what was configured stays") {
 		t.Errorf("before the metadata:\n%s", strings.Join(lines, "\n"))
@@ -233,7 +233,7 @@ func TestCompareUnknown(t *testing.T) {
 		t.Fatal("the section does not hold")
 	}
 	unmanaged.Link.Addresses = configured[:1]
-	truth = Compare(&unmanaged, rendered(&unmanaged), snapshot, snapshot, nil)
+	truth = Compare(&unmanaged, rendered(&unmanaged), snapshot, snapshot, nil, anyRule)
 	lines := sides(truth.Items("FILE says Managed=no"))
 	for _, want := range []string{
 		"M--K address 10.0.1.20: FILE says Managed=no", "M--- address 10.0.1.21: FILE says Managed=no",
@@ -266,8 +266,11 @@ func BenchmarkCompare(b *testing.B) {
 	}
 	for b.Loop() {
 		for i := range enis {
-			truth := Compare(&enis[i], rendered(&enis[i]), snapshot, snapshot, nil)
+			truth := Compare(&enis[i], rendered(&enis[i]), snapshot, snapshot, nil, anyRule)
 			_ = truth.Items("")
 		}
 	}
 }
+
+// anyRule: every rule by networkd's protocol is this daemon's.
+func anyRule(Rule) bool { return true }

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -145,6 +147,29 @@ func (s *Store) Names() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// Rules are the policy rules by source that stand in any .network file or drop-in,
+// whosoever's, in force or not.
+func (s *Store) Rules() ([]plan.Rule, error) {
+	var rules []plan.Rule
+	for _, dir := range unitDirs {
+		for _, pattern := range []string{"*.network", "*.network.d/*.conf"} {
+			files, err := filepath.Glob(s.at(path.Join(dir, pattern)))
+			if err != nil {
+				return nil, fmt.Errorf("looking for rules in %s: %w", dir, err)
+			}
+			for _, file := range files {
+				content, err := os.ReadFile(file)
+				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+					// Whether it wants a rule is not known.
+					return nil, fmt.Errorf("looking for rules: %w", err)
+				}
+				rules = append(rules, plan.RulesIn(string(content))...)
+			}
+		}
+	}
+	return rules, nil
 }
 
 // Stamp changes when one of some files does, in what networkd compares.

@@ -1,0 +1,117 @@
+// Package orphan removes policy rules of this daemon that networkd has forgotten, and
+// that it therefore never removes: see [plan.Orphans].
+//
+// It is the one thing that this project does to the kernel by itself, and it takes
+// CAP_NET_ADMIN, which the daemon has not: a unit of its own runs it, once, when the
+// daemon sees such rules.
+package orphan
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/google/renameio/v2"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/plan"
+)
+
+// Record is the file with the rules that stand or stood in this daemon's files, as long
+// as the kernel may have them. It is lost with the kernel's rules, at the next boot.
+type Record string
+
+// content of the file.
+type content struct {
+	Rules []plan.Rule `json:"rules"`
+}
+
+// Read returns the rules, none if there is no file yet.
+func (r Record) Read() ([]plan.Rule, error) {
+	text, err := os.ReadFile(string(r))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var c content
+	if err == nil {
+		err = json.Unmarshal(text, &c)
+	}
+	if err == nil && slices.ContainsFunc(c.Rules, func(rule plan.Rule) bool { return !rule.From.IsValid() }) {
+		err = errors.New("a rule without a source")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading which rules are ec2netd's, from %s: %w", string(r), err)
+	}
+	return c.Rules, nil
+}
+
+// Write replaces the file. The order of rules does not matter.
+func (r Record) Write(rules []plan.Rule) error {
+	sorted := slices.AppendSeq(make([]plan.Rule, 0, len(rules)), slices.Values(rules))
+	slices.SortFunc(sorted, plan.Rule.Compare)
+	text, err := json.Marshal(content{Rules: sorted})
+	if err == nil {
+		err = renameio.WriteFile(string(r), text, 0o600, renameio.WithTempDir(filepath.Dir(string(r))))
+	}
+	if err != nil {
+		return fmt.Errorf("noting which rules are ec2netd's: %w", err)
+	}
+	return nil
+}
+
+// Files tells which rules stand in networkd's files.
+type Files interface {
+	Rules() ([]plan.Rule, error)
+}
+
+// Remove removes the orphans of this network namespace and returns them. Whatever it is
+// not sure of stays.
+func Remove(record Record, files Files) ([]plan.Rule, error) {
+	known, err := record.Read()
+	if err != nil {
+		return nil, err
+	}
+	wanted, err := files.Rules()
+	if err != nil {
+		return nil, err
+	}
+	present, err := kernel.Rules()
+	if err != nil {
+		return nil, err
+	}
+	orphans := plan.Orphans(known, wanted, present)
+	for i, rule := range orphans {
+		if err := remove(rule); err != nil {
+			return orphans[:i], fmt.Errorf("removing the rule from %s lookup %d, priority %d: %w", rule.From, rule.Table, rule.Priority, err)
+		}
+	}
+	return orphans, nil
+}
+
+func remove(rule plan.Rule) error {
+	what := netlink.NewRule()
+	what.Family = unix.AF_INET6
+	if rule.From.Addr().Is4() {
+		what.Family = unix.AF_INET
+	}
+	what.Priority, what.Table, what.Src, what.Protocol = rule.Priority, rule.Table, network(rule.From), kernel.ProtocolStatic
+	if rule.Guard {
+		what.SuppressPrefixlen = 0
+	}
+	if err := netlink.RuleDel(what); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+func network(prefix netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}
+}

@@ -1,0 +1,95 @@
+package plan
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ec2netd/service/kernel"
+)
+
+func ruleOf(from string) Rule {
+	return Rule{From: netip.MustParsePrefix(from), Table: 10001, Priority: 10001}
+}
+
+// What stands in a generated file is read as it was meant, and what an administrator
+// writes the same in other words.
+func TestRulesIn(t *testing.T) {
+	v := view(1, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
+	v.IPv4Prefixes = prefixes("10.0.1.64/28")
+	made := Make(input([]Link{leased(1, &v)}, v))
+	want := []Rule{ruleOf("10.0.1.20/32"), ruleOf("10.0.1.21/32"), ruleOf("10.0.1.64/28"), ruleOf("2001:db8:1::20/128")}
+	compare := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+	got := RulesOf(made.Files)
+	if len(got) != len(want) {
+		t.Fatalf("%+v", got)
+	}
+	for i, rule := range want {
+		if diff := cmp.Diff(rule, got[i], compare); diff != "" {
+			t.Error(diff)
+		}
+	}
+	text := `[Match]
+Name=ens6
+[RoutingPolicyRule]
+# From=10.0.1.1
+From = 10.0.1.20
+Table=10001
+Priority=10001
+[RoutingPolicyRule]
+From=10.0.1.20
+Table=main
+Priority=10000
+SuppressPrefixLength=0
+[RoutingPolicyRule]
+From=nonsense
+Table=10001
+[RoutingPolicyRule]
+To=10.0.1.20
+Table=10001
+[RoutingPolicyRule]
+From=10.0.1.20
+Table=main
+SuppressPrefixLength=8
+[Network]
+DHCP=yes`
+	guarded := Rule{From: netip.MustParsePrefix("10.0.1.20/32"), Table: kernel.MainTable, Priority: 10000, Guard: true}
+	if diff := cmp.Diff([]Rule{ruleOf("10.0.1.20/32"), guarded}, RulesIn(text), compare); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// F1: only what is surely this daemon's is an orphan.
+func TestOrphans(t *testing.T) {
+	own := ruleOf("10.0.1.99/32")
+	there := kernel.Rule{From: own.From, Table: 10001, Priority: 10001, Protocol: kernel.ProtocolStatic, Plain: true, IPv4: true}
+	with := func(change func(*kernel.Rule)) kernel.Rule {
+		rule := there
+		change(&rule)
+		return rule
+	}
+	for name, c := range map[string]struct {
+		record, wanted []Rule
+		rules          []kernel.Rule
+		orphan         bool
+	}{
+		"forgotten":                 {[]Rule{own}, nil, []kernel.Rule{there}, true},
+		"wanted":                    {[]Rule{own}, []Rule{own}, []kernel.Rule{there}, false},
+		"never in a file":           {nil, nil, []kernel.Rule{there}, false},
+		"gone":                      {[]Rule{own}, nil, nil, false},
+		"of another source":         {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.From = netip.MustParsePrefix("10.0.1.98/32") })}, false},
+		"of another family":         {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.From = netip.MustParsePrefix("::/32") })}, false},
+		"to another table":          {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Table = 2 })}, false},
+		"of another priority":       {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Priority = 1536 })}, false},
+		"not by networkd":           {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Protocol = 3 })}, false},
+		"with a mark":               {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Plain = false })}, false},
+		"behind one with a mark":    {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Plain = false }), there}, false},
+		"before one with a mark":    {[]Rule{own}, nil, []kernel.Rule{there, with(func(r *kernel.Rule) { r.Plain = false })}, true},
+		"a guard, where it is none": {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Plain, r.Guard = false, true })}, false},
+	} {
+		if got := Orphans(c.record, c.wanted, c.rules); (len(got) == 1 && got[0] == own) != c.orphan || (!c.orphan && len(got) > 0) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
