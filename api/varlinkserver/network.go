@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
+	"sync/atomic"
 
 	"github.com/varlink/go/varlink"
 
@@ -49,11 +50,31 @@ func (d *dispatcher) VarlinkDispatch(ctx context.Context, call varlink.Call, met
 // network implements the methods of the IDL. It replies with the model itself where
 // the generated replies would have every field as an argument; a test holds the
 // field names of both together.
-type network struct{ options *Options }
+type network struct {
+	options *Options
+	// last is what was last described: with many ENIs the JSON costs milliseconds.
+	last atomic.Pointer[described]
+}
+
+// described is a state and its JSON.
+type described struct {
+	state *state.State
+	json  json.RawMessage
+}
 
 // Describe implements the method of the IDL.
 func (n *network) Describe(ctx context.Context, c orgec2netdnetwork.VarlinkCall) error {
-	return c.Reply(ctx, api.NonNil(n.options.Agent.State()))
+	s := n.options.Agent.State()
+	last := n.last.Load()
+	if last == nil || last.state != s {
+		text, err := json.Marshal(api.NonNil(s))
+		if err != nil {
+			return err
+		}
+		last = &described{s, text}
+		n.last.Store(last)
+	}
+	return c.Reply(ctx, last.json)
 }
 
 // interfaceReply is the reply of ListInterfaces.
