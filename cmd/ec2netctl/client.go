@@ -83,6 +83,7 @@ func noAnswer() error {
 func (c *ctl) explain(err error, method string) error {
 	path := c.socket()
 	var notPermitted *orgec2netdnetwork.NotPermitted
+	var noSuch *orgec2netdnetwork.NoSuchInterface
 	var refreshFailed *orgec2netdnetwork.RefreshFailed
 	var noInterface *varlink.InterfaceNotFound
 	var noMethod *varlink.MethodNotFound
@@ -107,6 +108,9 @@ func (c *ctl) explain(err error, method string) error {
 		return advise("Run: sudo ec2netctl "+strings.ToLower(method), "%s is for root", strings.ToLower(method))
 	case errors.As(err, &notPermitted):
 		return fmt.Errorf("ec2netd does not permit it: %s", notPermitted.Reason)
+	case errors.As(err, &noSuch):
+		return advise("See ec2netctl list for those that there are.",
+			"there is no ENI %q: give an ENI ID, MAC address, interface name, altname or index", noSuch.Id)
 	case errors.As(err, &refreshFailed):
 		return advise("What was configured stays.", "the refresh failed: %s", refreshFailed.Reason)
 	case errors.As(err, &noInterface), errors.As(err, &noMethod):

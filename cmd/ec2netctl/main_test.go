@@ -184,6 +184,8 @@ func TestOutput(t *testing.T) { // H5
 		{name: "refresh-wait-unsettled", state: apitest.State(), changes: &unsettled, args: []string{"refresh", "--wait"}, code: 1},
 		{name: "refresh-nothing", state: apitest.State(), changes: &state.Changes{Settled: true}, args: []string{"refresh"}},
 		{name: "refresh-json", state: apitest.State(), changes: changes, args: []string{"refresh", "--json"}},
+		{name: "refresh-one", state: apitest.State(), changes: changes, args: []string{"refresh", "--wait", "device-number-1.0"}},
+		{name: "refresh-two", state: apitest.State(), args: []string{"refresh", "ens5", "ens6"}, code: 2},
 		{name: "unknown-eni", state: apitest.State(), args: []string{"status", "eni-0f"}, code: 1},
 		{name: "unknown-command", state: apitest.State(), args: []string{"stauts"}, code: 2},
 		{name: "unknown-flag", state: apitest.State(), args: []string{"list", "--wait"}, code: 2},
@@ -253,6 +255,9 @@ func TestOutput(t *testing.T) { // H5
 			stdout, stderr, code := invoke(socket, c.colour, 0, c.args...)
 			if code != c.code {
 				t.Errorf("exit code %d, want %d", code, c.code)
+			}
+			if got, one := agent.Refreshed(), c.name == "refresh-one"; (len(got) == 1 && got[0] == "02:00:00:00:00:02") != one || len(got) > 1 {
+				t.Errorf("refreshed alone: %q", got)
 			}
 			if stderr != "" {
 				stdout += "--- stderr\n" + stderr
@@ -326,6 +331,7 @@ func TestErrors(t *testing.T) { // H5
 		{"not root", refusing, 1000, []string{"refresh"}, []string{"refresh is for root", "sudo ec2netctl refresh"}},
 		{"refused", refusing, 0, []string{"refresh"}, []string{"does not permit"}},
 		{"failed", working, 0, []string{"refresh"}, []string{"reading mac: HTTP 500", "stays"}},
+		{"unknown to refresh", working, 0, []string{"refresh", "ens9"}, []string{`there is no ENI "ens9"`, "ec2netctl list"}},
 		{"unknown", working, 0, []string{"status", "ens9"}, []string{"ens9", "eni-0a1b2c3d4e5f60002 (ens6)"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

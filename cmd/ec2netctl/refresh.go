@@ -9,8 +9,16 @@ import (
 	"ec2netd/service/state"
 )
 
-// refresh makes ec2netd look again and says what changed.
-func (c *ctl) refresh(ctx context.Context, wait bool) error {
+// refreshCall is what the method Refresh takes.
+type refreshCall struct {
+	ID   string `json:"id,omitempty"`
+	Wait bool   `json:"wait"`
+	// Interactive: polkit may ask, for somebody is there.
+	Interactive bool `json:"allowInteractiveAuthentication,omitempty"`
+}
+
+// refresh makes ec2netd look again, at one ENI if args name it, and says what changed.
+func (c *ctl) refresh(ctx context.Context, args []string, wait bool) error {
 	timeout := refreshTimeout
 	if wait {
 		timeout = waitTimeout
@@ -21,7 +29,11 @@ func (c *ctl) refresh(ctx context.Context, wait bool) error {
 	}
 	stop := c.progress(what)
 	var raw json.RawMessage
-	err := c.call(ctx, timeout, "Refresh", map[string]bool{"wait": wait}, &raw)
+	in := refreshCall{Wait: wait, Interactive: c.columns > 0}
+	if len(args) > 0 {
+		in.ID = args[0]
+	}
+	err := c.call(ctx, timeout, "Refresh", in, &raw)
 	stop()
 	if err != nil {
 		return err

@@ -105,13 +105,19 @@ The states of an ENI:
 	status.Flags().IntVarP(&c.lines, "lines", "n", 10, "lines of the journal to show of an ENI")
 	var wait bool
 	refresh := &cobra.Command{
-		Use:   "refresh",
+		Use:   "refresh [ENI]",
 		Short: "Read the metadata now and apply what changed (as root)",
 		Long: `refresh makes ec2netd read the instance metadata now, rather than at its next turn,
-and says what changed. With --wait it returns when the kernel has the change, and
-fails if that takes too long.`,
-		Args: noArgs,
-		RunE: c.run(func(ctx context.Context, _ []string) error { return c.refresh(ctx, wait) }),
+and says what changed; with an ENI, the metadata of that one. With --wait it returns when
+the kernel has the change, and fails if that takes too long.`,
+		Args: atMostOne,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return c.completeENI(cmd, args, word)
+		},
+		RunE: c.run(func(ctx context.Context, args []string) error { return c.refresh(ctx, args, wait) }),
 	}
 	refresh.Flags().BoolVar(&wait, "wait", false, "wait until the change is in the kernel")
 	monitor := &cobra.Command{
@@ -367,6 +373,14 @@ func indexOf(s *state.State, id string) (int, error) {
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return fmt.Errorf("%s takes no arguments, and was given %q", cmd.Name(), args[0])
+	}
+	return nil
+}
+
+// atMostOne is for a command that takes one ENI, or none for all.
+func atMostOne(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("%s takes one ENI at most, and was given %q too", cmd.Name(), args[1])
 	}
 	return nil
 }

@@ -237,7 +237,7 @@ func (l *toolLab) monitor() {
 	if err != nil {
 		l.Fatal(err)
 	}
-	l.want("root", 0, []string{"+ " + added[0].String()}, "ec2netctl", "refresh", "--wait")
+	l.want("root", 0, []string{"+ " + added[0].String()}, "ec2netctl", "refresh", "--wait", l.eni.Name())
 	l.until("monitor tells of the address", says("+ "+added[0].String()))
 }
 
