@@ -62,7 +62,7 @@ func (a *Authorizer) Authorize(ctx context.Context, caller api.Caller, action st
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	refused := &api.NotPermittedError{Caller: caller, Action: action}
-	conn, err := a.connection()
+	conn, err := a.connection() //nolint:contextcheck // the connection outlives the call
 	if err != nil {
 		return fmt.Errorf("asking polkit about %s: %w", action, errors.Join(err, refused))
 	}

@@ -22,7 +22,7 @@ var attempts = []struct{ what, command string }{
 	{"change an address", "ip address add 192.0.2.9/32 dev lo"},
 	{"change a route", "ip route add 192.0.2.0/24 dev lo"},
 	{"change a rule", "ip rule add from 192.0.2.9 table 99"},
-	{"mount", "mount -t tmpfs tmpfs /mnt"},
+	{"mount", "mount -t tmpfs none /mnt"},
 	{"make a namespace", "unshare --net true"},
 	{"give files away", "cp /etc/hostname /run/ec2netd/attempt && chown nobody /run/ec2netd/attempt"},
 	{"become another user", "setpriv --reuid=65534 --clear-groups true"},

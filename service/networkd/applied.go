@@ -175,7 +175,7 @@ func (o *octets) UnmarshalJSON(b []byte) error {
 	for field := range bytes.SplitSeq(bytes.Trim(b, "[]"), []byte(",")) {
 		value, err := strconv.ParseUint(string(bytes.TrimSpace(field)), 10, 8)
 		if err != nil || n == len(raw) {
-			return nil //nolint:nilerr // no address
+			return nil // no address
 		}
 		raw[n] = byte(value)
 		n++

@@ -254,8 +254,8 @@ func (c Images) buildLayer(ctx context.Context, image, path string, add []string
 	// apt of this machine, so that the network and proxies are its own; in a mount
 	// namespace, so that nothing stays mounted. Units are not started in a chroot.
 	script := `set -e
-mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,volatile" "$2/root"
-mount -t proc proc "$2/root/proc"
+mount -t overlay vpclab -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,volatile" "$2/root"
+mount -t proc vpclab "$2/root/proc"
 shift 2
 export DEBIAN_FRONTEND=noninteractive
 apt="apt-get -qq -o Dir=$ROOT -o Dir::Etc::TrustedParts=$ROOT/etc/apt/trusted.gpg.d -o DPkg::Chroot-Directory=$ROOT -o DPkg::Use-Pty=0
