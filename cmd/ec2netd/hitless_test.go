@@ -357,10 +357,12 @@ func TestLabHitlessPrimary(t *testing.T) {
 		l.configured(second.ID())
 		hitless("boot with another address", finish())
 		l.checkKernel(second)
-		for _, name := range []string{"ens5", second.Name()} {
-			if n := l.touched(name); n > 1 {
-				t.Errorf("networkd configured %s %d times anew:\n%s", name, n, l.networkdLog())
-			}
+		if n := l.touched("ens5"); n > 1 {
+			t.Errorf("networkd configured ens5 %d times anew:\n%s", n, l.networkdLog())
+		}
+		// 262 has been seen to say it twice of the other.
+		if n := l.touched(second.Name()); n > 2 {
+			t.Errorf("networkd configured %s %d times anew:\n%s", second.Name(), n, l.networkdLog())
 		}
 
 		// Without a hint.
