@@ -192,7 +192,20 @@ are given.`,
 		},
 		RunE: c.run(c.diff),
 	}
-	root.AddCommand(status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, hostname)
+	var dryRun bool
+	takeover := &cobra.Command{
+		Use:   "takeover",
+		Short: "Make networkd and ec2netd own the ENIs now, as after a reboot (as root)",
+		Long: `takeover does on the running system what the next boot would do: it stops those of the
+units of the preset file of ec2netd that are disabled, NetworkManager above all, and
+starts those that are enabled. It enables and disables nothing. What amazon-ec2-net-utils
+has generated goes. The ENIs are without addresses for a moment where another manager
+had them. If they are not configured after --timeout (1m), what ran before runs again.`,
+		Args: noArgs,
+		RunE: c.run(func(ctx context.Context, _ []string) error { return c.takeover(ctx, dryRun) }),
+	}
+	takeover.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
+	root.AddCommand(takeover, status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, hostname)
 	return root
 }
 

@@ -365,3 +365,48 @@ func (l *lab) reboot() {
 		l.t.Fatal(err)
 	}
 }
+
+// ofTakeover is what a takeover and a boot have to agree on.
+func (l *lab) ofTakeover() string {
+	l.t.Helper()
+	l.configured("ens5")
+	l.onNetworkd("70-ens5.network")
+	routes := ""
+	for _, r := range l.routes("-4", "main") {
+		routes += fmt.Sprintf("%s %s %s %d\n", r.Dst, r.Gateway, r.Dev, r.Metric)
+	}
+	return fmt.Sprintf("%v\n%s%s\n%s", sorted(l.addresses("ens5")), routes, l.run("sh", "-c", "cd /run/systemd/network && find . | sort"),
+		l.run("sh", "-c", "systemctl is-active NetworkManager systemd-networkd systemd-resolved ec2netd.service ec2netd.socket || :"))
+}
+
+// TestLabTakeover: a system of NetworkManager's is taken over without a reboot, as a reboot
+// would, and gets back what it had if the ENIs do not come up.
+func TestLabTakeover(t *testing.T) { // I2
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := withPackages(t, suite, onNetworkManager)
+		l.ownedByNetworkManager()
+		l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		if out := l.run("ec2netctl", "takeover", "--dry-run"); !strings.Contains(out, "Would stop NetworkManager") || !strings.Contains(out, "ec2netd.service") {
+			t.Errorf("takeover --dry-run:\n%s", out)
+		}
+		l.ownedByNetworkManager()
+
+		l.put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
+		if out := l.fails("ec2netctl", "takeover", "--timeout=8s"); !strings.Contains(out, "what ran before runs again") {
+			t.Errorf("a takeover that fails: %s", out)
+		}
+		l.ownedByNetworkManager()
+		if state := l.run("sh", "-c", "systemctl is-active ec2netd.service || :"); state != "inactive" {
+			t.Errorf("after a takeover that failed ec2netd is %s", state)
+		}
+		l.run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
+
+		t.Log(l.run("ec2netctl", "takeover"))
+		l.networkManagerIsOff()
+		got := l.ofTakeover()
+		l.reboot()
+		if want := l.ofTakeover(); got != want {
+			t.Errorf("after a takeover:\n%s\nand after a boot:\n%s", got, want)
+		}
+	})
+}
