@@ -54,18 +54,18 @@ func Choose(networkd Networkd) (technique Technique, why string) {
 func compose(eni *ENI, in Input) {
 	link, want := &eni.Link, &eni.Want
 	stays, better := routers(eni, in)
+	technique, _ := Choose(in.Networkd)
 	want.StaticIPv6, want.Routers = !eni.Primary || staticIn(link.Current), stays
-	want.Static, eni.Held = static(eni)
+	want.Static, eni.Held = static(eni, technique)
 	if networkDropIn(eni) == link.Current {
 		return
 	}
-	technique, _ := Choose(in.Networkd)
 	if technique == Undecided && in.Hint != nil && in.Hint.StaticIPv6 {
 		technique = Static
 	}
 	want.StaticIPv6 = want.StaticIPv6 || (want.IPv6 && technique == Static)
 	want.Routers = better
-	want.Static, eni.Held = static(eni)
+	want.Static, eni.Held = static(eni, technique)
 }
 
 // routers returns the IPv6 routers of an ENI's subnet: those that stand in the drop-in, as

@@ -246,6 +246,7 @@ func Make(in Input) Plan {
 	var plan Plan
 	in, hinted := recall(in)
 	cards := slices.ContainsFunc(slices.Collect(maps.Values(in.Views)), func(v metadata.ENI) bool { return v.NetworkCard != nil })
+	presumed := presume(in)
 	for _, link := range in.Links {
 		eni := ENI{Link: link, Primary: link.MAC == in.PrimaryMAC}
 		view, viewed := in.Views[link.MAC]
@@ -257,9 +258,8 @@ func Make(in Input) Plan {
 			if _, ok := NumbersIn(link.Current); ok && viewed {
 				eni.View = view
 			}
-		case in.PrimaryMAC == "" && len(in.Links) == 1 && !viewed:
-			// An instance always has its primary ENI: if there is one link, it is
-			// that. So the primary gets its metric before the metadata answers.
+		case link.MAC == presumed && !viewed:
+			// So the primary gets its metric before the metadata answers.
 			eni.Primary, eni.Presumed = true, true
 			eni.Reason = "the metadata has not been read yet"
 		case !viewed:
@@ -291,9 +291,8 @@ func Make(in Input) Plan {
 			eni.Want.NoDefault = !eni.Settings.DefaultRoute
 			eni.Files = networkFiles(eni, in)
 		case eni.Link.MAC == in.Presumed && !eni.Primary && !viewedIn(in, eni):
-			// It was the only link then, and there are more now, or the metadata names
-			// another one: what was presumed of it must not give it the primary's
-			// metric (B5, B6).
+			// The metadata names another one, or a link has come that is more likely to be
+			// it: what was presumed must not give it the primary's metric (B5, B6).
 			eni.Link.Current = ""
 		default:
 			eni.Keep = eni.Link.Current != ""
@@ -309,6 +308,23 @@ func Make(in Input) Plan {
 	}
 	slices.SortFunc(plan.ENIs, order)
 	return plan
+}
+
+// presume returns the MAC address of the link that is taken for the primary ENI as long
+// as nobody has named it; empty for none. An instance always has its primary ENI: if there
+// is one link, it is that. Of several at boot it is the one that the kernel found first:
+// the primary has the first slot, and whatever is attached later comes behind. networkd 252
+// takes the lease of a link away to change its metric, so the guess spares the primary that
+// (E1). Where networkd runs already there is nothing to be won by it.
+func presume(in Input) string {
+	if in.PrimaryMAC != "" || len(in.Links) == 0 {
+		return ""
+	}
+	first := slices.MinFunc(in.Links, func(a, b Link) int { return cmp.Compare(a.Index, b.Index) })
+	if len(in.Links) == 1 || !in.Networkd.Running || in.Presumed == first.MAC {
+		return first.MAC
+	}
+	return ""
 }
 
 // identity is what the configuration's sections can ask of an ENI.
@@ -553,11 +569,14 @@ func delegate(eni *ENI) {
 
 // static tells which addresses stand in the drop-in, and whether some that shall
 // stand there wait.
-func static(eni *ENI) (addresses []netip.Addr, held bool) {
+func static(eni *ENI, technique Technique) (addresses []netip.Addr, held bool) {
 	link, want := &eni.Link, &eni.Want
+	// A networkd that keeps the lease over a reload keeps it whatever becomes of the
+	// metric: where the lease is, it stays the first.
+	leased := technique == Dynamic && link.Has(want.Primary) && len(link.DHCPMetrics) > 0
 	// networkd is about to be asked to configure the link anew, which takes all its
 	// addresses away for a moment: the primary one shall be the first to be back.
-	anew := eni.Reconfigure() && link.Reconfigured != want.Metric
+	anew := eni.Reconfigure() && link.Reconfigured != want.Metric && !leased
 	// What the last boot knew is about to be confirmed: until then nothing is added that
 	// takes a reload.
 	unsure := eni.Hinted && link.Current != "" && !link.LeaseOverdue
@@ -580,7 +599,7 @@ func static(eni *ENI) (addresses []netip.Addr, held bool) {
 	// A lease that the base unit or an earlier drop-in brought is not overdue: it is this
 	// drop-in that has it taken away.
 	overdue := link.LeaseOverdue && (len(link.DHCPMetrics) == 0 || settled || metricIs(link.Current, want.Metric))
-	ready := overdue || (link.Has(want.Primary) && settled && !link.Busy)
+	ready := overdue || leased || (link.Has(want.Primary) && settled && !link.Busy)
 	for _, address := range slices.SortedFunc(slices.Values(slices.Concat(eni.View.IPv4, want.Delegated)), netip.Addr.Compare) {
 		if address != want.Primary {
 			add(address, ready)

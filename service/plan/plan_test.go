@@ -366,7 +366,32 @@ func TestUncertainNumbers(t *testing.T) {
 	})
 }
 
-// B5, B6: what was presumed of the only link does not outlive it being the only one.
+// E1: of several links at boot the one that was there first has the primary's metric
+// before the metadata answers, the others have worse ones; where networkd runs, nothing is
+// presumed of several.
+func TestPresumptionOfSeveral(t *testing.T) {
+	var links []Link
+	for _, index := range []int{2, 0, 1} {
+		v := view(index, addrs("10.0.1.10"), nil)
+		link := leased(index, &v)
+		link.Addresses, link.DHCPMetrics, link.Metrics = nil, nil, nil
+		links = append(links, link)
+	}
+	metrics := make(map[int]string)
+	for _, e := range Make(Input{Links: links, Base: base}).ENIs {
+		if primary := e.Link.MAC == links[1].MAC; e.Primary != primary || e.Presumed != primary || (e.Want.Metric == 512) != primary || metrics[e.Want.Metric] != "" || e.Want.Metric > UnknownMetric+1 {
+			t.Errorf("%+v, metrics %v", e, metrics)
+		}
+		metrics[e.Want.Metric] = e.Link.Name
+	}
+	for _, e := range Make(Input{Links: links, Base: base, Networkd: Networkd{Running: true}}).ENIs {
+		if e.Primary || e.Presumed || e.Want.Metric < UnknownMetric {
+			t.Errorf("with networkd running: %+v", e)
+		}
+	}
+}
+
+// B5, B6: what was presumed of the only link does not outlive one that was there before it.
 func TestPresumption(t *testing.T) {
 	a, b := view(0, addrs("10.0.1.10"), nil), view(1, addrs("10.0.1.20"), nil)
 	first, second := leased(1, &b), leased(0, &a)
@@ -387,6 +412,9 @@ func TestPresumption(t *testing.T) {
 	}
 	check("alone", Input{Links: []Link{first}, Base: base}, true)
 	check("another link", Input{Links: []Link{first, second}, Base: base}, false)
+	later := second
+	later.Index = first.Index + 1
+	check("a later link", Input{Links: []Link{later, first}, Base: base, Networkd: Networkd{Running: true}}, true)
 	check("another primary", Input{Links: []Link{first}, Base: base, PrimaryMAC: a.MAC}, false)
 	check("it is the primary", Input{Links: []Link{first, second}, Base: base, PrimaryMAC: b.MAC}, true)
 }
