@@ -2,15 +2,20 @@ package api_test
 
 import (
 	"encoding/json"
+	"encoding/xml"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/godbus/dbus/v5/introspect"
 	"github.com/varlink/go/varlink/idl"
 
 	"ec2netd/api"
@@ -226,5 +231,63 @@ func TestRootOnly(t *testing.T) {
 	err := api.RootOnly{}.Authorize(t.Context(), api.Caller{UID: 1000}, api.ActionRefresh)
 	if !errors.As(err, &no) || !strings.Contains(err.Error(), "sudo") {
 		t.Errorf("uid 1000: %v", err)
+	}
+}
+
+// TestManPage holds org.ec2netd1(5) to the XML: every method with its arguments, every
+// property with its type and whether it tells of changes, in the order of the XML, and
+// no other; and every error and polkit action.
+func TestManPage(t *testing.T) { // H1, issue 5
+	text, err := os.ReadFile("org.ec2netd1.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(text)
+	for name, description := range map[string]string{
+		api.ManagerInterface: api.ManagerXML, api.InterfaceInterface: api.InterfaceXML,
+	} {
+		var node introspect.Node
+		if err := xml.Unmarshal([]byte(description), &node); err != nil {
+			t.Fatal(err)
+		}
+		i := node.Interfaces[0]
+		if len(node.Interfaces) != 1 || i.Name != name || len(i.Signals) > 0 {
+			t.Fatalf("%+v is not %s", node, name)
+		}
+		var want []string
+		for _, m := range i.Methods {
+			item := ".It Fn " + m.Name
+			for _, arg := range m.Args {
+				direction := ""
+				if arg.Direction == "out" {
+					direction = "out "
+				}
+				item += fmt.Sprintf(" %q", direction+arg.Type+" "+arg.Name)
+			}
+			want = append(want, item)
+		}
+		for _, p := range i.Properties {
+			item := ".It Va " + p.Name + " Vt " + p.Type
+			for _, a := range p.Annotations {
+				item += map[string]string{"const": " Pq const", "false": " Pq no signal"}[a.Value]
+			}
+			want = append(want, item)
+		}
+		_, section, _ := strings.Cut(page, "\n.Ss "+name+"\n")
+		section, _, _ = strings.Cut(section, "\n.Ss ")
+		got := regexp.MustCompile(`(?m)^\.It .*$`).FindAllString(section, -1)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: the page has\n%s\nthe XML\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+	for _, name := range []string{api.ErrorNoSuchInterface, api.ErrorRefreshFailed, api.ActionRefresh, api.ActionSetLog} {
+		if !strings.Contains(page, "\n.It Li "+name+"\n") {
+			t.Errorf("the page does not explain %s", name)
+		}
+	}
+	for _, name := range []string{api.BusName, api.ObjectPath, api.InterfacePath, api.VarlinkInterface, api.VarlinkSocket} {
+		if !strings.Contains(page, name) {
+			t.Errorf("the page does not name %s", name)
+		}
 	}
 }
