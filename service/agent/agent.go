@@ -258,8 +258,10 @@ type link struct {
 	// since is when the link was first seen, or when networkd last was asked to do
 	// something about it: the start of the time that it is given.
 	since time.Time
-	// seen is when the link was first seen.
-	seen time.Time
+	// seen is when the link was first seen. attached: that was after the start of the
+	// daemon.
+	seen     time.Time
+	attached bool
 	// idle is when networkd was last seen not to have begun with it: the lease is not
 	// late before that.
 	idle time.Time

@@ -80,6 +80,7 @@ func (a *Agent) observe() bool {
 		return false
 	}
 	a.unsay("kernel")
+	running := a.snapshot != nil
 	a.snapshot = snapshot
 	now := time.Now()
 	seen := make(map[string]bool)
@@ -87,7 +88,7 @@ func (a *Agent) observe() bool {
 	for _, l := range snapshot.Links {
 		seen[l.MAC], present[l.Index] = true, true
 		if a.links[l.Index] == nil {
-			a.links[l.Index] = &link{since: now, entered: now, seen: now}
+			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running}
 			// networkd would configure it by files that are gone, if they matched.
 			a.reloadDue = a.reloadDue || a.forgotten
 		}
@@ -167,6 +168,7 @@ func (a *Agent) decide() {
 		entry.LeaseOverdue = now.Sub(memory.since) > leaseTime && now.Sub(memory.idle) > leaseTime
 		// Before networkd runs, what is written for a link costs no reload.
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
+		entry.Fresh = memory.attached && now.Sub(memory.seen) < 2*settleTime
 		said := a.Networkd.Link(l.Index)
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":

@@ -136,6 +136,9 @@ type Link struct {
 	Reconfigured int
 	// New: the link came so lately that its metadata is most likely about to be read.
 	New bool
+	// Fresh: the link was attached so lately that its order of addresses can be mended by
+	// taking some away for a moment.
+	Fresh bool
 	// Extent of somebody else's files in place of the generated ones.
 	Extent
 }
@@ -580,7 +583,14 @@ func static(eni *ENI, technique Technique) (addresses []netip.Addr, held bool) {
 	// What the last boot knew is about to be confirmed: until then nothing is added that
 	// takes a reload.
 	unsure := eni.Hinted && link.Current != "" && !link.LeaseOverdue
+	// An ENI that comes back sooner than networkd has forgotten its unit gets the addresses
+	// in it before the lease. So they go, and come again behind it (A3).
+	disordered := link.Fresh && Misordered(eni) != ""
 	add := func(address netip.Addr, now bool) {
+		if disordered && address.Is4() {
+			held = true
+			return
+		}
 		if (now && !unsure) || (inDropIn(link.Current, address) && !anew) {
 			addresses = append(addresses, address)
 		} else {

@@ -419,6 +419,28 @@ func TestPresumption(t *testing.T) {
 	check("it is the primary", Input{Links: []Link{first, second}, Base: base, PrimaryMAC: b.MAC}, true)
 }
 
+// A3: where static addresses are there before the lease, as after a re-attachment that
+// networkd was faster to see, they go and come again; not where anybody may use them.
+func TestDisorderedAddresses(t *testing.T) {
+	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
+	link := leased(1, &v)
+	link.Current = Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
+	secondary := kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true}
+	link.Addresses = slices.Insert(slices.Clone(link.Addresses), 0, secondary)
+	if e := Make(input([]Link{link}, v)).ENIs[0]; e.Held || !slices.Contains(e.Want.Static, v.IPv4[1]) || Misordered(&e) == "" {
+		t.Errorf("of an ENI in use: %+v", e)
+	}
+	link.Fresh = true
+	e := Make(input([]Link{link}, v)).ENIs[0]
+	if !e.Held || slices.Contains(e.Want.Static, v.IPv4[1]) {
+		t.Errorf("of an ENI that has just come: %+v", e)
+	}
+	link.Current, link.Addresses = e.Files[0].Content, link.Addresses[1:]
+	if e := Make(input([]Link{link}, v)).ENIs[0]; e.Held || !slices.Contains(e.Want.Static, v.IPv4[1]) {
+		t.Errorf("once they are gone: %+v", e)
+	}
+}
+
 // A3: secondary addresses wait for the lease, but not for ever, and never go again.
 func TestHeldAddresses(t *testing.T) {
 	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
