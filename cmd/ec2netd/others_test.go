@@ -176,7 +176,7 @@ func TestLabThirdPartyReloads(t *testing.T) {
 // ipv4 finds an IPv4 address in a line of ip monitor.
 var ipv4 = regexp.MustCompile(`\b\d+\.\d+\.\d+\.\d+\b`)
 
-// F1: rules, routes and addresses of others survive all that happens, and rules of this
+// F1, F5: rules, routes and addresses of others survive all that happens, and rules of this
 // daemon that networkd forgot do not, whoever was down or restarted when they were to go.
 func TestLabOthersThings(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
@@ -273,10 +273,56 @@ func TestLabOthersThings(t *testing.T) {
 		if s := l.describe(); s.State != state.Configured {
 			t.Errorf("%s: %s", s.State, s.Reason)
 		}
+		l.conflicts()
 		// The daemon itself cannot do anything to the kernel.
 		if out := l.run("systemctl", "show", "--property=CapabilityBoundingSet", "--value", daemon); out != "" {
 			t.Errorf("capabilities of the daemon: %s", out)
 		}
 		l.run("systemd-analyze", "verify", "--man=no", "ec2netd-orphans.service")
 	})
+}
+
+// conflicts checks that other software that configures ENIs is shown once it is there,
+// and no more once it is gone (F5). Units and files have the names of the true ones.
+func (l *lab) conflicts() {
+	l.t.Helper()
+	shown := func() (names []string) {
+		l.t.Helper()
+		l.run("ec2netctl", "refresh", "--wait")
+		for _, c := range l.describe().Conflicts {
+			names = append(names, c.Name)
+		}
+		return names
+	}
+	if now := shown(); len(now) > 0 {
+		l.t.Errorf("conflicts of a bare instance: %v", now)
+	}
+	const device = "/run/NetworkManager/devices/$(cat /sys/class/net/ens5/ifindex)"
+	l.run("sh", "-c", "mkdir -p /run/NetworkManager/devices && printf '[device]\nmanaged=true\n' > "+device)
+	for _, unit := range []string{"NetworkManager", "policy-routes@ens5"} {
+		l.run("systemd-run", "--quiet", "--unit="+unit, "sleep", "infinity")
+	}
+	l.run("systemd-run", "--quiet", "--unit=nm-cloud-setup", "--on-active=1h", "true")
+	l.put("/etc/netplan/50-cloud-init.yaml", "network:\n  ethernets:\n    ens5:\n      routing-policy:\n      - {from: 10.0.16.10, table: 101}\n")
+	if now, want := shown(), []string{"NetworkManager", "nm-cloud-setup", "cloud-init", "amazon-ec2-net-utils"}; !slices.Equal(now, want) {
+		l.t.Errorf("conflicts: %v, want %v", now, want)
+	}
+	if s := l.describe(); s.State != state.Configured || !strings.Contains(s.Reason, "NetworkManager.service is active, it manages ens5") {
+		l.t.Errorf("%s: %s", s.State, s.Reason)
+	}
+	if out := l.user("ec2netctl", "status"); !strings.Contains(out, "systemctl disable --now NetworkManager.service") {
+		l.t.Errorf("nothing says what to do:\n%s", out)
+	}
+	if out := l.run("busctl", "get-property", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Conflicts"); !strings.HasPrefix(out, `a(sass) 4 "NetworkManager" 2 "NetworkManager.service is active"`) {
+		l.t.Errorf("the property: %s", out)
+	}
+	l.run("systemctl", "stop", "NetworkManager.service", "policy-routes@ens5.service", "nm-cloud-setup.timer")
+	l.run("rm", "-r", "/etc/netplan", "/run/NetworkManager")
+	if now := shown(); len(now) > 0 {
+		l.t.Errorf("conflicts that are over: %v", now)
+	}
+	said := l.run("journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager")
+	if once := strings.Count(said, "Something else configures ENIs too"); once != 4 {
+		l.t.Errorf("four conflicts were said %d times", once)
+	}
 }
