@@ -161,7 +161,7 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
 	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-hostname.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/ec2netd.socket
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/ec2netd.socket units/ec2netd-metrics.socket
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network units/80-ec2.network
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d units/networkd.conf.d/80-ec2netd.conf
@@ -182,6 +182,7 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 uninstall: ## remove what install put there, the configuration in /etc excepted
 	rm -f $(DESTDIR)$(PREFIX)/bin/ec2netctl \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.socket \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-metrics.socket \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service \
 	  $(DESTDIR)$(BASH_COMPLETIONS)/ec2netctl $(DESTDIR)$(FISH_COMPLETIONS)/ec2netctl.fish \

@@ -8,6 +8,7 @@ import (
 	"context"
 	_ "embed"
 
+	"ec2netd/service/metrics"
 	"ec2netd/service/state"
 )
 
@@ -28,6 +29,8 @@ const (
 	VarlinkInterface = "org.ec2netd.Network"
 	// VarlinkSocket is where ec2netd.socket listens.
 	VarlinkSocket = "/run/ec2netd/org.ec2netd.Network"
+	// MetricsInterface is the name of systemd's Varlink interface for numbers.
+	MetricsInterface = "io.systemd.Metrics"
 )
 
 // The D-Bus errors of org.ec2netd1. Varlink has the last part of the name under
@@ -41,6 +44,8 @@ const (
 var (
 	//go:embed org.ec2netd.Network.varlink
 	NetworkVarlink string
+	//go:embed io.systemd.Metrics.varlink
+	MetricsVarlink string
 	//go:embed org.ec2netd1.Manager.xml
 	ManagerXML string
 	//go:embed org.ec2netd1.Interface.xml
@@ -63,6 +68,8 @@ type Agent interface {
 	Refresh(ctx context.Context, wait bool) (*state.Changes, error)
 	// RefreshInterface does that for the ENI with a MAC address alone.
 	RefreshInterface(ctx context.Context, mac string, wait bool) (*state.Changes, error)
+	// Metrics returns the numbers of now.
+	Metrics() []metrics.Metric
 }
 
 // NonNil returns s with an empty slice wherever it has a nil one: the contracts

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"ec2netd/service/metrics"
 	"ec2netd/service/state"
 )
 
@@ -103,6 +104,18 @@ func (a *Agent) RefreshInterface(ctx context.Context, mac string, wait bool) (*s
 	a.refreshed = append(a.refreshed, mac)
 	a.mu.Unlock()
 	return a.Refresh(ctx, wait)
+}
+
+// Metrics implements api.Agent.
+func (a *Agent) Metrics() []metrics.Metric {
+	return metrics.Metrics(metrics.Numbers{
+		Requests:    map[string]uint64{"ok": 40, "not-found": 1, "timeout": 1},
+		RequestTime: 250 * time.Millisecond,
+		Reads:       map[string]uint64{"ok": 9, "malformed": 0},
+		Reloads:     3,
+		Attachments: 1, AttachmentTime: 1500 * time.Millisecond,
+		Took: map[int]time.Duration{3: 1500 * time.Millisecond},
+	}, a.State())
 }
 
 // Refreshed are the MAC addresses that RefreshInterface was called with.

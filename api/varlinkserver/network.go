@@ -32,19 +32,22 @@ type dispatcher struct {
 // VarlinkDispatch runs one call. If it panics, the client loses its connection and
 // nobody else anything.
 func (d *dispatcher) VarlinkDispatch(ctx context.Context, call varlink.Call, method string) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			d.options.Logger.Error("A Varlink call failed within ec2netd; please report this",
-				"method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
-			err = fmt.Errorf("%s panicked: %v", method, r)
-		}
-	}()
+	defer d.options.recovered(method, &err)
 	if call.In.Parameters == nil {
 		// Parameters that are all optional may be left out as a whole.
 		none := json.RawMessage("{}")
 		call.In.Parameters = &none
 	}
 	return d.VarlinkInterface.VarlinkDispatch(ctx, call, method)
+}
+
+// recovered, deferred, makes an error of a panic.
+func (o *Options) recovered(method string, err *error) {
+	if r := recover(); r != nil {
+		o.Logger.Error("A Varlink call failed within ec2netd; please report this",
+			"method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		*err = fmt.Errorf("%s panicked: %v", method, r)
+	}
 }
 
 // network implements the methods of the IDL. It replies with the model itself where

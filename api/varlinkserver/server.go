@@ -1,5 +1,5 @@
-// Package varlinkserver serves org.ec2netd.Network, the contract of
-// api/org.ec2netd.Network.varlink, on a listener that systemd or a test has opened.
+// Package varlinkserver serves org.ec2netd.Network and io.systemd.Metrics, the contracts of
+// the .varlink files in api/, on listeners that systemd or a test has opened.
 // It shows what the agent says and passes Refresh on to it; it decides nothing about
 // the network.
 package varlinkserver
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/varlink/go/varlink"
+	"golang.org/x/sync/errgroup"
 
 	"ec2netd/api"
 	"ec2netd/api/orgec2netdnetwork"
@@ -22,9 +23,9 @@ import (
 
 // Options are what a [Server] needs.
 type Options struct {
-	// Listener takes the connections; required. It must be of Unix sockets. Run
-	// closes it.
-	Listener net.Listener
+	// Listeners take the connections; one is required. They must be of Unix sockets.
+	// All serve the same, within the same limits. Run closes them.
+	Listeners []net.Listener
 	// Agent is the daemon; required.
 	Agent api.Agent
 	// Authorizer decides on Refresh; nil means [api.RootOnly].
@@ -65,11 +66,13 @@ type Server struct {
 // New makes a Server; nothing happens before Run, but that clients may connect and
 // wait. The error is one of the options.
 func New(o Options) (*Server, error) {
-	if o.Listener == nil || o.Agent == nil {
+	if len(o.Listeners) == 0 || o.Agent == nil {
 		return nil, errors.New("making the Varlink server: no listener or no agent given")
 	}
-	if _, ok := o.Listener.(*net.UnixListener); !ok {
-		return nil, fmt.Errorf("making the Varlink server: listener at %s: not of a Unix socket, so that clients cannot be told apart", o.Listener.Addr())
+	for _, l := range o.Listeners {
+		if _, ok := l.(*net.UnixListener); !ok {
+			return nil, fmt.Errorf("making the Varlink server: listener at %s: not of a Unix socket, so that clients cannot be told apart", l.Addr())
+		}
 	}
 	if o.Authorizer == nil {
 		o.Authorizer = api.RootOnly{}
@@ -89,7 +92,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{options: o, service: service, users: map[uint32]int{}}
 	d := &dispatcher{VarlinkInterface: orgec2netdnetwork.VarlinkNew(&network{options: &s.options}), options: &s.options}
-	if err := service.RegisterInterface(d); err != nil {
+	if err := errors.Join(service.RegisterInterface(d), service.RegisterInterface(&metricsInterface{&s.options})); err != nil {
 		return nil, fmt.Errorf("making the Varlink server: %w", err)
 	}
 	return s, nil
@@ -107,16 +110,25 @@ func (s *Server) String() string {
 // The library's own loop is not used: it ignores its context and races with its
 // Shutdown (libraries.md).
 func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range s.options.Listeners {
+		group.Go(func() error { return s.accept(ctx, l) })
+	}
+	return group.Wait()
+}
+
+// accept serves on one listener, as Run does.
+func (s *Server) accept(ctx context.Context, listener net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = s.options.Listener.Close() }) // Accept tells of it
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close() }) // Accept tells of it
 	defer stop()
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
 	pause := 5 * time.Millisecond
 	for {
-		nc, err := s.options.Listener.Accept()
+		nc, err := listener.Accept()
 		switch {
 		case ctx.Err() != nil:
 			if err == nil {

@@ -55,7 +55,7 @@ func serveIn(t testing.TB, parent string, o varlinkserver.Options) string {
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(socket, 0o666)); err != nil {
 		t.Fatal(err)
 	}
-	o.Listener = l
+	o.Listeners = append(o.Listeners, l)
 	if o.Agent == nil {
 		o.Agent = apitest.NewAgent(apitest.State())
 	}
@@ -590,7 +590,7 @@ func TestNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	for _, o := range []varlinkserver.Options{{}, {Listener: l, Agent: apitest.NewAgent(apitest.State())}} {
+	for _, o := range []varlinkserver.Options{{}, {Listeners: []net.Listener{l}, Agent: apitest.NewAgent(apitest.State())}} {
 		if _, err := varlinkserver.New(o); err == nil {
 			t.Errorf("New(%+v) has no objection", o)
 		}

@@ -82,6 +82,10 @@ func noAnswer() error {
 // explain puts an error of a call in words for people, with what to do about it.
 func (c *ctl) explain(err error, method string) error {
 	path := c.socket()
+	full := method
+	if !strings.Contains(full, ".") {
+		full = api.VarlinkInterface + "." + method
+	}
 	var notPermitted *orgec2netdnetwork.NotPermitted
 	var noSuch *orgec2netdnetwork.NoSuchInterface
 	var refreshFailed *orgec2netdnetwork.RefreshFailed
@@ -115,7 +119,7 @@ func (c *ctl) explain(err error, method string) error {
 		return advise("What was configured stays.", "the refresh failed: %s", refreshFailed.Reason)
 	case errors.As(err, &noInterface), errors.As(err, &noMethod):
 		return advise("Is it another version of ec2netd than this "+currentVersion()+"?",
-			"what listens on %s does not know %s.%s", path, api.VarlinkInterface, method)
+			"what listens on %s does not know %s", path, full)
 	default:
 		return fmt.Errorf("calling %s of ec2netd: %w", method, err)
 	}

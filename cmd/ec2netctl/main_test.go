@@ -47,7 +47,7 @@ func start(t testing.TB, socket string, agent api.Agent, authorizer api.Authoriz
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := varlinkserver.New(varlinkserver.Options{Listener: l, Agent: agent, Authorizer: authorizer, Version: "1.2.3"})
+	s, err := varlinkserver.New(varlinkserver.Options{Listeners: []net.Listener{l}, Agent: agent, Authorizer: authorizer, Version: "1.2.3"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,6 +141,16 @@ the service itself, not ec2netd. There is no token, user data or credential in i
 		Args:    noArgs,
 		RunE:    c.run(func(ctx context.Context, _ []string) error { return c.dumpMetadata(ctx) }),
 	}
+	numbers := &cobra.Command{
+		Use:   "metrics",
+		Short: "Print the numbers of ec2netd for Prometheus",
+		Long: `metrics prints the numbers of ec2netd in the text format of Prometheus: metadata
+requests and reads by result, their time, reloads, how long ENIs took from their coming
+until they were configured, the state of each ENI, and when a read was last complete.
+Counters begin when ec2netd starts. With --json it prints what io.systemd.Metrics has.`,
+		Args: noArgs,
+		RunE: c.run(func(ctx context.Context, _ []string) error { return c.metrics(ctx) }),
+	}
 	hostname := &cobra.Command{
 		Use:   "set-hostname",
 		Short: "Set the hostname from the metadata, unless there is a static one",
@@ -205,7 +215,7 @@ had them. If they are not configured after --timeout (1m), what ran before runs 
 		RunE: c.run(func(ctx context.Context, _ []string) error { return c.takeover(ctx, dryRun) }),
 	}
 	takeover.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
-	root.AddCommand(takeover, status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, hostname)
+	root.AddCommand(takeover, status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, numbers, hostname)
 	return root
 }
 

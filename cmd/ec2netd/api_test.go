@@ -94,7 +94,24 @@ func TestLabAPI(t *testing.T) { // H1, H2, H3, H4
 		if err == nil {
 			t.Error("a user may set the log level")
 		}
+		// H2: the numbers, on any systemd by ec2netctl.
+		numbers := l.user("ec2netctl", "metrics")
+		for _, want := range []string{
+			`ec2netd_metadata_requests_total{result="ok"} `, "ec2netd_attachments_total ",
+			`ec2netd_interface_state{eni="` + eni.ID() + `",interface="` + eni.Name() + `",state="configured"} 1`,
+			`ec2netd_interface_attachment_seconds{eni="` + eni.ID() + `",interface="` + eni.Name() + `"} `,
+		} {
+			if !strings.Contains(numbers, want) {
+				t.Errorf("ec2netctl metrics has no %s:\n%s", want, numbers)
+			}
+		}
 		if suite != "bookworm" { // which has no varlinkctl
+			for _, method := range []string{"List", "Describe"} {
+				out := l.user("varlinkctl", "call", "--more", "--json=short", "/run/systemd/report/org.ec2netd", "io.systemd.Metrics."+method, "{}")
+				if !strings.Contains(out, `"org.ec2netd.InterfaceState"`) {
+					t.Errorf("io.systemd.Metrics.%s: %s", method, out)
+				}
+			}
 			l.varlink(eni)
 		}
 	})

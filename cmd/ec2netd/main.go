@@ -54,8 +54,12 @@ const (
 	orphansUnit = "ec2netd-orphans.service"
 )
 
-// socketName is FileDescriptorName= of ec2netd.socket.
-const socketName = "varlink"
+// socketName is FileDescriptorName= of ec2netd.socket, metricsName that of
+// ec2netd-metrics.socket.
+const (
+	socketName  = "varlink"
+	metricsName = "metrics"
+)
 
 // Exit codes.
 const (
@@ -146,7 +150,7 @@ type task interface {
 
 func serve(ctx context.Context, control *journal.Log) error {
 	log := control.Logger()
-	listener, err := varlinkListener()
+	listeners, err := varlinkListeners()
 	if err != nil {
 		return err
 	}
@@ -198,8 +202,8 @@ func serve(ctx context.Context, control *journal.Log) error {
 		return err
 	}
 	servers := []task{bussed}
-	if listener != nil {
-		linked, err := varlinkserver.New(varlinkserver.Options{Agent: loop, Authorizer: authorizer, Listener: listener, Version: versionText(), Logger: log})
+	if len(listeners) > 0 {
+		linked, err := varlinkserver.New(varlinkserver.Options{Agent: loop, Authorizer: authorizer, Listeners: listeners, Version: versionText(), Logger: log})
 		if err != nil {
 			return err
 		}
@@ -245,18 +249,19 @@ func notify(log *slog.Logger, what string) {
 	}
 }
 
-// varlinkListener returns the socket that systemd passed, nil if it passed none.
-func varlinkListener() (net.Listener, error) {
+// varlinkListeners returns the sockets that systemd passed, none if it passed none.
+func varlinkListeners() ([]net.Listener, error) {
 	byName, err := activation.ListenersWithNames()
 	if err != nil {
 		return nil, fmt.Errorf("taking over the sockets from systemd: %w", err)
 	}
-	if len(byName) == 0 {
-		return nil, nil
+	var all []net.Listener
+	for name, listeners := range byName {
+		if (name != socketName && name != metricsName) || len(listeners) != 1 || listeners[0] == nil {
+			return nil, fmt.Errorf("systemd passed another socket than one named %q and one named %q: is FileDescriptorName= of ec2netd.socket or ec2netd-metrics.socket changed?",
+				socketName, metricsName)
+		}
+		all = append(all, listeners[0])
 	}
-	listeners := byName[socketName]
-	if len(byName) != 1 || len(listeners) != 1 || listeners[0] == nil {
-		return nil, fmt.Errorf("systemd passed other sockets than the one named %q: is FileDescriptorName= of ec2netd.socket changed?", socketName)
-	}
-	return listeners[0], nil
+	return all, nil
 }

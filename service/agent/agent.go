@@ -20,6 +20,7 @@ import (
 	"ec2netd/service/conflict"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/metrics"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
@@ -36,6 +37,7 @@ type Metadata interface {
 	ReadInstance(ctx context.Context, paths []metadata.Path) (metadata.Instance, error)
 	ReadENI(ctx context.Context, paths []metadata.Path, want metadata.Wanted) (*metadata.ENI, error)
 	Requests() (sent, failed uint64)
+	Results() (counts map[string]uint64, took time.Duration)
 	Answered() string
 	CloseIdle()
 }
@@ -164,7 +166,9 @@ const (
 type Agent struct {
 	Options
 
-	current  atomic.Pointer[state.State]
+	current atomic.Pointer[state.State]
+	// counted is what was counted when that was published.
+	counted  atomic.Pointer[metrics.Numbers]
 	mu       sync.Mutex // guards watchers
 	watchers map[chan *state.State]struct{}
 
@@ -210,6 +214,10 @@ type Agent struct {
 	busDown     bool
 	busDelay    time.Duration
 	lastSuccess time.Time
+	// reads by result; attachments and attachTime as in metrics.Numbers.
+	reads       map[string]uint64
+	attachments uint64
+	attachTime  time.Duration
 	instanceErr error
 	storeErr    string
 	refused     map[string]string
@@ -262,6 +270,8 @@ type link struct {
 	// daemon.
 	seen     time.Time
 	attached bool
+	// took is how long it took from then until it was configured first, nil before that.
+	took *time.Duration
 	// idle is when networkd was last seen not to have begun with it: the lease is not
 	// late before that.
 	idle time.Time
@@ -306,10 +316,16 @@ func New(options Options) *Agent {
 		targets:  make(map[string]*target),
 		links:    make(map[int]*link),
 		rules:    make(map[plan.Rule]time.Time),
+		reads:    make(map[string]uint64),
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},
 		said:      make(map[string]string),
 	}
+	for _, kind := range metadata.Kinds() {
+		a.reads[kind.String()] = 0
+	}
+	a.reads["ok"], a.reads["incomplete"] = 0, 0
+	a.counted.Store(a.count())
 	a.current.Store(&state.State{Version: options.Version, State: state.Starting, Conflicts: []state.Conflict{}, Interfaces: []state.Interface{}})
 	return a
 }

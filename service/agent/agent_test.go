@@ -16,6 +16,7 @@ import (
 	"ec2netd/service/conflict"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/metrics"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
@@ -68,6 +69,28 @@ func TestAttachAndIdle(t *testing.T) {
 		}
 		if a.State().State != state.Configured {
 			t.Errorf("%s: %s", a.State().State, a.State().Reason)
+		}
+		// H2: of the two, one came while the daemon ran.
+		each := 0
+		for _, m := range a.Metrics() {
+			switch value := m.Value.(type) {
+			case uint64:
+				if m.Name == metrics.Prefix+"Attachments" && value != 1 ||
+					m.Name == metrics.Prefix+"NetworkdReloads" && value != a.State().Networkd.Reloads ||
+					m.Name == metrics.Prefix+"MetadataReads" && (value > 0) != (m.Fields["result"] == "ok") {
+					t.Errorf("%+v", m)
+				}
+			case float64:
+				if m.Object == "ens6" {
+					each++
+				}
+				if strings.HasSuffix(m.Name, "AttachmentSeconds") && (value < 0 || value > 1 || (m.Object != "" && m.Object != "ens6")) {
+					t.Errorf("%+v", m)
+				}
+			}
+		}
+		if each != 1 {
+			t.Errorf("%d ENIs tell how long they took", each)
 		}
 		settle(10 * time.Minute)
 		tree := w.tree(t)

@@ -511,6 +511,12 @@ func (a *Agent) verify() []state.Interface {
 		}
 		if entry.State != l.state {
 			l.state, l.entered = entry.State, now
+			if l.attached && l.took == nil && l.state == state.ENIConfigured {
+				took := now.Sub(l.seen)
+				l.took = &took
+				a.attachments++
+				a.attachTime += took
+			}
 			a.tell(&entry)
 		}
 		l.eni, l.mac, l.name = entry.ENIID, entry.MAC, entry.Name

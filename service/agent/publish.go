@@ -3,10 +3,12 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"ec2netd/service/metrics"
 	"ec2netd/service/state"
 )
 
@@ -65,6 +67,7 @@ func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
 	}
 	next.State, next.Reason = a.overall(interfaces)
 	before := a.State()
+	a.counted.Store(a.count())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.current.Store(next)
@@ -78,6 +81,27 @@ func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
 		}
 		watcher <- next
 	}
+}
+
+// count is what was counted so far, without what the client of the metadata service counts.
+func (a *Agent) count() *metrics.Numbers {
+	n := &metrics.Numbers{
+		Reads: maps.Clone(a.reads), Reloads: a.reloads, Attachments: a.attachments, AttachmentTime: a.attachTime,
+		Took: make(map[int]time.Duration),
+	}
+	for index, l := range a.links {
+		if l.took != nil {
+			n.Took[index] = *l.took
+		}
+	}
+	return n
+}
+
+// Metrics returns the numbers of now.
+func (a *Agent) Metrics() []metrics.Metric {
+	n := *a.counted.Load()
+	n.Requests, n.RequestTime = a.Metadata.Results()
+	return metrics.Metrics(n, a.State())
 }
 
 func (a *Agent) versionOf(ctx context.Context) string {

@@ -81,6 +81,9 @@ func (a *Agent) take(r result) {
 	defer a.hurry(time.Now())
 	a.reading--
 	now := time.Now()
+	if r.target == nil || a.targets[r.target.mac] == r.target {
+		a.reads[readResult(r.err)]++
+	}
 	if r.err == nil {
 		a.lastSuccess = now
 		if a.unsay("metadata") {
@@ -127,6 +130,17 @@ func (a *Agent) take(r result) {
 		a.save()
 	}
 	a.schedule(t, now, changed)
+}
+
+// readResult is the word by which the end of a read is counted.
+func readResult(err error) string {
+	switch {
+	case err == nil:
+		return "ok"
+	case isIncomplete(err):
+		return "incomplete"
+	}
+	return metadata.KindOf(err).String()
 }
 
 // tellFailure logs that an ENI could not be read: once for each way in which that

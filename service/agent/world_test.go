@@ -264,9 +264,10 @@ func (w *world) underWay() int {
 	return w.reading
 }
 
-func (w *world) Requests() (uint64, uint64) { return 0, 0 }
-func (w *world) Answered() string           { return metadata.EndpointIPv4 }
-func (w *world) CloseIdle()                 {}
+func (w *world) Requests() (uint64, uint64)                  { return 0, 0 }
+func (w *world) Results() (map[string]uint64, time.Duration) { return nil, 0 }
+func (w *world) Answered() string                            { return metadata.EndpointIPv4 }
+func (w *world) CloseIdle()                                  {}
 
 func (w *world) Owner(context.Context) (string, error) {
 	w.mu.Lock()

@@ -157,6 +157,17 @@ func (c *Client) Requests() (sent, failed uint64) {
 	return c.transport.sent.Load(), c.transport.failed.Load()
 }
 
+// Results returns how many requests have ended, by result: "ok" or the name of a [Kind],
+// with zeros; and how long all of them took together. A request that was given up
+// because its reader was does not count.
+func (c *Client) Results() (counts map[string]uint64, took time.Duration) {
+	counts = make(map[string]uint64)
+	for i := range c.transport.results {
+		counts[resultName(i)] = c.transport.results[i].Load()
+	}
+	return counts, time.Duration(c.transport.took.Load())
+}
+
 // Answered names the endpoint that gave an answer last, empty while none has.
 func (c *Client) Answered() string {
 	if path := c.answered.Load(); path != nil {
@@ -286,7 +297,9 @@ func (c *Client) alive(path Path) {
 func (c *Client) getOver(ctx context.Context, path Path, key string) (body string, asked bool, err error) {
 	if path.Socket != "" {
 		c.transport.sent.Add(1)
+		began := time.Now()
 		body, err = c.imdsd.get(ctx, path, key)
+		c.transport.ended(began, err)
 		if err != nil && KindOf(err) != NotFound {
 			c.transport.failed.Add(1)
 		}
@@ -366,20 +379,17 @@ func classify(key string, path Path, trace *trace, err error) error {
 	if trace.err != nil {
 		cause = trace.err
 	}
-	var canceled *smithy.CanceledError
-	var network net.Error
-	switch {
-	case errors.Is(cause, errToken):
+	if errors.Is(cause, errToken) {
 		e.Key, e.Kind, e.Status = "token", Malformed, trace.token
 		e.Err = fmt.Errorf("%s: %w", path, errToken)
 		return e
-	case errors.Is(cause, context.DeadlineExceeded), errors.Is(cause, os.ErrDeadlineExceeded),
-		errors.As(cause, &canceled), errors.As(cause, &network) && network.Timeout():
-		e.Kind = Timeout
+	}
+	e.Kind = kindOfCause(cause)
+	switch e.Kind {
+	case Timeout:
 		e.Err = fmt.Errorf("%s did not answer in time", path)
 		return e
-	case errors.Is(cause, syscall.ECONNRESET), errors.Is(cause, io.EOF), errors.Is(cause, io.ErrUnexpectedEOF), errors.Is(cause, syscall.EPIPE):
-		e.Kind = Reset
+	case Reset:
 		e.Err = fmt.Errorf("%s ended the connection within the answer: %w", path, cause)
 		return e
 	}
@@ -388,6 +398,20 @@ func classify(key string, path Path, trace *trace, err error) error {
 		e.Err = fmt.Errorf("%w: direct access is prohibited here; start systemd-imdsd.socket, so that systemd-imdsd can be asked", e.Err)
 	}
 	return e
+}
+
+// kindOfCause is the kind of a failure without an answer.
+func kindOfCause(cause error) Kind {
+	var canceled *smithy.CanceledError
+	var network net.Error
+	switch {
+	case errors.Is(cause, context.DeadlineExceeded), errors.Is(cause, os.ErrDeadlineExceeded),
+		errors.As(cause, &canceled), errors.As(cause, &network) && network.Timeout():
+		return Timeout
+	case errors.Is(cause, syscall.ECONNRESET), errors.Is(cause, io.EOF), errors.Is(cause, io.ErrUnexpectedEOF), errors.Is(cause, syscall.EPIPE):
+		return Reset
+	}
+	return Unreachable
 }
 
 func kindOfStatus(status int) Kind {
@@ -419,8 +443,34 @@ type trace struct {
 
 type traceKey struct{}
 
-// counters of what was sent.
-type counters struct{ sent, failed atomic.Uint64 }
+// counters of what was sent, and of how it ended.
+type counters struct {
+	sent, failed atomic.Uint64
+	// results has what went well first, and then each Kind.
+	results [Malformed + 2]atomic.Uint64
+	// took is in nanoseconds.
+	took atomic.Int64
+}
+
+// ended counts a request with its result, which is an [Error] or nil.
+func (c *counters) ended(began time.Time, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	i := 0
+	if err != nil {
+		i = int(KindOf(err)) + 1
+	}
+	c.results[i].Add(1)
+	c.took.Add(int64(time.Since(began)))
+}
+
+func resultName(i int) string {
+	if i == 0 {
+		return "ok"
+	}
+	return Kind(i - 1).String()
+}
 
 func target(endpoint string, u *url.URL) (*url.URL, error) {
 	base, err := url.Parse(endpoint)

@@ -30,6 +30,11 @@ const (
 	Malformed
 )
 
+// Kinds returns all of them.
+func Kinds() []Kind {
+	return []Kind{Unreachable, Timeout, Reset, NotFound, Denied, Throttled, ServerError, Malformed}
+}
+
 // String names the kind as it is counted and logged.
 func (k Kind) String() string {
 	switch k {

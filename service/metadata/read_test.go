@@ -357,6 +357,11 @@ func TestPaths(t *testing.T) {
 	if _, err := read(t, client, []metadata.Path{dead}, nil); metadata.KindOf(err) != metadata.Unreachable {
 		t.Errorf("a dead path alone: %v", err)
 	}
+	counts, took := client.Results()
+	if sent, _ := client.Requests(); counts["unreachable"] != 2 || counts["ok"] == 0 || took <= 0 ||
+		counts["ok"]+counts["not-found"]+counts["unreachable"] != sent {
+		t.Errorf("of %d requests in %v: %v", sent, took, counts)
+	}
 	if _, err := read(t, client, nil, nil); metadata.KindOf(err) != metadata.Unreachable {
 		t.Errorf("no path: %v", err)
 	}

@@ -52,10 +52,12 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	}
 	seen.asked = true
 	t.sent.Add(1)
+	began := time.Now()
 	response, err := t.over(seen.path).RoundTrip(request)
 	if err != nil {
 		seen.err = err
 		t.failed.Add(1)
+		t.ended(began, &Error{Kind: kindOfCause(err), Err: err})
 		return nil, err
 	}
 	if response.StatusCode >= 400 && response.StatusCode != http.StatusNotFound {
@@ -72,7 +74,13 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 			seen.session.accepted.Store(true)
 		}
 	}
-	response.Body = &body{ReadCloser: response.Body, trace: seen}
+	made := &body{ReadCloser: response.Body, trace: seen}
+	if response.StatusCode < 400 {
+		made.ended = func(err error) { t.ended(began, err) }
+	} else {
+		t.ended(began, &Error{Kind: kindOfStatus(response.StatusCode)})
+	}
+	response.Body = made
 	return response, nil
 }
 
@@ -95,12 +103,31 @@ func validToken(text string) bool {
 type body struct {
 	io.ReadCloser
 	trace *trace
+	// ended is told once how the answer ended; nil if that is of no interest any more.
+	ended func(error)
+}
+
+func (b *body) end(err error) {
+	if b.ended != nil {
+		b.ended(err)
+		b.ended = nil
+	}
+}
+
+// Close implements io.Closer.
+func (b *body) Close() error {
+	b.end(nil)
+	return b.ReadCloser.Close()
 }
 
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
+		b.end(nil)
+	case err != nil:
 		b.trace.err = err
+		b.end(&Error{Kind: kindOfCause(err), Err: err})
 	}
 	return n, err
 }

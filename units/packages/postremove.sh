@@ -23,7 +23,7 @@ esac
 case "$1" in
 purge)
 	for dir in /etc/systemd/system/*.wants; do
-		rm -f "$dir"/ec2netd.service "$dir"/ec2netd.socket "$dir"/ec2netd-*.service
+		rm -f "$dir"/ec2netd.service "$dir"/ec2netd.socket "$dir"/ec2netd-*.service "$dir"/ec2netd-*.socket
 	done
 	rm -rf /var/lib/ec2netd
 	;;
