@@ -60,10 +60,17 @@ unit: ## tests that need neither root nor a network
 integration: host-packages stage stage-packages ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
 	EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) $(GO) test -count=1 -timeout $(TIMEOUT) -p 1 -run '^TestLab' -v ./cmd/...
 
+# How long each fuzzer runs. Their seeds run with the unit tests.
+FUZZTIME := 60s
+.PHONY: fuzz
+fuzz: ## each fuzzer for a minute (FUZZTIME)
+	@set -e; for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || :); do \
+	  echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; done; done
+
 .PHONY: test-long
 test-long: export EC2NETD_LONG := 1
 test-long: TIMEOUT := 5h
-test-long: test ## as test, with the whole matrices and long runs (root)
+test-long: test fuzz ## as test, with the fuzzers, the whole matrices and long runs (root)
 
 .PHONY: demo
 demo: host-packages stage ## the main job in the simulated VPC, step by step (root)

@@ -58,7 +58,7 @@ func (c *Changes) wrote(p string) {
 	c.Written = append(c.Written, p)
 }
 
-func (s *Store) at(p string) string { return filepath.Join("/", s.Root, p) }
+func (s *Store) at(p string) string { return filepath.Join("/", s.Root, path.Join("/", p)) }
 
 // Read returns the content of a file of the store, empty if there is none.
 func (s *Store) Read(p string) string {
