@@ -562,6 +562,33 @@ func TestStorm(t *testing.T) {
 	}
 }
 
+// TestCrowd: two hundred clients at once, each with its own connection, are all served
+// while the state changes; those that subscribe and never read cost the others nothing.
+func TestCrowd(t *testing.T) { // H1
+	b := newBus(t)
+	b.start()
+	agent := apitest.NewAgent(apitest.Many(15))
+	b.serve(dbusserver.Options{Agent: agent})
+	for range 10 {
+		deaf := rawClient(t, b)
+		deaf.BusObject().Go("org.freedesktop.DBus.AddMatch", dbus.FlagNoReplyExpected, nil, "type='signal',sender='"+api.BusName+"'")
+	}
+	var wg sync.WaitGroup
+	for i := range 200 {
+		c := b.dial()
+		wg.Go(func() {
+			for _, method := range []string{describe, getManaged, introspectCall} {
+				// No limit of time: how long a crowd takes is the machine's affair.
+				if err := object(c, api.ObjectPath).CallWithContext(t.Context(), method, 0).Err; err != nil {
+					t.Errorf("client %d: %s: %v", i, method, err)
+				}
+			}
+			agent.Set(apitest.Many(i % 16))
+		})
+	}
+	wg.Wait()
+}
+
 // TestDeaf: clients that ask much and never read an answer keep nobody else waiting.
 func TestDeaf(t *testing.T) {
 	b := newBus(t)
