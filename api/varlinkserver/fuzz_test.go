@@ -72,7 +72,7 @@ func FuzzFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		panicked := false
 		agent := apitest.NewAgent(apitest.State())
-		s, err := New(Options{Listener: listener, Agent: agent, Logger: slog.New(noted{slog.DiscardHandler, &panicked}),
+		s, err := New(Options{Listeners: []net.Listener{listener}, Agent: agent, Logger: slog.New(noted{slog.DiscardHandler, &panicked}),
 			Authorizer: refuses{}, Version: "1"})
 		if err != nil {
 			t.Fatal(err)
