@@ -29,9 +29,10 @@ const (
 // oldFiles are what amazon-ec2-net-utils generates: of version 2.7 as for Amazon Linux,
 // and, with 07, as for Debian.
 var oldFiles = []string{
-	"run/systemd/network/[07][07]-*.network.d/eni.conf",
-	"run/systemd/network/[07][07]-*.network.d/ec2net_*.conf",
+	"run/systemd/network/70-*.network.d/eni.conf",
+	"run/systemd/network/70-*.network.d/ec2net_*.conf",
 	"run/systemd/network/07-*.network",
+	"run/systemd/network/07-*.network.d",
 	"run/amazon-ec2-net-utils",
 }
 

@@ -18,6 +18,11 @@ configure) if [ -z "$2" ]; then first=yes; else first=no; fi ;;
 *) exit 0 ;; # what dpkg undoes
 esac
 
+# The udev rule of amazon-ec2-net-utils enables an instance of each unit for each ENI, by links that no package owns.
+for link in /etc/systemd/system/*.wants/refresh-policy-routes@* /etc/systemd/system/*.wants/policy-routes@*; do
+	if [ -L "$link" ] && [ ! -e "$link" ]; then rm -f "$link"; fi
+done
+
 command -v systemctl >/dev/null || exit 0
 if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload || :
