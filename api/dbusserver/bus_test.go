@@ -162,7 +162,7 @@ func object(c *dbus.Conn, path dbus.ObjectPath) dbus.BusObject {
 
 // call calls a method and returns the reply's body.
 func call(o dbus.BusObject, method string, args ...any) ([]any, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := o.CallWithContext(ctx, method, 0, args...)
 	return c.Body, c.Err

@@ -389,7 +389,7 @@ func TestBusComesAndGoes(t *testing.T) {
 	started := time.Now()
 	b.start()
 	waitFor(t, s.Ready())
-	if d := time.Since(started); d > 3*time.Second {
+	if d := time.Since(started); d > 30*time.Second {
 		t.Errorf("took %v from the start of the bus", d)
 	}
 	if _, err := call(object(b.dial(), api.ObjectPath), describe); err != nil {
@@ -617,7 +617,8 @@ func TestDeaf(t *testing.T) {
 	if _, err := call(object(b.dial(), api.ObjectPath), describe); err != nil {
 		t.Fatal(err)
 	}
-	if d := time.Since(started); d > 5*time.Second {
+	// With the race detector on a busy machine the 6000 calls before it take seconds.
+	if d := time.Since(started); d > time.Minute {
 		t.Errorf("Describe took %v meanwhile", d)
 	}
 }
