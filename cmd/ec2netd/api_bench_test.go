@@ -1,15 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/godbus/dbus/v5"
-	"github.com/varlink/go/varlink"
 
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
@@ -52,11 +53,12 @@ func asks(b *testing.B, suite string) {
 		b.Fatal(err)
 	}
 	defer conn.Close()
-	link, err := varlink.NewConnection(b.Context(), "unix:"+root+"/run/ec2netd/org.ec2netd.Network")
+	link, err := net.Dial("unix", root+"/run/ec2netd/org.ec2netd.Network")
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer link.Close()
+	replies := bufio.NewReader(link)
 	manager := conn.Object("org.ec2netd1", "/org/ec2netd1")
 
 	var overBus, overVarlink, refresh []float64
@@ -70,13 +72,17 @@ func asks(b *testing.B, suite string) {
 		overBus = append(overBus, ms(time.Since(began)))
 		size = len(text)
 
-		var reply json.RawMessage
+		// The text alone, as over D-Bus: what a client makes of it is its own.
 		began = time.Now()
-		if err := link.Call(b.Context(), "org.ec2netd.Network.Describe", nil, &reply); err != nil {
+		if _, err := link.Write([]byte(`{"method":"org.ec2netd.Network.Describe"}` + "\x00")); err != nil {
+			b.Fatal(err)
+		}
+		reply, err := replies.ReadBytes(0)
+		if err != nil {
 			b.Fatal(err)
 		}
 		overVarlink = append(overVarlink, ms(time.Since(began)))
-		if len(reply) < size/2 {
+		if !json.Valid(reply[:len(reply)-1]) || len(reply) < size/2 {
 			b.Fatalf("Varlink described in %d bytes what D-Bus did in %d", len(reply), size)
 		}
 	}
