@@ -168,7 +168,7 @@ func (a *Agent) decide() {
 		entry.LeaseOverdue = now.Sub(memory.since) > leaseTime && now.Sub(memory.idle) > leaseTime
 		// Before networkd runs, what is written for a link costs no reload.
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
-		entry.Fresh = memory.attached && now.Sub(memory.seen) < 2*settleTime
+		entry.Fresh = memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime
 		said := a.Networkd.Link(l.Index)
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":

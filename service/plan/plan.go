@@ -136,8 +136,8 @@ type Link struct {
 	Reconfigured int
 	// New: the link came so lately that its metadata is most likely about to be read.
 	New bool
-	// Fresh: the link was attached so lately that its order of addresses can be mended by
-	// taking some away for a moment.
+	// Fresh: the link was attached just now and has not been configured yet, so that its
+	// order of addresses can be mended by taking some away for a moment.
 	Fresh bool
 	// Extent of somebody else's files in place of the generated ones.
 	Extent
