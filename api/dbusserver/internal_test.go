@@ -2,9 +2,11 @@ package dbusserver
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"reflect"
 	"slices"
@@ -164,14 +166,15 @@ type stream struct {
 func (s stream) Read(b []byte) (int, error)     { return s.Reader.Read(b) }
 func (stream) SetWriteDeadline(time.Time) error { return nil }
 
-func guarded(r io.Reader) *guard {
-	g := &guard{Conn: stream{Reader: r}, signatures: map[string]bool{"": true, "s": true, "b": true}}
+func guarded(r io.Reader, signatures map[string]bool) *guard {
+	g := &guard{Conn: stream{Reader: r}, signatures: signatures}
 	g.begun.Store(true)
 	return g
 }
 
 // TestGuard sends one message of each kind and sees what is left of it.
 func TestGuard(t *testing.T) {
+	signatures := map[string]bool{"": true, "s": true, "b": true}
 	reply := methodCall("x", "words")
 	reply.Type = dbus.TypeMethodReply
 	reply.Headers[dbus.FieldReplySerial] = dbus.MakeVariant(uint32(1))
@@ -195,7 +198,7 @@ func TestGuard(t *testing.T) {
 		for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
 			raw := message(t, c.in, order)
 			last := methodCall("Last")
-			g := guarded(bytes.NewReader(append(raw, message(t, last, order)...)))
+			g := guarded(bytes.NewReader(append(raw, message(t, last, order)...)), signatures)
 			got, err := dbus.DecodeMessage(g)
 			if err != nil {
 				t.Fatalf("%s: %v", c.name, err)
@@ -225,13 +228,109 @@ func FuzzGuard(f *testing.F) {
 	f.Add(message(f, methodCall("Describe"), binary.LittleEndian))
 	f.Add(message(f, methodCall("GetInterface", uint32(1)), binary.BigEndian))
 	f.Add(message(f, signal(":1.7", dbus.MakeVariant(dbus.MakeVariant("x"))), binary.LittleEndian))
+	signatures := map[string]bool{"": true, "s": true, "b": true}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		out, _ := io.ReadAll(guarded(bytes.NewReader(raw)))
+		out, _ := io.ReadAll(guarded(bytes.NewReader(raw), signatures))
 		if len(out) > len(raw) {
 			t.Errorf("%d bytes became %d", len(raw), len(out))
 		}
 		if len(out) > 0 && out[0] != 'l' && out[0] != 'B' {
 			t.Errorf("passed %q", out)
+		}
+	})
+}
+
+// noted is a log that says whether a call panicked.
+type noted struct {
+	slog.Handler
+	said *bool
+}
+
+func (noted) Enabled(context.Context, slog.Level) bool { return true }
+func (n noted) Handle(_ context.Context, r slog.Record) error {
+	*n.said = *n.said || r.Level >= slog.LevelError
+	return nil
+}
+
+// refuses lets nobody do anything.
+type refuses struct{}
+
+func (refuses) Authorize(context.Context, api.Caller, string) error { return errors.New("no") }
+
+// FuzzArguments: whatever object, method and arguments a call has, the answer is an error
+// of D-Bus or values that can be sent, whatever bytes a text has; no call panics, and nothing
+// is refreshed for somebody who may not (D4).
+func FuzzArguments(f *testing.F) {
+	for _, seed := range [][5]string{
+		{api.ObjectPath, api.ManagerInterface, "GetInterface", "ens5", ""},
+		{api.ObjectPath, "", "GetInterface", "02:00:00:00:00:01", ""},
+		{api.ObjectPath, propertiesInterface, "Get", api.ManagerInterface, "State"},
+		{api.InterfacePath + "/eni_2d0a1b2c3d4e5f60001", propertiesInterface, "GetAll", api.InterfaceInterface, ""},
+		{logControlPath, propertiesInterface, "Set", logControlInterface, "LogLevel"},
+		{api.ObjectPath, api.ManagerInterface, "Refresh", "", ""},
+		{api.ObjectPath, api.ManagerInterface, "Describe", "", ""},
+		{"/", objectManagerInterface, "GetManagedObjects", "", ""},
+		{"/org", introspectInterface, "Introspect", "", "\n"},
+	} {
+		for kind := range uint8(5) {
+			f.Add(seed[0], seed[1], seed[2], kind, seed[3], seed[4])
+		}
+	}
+	c, err := newContract()
+	if err != nil {
+		f.Fatal(err)
+	}
+	// Nobody answers on it: who calls is not known.
+	ours, theirs := net.Pipe()
+	conn, err := dbus.NewConn(ours)
+	if err != nil {
+		f.Fatal(err)
+	}
+	conn.Close()
+	theirs.Close()
+	f.Fuzz(func(t *testing.T, path, iface, member string, kind uint8, one, two string) {
+		in := methodCall(member)
+		in.Headers[dbus.FieldPath] = dbus.MakeVariant(dbus.ObjectPath(path))
+		in.Headers[dbus.FieldInterface] = dbus.MakeVariant(iface)
+		if iface == "" {
+			delete(in.Headers, dbus.FieldInterface)
+		}
+		in.Body = [][]any{nil, {one}, {one, two}, {one, two, dbus.MakeVariant(one)}, {len(one)%2 == 0}}[kind%5]
+		if len(in.Body) > 0 {
+			in.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(in.Body...))
+		}
+		var raw, sent bytes.Buffer
+		if in.EncodeTo(&raw, binary.LittleEndian) != nil {
+			return // the bus lets nobody send that
+		}
+		msg, err := dbus.DecodeMessage(guarded(&raw, c.inSignatures()))
+		if err != nil {
+			return
+		}
+		panicked := false
+		agent := apitest.NewAgent(apitest.State())
+		o := Options{Agent: agent, Authorizer: refuses{}, Log: noLog{}, Logger: slog.New(noted{slog.DiscardHandler, &panicked}), RefreshTimeout: time.Minute}
+		answering := &call{tree: newTree(&o, c), path: dbus.ObjectPath(path), iface: iface, member: member}
+		if _, err := answering.DecodeArguments(conn, ":1.7", msg, nil); err != nil {
+			t.Fatal(err)
+		}
+		out, err := answering.Call()
+		var failed dbus.Error
+		switch {
+		case errors.As(err, &failed):
+			out = failed.Body
+		case err != nil:
+			t.Errorf("the error is none of D-Bus: %v", err)
+		}
+		reply := &dbus.Message{Type: dbus.TypeMethodReply, Headers: map[dbus.HeaderField]dbus.Variant{dbus.FieldReplySerial: dbus.MakeVariant(uint32(1))}, Body: out}
+		if len(out) > 0 {
+			reply.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(out...))
+		}
+		if err := reply.EncodeTo(&sent, binary.LittleEndian); err != nil {
+			t.Errorf("the answer %v cannot be sent: %v", out, err)
+		}
+		if refreshed := len(agent.Refreshed()) > 0; refreshed || panicked {
+			t.Errorf("refreshed %v, panicked %v", refreshed, panicked)
 		}
 	})
 }
