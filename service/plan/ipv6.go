@@ -56,16 +56,27 @@ func compose(eni *ENI, in Input) {
 	stays, better := routers(eni, in)
 	technique, _ := Choose(in.Networkd)
 	want.StaticIPv6, want.Routers = !eni.Primary || staticIn(link.Current), stays
-	want.Static, eni.Held = static(eni, technique)
+	var held []netip.Addr
+	want.Static, held = static(eni, technique)
+	eni.Held = len(held) > 0
 	if networkDropIn(eni) == link.Current {
 		return
+	}
+	if all := want.Rules; eni.Held && link.Current != "" {
+		// A rule alone is no reason for a reload: its address needs one soon (E1).
+		want.Rules = withoutHeld(all, RulesIn(link.Current), held)
+		if networkDropIn(eni) == link.Current {
+			return
+		}
+		want.Rules = all
 	}
 	if technique == Undecided && in.Hint != nil && in.Hint.StaticIPv6 {
 		technique = Static
 	}
 	want.StaticIPv6 = want.StaticIPv6 || (want.IPv6 && technique == Static)
 	want.Routers = better
-	want.Static, eni.Held = static(eni, technique)
+	want.Static, held = static(eni, technique)
+	eni.Held = len(held) > 0
 }
 
 // routers returns the IPv6 routers of an ENI's subnet: those that stand in the drop-in, as

@@ -141,6 +141,28 @@ func TestHint(t *testing.T) {
 	}
 	in.Links[0].LeaseOverdue = false
 
+	// An address that was assigned while it was off waits for the lease, and its rule with
+	// it: that is one reload, not two. What else is new does not wait.
+	more := second
+	more.IPv4 = addrs("10.0.1.20", "10.0.1.21", "10.0.1.22")
+	booting := in
+	booting.PrimaryMAC, booting.Views = primary.MAC, map[string]metadata.ENI{primary.MAC: primary, more.MAC: more}
+	booting.Links = slices.Clone(in.Links)
+	booting.Links[1].Current = p.ENIs[1].Files[0].Content
+	if e := Make(booting).ENIs[1]; !e.Held || e.Files[0].Content != booting.Links[1].Current {
+		t.Errorf("before the lease:\n%s", e.Files[0].Content)
+	}
+	more.IPv4Prefixes = prefixes("10.0.1.64/28")
+	booting.Views[more.MAC] = more
+	if e := Make(booting).ENIs[1]; !slices.Contains(e.Want.Rules, netip.MustParsePrefix("10.0.1.22/32")) || !strings.Contains(e.Files[0].Content, "From=10.0.1.64/28") {
+		t.Errorf("a prefix before the lease:\n%s", e.Files[0].Content)
+	}
+	booting.Links[1] = leased(1, &second)
+	booting.Links[1].Current = p.ENIs[1].Files[0].Content
+	if e := Make(booting).ENIs[1]; e.Held || !strings.Contains(e.Files[0].Content, "From=10.0.1.22/32") {
+		t.Errorf("with the lease:\n%s", e.Files[0].Content)
+	}
+
 	byName := func(in Input) map[string]ENI {
 		out := make(map[string]ENI)
 		for _, e := range Make(in).ENIs {

@@ -570,9 +570,8 @@ func delegate(eni *ENI) {
 	want.Addresses = slices.Concat(want.Addresses, want.Delegated)
 }
 
-// static tells which addresses stand in the drop-in, and whether some that shall
-// stand there wait.
-func static(eni *ENI, technique Technique) (addresses []netip.Addr, held bool) {
+// static tells which addresses stand in the drop-in, and which shall stand there and wait.
+func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	link, want := &eni.Link, &eni.Want
 	// A networkd that keeps the lease over a reload keeps it whatever becomes of the
 	// metric: where the lease is, it stays the first.
@@ -587,14 +586,13 @@ func static(eni *ENI, technique Technique) (addresses []netip.Addr, held bool) {
 	// in it before the lease. So they go, and come again behind it (A3).
 	disordered := link.Fresh && Misordered(eni) != ""
 	add := func(address netip.Addr, now bool) {
-		if disordered && address.Is4() {
-			held = true
-			return
-		}
-		if (now && !unsure) || (inDropIn(link.Current, address) && !anew) {
+		switch {
+		case disordered && address.Is4():
+			held = append(held, address)
+		case now && !unsure, inDropIn(link.Current, address) && !anew:
 			addresses = append(addresses, address)
-		} else {
-			held = true
+		default:
+			held = append(held, address)
 		}
 	}
 	// The kernel orders addresses by age. A secondary address that comes before the
@@ -625,6 +623,15 @@ func static(eni *ENI, technique Technique) (addresses []netip.Addr, held bool) {
 		}
 	}
 	return addresses, held
+}
+
+// withoutHeld are the rules by source without those that are new and of addresses that
+// wait.
+func withoutHeld(all []netip.Prefix, present []Rule, held []netip.Addr) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(all), func(from netip.Prefix) bool {
+		return from.IsSingleIP() && slices.Contains(held, from.Addr()) &&
+			!slices.ContainsFunc(present, func(r Rule) bool { return r.From == from })
+	})
 }
 
 // moving tells whether the link is on its way from the base unit, and an IPv6 address on
