@@ -75,6 +75,15 @@ test-long: export EC2NETD_LONG := 1
 test-long: TIMEOUT := 5h
 test-long: test fuzz ## as test, with the fuzzers, the whole matrices and long runs (root)
 
+# How long the life of an instance is, and which: one seed has the same steps each time,
+# and TestLabSoak has the first few of seed 1.
+SOAK_TIME ?= 20m
+SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
+.PHONY: soak
+soak: host-packages stage ## the life of an instance by chance, on each systemd (root; SOAK_TIME, SOAK_SEED)
+	@echo 'To have these steps again: make soak SOAK_SEED=$(SOAK_SEED) SOAK_TIME=$(SOAK_TIME)'
+	EC2NETD_STAGE=$(STAGE) EC2NETD_SOAK=$(SOAK_TIME) EC2NETD_SEED=$(SOAK_SEED) $(GO) test -count=1 -timeout 0 -parallel 3 -run '^TestLabSoak$$' -v ./cmd/ec2netd/
+
 .PHONY: demo
 demo: host-packages stage ## the main job in the simulated VPC, step by step (root)
 	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) --install-root $(STAGE)
