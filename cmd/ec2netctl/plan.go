@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -91,6 +92,10 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 		if o.root != "" {
 			if root, err = filepath.Abs(o.root); err != nil {
 				return err
+			}
+			// What is not there would be planned for as if nothing were configured.
+			if _, err := os.ReadDir(root); err != nil {
+				return fmt.Errorf("looking for the configuration below --root: %w", err)
 			}
 		}
 		on, settings := &store.Store{Root: root}, config.Load("/"+root)

@@ -121,10 +121,7 @@ func (c *ctl) takeover(ctx context.Context, dryRun bool) error {
 	}
 	undo, err := t.do(ctx)
 	if err == nil {
-		wait := &waitOptions{timeout: span(takeoverTime), quiet: true}
-		if c.timeout > 0 {
-			wait.timeout = span(c.timeout)
-		}
+		wait := &waitOptions{timeout: span(c.within(takeoverTime)), quiet: true}
 		if err = c.waitOnline(ctx, wait); err == nil {
 			if err := os.RemoveAll(takenAway); err != nil {
 				return err
