@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -190,8 +191,8 @@ func TestTableWidth(t *testing.T) { // H5
 		{text("eni-1"), lines([]string{"10.0.0.1", "10.0.0.2"}), text("it takes many words to say what is wrong with this one")},
 		{text("eni-2"), text("10.0.0.3"), text("")},
 	}
-	for width, want := range map[int]int{0: 72, 100: 72, 60: 60, 45: 45, 10: 42} {
-		out := table(rows, width, false)
+	for width, want := range map[int]int{0: 72, 100: 72, 60: 60, 45: 45, 30: 30, 10: 26} {
+		out := table(rows, width, false, "ADDRESSES")
 		widest := 0
 		for line := range strings.Lines(out) {
 			widest = max(widest, len(line)-1)
@@ -200,11 +201,27 @@ func TestTableWidth(t *testing.T) { // H5
 			t.Errorf("width %d: %d columns\n%s", width, widest, out)
 		}
 		for _, word := range strings.Fields("it takes many words to say what is wrong with this one 10.0.0.2 eni-2") {
-			if !strings.Contains(out, word) {
-				t.Errorf("width %d: no %q in\n%s", width, word, out)
+			if spared := width == 10 && word == "10.0.0.2"; strings.Contains(out, word) == spared {
+				t.Errorf("width %d: there is a %q, or not, in\n%s", width, word, out)
 			}
 		}
 	}
+}
+
+// TestNarrow: on the screen that terminals begin with, each state and reason is seen.
+func TestNarrow(t *testing.T) { // H5
+	s := differ()
+	s.Interfaces[1].Addresses[3] = "2600:1f18:1234:5600:abcd:ef01:2345:6789"
+	s.Interfaces[1].State, s.Interfaces[1].Reason = state.ENIDegraded, "networkd has not brought: address 10.0.1.22; see journalctl -u systemd-networkd"
+	c := &ctl{environment: environment{width: 80}}
+	out := c.statusTable(s) + "\n" + c.itemTable(append(s.Interfaces[1].Items,
+		state.Item{Kind: state.ItemRule, Value: "from 2600:1f18:1234:5600:abcd:ef01:2345:6789/128 lookup 10001", Metadata: state.Yes, Rendered: true, Networkd: state.Yes, Kernel: true}))
+	for line := range strings.Lines(out) {
+		if n := utf8.RuneCountInString(line) - 1; n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	golden(t, out)
 }
 
 func TestJournalArgs(t *testing.T) { // I1
