@@ -248,10 +248,13 @@ func TestPlanCompare(t *testing.T) { // H5
 		return plan.File{Path: plan.NetworkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\n" + more}
 	}
 	const first, second, gone = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
+	// What stands beside the drop-in of an ENI that is gone.
+	match := plan.File{Path: plan.NetworkPath("ens7") + ".d/" + plan.MatchDropIn, Content: "[Match]\n"}
+	mtu := plan.File{Path: plan.NetworkPath("ens7") + ".d/mtu.conf", Target: "/etc/systemd/network/80-ec2.network.d/mtu.conf"}
 	if err := os.MkdirAll(filepath.Join(on.Root, plan.Directory), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := on.Apply([]plan.File{own("ens5", first, "a=1\n"), link("ens5"), own("ens7", gone, ""), link("ens7"), own("ens8", "02:00:00:00:00:04", ""), link("ens8")}, nil); err != nil {
+	if _, err := on.Apply([]plan.File{own("ens5", first, "a=1\n"), link("ens5"), own("ens7", gone, ""), match, mtu, link("ens7"), own("ens8", "02:00:00:00:00:04", ""), link("ens8")}, nil); err != nil {
 		t.Fatal(err)
 	}
 	units, err := on.Units()
@@ -269,7 +272,9 @@ func TestPlanCompare(t *testing.T) { // H5
 		{Name: "ens6", MAC: second, Metric: state.Unknown, Table: state.Unknown, DeviceIndex: 1, Files: files(own("ens6", second, ""), link("ens6"))},
 		{Name: "ens8", MAC: "02:00:00:00:00:04", DeviceIndex: state.Unknown, Metric: state.Unknown, Table: state.Unknown, Reason: "the metadata has not been read yet; what is configured stays"},
 	}}
-	p.compare(on, units)
+	if err := p.compare(on, units); err != nil {
+		t.Fatal(err)
+	}
 	var got []string
 	for _, e := range p.Interfaces {
 		for _, f := range e.Files {
@@ -279,13 +284,15 @@ func TestPlanCompare(t *testing.T) { // H5
 	if diff := cmp.Diff([]string{fileChanged, fileSame, fileNew, fileNew}, got); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]string{plan.NetworkPath("ens7"), plan.NetworkDropIn("ens7")}, p.Removed); diff != "" {
+	if diff := cmp.Diff([]string{plan.NetworkPath("ens7"), match.Path, mtu.Path, plan.NetworkDropIn("ens7")}, p.Removed); diff != "" {
 		t.Error(diff)
 	}
 	c := &ctl{}
 	golden(t, c.describePlan(&p, false, false))
 	same := planned{Interfaces: []plannedENI{{Name: "ens5", MAC: first, Files: files(own("ens5", first, "a=1\n"), link("ens5"))}}}
-	same.compare(on, nil)
+	if err := same.compare(on, nil); err != nil {
+		t.Fatal(err)
+	}
 	if got := c.describePlan(&same, false, false); got != "Nothing would change.\n" {
 		t.Error(got)
 	}

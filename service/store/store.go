@@ -275,20 +275,20 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 	return changes, nil
 }
 
-// prune removes what is not wanted of a unit: the unit itself first, its own
-// drop-in last, since that is what tells that the others are ours.
-func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error {
+// Unwanted lists the files of a generated unit that are not wanted, in the order in which
+// they are to go: the unit itself first, its own drop-in last, since that is what tells
+// that the others are ours.
+func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
+	var unwanted []string
 	own := path.Join(unit.dir(), plan.DropInName)
 	if !wanted[unit.unit()] {
 		if target, err := os.Readlink(s.at(unit.unit())); err == nil && unit.leadsTo(target) {
-			if err := s.remove(unit.unit(), changes); err != nil {
-				return err
-			}
+			unwanted = append(unwanted, unit.unit())
 		}
 	}
 	entries, err := os.ReadDir(s.at(unit.dir()))
 	if err != nil {
-		return fmt.Errorf("listing %s: %w", unit.dir(), err)
+		return nil, fmt.Errorf("listing %s: %w", unit.dir(), err)
 	}
 	for _, entry := range entries {
 		p := path.Join(unit.dir(), entry.Name())
@@ -296,19 +296,28 @@ func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error
 			continue
 		}
 		if target := s.Target(p); mirrored(target) || (entry.Type().IsRegular() && entry.Name() == plan.MatchDropIn) {
-			if err := s.remove(p, changes); err != nil {
-				return err
-			}
+			unwanted = append(unwanted, p)
 		}
 	}
-	if wanted[own] {
-		return nil
+	if info, err := os.Lstat(s.at(own)); !wanted[own] && (err != nil || info.Mode().IsRegular()) {
+		unwanted = append(unwanted, own)
 	}
-	if info, err := os.Lstat(s.at(own)); err == nil && !info.Mode().IsRegular() {
-		return nil
-	}
-	if err := s.remove(own, changes); err != nil {
+	return unwanted, nil
+}
+
+// prune removes what is not wanted of a unit.
+func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error {
+	unwanted, err := s.Unwanted(unit, wanted)
+	if err != nil {
 		return err
+	}
+	for _, p := range unwanted {
+		if err := s.remove(p, changes); err != nil {
+			return err
+		}
+	}
+	if !slices.Contains(unwanted, path.Join(unit.dir(), plan.DropInName)) {
+		return nil
 	}
 	// Somebody else's drop-ins in it keep the directory.
 	if os.Remove(s.at(unit.dir())) == nil {
