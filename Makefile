@@ -24,6 +24,10 @@ NFPM_VERSION := v2.45.2
 NFPM         := $(abspath $(BUILD)/tools/nfpm)
 PACKAGES     := $(BUILD)/packages
 ARCHES       := amd64 arm64
+# Who makes the packages, for whoever publishes them to say. The name of the default is
+# one that nobody can have (RFC 2606).
+export MAINTAINER ?= The ec2netd authors <ec2netd@ec2netd.example>
+export HOMEPAGE   ?=
 # The version of the packages: that of the tag, or one that sorts before the next release,
 # which the changelog names.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
@@ -127,9 +131,13 @@ packages-%: build $(NFPM)
 # The deb and the rpm of a root, without those of another version: machine, root, version,
 # directory.
 define pack
-	@mkdir -p $(4) && rm -f $(4)/*_$(1).deb $(4)/*.$(RPM_ARCH_$(1)).rpm
+	@mkdir -p $(4)/$(1) && rm -f $(4)/*_$(1).deb $(4)/*.$(RPM_ARCH_$(1)).rpm
+	@$(GO) run ./units/packages/bom -root $(2) -version '$(3)' -maintainer "$$MAINTAINER" \
+	  -licences $(4)/$(1)/dependencies.txt -spdx $(4)/$(1)/ec2netd.spdx.json usr/bin/ec2netctl usr/lib/ec2netd/ec2netd
+	@sed "s|@maintainer@|$$MAINTAINER|" units/packages/changelog.yaml >$(4)/$(1)/changelog.yaml
+	@sed 's|@changelog@|$(4)/$(1)/changelog.yaml|' units/packages/nfpm.yaml >$(4)/$(1)/nfpm.yaml
 	@set -e; for p in deb rpm; do \
-	  ARCH=$(1) ROOT=$(2) PACKAGE_VERSION='$(3)' TZ=UTC $(NFPM) package --config units/packages/nfpm.yaml --packager $$p --target $(4)/ >/dev/null; done
+	  ARCH=$(1) ROOT=$(2) BOM=$(4)/$(1) PACKAGE_VERSION='$(3)' TZ=UTC $(NFPM) package --config $(4)/$(1)/nfpm.yaml --packager $$p --target $(4)/ >$(4)/$(1)/log || { cat $(4)/$(1)/log; exit 1; }; done
 endef
 
 # Two versions for the tests, of what the tests install otherwise.
@@ -142,7 +150,8 @@ stage-packages: stage $(NFPM)
 # lintian-overrides and rpmlint.toml say what of lintian and rpmlint is let pass, and why.
 .PHONY: check-packages
 check-packages: packages ## that packages are reproducible, and what lintian and rpmlint say of them
-	@{ command -v lintian && command -v rpmlint; } >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends lintian rpmlint >/dev/null
+	@{ command -v lintian && command -v rpmlint; } >/dev/null || \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends lintian rpmlint; } >/dev/null
 	@rm -rf $(BUILD)/again && mkdir -p $(BUILD)/again
 	@git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(BUILD)/again
 	@umask 077; TZ=Asia/Tokyo $(MAKE) --no-print-directory -C $(BUILD)/again packages NFPM=$(NFPM) VERSION='$(VERSION)' PACKAGE_VERSION='$(PACKAGE_VERSION)' >/dev/null
