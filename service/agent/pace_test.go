@@ -243,6 +243,7 @@ func TestFailuresAreBounded(t *testing.T) {
 		{"silent", refuse(errSilent)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				enis := 5
 				if strings.HasSuffix(test.name, "hang") || strings.HasSuffix(test.name, "404") {
@@ -308,6 +309,7 @@ func TestFailuresAreBounded(t *testing.T) {
 func TestHangingENIsHoldNobodyUp(t *testing.T) {
 	for name, pattern := range map[string]string{"all keys": "/**", "one key": "/local-ipv4s"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s, a := inTurns(t, 15, nil)
 				for i := range 14 {
