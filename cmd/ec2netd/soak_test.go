@@ -70,9 +70,9 @@ type life struct {
 	before leftovers
 	// restarts is how often systemd has started the daemon again that was killed.
 	restarts int
-	// down: the daemon is stopped.
-	down    bool
-	slowest time.Duration
+	// down: the daemon is stopped. came: an ENI was attached in this step.
+	down, came bool
+	slowest    time.Duration
 }
 
 // leftovers is what may pile up.
@@ -145,6 +145,7 @@ func (l *leftovers) more(before *leftovers) string {
 func (s *life) step(n int) {
 	s.t.Helper()
 	began := time.Now()
+	s.came = false
 	var done []string
 	note := func(what string) {
 		done = append(done, what)
@@ -225,7 +226,7 @@ func (s *life) act(n int) string {
 		switch random.IntN(20) {
 		case 0, 1, 2:
 			if len(attached)+len(detached) <= soakENIs {
-				eni = s.attach(s.spec())
+				eni, s.came = s.attach(s.spec()), true
 				return named("attached: %d IPv4, %d IPv6, %d prefixes", len(eni.IPv4()), len(eni.IPv6()), len(eni.Prefixes()))
 			}
 		case 3, 4:
@@ -249,6 +250,7 @@ func (s *life) act(n int) string {
 					name = s.freeName()
 				}
 				must(eni.Reattach(ctx, name))
+				s.came = true
 				return named("attached again as number %d", eni.DeviceIndex())
 			}
 		case 8:
@@ -315,7 +317,13 @@ func (s *life) act(n int) string {
 				return s.disturb("ec2netd.service")
 			}
 		case 19:
-			return s.disturb(pick(random, []string{"systemd-networkd.service", "systemd-networkd.service", "systemd-udevd.service"}))
+			unit := pick(random, []string{"systemd-networkd.service", "systemd-networkd.service", "systemd-udevd.service"})
+			// A networkd that ends while it configures an ENI may forget what it has done by
+			// then. Once 257 kept a default route of the base unit's metric for good: the ENI
+			// was degraded, and said why.
+			if unit == "systemd-udevd.service" || !s.came {
+				return s.disturb(unit)
+			}
 		}
 	}
 }
