@@ -293,6 +293,8 @@ type link struct {
 	repairDelay time.Duration
 	// triggered is when udevd was last asked to apply its .link file.
 	triggered time.Time
+	// nameElsewhere: another link had one of its alternative names.
+	nameElsewhere bool
 	// file is the .network file that networkd used for it last.
 	file    string
 	state   state.ENI

@@ -621,6 +621,10 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	case a.missed(eni):
 		return state.ENIDegraded, "udevd has not handled the link, which networkd waits for: see systemctl status systemd-udevd.service"
 	case onlyAltnames(gaps):
+		if name, holder := a.nameElsewhere(eni); holder != "" {
+			return state.ENIDegraded, "altname " + name + " is still that of " + holder + ", and udevd takes none away: ip link property del dev " +
+				holder + " altname " + name
+		}
 		return state.ENIDegraded, "udevd has not brought: " + summary(gaps) + "; see journalctl -u systemd-udevd"
 	}
 	return state.ENIDegraded, "networkd has not brought: " + summary(gaps) + "; see journalctl -u systemd-networkd"

@@ -404,12 +404,17 @@ func (d devices) Apply(_ context.Context, names []string) error {
 			continue
 		}
 		for line := range strings.Lines(d.store.Read(plan.LinkDropIn(l.Name))) {
-			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !slices.Contains(l.Altnames, name) {
+			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !d.hasAltname(name) {
 				l.Altnames = append(l.Altnames, name)
 			}
 		}
 	}
 	return nil
+}
+
+// hasAltname tells whether some link has an alternative name: no other one can get it then.
+func (w *world) hasAltname(name string) bool {
+	return slices.ContainsFunc(w.links, func(l kernel.Link) bool { return slices.Contains(l.Altnames, name) })
 }
 
 // start runs an agent in the world until the returned function is called.
