@@ -126,7 +126,17 @@ func (e *ENI) Turns() int {
 			keys++
 		}
 	}
+	if e.onOtherCard() {
+		keys++
+	}
 	return (keys + perTurn - 1) / perTurn
+}
+
+// onOtherCard tells whether device index 0 may be an ENI's own, since it is not on the
+// first card; or what reads 0 until the attachment has propagated. So it is looked at with
+// what can change.
+func (e *ENI) onOtherCard() bool {
+	return e.DeviceIndex == 0 && e.NetworkCard != nil && *e.NetworkCard > 0
 }
 
 // unchanged looks at the part of an ENI that has its turn.
@@ -159,6 +169,14 @@ func (r *reader) unchanged(ctx context.Context, known *ENI, turn int) (bool, err
 			continue
 		}
 		if err := look(m.key, func(body string) (bool, error) { return m.same(known, body) }); err != nil {
+			return false, err
+		}
+	}
+	if known.onOtherCard() {
+		if err := look(keyDeviceNumber, func(body string) (bool, error) {
+			index, err := parseNumber(body, maxIndex)
+			return index == known.DeviceIndex, err
+		}); err != nil {
 			return false, err
 		}
 	}
@@ -195,7 +213,7 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	// A secondary ENI that reads device-number 0 may be one whose attachment has not
 	// propagated: its numbers are read again until they say something (B4).
 	numbered := known != nil && (want.Primary || known.DeviceIndex != 0)
-	if numbered && want.Turn > 0 {
+	if want.Turn > 0 && (numbered || (known != nil && known.onOtherCard())) {
 		same, err := r.unchanged(ctx, known, want.Turn)
 		if err != nil {
 			return nil, err
@@ -251,7 +269,9 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	}
 	for _, step := range steps {
 		// A subnet can be given another IPv6 block.
-		moved := step.key == keyIPv6Subnets && slices.ContainsFunc(eni.IPv6, func(address netip.Addr) bool { return !within(address, known) })
+		moved := step.key == keyIPv6Subnets &&
+			(slices.ContainsFunc(eni.IPv6, func(address netip.Addr) bool { return !within(address, known) }) ||
+				slices.ContainsFunc(eni.IPv6Prefixes, func(prefix netip.Prefix) bool { return !within(prefix.Addr(), known) }))
 		if (step.skip && !moved) || !exists[step.key] {
 			continue
 		}
