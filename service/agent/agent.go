@@ -267,7 +267,7 @@ type link struct {
 	// something about it: the start of the time that it is given.
 	since time.Time
 	// seen is when the link was first seen. attached: that was after the start of the
-	// daemon.
+	// daemon, or it was attached while the daemon was down, as another link than before.
 	seen     time.Time
 	attached bool
 	// took is how long it took from then until it was configured first, nil before that.

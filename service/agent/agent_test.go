@@ -449,6 +449,31 @@ func TestReattach(t *testing.T) {
 	})
 }
 
+// A3: an ENI that is attached again under its name while the daemon is down has the
+// addresses of its old drop-in before the lease.
+func TestReattachedWhileDown(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		_, stop := w.start(t)
+		settle(time.Minute)
+		stop()
+		w.set(func() {
+			w.links[1].Index = 8
+			slices.Reverse(w.links[1].Addresses)
+		})
+		if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.21", "10.0.1.20"}) {
+			t.Fatal(got)
+		}
+		a, stop := w.start(t)
+		defer stop()
+		settle(10 * time.Second)
+		if got := w.addresses("ens6"); must(t, a, "ens6", state.ENIConfigured).Reason != "" || !slices.Equal(got, []string{"10.0.1.20", "10.0.1.21"}) {
+			t.Errorf("%q, %+v", got, must(t, a, "ens6", state.ENIConfigured))
+		}
+	})
+}
+
 // B5, C3: two ENIs that are attached again under their old names, with each other's device
 // index: each waits for the other's numbers, and at no moment do two have the same on disk.
 func TestSwappedNumbers(t *testing.T) {
@@ -471,6 +496,7 @@ func TestSwappedNumbers(t *testing.T) {
 		w.set(func() {
 			one, two := w.views[macOf(1)], w.views[macOf(2)]
 			one.DeviceIndex, two.DeviceIndex = 2, 1
+			w.unique = true
 			w.views[macOf(1)], w.views[macOf(2)] = one, two
 			w.links[1].Index, w.links[2].Index = 8, 9
 		})

@@ -88,7 +88,9 @@ func (a *Agent) observe() bool {
 	for _, l := range snapshot.Links {
 		seen[l.MAC], present[l.Index] = true, true
 		if a.links[l.Index] == nil {
-			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running}
+			// While the daemon was down it was attached anew, if it was another link before.
+			t := a.targets[l.MAC]
+			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index)}
 			// networkd would configure it by files that are gone, if they matched.
 			a.reloadDue = a.reloadDue || a.forgotten
 		}

@@ -71,8 +71,10 @@ type world struct {
 	forgetful bool
 	helpless  bool
 	runs      int
-	// noAltnames: udevd adds none to a link, by its name.
+	// noAltnames: udevd adds none to a link, by its name. unique: nor any that another link
+	// has, as the kernel has it.
 	noAltnames map[string]bool
+	unique     bool
 
 	reads, reloads, reconfigures, triggers int
 	// questions is how often networkd was asked what it has applied.
@@ -175,10 +177,15 @@ func (w *world) apply() {
 		if !strings.Contains(content, "UseGateway=no") || w.gateways {
 			w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: metric, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
 		}
-		// The lease stays, static addresses are as the file has them.
-		l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool { return a.Prefix.IsSingleIP() })
-		for _, a := range plan.StaticIn(content) {
-			l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(a, a.BitLen()), Global: true})
+		// The lease stays, and so do static addresses that the file had before.
+		static := plan.StaticIn(content)
+		l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool {
+			return a.Prefix.IsSingleIP() && !slices.Contains(static, a.Prefix.Addr())
+		})
+		for _, a := range static {
+			if !l.Has(a) {
+				l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(a, a.BitLen()), Global: true})
+			}
 		}
 		table := 0
 		for line := range strings.Lines(content) {
@@ -404,7 +411,7 @@ func (d devices) Apply(_ context.Context, names []string) error {
 			continue
 		}
 		for line := range strings.Lines(d.store.Read(plan.LinkDropIn(l.Name))) {
-			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !d.hasAltname(name) {
+			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !slices.Contains(l.Altnames, name) && !(d.unique && d.hasAltname(name)) {
 				l.Altnames = append(l.Altnames, name)
 			}
 		}
@@ -412,7 +419,7 @@ func (d devices) Apply(_ context.Context, names []string) error {
 	return nil
 }
 
-// hasAltname tells whether some link has an alternative name: no other one can get it then.
+// hasAltname tells whether some link has an alternative name.
 func (w *world) hasAltname(name string) bool {
 	return slices.ContainsFunc(w.links, func(l kernel.Link) bool { return slices.Contains(l.Altnames, name) })
 }
