@@ -227,7 +227,7 @@ func (l *lab) removed(primary *state.Interface) {
 
 // TestLabDeb: the deb is installed on a running system that NetworkManager owns, as the
 // README says; a reboot makes networkd the owner.
-func TestLabDeb(t *testing.T) { // I2, I4, E6
+func TestLabDeb(t *testing.T) { // F5, I2, I4, E6
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
 			onNetworkManager(o)
@@ -244,6 +244,10 @@ func TestLabDeb(t *testing.T) { // I2, I4, E6
 			if state := l.run("sh", "-c", "systemctl is-active "+unit+" || :"); state != "inactive" {
 				t.Errorf("installing made %s %s", unit, state)
 			}
+		}
+		// F5
+		if out := l.fails("ec2netctl", "doctor"); !strings.Contains(out, "NetworkManager configures ENIs too: ") {
+			t.Errorf("while NetworkManager has the ENIs doctor says: %s", out)
 		}
 		presets := map[string]string{
 			"systemd-networkd.service": "enabled", "systemd-networkd-wait-online.service": "enabled", "systemd-resolved.service": "enabled",
@@ -279,8 +283,8 @@ func TestLabDeb(t *testing.T) { // I2, I4, E6
 			if now := l.run("dpkg-query", "--show", "--showformat=${Version}", "ec2netd"); now != "0.0."+version+"-1" {
 				t.Errorf("the version is %s", now)
 			}
-			if out := l.user("ec2netctl", "status"); !strings.Contains(out, "configured") {
-				t.Errorf("status: %s", out)
+			if out := l.user("ec2netctl", "status"); !strings.Contains(out, "configured") || !strings.Contains(out, "Conflicts: NetworkManager") {
+				t.Errorf("status, where NetworkManager is enabled: %s", out)
 			}
 		}
 		if now := l.enabled(); !maps.Equal(now, after) {
