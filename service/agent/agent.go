@@ -160,6 +160,9 @@ const (
 	slowestBusLook = 5 * time.Second
 	// waitTime bounds a Refresh that waits.
 	waitTime = 60 * time.Second
+	// silenceTime is how long a Refresh waits for the first answer of the metadata
+	// service. ec2netctl gives up after 30 s.
+	silenceTime = 15 * time.Second
 )
 
 // Agent is the loop. Make one with [New].
@@ -449,6 +452,9 @@ func (a *Agent) wake() time.Time {
 	earlier(a.applied.next)
 	for _, r := range a.waiting {
 		earlier(r.deadline)
+		if silence := r.began.Add(silenceTime); time.Now().Before(silence) {
+			earlier(silence)
+		}
 	}
 	return at
 }
