@@ -85,7 +85,7 @@ type world struct {
 	store     *store.Store
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{
 		dir: memory(t), views: map[string]metadata.ENI{}, errs: map[string]error{}, seen: map[string]os.FileInfo{}, running: true, bus: true,
@@ -96,7 +96,7 @@ func newWorld(t *testing.T) *world {
 }
 
 // memory is a directory in memory, as /run is: on a disk each rename waits for it.
-func memory(t *testing.T) string {
+func memory(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "ec2netd-test-")
 	if err != nil {
@@ -425,7 +425,7 @@ func (w *world) hasAltname(name string) bool {
 }
 
 // start runs an agent in the world until the returned function is called.
-func (w *world) start(t *testing.T) (*Agent, func()) {
+func (w *world) start(t testing.TB) (*Agent, func()) {
 	t.Helper()
 	a := New(Options{
 		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.Record(filepath.Join(w.dir, "rules.json")), RemoveOrphans: w.removeOrphans,

@@ -58,8 +58,8 @@ type Route struct {
 	Gateway netip.Addr
 	// Protocol is an RTPROT_ number: 16 for DHCP, 9 for RA, 4 for static.
 	Protocol int
-	// Local: what goes there is for this host (Type=local). The kernel's own such
-	// routes, one for each address, are left out.
+	// Local: what goes there is for this host (Type=local), and the route is a static one.
+	// The kernel's own such routes, one for each address, are left out.
 	Local bool
 }
 

@@ -102,7 +102,7 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 	// What the links looked like: the kernel also reports changes that are none for
 	// us (statistics, other links).
 	seen := make(map[int]appearance)
-	if found, err := observer.lenient.LinkList(); err == nil {
+	if found, err := observer.handle.LinkList(); err == nil {
 		for _, link := range found {
 			if _, ok := observer.driver(link); ok {
 				seen[link.Attrs().Index] = appearanceOf(link.Attrs())
