@@ -188,8 +188,10 @@ type Agent struct {
 	// presumed is the MAC address of the link that was taken for the primary ENI.
 	presumed string
 	// hint is what the last boot knew, nil for nothing; hintText is what is on disk.
-	hint        *lastBoot
-	hintText    []byte
+	hint     *lastBoot
+	hintText []byte
+	// hinted is the count of the plan that it was last seen to be right for.
+	hinted      uint64
 	technique   plan.Technique
 	instanceTry attempt
 	targets     map[string]*target
@@ -198,10 +200,17 @@ type Agent struct {
 	outage      outage
 	udev        udevWork
 
+	// snapshot is another one only if it says something else, and planned counts the
+	// plans, which are made when input is another one: nothing that follows from what is
+	// the same is worked out again. Neither is ever changed once it is there.
 	snapshot *kernel.Snapshot
-	links    map[int]*link
+	input    plan.Input
 	plan     plan.Plan
+	planned  uint64
+	links    map[int]*link
 	applied  applied
+	// linkStates is what networkd has said of links since the last look at the kernel.
+	linkStates map[int]networkd.LinkState
 
 	// reloadDue: networkd must be asked to reload. forgotten: files of detached ENIs
 	// went without a reload, so networkd still has them in memory.
@@ -228,6 +237,9 @@ type Agent struct {
 	// or in the kernel. orphanAt is when rules that networkd has forgotten are to be
 	// removed, zero if there are none; orphanDelay the time to the try after.
 	rules       map[plan.Rule]time.Time
+	noted       noted
+	generated   generated
+	inOrder     inOrder
 	orphanAt    time.Time
 	orphanDelay time.Duration
 	// conflicts are those found last; othersDue: they must be looked for.
@@ -303,6 +315,11 @@ type link struct {
 	state   state.ENI
 	entered time.Time
 	opinion opinion
+	// compared is the last comparison of it, and described what of its state follows from
+	// the plan of the count.
+	compared  *compared
+	described state.Interface
+	planned   uint64
 	// eni, mac and name are what it was last known by.
 	eni, mac, name string
 }
@@ -310,18 +327,19 @@ type link struct {
 // New returns an agent. It does nothing before Run.
 func New(options Options) *Agent {
 	a := &Agent{
-		Options:  options,
-		watchers: make(map[chan *state.State]struct{}),
-		ready:    make(chan struct{}),
-		requests: make(chan *request),
-		results:  make(chan result, readers),
-		answers:  make(chan answer, 1),
-		udevEnds: make(chan udevDone, 1),
-		bell:     make(chan struct{}, 1),
-		targets:  make(map[string]*target),
-		links:    make(map[int]*link),
-		rules:    make(map[plan.Rule]time.Time),
-		reads:    make(map[string]uint64),
+		Options:    options,
+		watchers:   make(map[chan *state.State]struct{}),
+		ready:      make(chan struct{}),
+		requests:   make(chan *request),
+		results:    make(chan result, readers),
+		answers:    make(chan answer, 1),
+		udevEnds:   make(chan udevDone, 1),
+		bell:       make(chan struct{}, 1),
+		targets:    make(map[string]*target),
+		links:      make(map[int]*link),
+		linkStates: make(map[int]networkd.LinkState),
+		rules:      make(map[plan.Rule]time.Time),
+		reads:      make(map[string]uint64),
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},
 		said:      make(map[string]string),

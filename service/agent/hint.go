@@ -91,7 +91,7 @@ func (a *Agent) planHint() *plan.Hint {
 // saveHint keeps what the next boot can begin with, once that is certain, if it is not
 // what is kept already (E3).
 func (a *Agent) saveHint() {
-	if a.Hint == "" || !a.instanceGot || len(a.plan.ENIs) == 0 {
+	if a.Hint == "" || !a.instanceGot || len(a.plan.ENIs) == 0 || a.hinted == a.planned {
 		return
 	}
 	technique, _ := plan.Choose(a.networkd())
@@ -122,6 +122,7 @@ func (a *Agent) saveHint() {
 	slices.SortFunc(now.ENIs, func(x, y lastBootOfIt) int { return strings.Compare(x.ENI.MAC, y.ENI.MAC) })
 	text, err := json.Marshal(now)
 	if err == nil && bytes.Equal(text, a.hintText) {
+		a.hinted = a.planned
 		return
 	}
 	if err == nil {

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"net/netip"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -81,7 +83,12 @@ func (a *Agent) observe() bool {
 	}
 	a.unsay("kernel")
 	running := a.snapshot != nil
-	a.snapshot = snapshot
+	if !running || !snapshot.Equal(a.snapshot) {
+		a.snapshot = snapshot
+	}
+	snapshot = a.snapshot
+	clear(a.linkStates)
+	a.generated.seen = false
 	now := time.Now()
 	seen := make(map[string]bool)
 	present := make(map[int]bool)
@@ -140,6 +147,16 @@ func (a *Agent) drop(t *target) {
 	a.unsay("read " + t.mac)
 }
 
+// linkState is what networkd says of a link, as of the last look at the kernel.
+func (a *Agent) linkState(index int) networkd.LinkState {
+	said, known := a.linkStates[index]
+	if !known {
+		said = a.Networkd.Link(index)
+		a.linkStates[index] = said
+	}
+	return said
+}
+
 func linkPresent(snapshot *kernel.Snapshot, index int) bool {
 	return slices.ContainsFunc(snapshot.Links, func(l kernel.Link) bool { return l.Index == index })
 }
@@ -171,7 +188,7 @@ func (a *Agent) decide() {
 		// Before networkd runs, what is written for a link costs no reload.
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
 		entry.Fresh = memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime
-		said := a.Networkd.Link(l.Index)
+		said := a.linkState(l.Index)
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":
 			// At first it waits for its IPv6 link-local address too, which is no reason to
@@ -187,8 +204,13 @@ func (a *Agent) decide() {
 		a.technique = technique
 		a.Log.Debug("how IPv6 is kept over a reload: "+technique.String(), "reason", why)
 	}
-	a.plan = plan.Make(in)
-	a.plan.GiveWay()
+	// What the plan follows from is most often what it was.
+	if a.planned == 0 || !reflect.DeepEqual(in, a.input) {
+		a.input = in
+		a.plan = plan.Make(in)
+		a.plan.GiveWay()
+		a.planned++
+	}
 	a.watchBase(in.Base, in.BaseDropIns)
 	presumed := ""
 	for i := range a.plan.ENIs {
@@ -233,6 +255,7 @@ func (a *Agent) act(ctx context.Context) bool {
 		a.unsay("store")
 	}
 	if changes.Any() {
+		a.generated.seen = false
 		a.lastChange = time.Now()
 		for _, r := range a.waiting {
 			r.written = append(r.written, changes.Written...)
@@ -340,7 +363,7 @@ func (a *Agent) missed(eni *plan.ENI) bool {
 // unhandled tells whether networkd has not begun with a link: it waits for udevd, or
 // has not looked at the link yet.
 func (a *Agent) unhandled(index int) bool {
-	state := a.Networkd.Link(index).Administrative
+	state := a.linkState(index).Administrative
 	return state == "pending" || state == ""
 }
 
@@ -414,7 +437,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 // ownInForce tells whether networkd uses the ENI's own unit with its own drop-in.
 func (a *Agent) ownInForce(eni *plan.ENI) bool {
 	return eni.Link.Taken == "" && eni.Link.NetworkHidden == "" &&
-		a.Networkd.Link(eni.Link.Index).File == plan.NetworkPath(eni.Link.Name)
+		a.linkState(eni.Link.Index).File == plan.NetworkPath(eni.Link.Name)
 }
 
 // lacking returns the address that an ENI lacks and that networkd would bring
@@ -470,14 +493,14 @@ func (a *Agent) verify() []state.Interface {
 		}
 		age := now.Sub(l.since)
 		changes := l.opinion.changes
-		truth := a.compare(eni, l, &entry)
+		compared := a.compare(eni, l, &entry)
 		changed, stale = changed || changes != l.opinion.changes, stale || !l.opinion.fresh()
-		disputed = disputed || truth.Disputed()
+		disputed = disputed || compared.truth.Disputed()
 		if eni.Known {
-			entry.Missing, entry.Unwanted = truth.Missing(), truth.Unwanted()
-			if late := truth.Late(); len(late) > 0 && age >= settleTime {
-				entry.Missing = append(entry.Missing, late...)
-			} else if len(late) > 0 {
+			entry.Missing, entry.Unwanted = compared.missing, compared.unwanted
+			if len(compared.late) > 0 && age >= settleTime {
+				entry.Missing = slices.Concat(compared.missing, compared.late)
+			} else if len(compared.late) > 0 {
 				soonest(slowestLook)
 			}
 			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool { return !eni.Link.Has(address) })
@@ -489,8 +512,7 @@ func (a *Agent) verify() []state.Interface {
 			a.lookDelay = firstLook
 		}
 		entry.State, entry.Reason = a.judge(eni, &entry, age)
-		entry.Items = truth.Items(a.whole(&entry))
-		entry.Gaps = state.GapsOf(entry.Items)
+		entry.Items, entry.Gaps = compared.told(a.whole(&entry))
 		if entry.State == state.ENIConfiguring || eni.Held || (eni.Known && eni.Link.LinkFile == "") {
 			if age < settleTime+time.Second {
 				if a.lookDelay == 0 {
@@ -591,7 +613,7 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 		return state.ENIPending, reason
 	}
 	gaps := slices.Concat(entry.Missing, prefixed("still there: ", entry.Unwanted))
-	why := a.Networkd.Link(eni.Link.Index)
+	why := a.linkState(eni.Link.Index)
 	entry.NetworkFile = why.File
 	switch {
 	case !a.networkdUp && a.networkdWhy != "" && (!a.busDown || age >= settleTime):
@@ -683,13 +705,22 @@ func (a *Agent) tell(entry *state.Interface) {
 
 // describe is what is known of an ENI without looking at the kernel.
 func (a *Agent) describe(eni *plan.ENI) state.Interface {
+	l := a.links[eni.Link.Index]
+	if l.planned != a.planned || eni.Keep {
+		l.described, l.planned = a.describeAnew(eni), a.planned
+	}
+	entry := l.described
+	entry.NetworkFile = a.linkState(eni.Link.Index).File
+	return entry
+}
+
+func (a *Agent) describeAnew(eni *plan.ENI) state.Interface {
 	entry := state.Interface{
 		MAC: eni.Link.MAC, Name: eni.Link.Name, Ifindex: eni.Link.Index, Primary: eni.Primary,
 		ENIID: eni.View.ID, DeviceIndex: state.Unknown, NetworkCard: state.Unknown,
 		Metric: state.Unknown, Table: state.Unknown, Priority: state.Unknown,
 		Addresses: []string{}, Prefixes: []string{}, Subnets: []string{}, Altnames: []string{}, Files: []string{},
 		Items: []state.Item{}, Gaps: []string{}, Missing: []string{}, Unwanted: []string{},
-		NetworkFile: a.Networkd.Link(eni.Link.Index).File,
 	}
 	for _, file := range eni.Files {
 		entry.Files = append(entry.Files, file.Path)

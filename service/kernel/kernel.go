@@ -6,6 +6,7 @@ package kernel
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 )
 
@@ -17,6 +18,11 @@ type Snapshot struct {
 	// rules.
 	Routes []Route
 	Rules  []Rule
+}
+
+// Equal tells whether two snapshots say the same.
+func (s *Snapshot) Equal(o *Snapshot) bool {
+	return slices.Equal(s.Routes, o.Routes) && slices.Equal(s.Rules, o.Rules) && reflect.DeepEqual(s.Links, o.Links)
 }
 
 // Link is a link that can be an ENI.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"path"
 	"slices"
 
 	"ec2netd/service/config"
@@ -735,13 +734,13 @@ func Altnames(view *metadata.ENI) []string {
 
 // NetworkPath and LinkPath are the generated units of a link, and NetworkDropIn and
 // LinkDropIn their drop-ins.
-func NetworkPath(name string) string { return path.Join(Directory, "70-"+name+".network") }
+func NetworkPath(name string) string { return Directory + "/70-" + name + ".network" }
 
 // NetworkDropIn is the generated .network drop-in of a link.
-func NetworkDropIn(name string) string { return path.Join(NetworkPath(name)+".d", DropInName) }
+func NetworkDropIn(name string) string { return Directory + "/70-" + name + ".network.d/" + DropInName }
 
 // LinkPath is the generated .link file of a link.
-func LinkPath(name string) string { return path.Join(Directory, "70-"+name+".link") }
+func LinkPath(name string) string { return Directory + "/70-" + name + ".link" }
 
 // LinkDropIn is the generated .link drop-in of a link.
-func LinkDropIn(name string) string { return path.Join(LinkPath(name)+".d", DropInName) }
+func LinkDropIn(name string) string { return Directory + "/70-" + name + ".link.d/" + DropInName }

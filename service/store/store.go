@@ -19,7 +19,9 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
+	"ec2netd/service/file"
 	"ec2netd/service/plan"
 )
 
@@ -32,6 +34,8 @@ type Store struct {
 	Step func()
 
 	swept bool
+
+	files file.Reader
 }
 
 func (s *Store) step() {
@@ -58,15 +62,20 @@ func (c *Changes) wrote(p string) {
 	c.Written = append(c.Written, p)
 }
 
-func (s *Store) at(p string) string { return filepath.Join("/", s.Root, path.Join("/", p)) }
+func (s *Store) at(p string) string {
+	if s.Root == "" && path.IsAbs(p) {
+		return path.Clean(p) // the same text, most often
+	}
+	return filepath.Join("/", s.Root, path.Join("/", p))
+}
 
 // Read returns the content of a file of the store, empty if there is none.
 func (s *Store) Read(p string) string {
-	text, err := os.ReadFile(s.at(p))
+	text, err := s.files.Read(s.at(p))
 	if err != nil {
 		return ""
 	}
-	return string(text)
+	return text
 }
 
 // Target returns where a symbolic link of the store leads, empty if it is none.
@@ -125,8 +134,9 @@ type Unit struct {
 	Kind string
 }
 
-func (u Unit) unit() string { return path.Join(plan.Directory, "70-"+u.Name+"."+u.Kind) }
-func (u Unit) dir() string  { return u.unit() + ".d" }
+func (u Unit) unit() string   { return plan.Directory + "/70-" + u.Name + "." + u.Kind }
+func (u Unit) dir() string    { return u.unit() + ".d" }
+func (u Unit) dropIn() string { return u.unit() + ".d/" + plan.DropInName }
 
 // Units lists the generated units.
 func (s *Store) Units() ([]Unit, error) {
@@ -149,9 +159,10 @@ func (s *Store) Units() ([]Unit, error) {
 				continue
 			}
 			unit := Unit{Name: name, Kind: kind}
-			info, err := os.Lstat(s.at(path.Join(unit.dir(), plan.DropInName)))
+			var there unix.Stat_t
+			err := unix.Lstat(s.at(unit.dropIn()), &there)
 			switch {
-			case err == nil && info.Mode().IsRegular():
+			case err == nil && there.Mode&unix.S_IFMT == unix.S_IFREG:
 				units = append(units, unit)
 			case err == nil && kind == Network && unit.leadsTo(s.Target(unit.unit())):
 				// Something was put in the drop-in's place, and the unit, which is ours, is
@@ -243,7 +254,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 			continue
 		}
 		stays := wanted
-		own := path.Join(unit.dir(), plan.DropInName)
+		own := unit.dropIn()
 		if wanted[own] && plan.MACIn(s.Read(own)) != plan.MACIn(content[own]) {
 			stays = nil
 		}
@@ -280,7 +291,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 // that the others are ours.
 func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
 	var unwanted []string
-	own := path.Join(unit.dir(), plan.DropInName)
+	own := unit.dropIn()
 	if !wanted[unit.unit()] {
 		if target, err := os.Readlink(s.at(unit.unit())); err == nil && unit.leadsTo(target) {
 			unwanted = append(unwanted, unit.unit())
@@ -316,7 +327,7 @@ func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error
 			return err
 		}
 	}
-	if !slices.Contains(unwanted, path.Join(unit.dir(), plan.DropInName)) {
+	if !slices.Contains(unwanted, unit.dropIn()) {
 		return nil
 	}
 	// Somebody else's drop-ins in it keep the directory.
@@ -380,34 +391,48 @@ func (s *Store) remove(p string, changes *Changes) error {
 	if err := os.Remove(s.at(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing %s: %w", p, err)
 	}
+	s.files.Forget(s.at(p))
 	changes.Removed = append(changes.Removed, p)
 	s.step()
 	return nil
 }
 
 func (s *Store) write(file plan.File, units []Unit, changes *Changes) error {
-	if _, err := os.Stat(s.at(path.Dir(file.Path))); err != nil {
-		if err := os.MkdirAll(s.at(path.Dir(file.Path)), 0o755); err != nil {
-			return fmt.Errorf("making the directory of %s: %w", file.Path, err)
-		}
-		s.step()
-	}
 	if file.Target != "" {
 		return s.link(file, units, changes)
 	}
-	if info, err := os.Lstat(s.at(file.Path)); err == nil && !info.Mode().IsRegular() {
+	var there unix.Stat_t
+	switch err := unix.Lstat(s.at(file.Path), &there); {
+	case err != nil:
+		if err := s.makeDir(file); err != nil {
+			return err
+		}
+	case there.Mode&unix.S_IFMT != unix.S_IFREG:
 		// A rename would replace it, a mask by an administrator too.
 		changes.Refused[file.Path] = "something of somebody else's, a mask maybe, is in its place"
 		return nil
-	}
-	present, err := os.ReadFile(s.at(file.Path))
-	if err == nil && string(present) == file.Content {
-		return nil
+	default:
+		if present, err := s.files.Read(s.at(file.Path)); err == nil && present == file.Content {
+			return nil
+		}
 	}
 	if err := s.replace(file); err != nil {
 		return fmt.Errorf("writing %s: %w", file.Path, err)
 	}
 	changes.wrote(file.Path)
+	s.step()
+	return nil
+}
+
+// makeDir makes the directory of a file, if it is not there.
+func (s *Store) makeDir(file plan.File) error {
+	dir := s.at(path.Dir(file.Path))
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("making the directory of %s: %w", file.Path, err)
+	}
 	s.step()
 	return nil
 }
@@ -443,22 +468,20 @@ func (s *Store) replace(file plan.File) error {
 }
 
 func (s *Store) link(file plan.File, units []Unit, changes *Changes) error {
-	info, err := os.Lstat(s.at(file.Path))
+	target, err := os.Readlink(s.at(file.Path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return fmt.Errorf("looking at %s: %w", file.Path, err)
-	case info.Mode()&fs.ModeSymlink == 0:
+		if err := s.makeDir(file); err != nil {
+			return err
+		}
+	case errors.Is(err, unix.EINVAL):
 		changes.Refused[file.Path] = "a file of somebody else's is in its place"
 		return nil
+	case err != nil:
+		return fmt.Errorf("looking at %s: %w", file.Path, err)
+	case target == file.Target:
+		return nil
 	default:
-		target, err := os.Readlink(s.at(file.Path))
-		if err != nil {
-			return fmt.Errorf("looking at %s: %w", file.Path, err)
-		}
-		if target == file.Target {
-			return nil
-		}
 		if target == os.DevNull {
 			changes.Refused[file.Path] = "it is masked"
 			return nil
