@@ -347,7 +347,7 @@ func New(options Options) *Agent {
 	for _, kind := range metadata.Kinds() {
 		a.reads[kind.String()] = 0
 	}
-	a.reads["ok"], a.reads["incomplete"] = 0, 0
+	a.reads["ok"], a.reads["unchanged"], a.reads["incomplete"] = 0, 0, 0
 	a.counted.Store(a.count())
 	a.current.Store(&state.State{Version: options.Version, State: state.Starting, Conflicts: []state.Conflict{}, Interfaces: []state.Interface{}})
 	return a
@@ -401,11 +401,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-a.bell:
 			a.ask(0)
 		case r := <-a.results:
-			a.take(r)
-			// Wait a moment for the others, so that all make one reload.
-			if a.reading > 0 {
+			switch {
+			case !a.take(r):
+				// All is as it was: that is no reason to look at anything else.
+				a.publishCounts()
+			case a.reading > 0:
+				// Wait a moment for the others, so that all make one reload.
 				a.ask(batchTime)
-			} else {
+			default:
 				a.ask(0)
 			}
 		case done := <-a.udevEnds:

@@ -49,6 +49,18 @@ func (a *Agent) Watch(ctx context.Context) <-chan *state.State {
 	return out
 }
 
+// publishCounts brings the current state up to date with what of it moves with each read
+// and is told to nobody.
+func (a *Agent) publishCounts() {
+	a.counted.Store(a.count())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	next := *a.State()
+	next.Metadata.LastSuccess = a.lastSuccess
+	next.Metadata.Requests, next.Metadata.Errors = a.Metadata.Requests()
+	a.current.Store(&next)
+}
+
 // publish makes the state of this pass the current one, and tells the watchers if
 // it says anything new.
 func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {

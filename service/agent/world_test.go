@@ -41,6 +41,8 @@ type world struct {
 	running   bool
 	bus       bool
 	reloadErr error
+	// observed is called when the kernel is looked at.
+	observed func()
 	// onReload is called when networkd is asked to reload, before it does.
 	onReload func()
 	// mute: networkd takes the reload and does nothing.
@@ -209,6 +211,9 @@ func (w *world) apply() {
 func (w *world) Observe() (*kernel.Snapshot, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.observed != nil {
+		w.observed()
+	}
 	s := &kernel.Snapshot{Routes: slices.Clone(w.routes), Rules: slices.Clone(w.rules)}
 	for _, l := range w.links {
 		l.Addresses, l.Altnames = slices.Clone(l.Addresses), slices.Clone(l.Altnames)

@@ -100,14 +100,14 @@ func (d *dumper) once(kind uint16, header []byte, each func(item []byte)) error 
 			if length < unix.SizeofNlMsghdr || length > len(rest) {
 				return unix.EBADMSG
 			}
-			item, type_, flags := rest[unix.SizeofNlMsghdr:length], binary.NativeEndian.Uint16(rest[4:]), binary.NativeEndian.Uint16(rest[6:])
+			item, kind, flags := rest[unix.SizeofNlMsghdr:length], binary.NativeEndian.Uint16(rest[4:]), binary.NativeEndian.Uint16(rest[6:])
 			sequence := binary.NativeEndian.Uint32(rest[8:])
 			rest = rest[min(aligned(length), len(rest)):]
 			if sequence != d.sequence {
 				continue // of a dump that was given up
 			}
 			interrupted = interrupted || flags&unix.NLM_F_DUMP_INTR != 0
-			switch type_ {
+			switch kind {
 			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
 				if len(item) >= 4 {
 					if failure := int32(binary.NativeEndian.Uint32(item)); failure != 0 {

@@ -176,9 +176,9 @@ func (o *Observer) addresses(entry *Link) error {
 // itself the kernel would go through all of them each time.
 func (o *Observer) routes(snapshot *Snapshot) error {
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		for _, filter := range []struct{ type_, protocol byte }{{type_: unix.RTN_UNICAST}, {unix.RTN_LOCAL, ProtocolStatic}} {
+		for _, filter := range []struct{ kind, protocol byte }{{kind: unix.RTN_UNICAST}, {unix.RTN_LOCAL, ProtocolStatic}} {
 			header := make([]byte, unix.SizeofRtMsg)
-			header[0], header[5], header[7] = family, filter.protocol, filter.type_
+			header[0], header[5], header[7] = family, filter.protocol, filter.kind
 			before := len(snapshot.Routes)
 			err := o.dumper.dump(unix.RTM_GETROUTE, header, func() { snapshot.Routes = snapshot.Routes[:before] }, func(item []byte) {
 				route, ok := routeOf(item, family)
@@ -199,9 +199,9 @@ func routeOf(item []byte, family byte) (Route, bool) {
 	if len(item) < unix.SizeofRtMsg || item[0] != family || binary.NativeEndian.Uint32(item[8:])&unix.RTM_F_CLONED != 0 {
 		return Route{}, false
 	}
-	bits, table, protocol, type_ := int(item[1]), int(item[4]), int(item[5]), item[7]
-	local := type_ == unix.RTN_LOCAL && protocol == ProtocolStatic
-	if !local && (type_ != unix.RTN_UNICAST || table == unix.RT_TABLE_LOCAL) {
+	bits, table, protocol, kind := int(item[1]), int(item[4]), int(item[5]), item[7]
+	local := kind == unix.RTN_LOCAL && protocol == ProtocolStatic
+	if !local && (kind != unix.RTN_UNICAST || table == unix.RT_TABLE_LOCAL) {
 		return Route{}, false
 	}
 	route := Route{Table: table, Protocol: protocol, Local: local}

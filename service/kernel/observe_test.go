@@ -62,16 +62,15 @@ func TestObserve(t *testing.T) {
 	prefix := netip.MustParsePrefix
 	for _, text := range []string{"10.0.1.9/24", "10.0.1.10/32", "192.0.2.1 peer 192.0.2.2/32", "2001:db8::5/128"} {
 		link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ens5}}
-		address := &netlink.Addr{}
+		var address *netlink.Addr
+		var err error
 		if text == "192.0.2.1 peer 192.0.2.2/32" {
-			var err error
 			address, err = netlink.ParseAddr("192.0.2.1/32")
 			must(err)
 			peer, err := netlink.ParseAddr("192.0.2.2/32")
 			must(err)
 			address.Peer = peer.IPNet
 		} else {
-			var err error
 			address, err = netlink.ParseAddr(text)
 			must(err)
 		}

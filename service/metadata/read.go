@@ -84,6 +84,8 @@ type Wanted struct {
 	// change is looked at with at most two requests, and where it is as Known says,
 	// Known is the view (D8). Where it is not, all of it is read at once.
 	Turn int
+	// Often is how often addresses are looked at in one round of turns, as for Turns.
+	Often int
 }
 
 // mutable are the keys that change while an ENI is attached, and where a view has
@@ -115,21 +117,55 @@ var mutable = []struct {
 // perTurn is how many requests a turn makes (D8).
 const perTurn = 2
 
-// Turns is how many turns it takes to look at all that can change of an ENI: at the
-// listing, which shows keys that appear and vanish, and at each key that changes.
-// It is 1 for an ENI with IPv4 addresses only, 2 with IPv6 addresses as well, and 3
-// at most. In all its turns together an ENI costs what one whole view does.
-func (e *ENI) Turns() int {
-	keys := 1
+// Turns is how many turns make a round, in which all that can change of an ENI is looked
+// at: the listing, which shows keys that appear and vanish, and each key that changes.
+// With often 1 it is 1 for an ENI with IPv4 addresses only, 2 with IPv6 addresses as
+// well, and 3 at most, and a round costs what one whole view does. With more, there are
+// that many turns if not more, and addresses are looked at as often, as far as the
+// requests of the turns allow: those of IPv4 first.
+func (e *ENI) Turns(often int) int { return len(e.round(often)) }
+
+// round is what is looked at in each turn, the listing as an empty key.
+func (e *ENI) round(often int) [][]string {
+	var addresses []string
+	once := []string{""}
 	for _, m := range mutable {
-		if m.has(e) {
-			keys++
+		switch {
+		case !m.has(e):
+		case m.key == keyIPv4 || m.key == keyIPv6:
+			addresses = append(addresses, m.key)
+		default:
+			once = append(once, m.key)
 		}
 	}
 	if e.onOtherCard() {
-		keys++
+		once = append(once, keyDeviceNumber)
 	}
-	return (keys + perTurn - 1) / perTurn
+	turns := (len(addresses) + len(once) + perTurn - 1) / perTurn
+	if len(addresses) > 0 {
+		turns = max(turns, often)
+	}
+	round := make([][]string, turns)
+	// spread puts a key into as many turns, evenly where there is room.
+	spread := func(key string, times int) {
+		for i := range times {
+			turn := i * turns / times
+			for len(round[turn]) == perTurn || slices.Contains(round[turn], key) {
+				turn = (turn + 1) % turns
+			}
+			round[turn] = append(round[turn], key)
+		}
+	}
+	room := perTurn*turns - len(once) - len(addresses)
+	for _, key := range addresses {
+		more := min(max(often, 1)-1, room)
+		room -= more
+		spread(key, 1+more)
+	}
+	for _, key := range once {
+		spread(key, 1)
+	}
+	return round
 }
 
 // onOtherCard tells whether device index 0 may be an ENI's own, since it is not on the
@@ -140,14 +176,24 @@ func (e *ENI) onOtherCard() bool {
 }
 
 // unchanged looks at the part of an ENI that has its turn.
-func (r *reader) unchanged(ctx context.Context, known *ENI, turn int) (bool, error) {
+func (r *reader) unchanged(ctx context.Context, known *ENI, turn, often int) (bool, error) {
 	same := true
-	position := 0
-	look := func(key string, check func(body string) (bool, error)) error {
-		mine := position/perTurn == turn-1
-		position++
-		if !mine || !same {
-			return nil
+	round := known.round(often)
+	for _, key := range round[min(turn, len(round))-1] {
+		check := func(body string) (bool, error) {
+			exists, err := parseKeys(body)
+			return known.has(exists), err
+		}
+		if key == keyDeviceNumber {
+			check = func(body string) (bool, error) {
+				index, err := parseNumber(body, maxIndex)
+				return index == known.DeviceIndex, err
+			}
+		}
+		for _, m := range mutable {
+			if m.key == key {
+				check = func(body string) (bool, error) { return m.same(known, body) }
+			}
 		}
 		err := r.read(ctx, key, func(body string) (err error) {
 			same, err = check(body)
@@ -156,31 +202,11 @@ func (r *reader) unchanged(ctx context.Context, known *ENI, turn int) (bool, err
 		if err != nil && KindOf(err) == NotFound {
 			same, err = false, nil
 		}
-		return err
-	}
-	if err := look("", func(body string) (bool, error) {
-		exists, err := parseKeys(body)
-		return known.has(exists), err
-	}); err != nil {
-		return false, err
-	}
-	for _, m := range mutable {
-		if !m.has(known) {
-			continue
-		}
-		if err := look(m.key, func(body string) (bool, error) { return m.same(known, body) }); err != nil {
+		if err != nil || !same {
 			return false, err
 		}
 	}
-	if known.onOtherCard() {
-		if err := look(keyDeviceNumber, func(body string) (bool, error) {
-			index, err := parseNumber(body, maxIndex)
-			return index == known.DeviceIndex, err
-		}); err != nil {
-			return false, err
-		}
-	}
-	return same, nil
+	return true, nil
 }
 
 // has tells whether a listing has the keys that the view was read from.
@@ -214,7 +240,7 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	// propagated: its numbers are read again until they say something (B4).
 	numbered := known != nil && (want.Primary || known.DeviceIndex != 0)
 	if want.Turn > 0 && (numbered || (known != nil && known.onOtherCard())) {
-		same, err := r.unchanged(ctx, known, want.Turn)
+		same, err := r.unchanged(ctx, known, want.Turn, want.Often)
 		if err != nil {
 			return nil, err
 		}

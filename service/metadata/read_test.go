@@ -357,9 +357,9 @@ func TestIndexZeroOnOtherCard(t *testing.T) {
 	}
 	round := func() (changed *metadata.ENI) {
 		t.Helper()
-		for turn := 1; turn <= known.Turns(); turn++ {
+		for turn := 1; turn <= known.Turns(4); turn++ {
 			before, _ := client.Requests()
-			now, err := client.ReadENI(t.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Turn: turn})
+			now, err := client.ReadENI(t.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Turn: turn, Often: 4})
 			if err != nil {
 				t.Fatal(err)
 			}
