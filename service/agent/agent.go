@@ -197,8 +197,10 @@ type Agent struct {
 	targets     map[string]*target
 	waiting     []*request
 	reading     int
-	outage      outage
-	udev        udevWork
+	// begun: the first pass is over.
+	begun  bool
+	outage outage
+	udev   udevWork
 
 	// snapshot is another one only if it says something else, and planned counts the
 	// plans, which are made when input is another one: nothing that follows from what is
@@ -386,7 +388,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.nextRefresh = time.Now().Add(jitter(a.RefreshEvery))
 	a.pass(ctx)
+	// What only PID 1 can tell comes after: it has a service to start, and takes its time
+	// (20 ms an answer on a busy machine).
+	a.begun = true
 	close(a.ready)
+	a.ask(0)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -1040,4 +1041,48 @@ func TestWatch(t *testing.T) {
 			t.Errorf("%+v", last)
 		}
 	})
+}
+
+// E3: a pass with nothing to do works nothing out again, however many addresses there are,
+// and what somebody else does is seen all the same.
+func TestIdlePassIsCheap(t *testing.T) {
+	var most float64
+	for _, addresses := range []int{5, 50} {
+		a, w := idle(t, 15, addresses)
+		a.pass(t.Context())
+		allocations := testing.AllocsPerRun(20, func() { a.pass(t.Context()) })
+		t.Logf("%v allocations with %d addresses an ENI", allocations, addresses)
+		if most == 0 {
+			most = 1.1*allocations + 100
+		} else if allocations > most {
+			t.Errorf("%v allocations with %d addresses an ENI, want at most %v", allocations, addresses, most)
+		}
+
+		file := filepath.Join(w.dir, plan.NetworkDropIn("ens6"))
+		was, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, bytes.Replace(was, []byte("10001"), []byte("10002"), 1), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		a.pass(t.Context())
+		if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, was) {
+			t.Errorf("somebody's change of %s stays: %v", file, err)
+		}
+		gone := netip.MustParseAddr("10.0.8.2")
+		w.set(func() {
+			l := &w.links[1]
+			l.Addresses = slices.DeleteFunc(slices.Clone(l.Addresses), func(k kernel.Address) bool { return k.Prefix.Addr() == gone })
+		})
+		a.pass(t.Context())
+		if got, _ := a.State().Find("ens6"); !slices.Contains(got.Missing, "address "+gone.String()) {
+			t.Errorf("%s was taken away, and missing is %q", gone, got.Missing)
+		}
+		w.set(func() { w.rules = w.rules[:len(w.rules)-1] })
+		a.pass(t.Context())
+		if got, _ := a.State().Find("ens19"); len(got.Missing) != 1 {
+			t.Errorf("a rule was taken away, and missing is %q", got.Missing)
+		}
+	}
 }

@@ -18,7 +18,7 @@ func BenchmarkPass(b *testing.B) {
 	const enis = 15
 	for _, addresses := range []int{50, 1, 10, 100, 1000} {
 		b.Run(fmt.Sprintf("addresses=%d", addresses), func(b *testing.B) {
-			a := idle(b, enis, addresses)
+			a, _ := idle(b, enis, addresses)
 			b.ReportAllocs()
 			began := cpu()
 			for b.Loop() {
@@ -31,9 +31,9 @@ func BenchmarkPass(b *testing.B) {
 
 // idle is an agent that has configured everything and whose loop has ended: passes are the
 // caller's to make.
-func idle(b *testing.B, enis, addresses int) *Agent {
-	b.Helper()
-	w := newWorld(b)
+func idle(tb testing.TB, enis, addresses int) (*Agent, *world) {
+	tb.Helper()
+	w := newWorld(tb)
 	for i := range enis {
 		var ipv4 []string
 		for address := netip.AddrFrom4([4]byte{10, 0, byte(8 * i), 1}); len(ipv4) < addresses; address = address.Next() {
@@ -41,16 +41,16 @@ func idle(b *testing.B, enis, addresses int) *Agent {
 		}
 		w.attach(i, fmt.Sprintf("ens%d", 5+i), ipv4...)
 	}
-	a, stop := w.start(b)
+	a, stop := w.start(tb)
 	defer stop()
-	for now := range a.Watch(b.Context()) {
+	for now := range a.Watch(tb.Context()) {
 		if now.State == state.Configured && len(now.Interfaces) == enis && a.configured(now) {
 			break
 		}
 	}
 	// Files are only taken to be unchanged once they are a second old.
 	time.Sleep(1100 * time.Millisecond)
-	return a
+	return a, w
 }
 
 // cpu is what this process has used so far: a machine that is busy with others does not

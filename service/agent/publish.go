@@ -118,7 +118,7 @@ func (a *Agent) Metrics() []metrics.Metric {
 }
 
 func (a *Agent) versionOf(ctx context.Context) string {
-	if !a.networkdUp {
+	if !a.networkdUp || !a.begun {
 		return ""
 	}
 	return a.Networkd.Version(ctx)
