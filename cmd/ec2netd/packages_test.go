@@ -283,9 +283,11 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6
 			if now := l.run("dpkg-query", "--show", "--showformat=${Version}", "ec2netd"); now != "0.0."+version+"-1" {
 				t.Errorf("the version is %s", now)
 			}
-			if out := l.user("ec2netctl", "status"); !strings.Contains(out, "configured") || !strings.Contains(out, "Conflicts: NetworkManager") {
-				t.Errorf("status, where NetworkManager is enabled: %s", out)
-			}
+			status := ""
+			l.untilOr("the status has the conflict with NetworkManager, which is enabled", func() (bool, error) {
+				status = l.user("ec2netctl", "status")
+				return strings.Contains(status, "configured") && strings.Contains(status, "Conflicts: NetworkManager"), nil
+			}, &status)
 		}
 		if now := l.enabled(); !maps.Equal(now, after) {
 			t.Errorf("upgrades made %v of %v", now, after)
