@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,12 +142,19 @@ func (c *ctl) takeover(ctx context.Context, dryRun bool) error {
 
 // do carries it out. The returned function puts back what was there, as far as it came.
 func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, err error) {
+	before, err := generated()
+	if err != nil {
+		return func(context.Context) error { return nil }, err
+	}
 	moved := map[string]string{}
 	undo = func(ctx context.Context) error {
 		errs := []error{systemctl(ctx, append([]string{"stop"}, t.Start...)...)}
-		own, _ := filepath.Glob("/run/systemd/network/*.d/*-ec2netd*.conf") // only a bad pattern fails
-		for _, file := range own {
-			errs = append(errs, os.Remove(file))
+		after, err := generated()
+		errs = append(errs, err)
+		for _, file := range slices.Backward(after) { // what is in a directory comes after it
+			if !slices.Contains(before, file) {
+				errs = append(errs, os.Remove(file))
+			}
 		}
 		for from, to := range moved {
 			errs = append(errs, os.MkdirAll(filepath.Dir(from), 0o755), os.Rename(to, from))
@@ -190,6 +198,27 @@ func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, er
 		}
 	}
 	return undo, nil
+}
+
+// generated lists what there is of the names that the daemon gives files in /run.
+func generated() ([]string, error) {
+	var all []string
+	for _, pattern := range []string{"70-*.network", "70-*.link", "70-*.network.d", "70-*.link.d"} {
+		found, err := filepath.Glob(filepath.Join("/run/systemd/network", pattern))
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range found {
+			if err := filepath.WalkDir(name, func(file string, _ fs.DirEntry, err error) error {
+				all = append(all, file)
+				return err
+			}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	slices.Sort(all)
+	return all, nil
 }
 
 // flush takes the global addresses from a link, and with them its routes.

@@ -145,19 +145,58 @@ func (l *lab) onNetworkd(file string) {
 	l.pingFrom(primary.IPv4()[0])
 }
 
-// TestLabRPM: the rpm is installed into the root of an image, upgraded and downgraded on
-// the running system, and removed from it.
+// TestLabRPM: the rpm is installed into the root of an image and removed from it; then, on a
+// system with the old package and the masks that images for Kubernetes have, in the place
+// of that, which a boot completes; it is upgraded, downgraded, and removed.
 func TestLabRPM(t *testing.T) { // I2, I4, E6
 	eachSuite(t, func(t *testing.T, suite string) {
+		name := "amazon-ec2-net-utils"
+		if suite == "bookworm" {
+			name = "ec2-net-utils"
+		}
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Primary.IPv4Count = 2
 			o.Install = func(root string) error {
 				// Debian's rpm knows nothing of Debian's packages. NetworkManager is enabled.
-				if out, err := inRoot(t, root, "rpm", "--install", "--nodeps", "/root/1.rpm"); err != nil || strings.Contains(out, "rror") {
-					return fmt.Errorf("installing: %w\n%s", err, out)
+				for _, argv := range [][]string{{"--install", "--nodeps", "/root/1.rpm"}, {"--erase", "ec2netd"}} {
+					if out, err := inRoot(t, root, append([]string{"rpm"}, argv...)...); err != nil || strings.Contains(out, "rror") {
+						return fmt.Errorf("rpm %v: %w\n%s", argv, err, out)
+					}
+					out, err := inRoot(t, root, "sh", "-c", "for u in systemd-networkd ec2netd NetworkManager; do echo $u:$(systemctl is-enabled $u.service 2>/dev/null); done")
+					if err != nil {
+						return err
+					}
+					if !strings.Contains(out, "systemd-networkd:enabled") || !strings.Contains(out, "NetworkManager:disabled") ||
+						strings.Contains(out, "ec2netd:enabled") != (argv[0] == "--install") {
+						return fmt.Errorf("in a root, after rpm %v: %s", argv, out)
+					}
 				}
-				return nil
+				return installOldRPM(t, root, name)
 			}
 		})
+		// What the removal left has the place of the old package's base unit.
+		l.onNetworkd("/etc/systemd/network/80-ec2.network")
+		l.oldRuns("70")
+		for _, file := range masksOfOld {
+			l.put(file, masked)
+		}
+		// Not --install: the old package is obsolete only for an upgrade, as dnf does it.
+		l.hitless("installing", func() { l.run("rpm", "--upgrade", "--nodeps", "/root/1.rpm") })
+		if _, err := l.inst.Exec(t.Context(), "rpm", "--query", "--whatprovides", name, "--queryformat=%{NAME}\n"); err != nil {
+			t.Errorf("%s is not provided: %v", name, err)
+		}
+		if out, err := l.inst.Exec(t.Context(), "rpm", "--query", name); err == nil {
+			t.Errorf("%s is installed: %s", name, out)
+		}
+		l.run("rpm", "--query", "--file", "/usr/share/doc/ec2netd/dependencies.txt", "/usr/share/doc/ec2netd/ec2netd.spdx.json")
+		l.everyAddress()
+		l.reboot()
+		l.replacesOld("after the boot")
+		for _, file := range masksOfOld {
+			if to := l.run("readlink", file); to != masked {
+				t.Errorf("the mask %s is %s", file, to)
+			}
+		}
 		primary := l.configured("ens5")
 		want := map[string]string{
 			"systemd-networkd.service": "enabled", "systemd-networkd-wait-online.service": "enabled", "systemd-resolved.service": "enabled",
@@ -173,7 +212,6 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6
 		if out := l.run("rpm", "--query", "--conflicts", "--obsoletes", "ec2netd"); strings.Count(out, "amazon-ec2-net-utils") != 2 {
 			t.Errorf("conflicts and obsoletes:\n%s", out)
 		}
-		l.onNetworkd("70-ens5.network")
 		l.run("sh", "-c", "echo '# mine' >>/etc/ec2netd.conf")
 		files, pid := l.files(), l.run("systemctl", "show", "--property=MainPID", "ec2netd.service")
 
