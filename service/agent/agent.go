@@ -116,6 +116,10 @@ type Options struct {
 	Hint string
 	// Problems of the configuration, shown in the state.
 	Problems []string
+	// CPU tells the processor time that the process has used, and Trim gives memory back
+	// to the system that a burst of work took; nil for not to care.
+	CPU  func() time.Duration
+	Trim func()
 	// Watchdog is called often enough by the loop itself, so that a hang shows;
 	// WatchdogEvery is how often. Nil for none.
 	Watchdog      func()
@@ -132,6 +136,21 @@ const (
 	leaseTime = 10 * time.Second
 	// newTime is how long a link counts as new. Its metadata is there sooner as a rule.
 	newTime = 60 * time.Millisecond
+	// gatherStep is how long the metadata of several ENIs that were attached at once is
+	// waited for without that of one having come, gatherTime how long at most; leaseStep and
+	// leaseGatherTime are the same for their leases: a networkd that adds hundreds of
+	// addresses for those that have theirs has none to spare for the others.
+	gatherStep      = 2 * newTime
+	gatherTime      = time.Second
+	leaseStep       = 500 * time.Millisecond
+	leaseGatherTime = 3 * time.Second
+	// A burst of passes may take mostCredit; beyond that they take one part in passShare
+	// of the time of one processor: while networkd adds hundreds of addresses, each of
+	// them is an event.
+	mostCredit = 60 * time.Millisecond
+	passShare  = 8
+	// trimTime is how long after the last change memory is given back.
+	trimTime = 2 * time.Second
 	// reconfigureTime is how long networkd has to take routes of an old metric away before
 	// it is asked to do so again; it doubles up to slowestRepair.
 	reconfigureTime = 2 * time.Second
@@ -256,10 +275,16 @@ type Agent struct {
 	nextRefresh time.Time
 	nextLook    time.Time
 	lookDelay   time.Duration
-	// gatherEnd is until when a pass may wait for the metadata of links that have just
-	// come, zero if it waits for none.
-	gatherEnd time.Time
-	said      map[string]string
+	gather      gather
+	said        map[string]string
+	// credit is how long passes may take before they are put off, as of credited; paced is
+	// until when.
+	credit          time.Duration
+	credited, paced time.Time
+	// trimAt is when memory is given back, zero for not at all, and trimmed the count of
+	// the plan for which that was done last.
+	trimAt  time.Time
+	trimmed uint64
 }
 
 // target is an ENI whose metadata is read: a MAC address on a link.
@@ -430,10 +455,31 @@ func (a *Agent) Run(ctx context.Context) error {
 		if !now.Before(a.nextRefresh) {
 			a.refresh(now)
 		}
-		if reached(a.passAt, now) || reached(a.nextLook, now) {
-			a.pass(ctx)
+		if (reached(a.passAt, now) || reached(a.nextLook, now)) && !now.Before(a.paced) {
+			a.pacedPass(ctx, now)
+		}
+		if reached(a.trimAt, now) {
+			a.trimAt = time.Time{}
+			a.Trim()
 		}
 		a.finish(time.Now())
+	}
+}
+
+// pacedPass makes a pass, and puts the next one off where passes take too much.
+func (a *Agent) pacedPass(ctx context.Context, now time.Time) {
+	if a.CPU == nil {
+		a.pass(ctx)
+		return
+	}
+	a.credit = min(a.credit+now.Sub(a.credited)/passShare, mostCredit)
+	before := a.CPU()
+	a.pass(ctx)
+	a.credit -= a.CPU() - before
+	a.credited = now
+	a.paced = now
+	if a.credit < 0 {
+		a.paced = now.Add(-a.credit * passShare)
 	}
 }
 
@@ -473,8 +519,13 @@ func (a *Agent) wake() time.Time {
 			at = t
 		}
 	}
-	earlier(a.passAt)
-	earlier(a.nextLook)
+	for _, t := range []time.Time{a.passAt, a.nextLook} {
+		if !t.IsZero() && t.Before(a.paced) {
+			t = a.paced
+		}
+		earlier(t)
+	}
+	earlier(a.trimAt)
 	earlier(a.nextRead())
 	earlier(a.applied.next)
 	for _, r := range a.waiting {

@@ -10,7 +10,7 @@ import (
 
 // When the metadata is read.
 //
-// A new ENI is read whole, and again after 1, 2, 4, … seconds while that is less than
+// A new ENI is read whole, and again after 2, 4, … seconds while that is less than
 // the time between two looks at addresses: its keys appear one by one, and changes seldom
 // come alone. From then on it is looked at turn by turn: each turn is at most two requests
 // (D8), and all turns together come round within the refresh time (A1), in which addresses
@@ -43,6 +43,8 @@ const (
 	// (facts: EC2).
 	readers = 4
 	retries = 2
+	// firstFollow is the time to the next whole view of what has just changed.
+	firstFollow = 2 * time.Second
 	// often is how often addresses are looked at within the refresh time, if that is not
 	// more often than each lookTime. With a refresh time of a minute that is at most eight
 	// requests a minute and ENI, 490 an hour (the shell package: 504); an address that
@@ -205,7 +207,7 @@ func (a *Agent) often() int { return int(min(max(a.RefreshEvery/lookTime, 1), of
 // schedule says when an ENI that was read is looked at next, and how much of it.
 func (a *Agent) schedule(t *target, now time.Time, changed bool) {
 	if changed {
-		t.follow = time.Second
+		t.follow = firstFollow
 	} else if t.follow > 0 {
 		t.follow *= 2
 	}

@@ -27,6 +27,7 @@ func (a *Agent) pass(ctx context.Context) {
 	}
 	a.decide()
 	if a.gathering(time.Now()) {
+		a.Log.Debug("waiting for others that were attached too", "for", a.gather.expected)
 		a.publish(ctx, a.verify())
 		return
 	}
@@ -47,30 +48,91 @@ func (a *Agent) pass(ctx context.Context) {
 	a.publish(ctx, a.verify())
 }
 
-// gathering tells whether links came just now whose metadata is about to be there:
-// several ENIs that are attached at once make one reload.
+// gather is the waiting for several ENIs that were attached at once, so that they make
+// one reload and not one each.
+type gather struct {
+	// began is when it did, zero while nothing is waited for; progress when it was last
+	// less or more that is waited for.
+	began, progress time.Time
+	expected        int
+}
+
+// gathering tells whether what is to be done had better wait a moment: for the metadata of
+// links that came just now or, where all there is to be done is for ENIs that came just
+// now and have their lease, for the leases of others. A networkd with 15 ENIs of 50
+// addresses takes about a second for what one reload brings, whether that is one ENI's or
+// that of all.
 func (a *Agent) gathering(now time.Time) bool {
-	expected := a.networkdUp && a.instanceGot
-	if expected {
-		expected = false
-		for _, t := range a.targets {
-			l := a.links[t.index]
-			expected = expected || (t.view == nil && t.began.IsZero() && l != nil && now.Sub(l.seen) < newTime)
+	expected, step, longest := 0, gatherStep, gatherTime
+	if a.networkdUp && a.instanceGot {
+		expected = a.unread(now)
+		if expected == 0 && a.onlyLeased() {
+			expected, step, longest = a.unleased(now), leaseStep, leaseGatherTime
 		}
 	}
-	if !expected {
-		a.gatherEnd = time.Time{}
+	g := &a.gather
+	if expected == 0 {
+		*g = gather{}
 		return false
 	}
-	if a.gatherEnd.IsZero() {
-		// Others may follow: not for ever.
-		a.gatherEnd = now.Add(2 * newTime)
+	if g.began.IsZero() {
+		g.began = now
 	}
-	if reached(a.gatherEnd, now) {
+	if expected != g.expected {
+		g.expected, g.progress = expected, now
+	}
+	// Not for ever: one of them may be silent.
+	until := g.progress.Add(step)
+	if latest := g.began.Add(longest); latest.Before(until) {
+		until = latest
+	}
+	if reached(until, now) {
 		return false
 	}
-	a.ask(newTime)
+	a.ask(min(until.Sub(now), newTime))
 	return true
+}
+
+// unread is how many ENIs came just now whose metadata is being read for the first time.
+func (a *Agent) unread(now time.Time) int {
+	n := 0
+	for _, t := range a.targets {
+		if l := a.links[t.index]; t.view == nil && t.began.IsZero() && l != nil && now.Sub(l.seen) < gatherTime {
+			n++
+		}
+	}
+	return n
+}
+
+// onlyLeased tells whether there is nothing to be done but to give ENIs that came just now
+// the addresses that have waited for the lease.
+func (a *Agent) onlyLeased() bool {
+	some := false
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		for _, file := range eni.Files {
+			if file.Path != plan.NetworkDropIn(eni.Link.Name) || file.Content == eni.Link.Current {
+				continue
+			}
+			if !eni.Link.Fresh || eni.Link.Current == "" {
+				return false
+			}
+			some = true
+		}
+	}
+	return some && !a.reloadDue
+}
+
+// unleased is how many ENIs that came just now still wait for their lease.
+func (a *Agent) unleased(now time.Time) int {
+	n := 0
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		if eni.Held && eni.Link.Fresh && !eni.Link.LeaseOverdue && now.Sub(a.links[eni.Link.Index].since) < leaseGatherTime {
+			n++
+		}
+	}
+	return n
 }
 
 // observe looks at the kernel and brings targets and links up to date. It is false
@@ -341,6 +403,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 		return false
 	}
 	a.reloads++
+	defer func() { a.Log.Debug("asked networkd to reload", "took", time.Since(now).String()) }()
 	if err := a.Networkd.Reload(ctx); err != nil {
 		a.networkdErr = err.Error()
 		a.say("reload", "networkd did not reload; trying again", "reason", err.Error())
@@ -573,6 +636,9 @@ func (a *Agent) verify() []state.Interface {
 	} else {
 		a.lookDelay = 0
 		a.nextLook = time.Time{}
+		if a.Trim != nil && a.trimmed != a.planned {
+			a.trimmed, a.trimAt = a.planned, now.Add(trimTime)
+		}
 	}
 	return interfaces
 }

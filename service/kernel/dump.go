@@ -19,6 +19,8 @@ type dumper struct {
 	sequence uint32
 	request  []byte
 	answer   []byte
+	// listed is how many rules there were last.
+	listed int
 }
 
 // Sizes of what rtnetlink sends. The kernel fills at most 32 KiB at a time.

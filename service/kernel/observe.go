@@ -239,7 +239,7 @@ func Rules() ([]Rule, error) {
 }
 
 func (d *dumper) rules() ([]Rule, error) {
-	var all []Rule
+	all := make([]Rule, 0, d.listed)
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		header := make([]byte, ruleSize)
 		header[0] = family
@@ -253,6 +253,7 @@ func (d *dumper) rules() ([]Rule, error) {
 			return nil, fmt.Errorf("listing policy rules: %w", err)
 		}
 	}
+	d.listed = len(all)
 	return all, nil
 }
 
