@@ -145,8 +145,8 @@ const (
 	leaseStep       = 500 * time.Millisecond
 	leaseGatherTime = 3 * time.Second
 	// A burst of passes may take mostCredit; beyond that they take one part in passShare
-	// of the time of one processor: while networkd adds hundreds of addresses, each of
-	// them is an event.
+	// of the time of one processor, with half a second between two at most: while networkd
+	// adds hundreds of addresses, each of them is an event.
 	mostCredit = 60 * time.Millisecond
 	passShare  = 8
 	// trimTime is how long after the last change memory is given back.
@@ -475,7 +475,7 @@ func (a *Agent) pacedPass(ctx context.Context, now time.Time) {
 	a.credit = min(a.credit+now.Sub(a.credited)/passShare, mostCredit)
 	before := a.CPU()
 	a.pass(ctx)
-	a.credit -= a.CPU() - before
+	a.credit = max(a.credit-(a.CPU()-before), -mostCredit)
 	a.credited = now
 	a.paced = now
 	if a.credit < 0 {

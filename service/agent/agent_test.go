@@ -1086,3 +1086,37 @@ func TestIdlePassIsCheap(t *testing.T) {
 		}
 	}
 }
+
+// C1: several ENIs that are attached at once make one reload, though their metadata comes
+// one after the other, and one of which nothing is heard holds up none of the others for long.
+func TestAttachedAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		_, before, _ := w.counts()
+		w.set(func() { w.delay = 50 * time.Millisecond })
+		for i := 1; i < 15; i++ {
+			w.attach(i, fmt.Sprintf("ens%d", 5+i), fmt.Sprintf("10.0.1.%d", 10*(i+1)), fmt.Sprintf("10.0.1.%d", 10*(i+1)+1))
+		}
+		settle(1500 * time.Millisecond)
+		if _, now, _ := w.counts(); now-before > 2 {
+			t.Errorf("%d reloads for 14 ENIs", now-before)
+		}
+		for i := range 15 {
+			must(t, a, macOf(i), state.ENIConfigured)
+		}
+	})
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.attach(1, "ens6", "10.0.1.20")
+		w.attach(2, "ens7", "10.0.1.30")
+		w.set(func() { w.errs[macOf(2)] = &metadata.Error{Kind: metadata.Timeout, Err: errors.New("no answer")} })
+		settle(time.Second)
+		must(t, a, macOf(1), state.ENIConfigured)
+	})
+}

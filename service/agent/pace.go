@@ -48,7 +48,7 @@ const (
 	// often is how often addresses are looked at within the refresh time, if that is not
 	// more often than each lookTime. With a refresh time of a minute that is at most eight
 	// requests a minute and ENI, 490 an hour (the shell package: 504); an address that
-	// nobody tells of is seen after 7 s in the mean, one of IPv6 after 10 s, or 30 s where
+	// nobody tells of is seen after 7 s in the mean, one of IPv6 after 11 s, or 30 s where
 	// the ENI has IPv4 addresses and prefixes of both families too.
 	often    = 4
 	lookTime = 15 * time.Second

@@ -6,6 +6,7 @@ package file
 
 import (
 	"io/fs"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -26,7 +27,12 @@ type content struct {
 	// proven: the file was old enough when it was read that a later change has another
 	// time. Several changes within one tick of the kernel's clock have one.
 	proven bool
+	// asked is when it was asked for last.
+	asked time.Time
 }
+
+// keepTime is how long what nobody asks for is kept: that of links that are gone.
+const keepTime = 10 * time.Minute
 
 // tick is more than any kernel's.
 const tick = time.Second
@@ -44,6 +50,8 @@ func (r *Reader) Read(path string) (string, error) {
 	last, known := r.read[path]
 	if known && last.proven && last.of.Dev == now.Dev && last.of.Ino == now.Ino && last.of.Size == now.Size &&
 		last.of.Mtim == now.Mtim && last.of.Ctim == now.Ctim {
+		last.asked = time.Now()
+		r.read[path] = last
 		return last.text, nil
 	}
 	text, err := os.ReadFile(path)
@@ -57,13 +65,7 @@ func (r *Reader) Read(path string) (string, error) {
 	if r.read == nil {
 		r.read = make(map[string]content)
 	}
-	r.read[path] = content{text: last.text, of: now, proven: time.Since(time.Unix(now.Ctim.Unix())) > tick}
+	maps.DeleteFunc(r.read, func(_ string, c content) bool { return time.Since(c.asked) > keepTime })
+	r.read[path] = content{text: last.text, of: now, proven: time.Since(time.Unix(now.Ctim.Unix())) > tick, asked: time.Now()}
 	return last.text, nil
-}
-
-// Forget is for a file that is gone for good.
-func (r *Reader) Forget(path string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.read, path)
 }

@@ -5,7 +5,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -75,4 +77,25 @@ func TestReadOnce(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { _, _ = r.Read(p) }); n > 2 {
 		t.Errorf("%v allocations to read what has not changed", n)
 	}
+}
+
+// C7: what is known of links that are gone does not stay for ever.
+func TestForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Reader
+		dir := t.TempDir()
+		for i := range 500 {
+			p := filepath.Join(dir, strconv.Itoa(i))
+			if err := os.WriteFile(p, []byte("x"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Read(p); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+		}
+		if len(r.read) > 12 {
+			t.Errorf("%d files are kept", len(r.read))
+		}
+	})
 }

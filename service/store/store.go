@@ -391,7 +391,6 @@ func (s *Store) remove(p string, changes *Changes) error {
 	if err := os.Remove(s.at(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing %s: %w", p, err)
 	}
-	s.files.Forget(s.at(p))
 	changes.Removed = append(changes.Removed, p)
 	s.step()
 	return nil
