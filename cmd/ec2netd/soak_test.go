@@ -241,8 +241,15 @@ func (s *life) act(n int) string {
 				eni = pick(random, detached)
 				if random.IntN(4) == 0 && !s.down {
 					// udevd gives the link the name that stands in its .link file, and never takes
-					// it away again: the other ENI that has this number next would lack it.
-					s.until("the files of "+eni.Name()+" are gone", func() (bool, error) { return len(s.units(eni.MAC())) == 0, nil })
+					// it away again: the other ENI that has this number next would lack it. And
+					// the number is read once, so the metadata must not be that of the attachment
+					// before.
+					s.until("nothing of "+eni.Name()+" is left", func() (bool, error) {
+						listed := slices.ContainsFunc(slices.Collect(maps.Keys(s.inst.Metadata().Snapshot())), func(key string) bool {
+							return strings.Contains(key, eni.MAC().String())
+						})
+						return !listed && len(s.units(eni.MAC())) == 0, nil
+					})
 					eni.SetDeviceIndex(s.freeIndex())
 				}
 				name := eni.Name()
