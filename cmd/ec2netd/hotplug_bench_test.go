@@ -114,6 +114,8 @@ func (p *plugging) byOracle() (took, cpu time.Duration) {
 	took, cpu = time.Since(began), p.cpu("")-before
 	p.detachAll()
 	remove()
+	// systemd gives up on a socket that is opened anew too often.
+	p.run("systemctl", "reset-failed", "ec2netd.socket")
 	p.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
 	p.configured("ens5")
 	return took, cpu

@@ -170,6 +170,8 @@ func (s *life) step(n int) {
 		s.vpc.SetMetadataLoss(0, 0)
 	}
 	if s.down {
+		// systemd gives up on a socket that is opened anew too often.
+		s.run("systemctl", "reset-failed", "ec2netd.socket", "ec2netd-metrics.socket")
 		s.run("systemctl", "start", "ec2netd.socket", "ec2netd-metrics.socket", "ec2netd.service")
 		s.down, s.restarts = false, 0
 	}
