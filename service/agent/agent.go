@@ -233,9 +233,11 @@ type Agent struct {
 	// linkStates is what networkd has said of links since the last look at the kernel.
 	linkStates map[int]networkd.LinkState
 
-	// reloadDue: networkd must be asked to reload. forgotten: files of detached ENIs
-	// went without a reload, so networkd still has them in memory.
+	// reloadDue: networkd must be asked to reload, reloadTry when, if it has refused.
+	// forgotten: files of detached ENIs went without a reload, so networkd still has them
+	// in memory.
 	reloadDue   bool
+	reloadTry   attempt
 	forgotten   bool
 	reloads     uint64
 	lastChange  time.Time

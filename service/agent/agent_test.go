@@ -760,7 +760,7 @@ func TestNetworkdAbsent(t *testing.T) {
 	})
 }
 
-// A reload that fails is asked for again.
+// D6, H4: a networkd that does not reload is asked again, and is the reason that is told.
 func TestReloadFails(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.reloadErr = errors.New("no")
@@ -771,8 +771,21 @@ func TestReloadFails(t *testing.T) {
 		if got, _ := a.State().Find("ens5"); got.State == state.ENIConfigured || a.State().Networkd.LastError == "" {
 			t.Errorf("%+v", a.State())
 		}
+		if got := must(t, a, "ens5", state.ENIDegraded); !strings.Contains(got.Reason, "10.0.1.11") || !strings.Contains(got.Reason, "networkd has not read the files: no. See") {
+			t.Error(got.Reason)
+		}
+		// It is asked again, ever more seldom.
+		_, before, _ := w.counts()
+		settle(time.Hour)
+		if _, now, _ := w.counts(); now-before < 50 || now-before > 70 {
+			t.Errorf("%d reloads in an hour", now-before)
+		}
+		// Whoever asks for a Refresh has waited long enough.
 		w.set(func() { w.reloadErr = nil })
-		settle(time.Minute)
+		began := time.Now()
+		if _, err := a.Refresh(t.Context(), true); err != nil || time.Since(began) > time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
 		must(t, a, "ens5", state.ENIConfigured)
 	})
 }

@@ -361,7 +361,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	}
 	if len(changed) > 0 {
 		a.hasten(now)
-		a.reloadDue = true
+		a.reloadDue, a.reloadTry = true, attempt{}
 	}
 	a.busDown = false
 	owner, err := a.Networkd.Owner(ctx)
@@ -376,7 +376,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	a.networkdWhy, a.busDelay = "", 0
 	if owner != a.owner {
 		// Another networkd: it configures all links, which takes its time.
-		a.owner, a.othersDue = owner, true
+		a.owner, a.othersDue, a.reloadTry = owner, true, attempt{}
 		for _, l := range a.links {
 			l.since = now
 			l.opinion.changes++
@@ -399,18 +399,20 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	}
 	a.networkdWhy, a.absentSince = "", time.Time{}
 	a.unsay("networkd")
-	if !a.reloadDue {
+	if !a.reloadDue || now.Before(a.reloadTry.next) {
 		return false
 	}
 	a.reloads++
 	defer func() { a.Log.Debug("asked networkd to reload", "took", time.Since(now).String()) }()
 	if err := a.Networkd.Reload(ctx); err != nil {
 		a.networkdErr = err.Error()
+		a.reloadTry.delay = min(max(2*a.reloadTry.delay, slowestLook), slowestRetry)
+		a.reloadTry.next = time.Now().Add(jitter(a.reloadTry.delay))
 		a.say("reload", "networkd did not reload; trying again", "reason", err.Error())
 		return true
 	}
 	a.unsay("reload")
-	a.networkdErr = ""
+	a.networkdErr, a.reloadTry = "", attempt{}
 	a.reloadDue, a.forgotten = false, false
 	for _, r := range a.waiting {
 		r.reloaded = true
@@ -616,7 +618,9 @@ func (a *Agent) verify() []state.Interface {
 		// Nobody tells when the bus comes up.
 		a.busDelay = min(max(2*a.busDelay, 4*firstLook), slowestBusLook)
 		soonest(a.busDelay)
-	case (a.networkdUp && a.reloadDue) || (!a.networkdUp && a.networkdWhy == ""):
+	case a.networkdUp && a.reloadDue:
+		soonest(max(a.reloadTry.next.Sub(now), slowestLook))
+	case !a.networkdUp && a.networkdWhy == "":
 		soonest(slowestLook)
 	}
 	if len(a.udev.names) > 0 && !a.udev.busy {
@@ -708,6 +712,8 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	switch {
 	case age < settleTime:
 		return state.ENIConfiguring, "waiting for: " + summary(gaps)
+	case a.networkdErr != "":
+		return state.ENIDegraded, "missing: " + summary(gaps) + "; networkd has not read the files: " + a.networkdErr + ". See journalctl -u systemd-networkd"
 	case a.missed(eni):
 		return state.ENIDegraded, "udevd has not handled the link, which networkd waits for: see systemctl status systemd-udevd.service"
 	case onlyAltnames(gaps):

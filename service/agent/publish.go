@@ -207,7 +207,7 @@ func (a *Agent) request(ctx context.Context, r *request) (*state.Changes, error)
 func (a *Agent) begin(r *request) {
 	now := time.Now()
 	r.began, r.deadline, r.before = now, now.Add(waitTime), a.State()
-	a.waiting, a.othersDue = append(a.waiting, r), true
+	a.waiting, a.othersDue, a.reloadTry = append(a.waiting, r), true, attempt{}
 	a.hurry(now)
 	for _, l := range a.links {
 		switch l.state {

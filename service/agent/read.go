@@ -280,6 +280,9 @@ func (a *Agent) unsay(key string) bool {
 }
 
 func (a *Agent) nameOf(index int) string {
+	if a.snapshot == nil {
+		return "" // the kernel has not answered yet
+	}
 	for _, l := range a.snapshot.Links {
 		if l.Index == index {
 			return l.Name
