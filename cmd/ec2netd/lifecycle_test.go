@@ -131,6 +131,14 @@ func TestLabIdentity(t *testing.T) {
 		l.configured(eni.ID())
 		l.checkKernel(eni)
 
+		// A SIGHUP does not end the daemon: systemd would not start it again.
+		pid := l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service")
+		l.run("systemctl", "kill", "--signal=HUP", "ec2netd.service")
+		l.run("ec2netctl", "refresh")
+		if now := l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service"); now != pid {
+			t.Errorf("process %s after a SIGHUP, %s before", now, pid)
+		}
+
 		// C3: attached again under another name, with and without the daemon.
 		l.detach(eni)
 		l.reattach(eni, "ens42")

@@ -119,6 +119,8 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 		}
 		return 0
 	}
+	// systemd takes an end by it for a success, and would not start the daemon again.
+	signal.Ignore(syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := serve(ctx, control); err != nil {

@@ -136,9 +136,10 @@ func (a *Agent) saveHint() {
 	a.hint, a.hintText = &now, text
 }
 
-// sweepHalf removes what a run that was killed while it wrote a file left.
+// sweepHalf removes what a run that was killed while it wrote a file of its own, which this
+// one is beside, left.
 func sweepHalf(file string) {
-	half, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+"*"))
+	half, _ := filepath.Glob(filepath.Join(filepath.Dir(file), ".*.json*"))
 	for _, f := range half {
 		_ = os.Remove(f)
 	}
