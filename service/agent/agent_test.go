@@ -314,6 +314,41 @@ func TestMissedByUdev(t *testing.T) {
 	})
 }
 
+// B8: an address that moves to another ENI leaves the old one as soon as the new one has it:
+// until then its packets leave by the old one, where EC2 drops them.
+func TestMovedAddress(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.50")
+		w.attach(2, "ens7", "10.0.1.30")
+		a, stop := w.start(t)
+		defer stop()
+		settle(5 * time.Minute)
+		from, to := 1, 2
+		name := func(index int) string { return fmt.Sprintf("ens%d", 5+index) }
+		for range 10 {
+			w.set(func() {
+				w.views[macOf(from)] = viewOf(from, fmt.Sprintf("10.0.1.%d", 10+10*from))
+				w.views[macOf(to)] = viewOf(to, fmt.Sprintf("10.0.1.%d", 10+10*to), "10.0.1.50")
+			})
+			for waited := 0; !slices.Contains(w.addresses(name(to)), "10.0.1.50"); waited++ {
+				if waited > 70 {
+					t.Fatalf("%s: %q", name(to), w.addresses(name(to)))
+				}
+				settle(time.Second)
+			}
+			settle(time.Second)
+			if got := w.addresses(name(from)); slices.Contains(got, "10.0.1.50") {
+				t.Errorf("%s still has %q", name(from), got)
+			}
+			settle(5 * time.Minute)
+			must(t, a, name(from), state.ENIConfigured)
+			must(t, a, name(to), state.ENIConfigured)
+			from, to = to, from
+		}
+	})
+}
+
 // A1: a change follows by itself; A2, D3: and only what the metadata withdrew goes.
 func TestAssignAndUnassign(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

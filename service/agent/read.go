@@ -130,9 +130,22 @@ func (a *Agent) take(r result) bool {
 		}
 		t.view = r.view
 		a.save()
+		a.readFormer(t, now)
 	}
 	a.schedule(t, now, changed)
 	return changed || failed || len(a.waiting) > 0 || a.Metadata.Answered() != a.State().Metadata.Endpoint
+}
+
+// readFormer has an ENI read at once whose last view has an address or prefix that another
+// one has now. Until it gives that up, packets from there may leave by it, and EC2 drops
+// them (B8).
+func (a *Agent) readFormer(t *target, now time.Time) {
+	has := holdings(t.view)
+	for _, other := range a.targets {
+		if other != t && other.view != nil && other.err == nil && slices.ContainsFunc(holdings(other.view), func(held string) bool { return slices.Contains(has, held) }) {
+			other.next, other.turn = now, 0
+		}
+	}
 }
 
 // word is that by which the end of a read is counted.
