@@ -416,7 +416,7 @@ func (d devices) Apply(_ context.Context, names []string) error {
 			continue
 		}
 		for line := range strings.Lines(d.store.Read(plan.LinkDropIn(l.Name))) {
-			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !slices.Contains(l.Altnames, name) && !(d.unique && d.hasAltname(name)) {
+			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !slices.Contains(l.Altnames, name) && (!d.unique || !d.hasAltname(name)) {
 				l.Altnames = append(l.Altnames, name)
 			}
 		}

@@ -186,7 +186,7 @@ func (r *reader) unchanged(ctx context.Context, known *ENI, turn, often int) (bo
 		}
 		if key == keyDeviceNumber {
 			check = func(body string) (bool, error) {
-				index, err := parseNumber(body, maxIndex)
+				index, err := parseNumber(body)
 				return index == known.DeviceIndex, err
 			}
 		}
@@ -274,9 +274,9 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 		parse func(string) error
 	}{
 		{keyInterfaceID, settled, func(body string) (err error) { eni.ID, err = parseENIID(body); return err }},
-		{keyDeviceNumber, settled, func(body string) (err error) { eni.DeviceIndex, err = parseNumber(body, maxIndex); return err }},
+		{keyDeviceNumber, settled, func(body string) (err error) { eni.DeviceIndex, err = parseNumber(body); return err }},
 		{keyNetworkCard, settled, func(body string) error {
-			card, err := parseNumber(body, maxCard)
+			card, err := parseNumber(body)
 			eni.NetworkCard = &card
 			return err
 		}},
