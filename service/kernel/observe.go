@@ -305,6 +305,19 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 	return rule, true
 }
 
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	address, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	ones, bits := n.Mask.Size()
+	address = address.Unmap()
+	if bits != address.BitLen() {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(address, ones), true
+}
+
 // retryInterrupted repeats a dump that a change in the kernel interrupted: its
 // result is not consistent.
 func retryInterrupted[T any](dump func() (T, error)) (T, error) {

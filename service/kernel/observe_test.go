@@ -1,12 +1,16 @@
 package kernel
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -192,5 +196,68 @@ func TestObserve(t *testing.T) {
 	must(netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "ens5", Index: ens5}}))
 	if got, err = observer.Observe(); err != nil || slices.ContainsFunc(got.Links, func(l Link) bool { return l.Index == ens5 }) {
 		t.Errorf("%+v %v", got, err)
+	}
+}
+
+// E3: an address whose lifetime is only renewed is no event, and any other change is one.
+func TestWatchAddresses(t *testing.T) {
+	own(t)
+	// Its link-local addresses would be events of their own.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: newLink(t, "ens5")}}
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer handle.Close()
+	w := NewWatcher([]string{"veth"}, slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	go func() {
+		defer stop()
+		<-w.Ready()
+		event := func(what string) {
+			select {
+			case <-w.Changed():
+			case <-ctx.Done():
+				t.Errorf("%s is no event", what)
+			}
+		}
+		quiet := func(what string) {
+			select {
+			case <-w.Changed():
+				if what != "" {
+					t.Errorf("%s is an event", what)
+				}
+			case <-time.After(500 * time.Millisecond):
+			}
+		}
+		address := func(lifetime int) *netlink.Addr {
+			return &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 0, 1, 5), Mask: net.CIDRMask(24, 32)}, ValidLft: lifetime, PreferedLft: lifetime}
+		}
+		event("the start")
+		quiet("")
+		if err := handle.AddrAdd(link, address(1000)); err != nil {
+			t.Error(err)
+		}
+		event("an address more")
+		for range 3 {
+			if err := handle.AddrReplace(link, address(2000)); err != nil {
+				t.Error(err)
+			}
+		}
+		quiet("a renewed lease")
+		if err := handle.AddrReplace(link, address(0)); err != nil {
+			t.Error(err)
+		}
+		event("an address that has become permanent")
+		if err := handle.AddrDel(link, address(0)); err != nil {
+			t.Error(err)
+		}
+		event("an address less")
+	}()
+	if err := w.Run(ctx); err != nil {
+		t.Error(err)
 	}
 }
