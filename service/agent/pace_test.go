@@ -59,7 +59,7 @@ var errSilent = errors.New("silent")
 
 // refuse has connections fail for which a function returns an error.
 func (s *site) refuse(why func(metadata.Path) error) {
-	s.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 		switch err := why(metadata.DialedPath(ctx)); {
 		case errors.Is(err, errSilent):
 			select {
@@ -72,6 +72,9 @@ func (s *site) refuse(why func(metadata.Path) error) {
 		}
 		return s.pipes.DialContext(ctx, network, address)
 	}
+	s.mu.Lock()
+	s.dial = dial
+	s.mu.Unlock()
 	s.client.CloseIdle()
 }
 
