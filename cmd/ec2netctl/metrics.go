@@ -18,7 +18,11 @@ import (
 
 // metrics prints the numbers of ec2netd in the text format of Prometheus.
 func (c *ctl) metrics(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, c.within(readTimeout))
+	limit := readTimeout
+	if c.timeout > 0 {
+		limit = c.timeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	families, values, err := c.readMetrics(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {

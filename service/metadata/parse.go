@@ -14,8 +14,9 @@ import (
 // service can make the daemon hold. Cards and indexes have two digits, since that is
 // what the numbers made of them keep apart (B1).
 const (
-	maxLines  = 4096
-	maxNumber = 99
+	maxLines = 4096
+	maxCard  = 99
+	maxIndex = 99
 )
 
 // The shapes of identifiers: a prefix and 8 (old) or 17 hexadecimal digits.
@@ -124,15 +125,14 @@ func parseHostname(body string) (string, error) {
 	return name, nil
 }
 
-// parseNumber reads a device index or the number of a card.
-func parseNumber(body string) (int, error) {
+func parseNumber(body string, limit int) (int, error) {
 	line, err := one(body)
 	if err != nil {
 		return 0, err
 	}
 	number, err := strconv.ParseUint(line, 10, 16)
-	if err != nil || number > maxNumber || (len(line) > 1 && line[0] == '0') {
-		return 0, fmt.Errorf("%q is not a number from 0 to %d", clip(line), maxNumber)
+	if err != nil || int(number) > limit || (len(line) > 1 && line[0] == '0') {
+		return 0, fmt.Errorf("%q is not a number from 0 to %d", clip(line), limit)
 	}
 	return int(number), nil
 }

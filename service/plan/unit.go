@@ -23,14 +23,11 @@ func (u *unitWriter) section(name string) {
 	if u.text.Len() > 0 {
 		u.text.WriteByte('\n')
 	}
-	u.text.WriteString("[" + name + "]\n")
+	fmt.Fprintf(&u.text, "[%s]\n", name)
 }
 
 func (u *unitWriter) set(key, value string) {
-	u.text.WriteString(key)
-	u.text.WriteByte('=')
-	u.text.WriteString(clean(value))
-	u.text.WriteByte('\n')
+	fmt.Fprintf(&u.text, "%s=%s\n", key, clean(value))
 }
 
 func (u *unitWriter) number(key string, value int) { u.set(key, strconv.Itoa(value)) }

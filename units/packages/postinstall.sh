@@ -18,12 +18,9 @@ configure) if [ -z "$2" ]; then first=yes; else first=no; fi ;;
 *) exit 0 ;; # what dpkg undoes
 esac
 
-# The udev rule of amazon-ec2-net-utils enables an instance of each unit for each ENI, by links
-# that no package owns. For rpm the old package goes after this: they have a target yet.
+# The udev rule of amazon-ec2-net-utils enables an instance of each unit for each ENI, by links that no package owns.
 for link in /etc/systemd/system/*.wants/refresh-policy-routes@* /etc/systemd/system/*.wants/policy-routes@*; do
-	case "$(readlink "$link")" in
-	/usr/lib/systemd/system/* | /lib/systemd/system/*) rm -f "$link" ;;
-	esac
+	if [ -L "$link" ] && [ ! -e "$link" ]; then rm -f "$link"; fi
 done
 
 command -v systemctl >/dev/null || exit 0
