@@ -24,6 +24,10 @@ NFPM_VERSION := v2.45.2
 NFPM         := $(abspath $(BUILD)/tools/nfpm)
 PACKAGES     := $(BUILD)/packages
 ARCHES       := amd64 arm64
+# Who makes the packages, for whoever publishes them to say. The name of the default is
+# one that nobody can have (RFC 2606).
+export MAINTAINER ?= The ec2netd authors <ec2netd@ec2netd.example>
+export HOMEPAGE   ?=
 # The version of the packages: that of the tag, or one that sorts before the next release,
 # which the changelog names.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
@@ -75,13 +79,22 @@ test-long: export EC2NETD_LONG := 1
 test-long: TIMEOUT := 5h
 test-long: test fuzz ## as test, with the fuzzers, the whole matrices and long runs (root)
 
+# How long the life of an instance is, and which: one seed has the same steps each time,
+# and TestLabSoak has the first few of seed 1.
+SOAK_TIME ?= 20m
+SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
+.PHONY: soak
+soak: host-packages stage ## the life of an instance by chance, on each systemd (root; SOAK_TIME, SOAK_SEED)
+	@echo 'To have these steps again: make soak SOAK_SEED=$(SOAK_SEED) SOAK_TIME=$(SOAK_TIME)'
+	EC2NETD_STAGE=$(STAGE) EC2NETD_SOAK=$(SOAK_TIME) EC2NETD_SEED=$(SOAK_SEED) $(GO) test -count=1 -timeout 0 -parallel 3 -run '^TestLabSoak$$' -v ./cmd/ec2netd/
+
 .PHONY: demo
 demo: host-packages stage ## the main job in the simulated VPC, step by step (root)
 	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) --install-root $(STAGE)
 
 .PHONY: bench
-bench: host-packages stage ## figures of the main job, and what is lost on any change, on each systemd (root)
-	EC2NETD_STAGE=$(STAGE) $(GO) test -count=1 -timeout 40m -p 1 -run '^$$' -bench '^BenchmarkLab' -benchtime 1x ./cmd/ec2netd/
+bench: host-packages stage ## all figures on each systemd, as a table and in build/bench.json; a quarter of an hour (root)
+	EC2NETD_STAGE=$(STAGE) EC2NETD_BENCH=$(abspath $(BUILD)/bench.json) $(GO) test -count=1 -timeout 60m -p 1 -run '^$$' -bench '^BenchmarkLab$$' -benchtime 1x ./cmd/ec2netd/
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## gofmt, go vet, golangci-lint
@@ -118,9 +131,13 @@ packages-%: build $(NFPM)
 # The deb and the rpm of a root, without those of another version: machine, root, version,
 # directory.
 define pack
-	@mkdir -p $(4) && rm -f $(4)/*_$(1).deb $(4)/*.$(RPM_ARCH_$(1)).rpm
+	@mkdir -p $(4)/$(1) && rm -f $(4)/*_$(1).deb $(4)/*.$(RPM_ARCH_$(1)).rpm
+	@$(GO) run ./units/packages/bom -root $(2) -version '$(3)' -maintainer "$$MAINTAINER" \
+	  -licences $(4)/$(1)/dependencies.txt -spdx $(4)/$(1)/ec2netd.spdx.json usr/bin/ec2netctl usr/lib/ec2netd/ec2netd
+	@sed "s|@maintainer@|$$MAINTAINER|" units/packages/changelog.yaml >$(4)/$(1)/changelog.yaml
+	@sed 's|@changelog@|$(4)/$(1)/changelog.yaml|' units/packages/nfpm.yaml >$(4)/$(1)/nfpm.yaml
 	@set -e; for p in deb rpm; do \
-	  ARCH=$(1) ROOT=$(2) PACKAGE_VERSION='$(3)' TZ=UTC $(NFPM) package --config units/packages/nfpm.yaml --packager $$p --target $(4)/ >/dev/null; done
+	  ARCH=$(1) ROOT=$(2) BOM=$(4)/$(1) PACKAGE_VERSION='$(3)' TZ=UTC $(NFPM) package --config $(4)/$(1)/nfpm.yaml --packager $$p --target $(4)/ >$(4)/$(1)/log || { cat $(4)/$(1)/log; exit 1; }; done
 endef
 
 # Two versions for the tests, of what the tests install otherwise.
@@ -133,7 +150,8 @@ stage-packages: stage $(NFPM)
 # lintian-overrides and rpmlint.toml say what of lintian and rpmlint is let pass, and why.
 .PHONY: check-packages
 check-packages: packages ## that packages are reproducible, and what lintian and rpmlint say of them
-	@{ command -v lintian && command -v rpmlint; } >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends lintian rpmlint >/dev/null
+	@{ command -v lintian && command -v rpmlint; } >/dev/null || \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends lintian rpmlint; } >/dev/null
 	@rm -rf $(BUILD)/again && mkdir -p $(BUILD)/again
 	@git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(BUILD)/again
 	@umask 077; TZ=Asia/Tokyo $(MAKE) --no-print-directory -C $(BUILD)/again packages NFPM=$(NFPM) VERSION='$(VERSION)' PACKAGE_VERSION='$(PACKAGE_VERSION)' >/dev/null

@@ -21,7 +21,8 @@ import (
 // The state of the whole daemon.
 // starting: the metadata service has not been read yet.
 // configured: every managed ENI is as EC2 says, or on the way there.
-// degraded: an ENI is not as EC2 says, or systemd-networkd does not do its part.
+// degraded: an ENI is not as EC2 says, the metadata service answers with errors, or
+// systemd-networkd does not do its part.
 // offline: the metadata service does not answer; what was configured stays.
 type ManagerState string
 
@@ -784,7 +785,8 @@ interface org.ec2netd.Network
 # The state of the whole daemon.
 # starting: the metadata service has not been read yet.
 # configured: every managed ENI is as EC2 says, or on the way there.
-# degraded: an ENI is not as EC2 says, or systemd-networkd does not do its part.
+# degraded: an ENI is not as EC2 says, the metadata service answers with errors, or
+# systemd-networkd does not do its part.
 # offline: the metadata service does not answer; what was configured stays.
 type ManagerState (
   starting,

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -562,6 +563,61 @@ func TestManyClients(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestStorm: ten clients introspect, list and look for what is there, what vanishes and
+// what never was, and follow what changes, while ENIs come and go.
+func TestStorm(t *testing.T) { // H2
+	agent := apitest.NewAgent(apitest.Many(15))
+	socket := serve(t, varlinkserver.Options{Agent: agent})
+	descriptions := map[string]string{api.VarlinkInterface: api.NetworkVarlink, api.MetricsInterface: api.MetricsVarlink}
+	var clients sync.WaitGroup
+	for range 10 {
+		clients.Go(func() {
+			c, err := varlink.NewConnection(t.Context(), "unix:"+socket)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			for range 25 {
+				agent.Set(apitest.Many(rand.IntN(16)))
+				var interfaces []string
+				switch rand.IntN(5) {
+				case 0:
+					if err := c.GetInfo(t.Context(), nil, nil, nil, nil, &interfaces); err != nil || len(interfaces) != 3 {
+						t.Errorf("GetInfo: %v, %q", err, interfaces)
+					}
+				case 1:
+					for name, want := range descriptions {
+						if got, err := c.GetInterfaceDescription(t.Context(), name); err != nil || got != want {
+							t.Errorf("GetInterfaceDescription of %s: %v\n%s", name, err, got)
+						}
+					}
+				case 2:
+					if got, err := c.GetInterfaceDescription(t.Context(), "org.example.Nobody"); err == nil {
+						t.Errorf("GetInterfaceDescription of what is not there: %s", got)
+					}
+				case 3:
+					var noSuch *orgec2netdnetwork.NoSuchInterface
+					err := call(t, c, "ListInterfaces", map[string]string{"id": fmt.Sprintf("ens%d", rand.IntN(30))}, &struct{}{})
+					if err != nil && !errors.As(err, &noSuch) {
+						t.Errorf("ListInterfaces: %v", err)
+					}
+				default:
+					// A few replies, and away in the middle of the stream.
+					m := rawDial(t, socket)
+					m.send(`{"method":"org.ec2netd.Network.` + []string{"Monitor", "ListInterfaces"}[rand.IntN(2)] + `","more":true}`)
+					if !strings.HasPrefix(m.reply(), `{"parameters":`) {
+						t.Error("a stream without a reply")
+					}
+					m.Close()
+				}
+			}
+		})
+	}
+	clients.Wait()
+	eventually(t, "the watches to end", func() bool { return agent.Watchers() == 0 })
 }
 
 func TestNothingLeft(t *testing.T) {

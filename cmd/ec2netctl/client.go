@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,11 @@ const (
 	waitTimeout    = 2 * time.Minute
 )
 
+// within is how long something may take: what --timeout says, or else what is usual.
+func (c *ctl) within(usual time.Duration) time.Duration {
+	return cmp.Or(time.Duration(c.timeout), usual)
+}
+
 // describe returns the state of ec2netd, as it came and as this program knows it.
 func (c *ctl) describe(ctx context.Context) (json.RawMessage, *state.State, error) {
 	var raw json.RawMessage
@@ -50,9 +56,7 @@ func parseState(raw json.RawMessage) (*state.State, error) {
 
 // call calls a method of ec2netd. Its errors are for people.
 func (c *ctl) call(ctx context.Context, timeout time.Duration, method string, in, out any) error {
-	if c.timeout > 0 {
-		timeout = c.timeout
-	}
+	timeout = c.within(timeout)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	conn, err := c.connect(ctx)

@@ -75,13 +75,18 @@ type filter struct {
 	mode int
 }
 
-// needed are the units that ec2netd needs, or is. The presets enable them.
+// metricsSocket is for monitoring alone.
+const metricsSocket = "ec2netd-metrics.socket"
+
+// needed are the units that ec2netd needs, or is: those that the presets enable.
 var needed = []string{
-	"systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service", "ec2netd.service", "ec2netd.socket",
+	"systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service", "ec2netd.service", "ec2netd.socket", metricsSocket,
 }
 
 // runs tells whether a unit must be active, for the others to be of use.
-func runs(unit string) bool { return unit == "systemd-networkd.service" || unit == "ec2netd.socket" }
+func runs(unit string) bool {
+	return unit == "systemd-networkd.service" || unit == "ec2netd.socket" || unit == metricsSocket
+}
 
 // doctor says what keeps ec2netd from its work, and what to do.
 func (c *ctl) doctor(ctx context.Context) error {
@@ -368,23 +373,29 @@ func (d *diagnosis) units(s *symptoms) {
 	}
 	for _, u := range s.units {
 		preset := "systemctl preset " + u.name
+		complain := d.problem
+		if u.name == metricsSocket {
+			complain = d.warn
+		}
 		enabled := strings.HasPrefix(u.enabled, "enabled") || u.enabled == "static" || u.enabled == "alias" || u.enabled == "linked"
 		switch {
-		case u.load == "masked" || strings.HasPrefix(u.enabled, "masked"):
-			d.problem("unit", "systemctl unmask "+u.name+" && "+preset, "%s is masked", u.name)
+		case u.enabled == "masked-runtime":
+			complain("unit", "systemctl unmask --runtime "+u.name+" && "+preset, "%s is masked until the next boot", u.name)
+		case u.load == "masked" || u.enabled == "masked":
+			complain("unit", "systemctl unmask "+u.name+" && "+preset, "%s is masked", u.name)
 		case u.load == "not-found" && u.name == "systemd-resolved.service":
 			d.warn("unit", "install it, or have something else take the name servers of networkd's leases", "%s is not installed", u.name)
 		case u.load == "not-found":
-			d.problem("unit", "install it", "%s is not installed", u.name)
+			complain("unit", "install it", "%s is not installed", u.name)
 		case u.preset == "disabled":
-			d.problem("unit", "see which file in /etc, /run and /usr/lib/systemd/system-preset names it before 80-ec2netd.preset does",
+			complain("unit", "see which file in /etc, /run and /usr/lib/systemd/system-preset names it before 80-ec2netd.preset does",
 				"%s is disabled by the presets, which are to enable it", u.name)
 		case !enabled:
-			d.problem("unit", preset+" && systemctl start "+u.name, "%s is %s, though the presets enable it", u.name, cmp.Or(u.enabled, "not enabled"))
+			complain("unit", preset+" && systemctl start "+u.name, "%s is %s, though the presets enable it", u.name, cmp.Or(u.enabled, "not enabled"))
 		case u.active == "failed":
-			d.problem("unit", "systemctl status "+u.name, "%s has failed", u.name)
+			complain("unit", "systemctl status "+u.name, "%s has failed", u.name)
 		case runs(u.name) && u.active != "active":
-			d.problem("unit", "systemctl start "+u.name, "%s is %s", u.name, u.active)
+			complain("unit", "systemctl start "+u.name, "%s is %s", u.name, u.active)
 		default:
 			d.ok("unit", "%s is %s and %s", u.name, u.enabled, u.active)
 		}

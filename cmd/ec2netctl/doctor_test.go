@@ -4,9 +4,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/api/apitest"
 	"ec2netd/cmd/vpclab/imds"
@@ -63,6 +66,9 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"not root, silent", func(s *symptoms) { s.probes, s.state.Metadata.LastError = nil, "HTTP 503" }, levelProblem, "metadata", "HTTP 503", "as root"},
 		{"no bus", func(s *symptoms) { s.busError = "no such file" }, levelProblem, "unit", "no such file", "dbus"},
 		{"masked", func(s *symptoms) { s.units[0].load = "masked" }, levelProblem, "unit", "systemd-networkd.service is masked", "systemctl unmask systemd-networkd.service && systemctl preset"},
+		{"masked until the next boot", func(s *symptoms) { s.units[4].load, s.units[4].enabled = "masked", "masked-runtime" }, levelProblem, "unit", "ec2netd.socket is masked", "systemctl unmask --runtime ec2netd.socket"},
+		{"no metrics", func(s *symptoms) { s.units[5].enabled = "disabled" }, levelWarning, "unit", "ec2netd-metrics.socket is disabled", "systemctl preset ec2netd-metrics.socket"},
+		{"metrics stopped", func(s *symptoms) { s.units[5].active = "inactive" }, levelWarning, "unit", "ec2netd-metrics.socket is inactive", "systemctl start ec2netd-metrics.socket"},
 		{"not installed", func(s *symptoms) { s.units[3].load = "not-found" }, levelProblem, "unit", "ec2netd.service is not installed", "install"},
 		{"no resolved", func(s *symptoms) { s.units[2].load = "not-found" }, levelWarning, "unit", "systemd-resolved.service", "name servers"},
 		{"disabled", func(s *symptoms) { s.units[4].enabled = "disabled" }, levelProblem, "unit", "ec2netd.socket is disabled, though", "systemctl preset ec2netd.socket"},
@@ -106,6 +112,23 @@ func TestDiagnose(t *testing.T) { // H5, F5
 	}
 	if f := diagnose(&symptoms{}); len(f) == 0 || f[0].Level != levelProblem {
 		t.Errorf("nothing is known: %+v", f)
+	}
+}
+
+// TestNeeded: doctor looks at every unit that the presets enable.
+func TestNeeded(t *testing.T) { // H5, I2
+	text, err := os.ReadFile("../../presets/80-ec2netd.preset")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var enabled []string
+	for line := range strings.Lines(string(text)) {
+		if unit, ok := strings.CutPrefix(strings.TrimSpace(line), "enable "); ok {
+			enabled = append(enabled, unit)
+		}
+	}
+	if diff := cmp.Diff(enabled, needed); diff != "" {
+		t.Errorf("not what the preset file enables:\n%s", diff)
 	}
 }
 

@@ -80,11 +80,7 @@ func (s *site) linkFile(l *kernel.Link) string {
 
 // readDump reads the metadata here and now.
 func (c *ctl) readDump(ctx context.Context, s *site) (*metadata.Dump, error) {
-	timeout := dumpTime
-	if c.timeout > 0 {
-		timeout = c.timeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.within(dumpTime))
 	defer cancel()
 	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion()})
 	defer client.CloseIdle()

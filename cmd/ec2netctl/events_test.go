@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -190,8 +191,8 @@ func TestTableWidth(t *testing.T) { // H5
 		{text("eni-1"), lines([]string{"10.0.0.1", "10.0.0.2"}), text("it takes many words to say what is wrong with this one")},
 		{text("eni-2"), text("10.0.0.3"), text("")},
 	}
-	for width, want := range map[int]int{0: 72, 100: 72, 60: 60, 45: 45, 10: 42} {
-		out := table(rows, width, false)
+	for width, want := range map[int]int{0: 72, 100: 72, 60: 60, 45: 45, 30: 30, 10: 26} {
+		out := table(rows, width, false, "ADDRESSES")
 		widest := 0
 		for line := range strings.Lines(out) {
 			widest = max(widest, len(line)-1)
@@ -200,11 +201,27 @@ func TestTableWidth(t *testing.T) { // H5
 			t.Errorf("width %d: %d columns\n%s", width, widest, out)
 		}
 		for _, word := range strings.Fields("it takes many words to say what is wrong with this one 10.0.0.2 eni-2") {
-			if !strings.Contains(out, word) {
-				t.Errorf("width %d: no %q in\n%s", width, word, out)
+			if spared := width == 10 && word == "10.0.0.2"; strings.Contains(out, word) == spared {
+				t.Errorf("width %d: there is a %q, or not, in\n%s", width, word, out)
 			}
 		}
 	}
+}
+
+// TestNarrow: on the screen that terminals begin with, each state and reason is seen.
+func TestNarrow(t *testing.T) { // H5
+	s := differ()
+	s.Interfaces[1].Addresses[3] = "2600:1f18:1234:5600:abcd:ef01:2345:6789"
+	s.Interfaces[1].State, s.Interfaces[1].Reason = state.ENIDegraded, "networkd has not brought: address 10.0.1.22; see journalctl -u systemd-networkd"
+	c := &ctl{environment: environment{width: 80}}
+	out := c.statusTable(s) + "\n" + c.itemTable(append(s.Interfaces[1].Items,
+		state.Item{Kind: state.ItemRule, Value: "from 2600:1f18:1234:5600:abcd:ef01:2345:6789/128 lookup 10001", Metadata: state.Yes, Rendered: true, Networkd: state.Yes, Kernel: true}))
+	for line := range strings.Lines(out) {
+		if n := utf8.RuneCountInString(line) - 1; n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	golden(t, out)
 }
 
 func TestJournalArgs(t *testing.T) { // I1
@@ -231,10 +248,13 @@ func TestPlanCompare(t *testing.T) { // H5
 		return plan.File{Path: plan.NetworkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\n" + more}
 	}
 	const first, second, gone = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
+	// What stands beside the drop-in of an ENI that is gone.
+	match := plan.File{Path: plan.NetworkPath("ens7") + ".d/" + plan.MatchDropIn, Content: "[Match]\n"}
+	mtu := plan.File{Path: plan.NetworkPath("ens7") + ".d/mtu.conf", Target: "/etc/systemd/network/80-ec2.network.d/mtu.conf"}
 	if err := os.MkdirAll(filepath.Join(on.Root, plan.Directory), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := on.Apply([]plan.File{own("ens5", first, "a=1\n"), link("ens5"), own("ens7", gone, ""), link("ens7"), own("ens8", "02:00:00:00:00:04", ""), link("ens8")}, nil); err != nil {
+	if _, err := on.Apply([]plan.File{own("ens5", first, "a=1\n"), link("ens5"), own("ens7", gone, ""), match, mtu, link("ens7"), own("ens8", "02:00:00:00:00:04", ""), link("ens8")}, nil); err != nil {
 		t.Fatal(err)
 	}
 	units, err := on.Units()
@@ -252,7 +272,9 @@ func TestPlanCompare(t *testing.T) { // H5
 		{Name: "ens6", MAC: second, Metric: state.Unknown, Table: state.Unknown, DeviceIndex: 1, Files: files(own("ens6", second, ""), link("ens6"))},
 		{Name: "ens8", MAC: "02:00:00:00:00:04", DeviceIndex: state.Unknown, Metric: state.Unknown, Table: state.Unknown, Reason: "the metadata has not been read yet; what is configured stays"},
 	}}
-	p.compare(on, units)
+	if err := p.compare(on, units); err != nil {
+		t.Fatal(err)
+	}
 	var got []string
 	for _, e := range p.Interfaces {
 		for _, f := range e.Files {
@@ -262,13 +284,15 @@ func TestPlanCompare(t *testing.T) { // H5
 	if diff := cmp.Diff([]string{fileChanged, fileSame, fileNew, fileNew}, got); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]string{plan.NetworkPath("ens7"), plan.NetworkDropIn("ens7")}, p.Removed); diff != "" {
+	if diff := cmp.Diff([]string{plan.NetworkPath("ens7"), match.Path, mtu.Path, plan.NetworkDropIn("ens7")}, p.Removed); diff != "" {
 		t.Error(diff)
 	}
 	c := &ctl{}
 	golden(t, c.describePlan(&p, false, false))
 	same := planned{Interfaces: []plannedENI{{Name: "ens5", MAC: first, Files: files(own("ens5", first, "a=1\n"), link("ens5"))}}}
-	same.compare(on, nil)
+	if err := same.compare(on, nil); err != nil {
+		t.Fatal(err)
+	}
 	if got := c.describePlan(&same, false, false); got != "Nothing would change.\n" {
 		t.Error(got)
 	}

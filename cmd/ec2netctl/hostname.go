@@ -39,11 +39,7 @@ type host interface {
 // setHostname gives the host the name that the metadata has for it, unless it has a
 // static one (I6). The name is only until the next boot.
 func (c *ctl) setHostname(ctx context.Context, h host, read func(context.Context) (string, error)) error {
-	timeout := hostnameTime
-	if c.timeout > 0 {
-		timeout = c.timeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.within(hostnameTime))
 	defer cancel()
 	static, err := h.static(ctx)
 	if err != nil {

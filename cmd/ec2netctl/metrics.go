@@ -18,11 +18,7 @@ import (
 
 // metrics prints the numbers of ec2netd in the text format of Prometheus.
 func (c *ctl) metrics(ctx context.Context) error {
-	limit := readTimeout
-	if c.timeout > 0 {
-		limit = c.timeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, c.within(readTimeout))
 	defer cancel()
 	families, values, err := c.readMetrics(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -92,6 +93,10 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 			if root, err = filepath.Abs(o.root); err != nil {
 				return err
 			}
+			// What is not there would be planned for as if nothing were configured.
+			if _, err := os.ReadDir(root); err != nil {
+				return fmt.Errorf("looking for the configuration below --root: %w", err)
+			}
 		}
 		on, settings := &store.Store{Root: root}, config.Load("/"+root)
 		c.warn(settings.Problems)
@@ -129,7 +134,9 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 		if err != nil {
 			return err
 		}
-		result.compare(s.store, units)
+		if err := result.compare(s.store, units); err != nil {
+			return err
+		}
 	}
 	if c.wantsJSON() {
 		return c.printJSON(result)
@@ -259,7 +266,7 @@ func describeENI(eni *plan.ENI, unread string) plannedENI {
 }
 
 // compare says what becomes of each file, and which of the generated ones would go.
-func (p *planned) compare(on *store.Store, units []store.Unit) {
+func (p *planned) compare(on *store.Store, units []store.Unit) error {
 	wanted := make(map[string]bool)
 	kept := make(map[string]bool)
 	for i := range p.Interfaces {
@@ -284,16 +291,13 @@ func (p *planned) compare(on *store.Store, units []store.Unit) {
 		if kept[unit.Name] {
 			continue
 		}
-		own := plan.NetworkPath(unit.Name)
-		if unit.Kind == store.Link {
-			own = plan.LinkPath(unit.Name)
+		unwanted, err := on.Unwanted(unit, wanted)
+		if err != nil {
+			return err
 		}
-		for _, file := range []string{own, path.Join(own+".d", plan.DropInName)} {
-			if !wanted[file] {
-				p.Removed = append(p.Removed, file)
-			}
-		}
+		p.Removed = append(p.Removed, unwanted...)
 	}
+	return nil
 }
 
 // describePlan is a plan in words. Offline all files are shown as they would be, else

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,7 +25,7 @@ type ctl struct {
 	full    bool
 	lines   int
 	noPager bool
-	timeout time.Duration
+	timeout span // 0: what is usual
 }
 
 func newRoot(env environment) *cobra.Command {
@@ -66,11 +67,12 @@ Environment:
 	f := root.PersistentFlags()
 	f.Var(&jsonFlag{&c.json}, "json", "print JSON: pretty, short or off")
 	f.Lookup("json").NoOptDefVal = "pretty"
-	f.DurationVar(&c.timeout, "timeout", 0, "how long to wait for ec2netd (default 10s; 30s for refresh, 2m with --wait)")
+	f.Var(&c.timeout, "timeout", "how long to wait for ec2netd, in seconds or with a unit as in 2min (default 10; 30 for refresh, 120 with --wait)")
 	f.BoolVar(&c.noPager, "no-pager", false, "do not pipe long output into a pager")
 	f.StringVar(&c.address, "address", api.VarlinkSocket, "socket of ec2netd")
 	f.Lookup("address").Hidden = true
 	must(root.RegisterFlagCompletionFunc("json", cobra.FixedCompletions([]string{"pretty", "short", "off"}, cobra.ShellCompDirectiveNoFileComp)))
+	must(root.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions))
 
 	status := &cobra.Command{
 		Use:   "status [ENI...]",
@@ -103,6 +105,7 @@ The states of an ENI:
 		cmd.Flags().BoolVarP(&c.full, "full", "l", false, "show all addresses of an ENI in the table, however many")
 	}
 	status.Flags().IntVarP(&c.lines, "lines", "n", 10, "lines of the journal to show of an ENI")
+	must(status.RegisterFlagCompletionFunc("lines", cobra.NoFileCompletions))
 	var wait bool
 	refresh := &cobra.Command{
 		Use:   "refresh [ENI]",
@@ -209,14 +212,46 @@ are given.`,
 		Long: `takeover does on the running system what the next boot would do: it stops those of the
 units of the preset file of ec2netd that are disabled, NetworkManager above all, and
 starts those that are enabled. It enables and disables nothing. What amazon-ec2-net-utils
-has generated goes. The ENIs are without addresses for a moment where another manager
-had them. If they are not configured after --timeout (1m), what ran before runs again.`,
+has generated goes. The ENIs are without addresses for a moment where another manager had
+them, or networkd of systemd before 257 has. If they are not configured after --timeout (1m), what ran before runs again.`,
 		Args: noArgs,
 		RunE: c.run(func(ctx context.Context, _ []string) error { return c.takeover(ctx, dryRun) }),
 	}
 	takeover.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
 	root.AddCommand(takeover, status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, numbers, hostname)
+	for _, cmd := range root.Commands() {
+		if cmd.ValidArgsFunction == nil {
+			cmd.ValidArgsFunction = cobra.NoFileCompletions
+		}
+	}
+	strict(root)
 	return root
+}
+
+// strict has the two commands that come with cobra refuse what they do not know: they
+// would print some help and succeed.
+func strict(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.RunE = func(_ *cobra.Command, args []string) error {
+				of, _, err := root.Find(args)
+				if err != nil || (of == root && len(args) > 0) {
+					return fmt.Errorf("there is no command %q", strings.Join(args, " "))
+				}
+				of.InitDefaultHelpFlag()
+				of.InitDefaultVersionFlag()
+				return of.Help()
+			}
+		case "completion":
+			cmd.Args = cobra.ArbitraryArgs
+			cmd.RunE = func(*cobra.Command, []string) error {
+				return errors.New("completion takes the name of a shell: bash, zsh, fish or powershell")
+			}
+		}
+	}
 }
 
 func (c *ctl) newPlan() *cobra.Command {
@@ -302,7 +337,7 @@ func (c *ctl) run(f func(context.Context, []string) error) func(*cobra.Command, 
 
 // completeENI offers the IDs of the ENIs that were not given yet.
 func (c *ctl) completeENI(_ *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
-	c.timeout = time.Second
+	c.timeout = span(time.Second)
 	_, s, err := c.describe(context.Background())
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

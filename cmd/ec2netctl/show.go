@@ -77,7 +77,7 @@ func (c *ctl) itemTable(items []state.Item) string {
 			text(answer(i.Networkd)), text(answer(state.Told(i.Kernel))), text(strings.Join(strings.Fields(i.Reason), " ")),
 		})
 	}
-	return table(rows, c.width, c.colour)
+	return table(rows, c.width, c.colour, "REASON")
 }
 
 func answer(a state.Answer) string {

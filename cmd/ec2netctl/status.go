@@ -84,7 +84,7 @@ func (c *ctl) list(ctx context.Context, _ []string) error {
 			text(string(e.State)).in(eniColour(e.State)),
 		})
 	}
-	return c.page(table(rows, c.width, c.colour))
+	return c.page(table(rows, c.width, c.colour, "DEVICE", "ADDRESS"))
 }
 
 // summary is the head of status: the daemon and the two that it works between.
@@ -144,7 +144,8 @@ func (c *ctl) statusTable(s *state.State) string {
 			text(string(e.State)).in(eniColour(e.State)), text(strings.ReplaceAll(e.Reason, "\n", " ")),
 		})
 	}
-	return table(rows, c.width, c.colour)
+	// On a narrow screen the state is what matters; status ENI has the rest.
+	return table(rows, c.width, c.colour, "REASON", "METRIC", "TABLE", "PREFIXES", "DEVICE", "INTERFACE")
 }
 
 // shorten keeps a long list from filling the screen.

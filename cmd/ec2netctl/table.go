@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -24,6 +25,8 @@ const (
 type cell struct {
 	lines  []string
 	colour colour
+	// below: it is the only one of its row, and may be wider than its column.
+	below bool
 }
 
 // text is a cell of one line, with - for nothing.
@@ -53,10 +56,11 @@ const narrowest = 24
 
 // table lays rows out in columns, two spaces apart. text/tabwriter cannot do it: a
 // cell has several lines here, and a colour that takes no room. A table that is wider
-// than the screen has the words of its last column wrapped; width 0 is that of no screen.
-func table(rows [][]cell, width int, coloured bool) string {
+// than the screen is made to [fit]; width 0 is that of no screen. Columns
+// that can be spared are named as in the first row, which is a header then.
+func table(rows [][]cell, width int, coloured bool, spare ...string) string {
 	if width > 0 {
-		rows = fit(rows, width)
+		rows = fit(rows, width, spare)
 	}
 	widths := columnWidths(rows)
 	var b strings.Builder
@@ -89,6 +93,9 @@ func columnWidths(rows [][]cell) (widths []int) {
 				widths = append(widths, 0)
 			}
 			for _, l := range c.lines {
+				if c.below {
+					continue
+				}
 				widths[i] = max(widths[i], utf8.RuneCountInString(l))
 			}
 		}
@@ -96,24 +103,84 @@ func columnWidths(rows [][]cell) (widths []int) {
 	return widths
 }
 
-// fit wraps the last column so that a table is no wider than the screen.
-func fit(rows [][]cell, width int) [][]cell {
+// fit makes a table no wider than the screen, as far as that can be: the words of the last
+// column are wrapped, or stand below their row where there is little room beside it; then
+// columns go that can be spared, those of spare in that order; then the first is wrapped.
+func fit(rows [][]cell, width int, spare []string) [][]cell {
 	widths := columnWidths(rows)
 	last := len(widths) - 1
-	for _, w := range widths[:last] {
-		width -= w + 2
-	}
-	if widths[last] <= width {
+	if last < 1 {
 		return rows
 	}
-	fitted := make([][]cell, len(rows))
-	for i, row := range rows {
-		fitted[i] = row
-		if len(row) == last+1 {
-			fitted[i] = append(append([]cell(nil), row[:last]...), row[last].wrapped(max(width, narrowest)))
+	var kept []int
+	for i := range widths {
+		kept = append(kept, i)
+	}
+	total := func() (sum int) {
+		for _, i := range kept {
+			sum += widths[i] + 2
+		}
+		return sum - 2
+	}
+	room := width - (total() - widths[last])
+	below := false
+	switch {
+	case room >= widths[last]:
+		return rows
+	case !wordy(rows, last):
+	case room >= narrowest:
+		return wrap(rows, last, room)
+	default:
+		below, kept = true, kept[:last]
+	}
+	for _, name := range spare {
+		if total() <= width {
+			break
+		}
+		kept = slices.DeleteFunc(kept, func(i int) bool { return rows[0][i].lines[0] == name })
+	}
+	if excess := total() - width; excess > 0 && wordy(rows, 0) {
+		rows = wrap(rows, 0, max(widths[0]-excess, narrowest))
+	}
+	var fitted [][]cell
+	for n, row := range rows {
+		isHeader := n == 0 && len(spare) > 0
+		var some []cell
+		for _, i := range kept {
+			if i < len(row) {
+				some = append(some, row[i])
+			}
+		}
+		fitted = append(fitted, some)
+		if below && !isHeader && len(row) > last && row[last].lines[0] != "-" {
+			note := row[last].wrapped(max(width-2, narrowest))
+			for i := range note.lines {
+				note.lines[i] = "  " + note.lines[i]
+			}
+			note.below = true
+			fitted = append(fitted, []cell{note})
 		}
 	}
 	return fitted
+}
+
+// wordy tells whether a column has lines that can be wrapped.
+func wordy(rows [][]cell, column int) bool {
+	return slices.ContainsFunc(rows, func(row []cell) bool {
+		return column < len(row) && slices.ContainsFunc(row[column].lines, func(l string) bool { return strings.Contains(l, " ") })
+	})
+}
+
+// wrap wraps a column.
+func wrap(rows [][]cell, column, width int) [][]cell {
+	wrapped := make([][]cell, len(rows))
+	for i, row := range rows {
+		wrapped[i] = slices.Clone(row)
+		if column < len(row) {
+			wrapped[i][column] = row[column].wrapped(width)
+		}
+	}
+	return wrapped
 }
 
 // wrapped is the cell with lines of at most width, unless a word is longer.

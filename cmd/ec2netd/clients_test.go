@@ -10,11 +10,21 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// clientPackages have the D-Bus clients of other people: gdbus, and what Python has.
-var clientPackages = []string{"libglib2.0-bin", "python3-dbus", "python3-gi"}
+// clientPackages have the clients of other people: gdbus and what Python has for D-Bus,
+// shells that complete, and what asks for metrics where there is such a thing.
+func clientPackages(suite string) []string {
+	packages := []string{"libglib2.0-bin", "python3-dbus", "python3-gi", "zsh", "fish"}
+	if suite == "sid" {
+		packages = append(packages, "systemd-report")
+	}
+	return packages
+}
 
 //go:embed testdata/ipam.py
 var ipamAgent string
+
+//go:embed testdata/complete.zsh
+var completeInZsh string
 
 // log starts a program as an ordinary user, in a unit of its own; the returned function
 // waits until it has printed something, and fails when it ends without.
@@ -40,13 +50,32 @@ func (l *lab) log(unit string, argv ...string) func(text string) {
 	}
 }
 
+// completions has zsh and fish, with the scripts as they are installed, complete the ID of an
+// ENI. (For bash see the tests of ec2netctl.)
+func (l *lab) completions(eni *vpc.ENI) { // H5
+	l.t.Helper()
+	id := eni.ID()
+	line := "ec2netctl status " + id[:len(id)-4]
+	if out := l.user("timeout", "60", "zsh", "-f", "/usr/local/lib/complete.zsh", line); !strings.Contains(out, "\ncompleted: ec2netctl status "+id) {
+		l.t.Errorf("zsh has made of %s:\n%s", line, out)
+	}
+	out := l.user("env", "HOME=/tmp", "timeout", "60", "fish", "--command", "complete --do-complete '"+line+"'")
+	if !strings.HasPrefix(out, id+"\t"+eni.Name()) || strings.Contains(out, "\n") {
+		l.t.Errorf("fish completes %s with:\n%s", line, out)
+	}
+	if out := l.user("env", "HOME=/tmp", "fish", "--command", "complete --do-complete 'ec2netctl monitor '"); out != "" {
+		l.t.Errorf("fish completes a command without arguments with:\n%s", out)
+	}
+}
+
 // TestLabClients has clients of others follow an ENI that is attached, gets an address
 // and is detached: an agent in Python, and gdbus.
 func TestLabClients(t *testing.T) { // H1, H6
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := boot(t, suite, func(o *vpc.InstanceOptions) {
-			o.Packages = clientPackages
+			o.Packages = clientPackages(suite)
 			o.Files["/usr/local/lib/ipam.py"] = ipamAgent
+			o.Files["/usr/local/lib/complete.zsh"] = completeInZsh
 		})
 		primary := l.configured("ens5")
 		const altname, own = "device-number-1", "10.0.31.99"
@@ -82,6 +111,17 @@ func TestLabClients(t *testing.T) { // H1, H6
 		user := vpc.Command{User: vpc.OrdinaryUser, Argv: call("/org/ec2netd1", "org.ec2netd1.Manager.Refresh", "true")}
 		if out, err := l.inst.Run(t.Context(), user); err == nil || !strings.Contains(err.Error(), "org.freedesktop.DBus.Error.AccessDenied") {
 			t.Errorf("a user may refresh: %s, %v", out, err)
+		}
+
+		l.completions(eni)
+		if suite == "sid" {
+			const report = "/usr/lib/systemd/systemd-report"
+			if out := l.user(report, "metrics", "org.ec2netd.InterfaceState", "--json=short"); !strings.Contains(out, `"fields":{"eni":"`+eni.ID()+`"}`) {
+				t.Errorf("systemd-report metrics: %s", out)
+			}
+			if out := l.user(report, "describe", "org.ec2netd", "--json=short"); !strings.Contains(out, "org.ec2netd.MetadataRequests") {
+				t.Errorf("systemd-report describe: %s", out)
+			}
 		}
 
 		l.detach(eni)

@@ -1,53 +1,41 @@
 package main
 
 import (
-	"fmt"
 	"testing"
-	"time"
-
-	"ec2netd/cmd/vpclab/vpc"
 )
 
-// BenchmarkLabHitless prints what happens to the primary ENI costs on each systemd, as
-// packets lost of packets sent each 10 ms, and the longest time that a byte took on a TCP
-// connection (E1, E2, E6).
-func BenchmarkLabHitless(b *testing.B) {
-	for _, suite := range vpc.Suites {
-		b.Run(suite.Name, func(b *testing.B) {
-			for range b.N {
-				costs(b, suite.Name)
-			}
-			b.ReportMetric(0, "ns/op")
-		})
-	}
-}
-
-func costs(b *testing.B, suite string) {
+// costs is what happens to the primary ENI in its life, as packets lost of those sent each
+// 10 ms to near and far, and the longest time that a byte took on a TCP connection (E1, E2,
+// E6).
+func costs(b *testing.B, r *report, suite string) {
 	l := boot(b, suite, nil)
 	primary := l.inst.Primary()
 	l.configured("ens5")
-	fmt.Printf("\n%-36s %10s %10s %10s %10s %9s\n", suite+", lost of sent", places[0], places[1], places[2], places[3], "TCP stall")
-	row := func(name string, cost *losses) {
-		fmt.Printf("%-36s", name)
-		for i := range places {
-			fmt.Printf(" %10s", fmt.Sprintf("%d/%d", cost.lost[i], cost.sent[i]))
+	row := func(name string, cost, oracle *losses) {
+		note := func(kind, unit string, of func(*losses) float64) {
+			m := measured{Value: of(cost)}
+			f := figure{Name: "lost " + kind + ": " + name, What: name + ": " + kind, Unit: unit}
+			if oracle != nil {
+				limit := of(oracle)
+				m.Oracle = &limit
+			}
+			r.note(suite, f, m)
 		}
-		stall := "-"
+		note("IPv4 lost", "packets", func(l *losses) float64 { return float64(max(l.lost[0], l.lost[1])) })
+		note("IPv6 lost", "packets", func(l *losses) float64 { return float64(max(l.lost[2], l.lost[3])) })
 		if len(cost.streams) > 0 {
-			stall = max(cost.streams[0].Stall, cost.streams[1].Stall).Round(time.Millisecond).String()
+			note("TCP stood still", "ms", func(l *losses) float64 { return ms(max(l.streams[0].Stall, l.streams[1].Stall)) })
 		}
-		fmt.Printf(" %9s\n", stall)
 	}
-	row("the first change", l.measured(primary, l.steps(primary)[0].do))
-	row("boot, known, with addresses more", l.rebooted(primary))
+	row("the first change", l.measured(primary, l.steps(primary)[0].do), nil)
+	row("boot, known, with addresses more", l.rebooted(primary), nil)
 	for _, s := range l.steps(primary) {
-		row(s.name, l.measured(primary, s.do))
+		row(s.name, l.measured(primary, s.do), nil)
 	}
 	l.steps(primary)[1].do()
-	row("boot, known", l.rebooted(primary))
+	row("boot, known", l.rebooted(primary), nil)
 	l.run("rm", "/var/lib/ec2netd/boot.json")
-	row("boot, not known", l.rebooted(primary))
+	row("boot, not known", l.rebooted(primary), nil)
 	hand, with := l.networkdRestarted(primary)
-	row("networkd restarted, without ec2netd", hand)
-	row("networkd restarted", with)
+	row("networkd restarted", with, hand)
 }

@@ -131,6 +131,14 @@ func TestLabIdentity(t *testing.T) {
 		l.configured(eni.ID())
 		l.checkKernel(eni)
 
+		// A SIGHUP does not end the daemon: systemd would not start it again.
+		pid := l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service")
+		l.run("systemctl", "kill", "--signal=HUP", "ec2netd.service")
+		l.run("ec2netctl", "refresh")
+		if now := l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service"); now != pid {
+			t.Errorf("process %s after a SIGHUP, %s before", now, pid)
+		}
+
 		// C3: attached again under another name, with and without the daemon.
 		l.detach(eni)
 		l.reattach(eni, "ens42")
@@ -209,6 +217,29 @@ func TestLabIdentity(t *testing.T) {
 		l.noDrops()
 		l.logOf("warning")
 		l.run("ip", "netns", "del", "elsewhere")
+
+		// B5: two attached again under their names, each with the device index of the other.
+		other := l.attach(vpc.ENISpec{Name: "ens7"})
+		l.settledAs(other, "ens7")
+		l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
+		l.detach(eni)
+		l.detach(other)
+		first, second := eni.DeviceIndex(), other.DeviceIndex()
+		eni.SetDeviceIndex(second)
+		other.SetDeviceIndex(first)
+		l.reattach(eni, "ens43")
+		l.reattach(other, "ens7")
+		l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
+		// udevd has called each what it was before, and takes no name away (G1).
+		for name, index := range map[string]int{"ens43": second, "ens7": first} {
+			l.reaches(name, func(i *state.Interface) bool {
+				return i.DeviceIndex == index && slices.Equal(i.Missing, []string{fmt.Sprintf("altname device-number-%d", index)})
+			})
+		}
+		l.run("ip", "link", "property", "del", "dev", "ens7", "altname", fmt.Sprintf("device-number-%d", second))
+		l.run("ip", "link", "property", "del", "dev", "ens43", "altname", fmt.Sprintf("device-number-%d", first))
+		l.settledAs(eni, "ens43")
+		l.settledAs(other, "ens7")
 	})
 }
 

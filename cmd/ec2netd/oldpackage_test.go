@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,10 +46,122 @@ func oldPackage() map[string]string {
 	}
 }
 
+// oldTree is where the stand-in is in a root, unpacked.
+const oldTree = "/root/old"
+
+// unpackOld puts the stand-in below oldTree of a root.
+func unpackOld(root, number string) error {
+	for file, text := range oldPackage() {
+		if err := vpc.WriteFile(root, path.Join(oldTree, file), strings.ReplaceAll(text, "NN", number)); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(filepath.Join(root, oldTree, "usr/bin/setup-policy-routes"), 0o755)
+}
+
+// installOldRPM makes an rpm of the stand-in, with a name, and installs it.
+func installOldRPM(t testing.TB, root, name string) error {
+	t.Helper()
+	if err := unpackOld(root, "70"); err != nil {
+		return err
+	}
+	var files strings.Builder
+	files.WriteString("%dir /usr/share/amazon-ec2-net-utils\n")
+	for file := range oldPackage() {
+		if file != "/DEBIAN/control" {
+			fmt.Fprintln(&files, file)
+		}
+	}
+	const spec = "/root/old.spec"
+	if err := vpc.WriteFile(root, spec, "Name: "+name+"\nVersion: 2.7.4\nRelease: 1\nSummary: Stands in for the old package\nLicense: Apache-2.0\nBuildArch: noarch\n"+
+		"%description\nStands in for the old package.\n%install\nmkdir -p %{buildroot} && cp -a "+oldTree+"/usr %{buildroot}\n%files\n"+files.String()); err != nil {
+		return err
+	}
+	for _, argv := range [][]string{
+		{"rpmbuild", "-bb", "--quiet", "--define", "_topdir /root/rpmbuild", "--define", "debug_package %{nil}", spec},
+		{"sh", "-c", "rpm --install --nodeps /root/rpmbuild/RPMS/noarch/*.rpm"},
+	} {
+		if _, err := inRoot(t, root, argv...); err != nil {
+			return fmt.Errorf("the old package: %w", err)
+		}
+	}
+	return nil
+}
+
+// masksOfOld are the masks that images for Kubernetes have against the old package.
+var masksOfOld = []string{
+	"/etc/systemd/system/policy-routes@.service", "/etc/systemd/system/refresh-policy-routes@.service",
+	"/etc/systemd/system/refresh-policy-routes@.timer", "/etc/udev/rules.d/99-vpc-policy-routes.rules",
+}
+
+// oldRuns has the stand-in do what its udev rule does for an ENI, whose driver is another
+// here, and waits until the ENI has all its addresses.
+func (l *lab) oldRuns(number string) {
+	l.t.Helper()
+	var aliases strings.Builder
+	for _, a := range l.inst.Primary().IPv4()[1:] {
+		fmt.Fprintln(&aliases, a)
+	}
+	l.put("/root/aliases", aliases.String())
+	l.put("/etc/systemd/network/70-ens5.network.d/mine.conf", "[Link]\nMTUBytes=1400\n")
+	l.run("systemctl", "enable", "--now", "policy-routes@ens5.service", "refresh-policy-routes@ens5.timer")
+	l.onNetworkd(number + "-ens5.network")
+	l.everyAddress()
+	left := l.leftOfOld()
+	for what, have := range map[string]string{"timer": "refresh-policy-routes@ens5.timer", "link": "timers.target.wants/", "program": "setup-policy-routes"} {
+		if !strings.Contains(left, have) {
+			l.t.Fatalf("the old package has no %s:\n%s", what, left)
+		}
+	}
+	if generated := l.generatedByOld(); !strings.Contains(generated, number+"-ens5.network.d/ec2net_policy_4.conf") {
+		l.t.Fatalf("the old package generated %q", generated)
+	}
+}
+
+// everyAddress waits until the primary ENI has all its IPv4 addresses, and uses each.
+func (l *lab) everyAddress() {
+	l.t.Helper()
+	for _, a := range l.inst.Primary().IPv4() {
+		l.until(a.String()+" is there", func() (bool, error) { return slices.Contains(l.addresses("ens5"), a), nil })
+		l.pingFrom(a)
+	}
+}
+
+// leftOfOld are units, timers and files of the old package; masks are no files of it.
+func (l *lab) leftOfOld() string {
+	l.t.Helper()
+	return l.run("sh", "-c", "systemctl list-units --all --plain --no-legend '*policy-routes@*'; systemctl list-timers --all --no-legend '*policy-routes@*'; "+
+		"find /etc/systemd/system /usr/lib/systemd /usr/lib/udev -name '*policy-routes*' ! -lname /dev/null; ls -d /usr/bin/setup-policy-routes /usr/share/amazon-ec2-net-utils 2>/dev/null || :")
+}
+
+func (l *lab) generatedByOld() string {
+	l.t.Helper()
+	return l.run("sh", "-c", "find /run/systemd/network -name '07-*' -o -name eni.conf -o -name 'ec2net_*' | sort")
+}
+
+// replacesOld checks that nothing of the old package is left, and that the admin's drop-in
+// applies.
+func (l *lab) replacesOld(when string) {
+	l.t.Helper()
+	l.configured("ens5")
+	l.onNetworkd("70-ens5.network")
+	l.everyAddress()
+	if out := l.leftOfOld() + l.generatedByOld(); out != "" {
+		l.t.Errorf("%s there is of the old package:\n%s", when, out)
+	}
+	if rules := l.rules(10007); len(rules) > 0 {
+		l.t.Errorf("%s there are its rules: %v", when, rules)
+	}
+	l.until(when+" the drop-in applies", func() (bool, error) { return l.run("cat", "/sys/class/net/ens5/mtu") == "1400", nil })
+	if failed := l.run("systemctl", "--failed", "--plain", "--no-legend"); strings.Contains(failed, "policy-routes") {
+		l.t.Errorf("%s failed: %s", when, failed)
+	}
+}
+
 // TestLabOldPackage: the deb is installed over amazon-ec2-net-utils that runs, which costs
-// no packet; a takeover, and then a boot, leave nothing of it. The masks that images for
-// Kubernetes have against it do no harm.
-func TestLabOldPackage(t *testing.T) { // I3
+// no packet; a takeover that fails gives back what was there, and one that does not leaves
+// nothing of it. [TestLabRPM] has the boot without a takeover.
+func TestLabOldPackage(t *testing.T) { // I4
 	eachSuite(t, func(t *testing.T, suite string) {
 		number := "70"
 		if suite == "trixie" {
@@ -58,18 +171,11 @@ func TestLabOldPackage(t *testing.T) { // I3
 			o.Packages = nil
 			o.Primary.IPv4Count = 2
 			o.Install = func(root string) error {
-				const tree = "/root/old"
-				for file, text := range oldPackage() {
-					text = strings.ReplaceAll(text, "NN", number)
-					if err := vpc.WriteFile(root, path.Join(tree, file), text); err != nil {
-						return err
-					}
-				}
-				if err := os.Chmod(filepath.Join(root, tree, "usr/bin/setup-policy-routes"), 0o755); err != nil {
+				if err := unpackOld(root, number); err != nil {
 					return err
 				}
 				for _, argv := range [][]string{
-					{"dpkg-deb", "--build", "--root-owner-group", tree, "/root/old.deb"},
+					{"dpkg-deb", "--build", "--root-owner-group", oldTree, "/root/old.deb"},
 					{"dpkg", "--install", "/root/old.deb"},
 					{"systemctl", "enable", "systemd-networkd.service", "systemd-resolved.service"},
 				} {
@@ -80,80 +186,38 @@ func TestLabOldPackage(t *testing.T) { // I3
 				return nil
 			}
 		})
-		primary := l.inst.Primary()
 		l.onNetworkd("80-ec2.network")
-		// What its udev rule does for an ENI; the lab's have another driver.
-		var aliases strings.Builder
-		for _, a := range primary.IPv4()[1:] {
-			fmt.Fprintln(&aliases, a)
-		}
-		l.put("/root/aliases", aliases.String())
-		l.put("/etc/systemd/network/70-ens5.network.d/mine.conf", "[Link]\nMTUBytes=1400\n")
-		l.run("systemctl", "enable", "--now", "policy-routes@ens5.service", "refresh-policy-routes@ens5.timer")
-		l.onNetworkd(number + "-ens5.network")
-		everything := func() {
-			t.Helper()
-			for _, a := range primary.IPv4() {
-				l.until(a.String()+" answers", func() (bool, error) { return strings.Contains(fmt.Sprint(l.addresses("ens5")), a.String()), nil })
-				l.pingFrom(a)
-			}
-		}
-		everything()
-		left := func() string {
-			return l.run("sh", "-c", "systemctl list-units --all --plain --no-legend '*policy-routes@*'; systemctl list-timers --all --no-legend '*policy-routes@*'; "+
-				"find /etc/systemd/system /usr/lib/systemd /usr/lib/udev -name '*policy-routes*' ! -lname /dev/null; ls -d /usr/bin/setup-policy-routes /usr/share/amazon-ec2-net-utils 2>/dev/null || :")
-		}
-		generated := func() string {
-			return l.run("sh", "-c", "find /run/systemd/network -name '07-*' -o -name eni.conf -o -name 'ec2net_*'")
-		}
-		for what, have := range map[string]string{"timer": "refresh-policy-routes@ens5.timer", "link": "timers.target.wants/", "program": "setup-policy-routes"} {
-			if out := left(); !strings.Contains(out, have) {
-				t.Fatalf("the old package has no %s:\n%s", what, out)
-			}
-		}
-		before := generated()
-		if !strings.Contains(before, number+"-ens5.network.d/ec2net_policy_4.conf") {
-			t.Fatalf("the old package generated %q", before)
-		}
-
+		l.oldRuns(number)
 		l.hitless("installing", func() { l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb") })
-		if out := left(); out != "" {
+		if out := l.leftOfOld(); out != "" {
 			t.Errorf("after installing there is of the old package:\n%s", out)
 		}
 		if out, err := l.inst.Exec(t.Context(), "dpkg-query", "--show", "--showformat=${db:Status-Status}", "amazon-ec2-net-utils"); err == nil && out == "installed" {
 			t.Errorf("the old package is %s", out)
 		}
-		if now := generated(); now != before {
-			t.Errorf("what it generated is\n%s\nbefore:\n%s", now, before)
+		everything := func() string {
+			return l.run("sh", "-c", "cd /run/systemd/network && find . ! -type d -printf '%p %l\n' | sort && grep -r . . | sort")
 		}
-		everything()
+		before := everything()
+		if !strings.Contains(before, number+"-ens5.network.d/ec2net_policy_4.conf") {
+			t.Errorf("what the old package generated is gone:\n%s", before)
+		}
+		l.everyAddress()
 
-		check := func(when string) {
-			t.Helper()
-			l.configured("ens5")
-			l.onNetworkd("70-ens5.network")
-			everything()
-			if out := left() + generated(); out != "" {
-				t.Errorf("%s there is of the old package:\n%s", when, out)
-			}
-			if rules := l.rules(10007); len(rules) > 0 {
-				t.Errorf("%s there are its rules: %v", when, rules)
-			}
-			l.until(when+" the drop-in applies", func() (bool, error) { return l.run("cat", "/sys/class/net/ens5/mtu") == "1400", nil })
+		// The lease would be lost, and an ENI without is not configured.
+		l.put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
+		if out := l.fails("ec2netctl", "takeover", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
+			t.Errorf("a takeover that fails: %s", out)
 		}
+		if now := everything(); now != before {
+			t.Errorf("after a takeover that failed there are in /run/systemd/network\n%s\nbefore:\n%s", now, before)
+		}
+		l.run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
+		l.run("networkctl", "reload")
+		l.onNetworkd(number + "-ens5.network")
+		l.everyAddress()
+
 		l.run("ec2netctl", "takeover")
-		check("after the takeover")
-		for _, file := range []string{"/etc/systemd/system/policy-routes@.service", "/etc/systemd/system/refresh-policy-routes@.timer", "/etc/udev/rules.d/99-vpc-policy-routes.rules"} {
-			l.put(file, masked)
-		}
-		l.hitless("with masks", func() {
-			l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/2.deb")
-			l.configured("ens5")
-		})
-		l.reboot()
-		check("after the boot")
-		if failed := l.run("systemctl", "--failed", "--plain", "--no-legend"); strings.Contains(failed, "policy-routes") {
-			t.Errorf("failed: %s", failed)
-		}
+		l.replacesOld("after the takeover")
 	})
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
@@ -145,19 +148,58 @@ func (l *lab) onNetworkd(file string) {
 	l.pingFrom(primary.IPv4()[0])
 }
 
-// TestLabRPM: the rpm is installed into the root of an image, upgraded and downgraded on
-// the running system, and removed from it.
+// TestLabRPM: the rpm is installed into the root of an image and removed from it; then, on a
+// system with the old package and the masks that images for Kubernetes have, in the place
+// of that, which a boot completes; it is upgraded, downgraded, and removed.
 func TestLabRPM(t *testing.T) { // I2, I4, E6
 	eachSuite(t, func(t *testing.T, suite string) {
+		name := "amazon-ec2-net-utils"
+		if suite == "bookworm" {
+			name = "ec2-net-utils"
+		}
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Primary.IPv4Count = 2
 			o.Install = func(root string) error {
 				// Debian's rpm knows nothing of Debian's packages. NetworkManager is enabled.
-				if out, err := inRoot(t, root, "rpm", "--install", "--nodeps", "/root/1.rpm"); err != nil || strings.Contains(out, "rror") {
-					return fmt.Errorf("installing: %w\n%s", err, out)
+				for _, argv := range [][]string{{"--install", "--nodeps", "/root/1.rpm"}, {"--erase", "ec2netd"}} {
+					if out, err := inRoot(t, root, append([]string{"rpm"}, argv...)...); err != nil || strings.Contains(out, "rror") {
+						return fmt.Errorf("rpm %v: %w\n%s", argv, err, out)
+					}
+					out, err := inRoot(t, root, "sh", "-c", "for u in systemd-networkd ec2netd NetworkManager; do echo $u:$(systemctl is-enabled $u.service 2>/dev/null); done")
+					if err != nil {
+						return err
+					}
+					if !strings.Contains(out, "systemd-networkd:enabled") || !strings.Contains(out, "NetworkManager:disabled") ||
+						strings.Contains(out, "ec2netd:enabled") != (argv[0] == "--install") {
+						return fmt.Errorf("in a root, after rpm %v: %s", argv, out)
+					}
 				}
-				return nil
+				return installOldRPM(t, root, name)
 			}
 		})
+		// What the removal left has the place of the old package's base unit.
+		l.onNetworkd("/etc/systemd/network/80-ec2.network")
+		l.oldRuns("70")
+		for _, file := range masksOfOld {
+			l.put(file, masked)
+		}
+		// Not --install: the old package is obsolete only for an upgrade, as dnf does it.
+		l.hitless("installing", func() { l.run("rpm", "--upgrade", "--nodeps", "/root/1.rpm") })
+		if _, err := l.inst.Exec(t.Context(), "rpm", "--query", "--whatprovides", name, "--queryformat=%{NAME}\n"); err != nil {
+			t.Errorf("%s is not provided: %v", name, err)
+		}
+		if out, err := l.inst.Exec(t.Context(), "rpm", "--query", name); err == nil {
+			t.Errorf("%s is installed: %s", name, out)
+		}
+		l.run("rpm", "--query", "--file", "/usr/share/doc/ec2netd/dependencies.txt", "/usr/share/doc/ec2netd/ec2netd.spdx.json")
+		l.everyAddress()
+		l.reboot()
+		l.replacesOld("after the boot")
+		for _, file := range masksOfOld {
+			if to := l.run("readlink", file); to != masked {
+				t.Errorf("the mask %s is %s", file, to)
+			}
+		}
 		primary := l.configured("ens5")
 		want := map[string]string{
 			"systemd-networkd.service": "enabled", "systemd-networkd-wait-online.service": "enabled", "systemd-resolved.service": "enabled",
@@ -173,7 +215,6 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6
 		if out := l.run("rpm", "--query", "--conflicts", "--obsoletes", "ec2netd"); strings.Count(out, "amazon-ec2-net-utils") != 2 {
 			t.Errorf("conflicts and obsoletes:\n%s", out)
 		}
-		l.onNetworkd("70-ens5.network")
 		l.run("sh", "-c", "echo '# mine' >>/etc/ec2netd.conf")
 		files, pid := l.files(), l.run("systemctl", "show", "--property=MainPID", "ec2netd.service")
 
@@ -227,7 +268,7 @@ func (l *lab) removed(primary *state.Interface) {
 
 // TestLabDeb: the deb is installed on a running system that NetworkManager owns, as the
 // README says; a reboot makes networkd the owner.
-func TestLabDeb(t *testing.T) { // I2, I4, E6
+func TestLabDeb(t *testing.T) { // F5, I2, I4, E6
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
 			onNetworkManager(o)
@@ -244,6 +285,10 @@ func TestLabDeb(t *testing.T) { // I2, I4, E6
 			if state := l.run("sh", "-c", "systemctl is-active "+unit+" || :"); state != "inactive" {
 				t.Errorf("installing made %s %s", unit, state)
 			}
+		}
+		// F5
+		if out := l.fails("ec2netctl", "doctor"); !strings.Contains(out, "NetworkManager configures ENIs too: ") {
+			t.Errorf("while NetworkManager has the ENIs doctor says: %s", out)
 		}
 		presets := map[string]string{
 			"systemd-networkd.service": "enabled", "systemd-networkd-wait-online.service": "enabled", "systemd-resolved.service": "enabled",
@@ -279,9 +324,11 @@ func TestLabDeb(t *testing.T) { // I2, I4, E6
 			if now := l.run("dpkg-query", "--show", "--showformat=${Version}", "ec2netd"); now != "0.0."+version+"-1" {
 				t.Errorf("the version is %s", now)
 			}
-			if out := l.user("ec2netctl", "status"); !strings.Contains(out, "configured") {
-				t.Errorf("status: %s", out)
-			}
+			status := ""
+			l.untilOr("the status has the conflict with NetworkManager, which is enabled", func() (bool, error) {
+				status = l.user("ec2netctl", "status")
+				return strings.Contains(status, "configured") && strings.Contains(status, "Conflicts: NetworkManager"), nil
+			}, &status)
 		}
 		if now := l.enabled(); !maps.Equal(now, after) {
 			t.Errorf("upgrades made %v of %v", now, after)
@@ -366,25 +413,53 @@ func (l *lab) reboot() {
 	}
 }
 
-// ofTakeover is what a takeover and a boot have to agree on.
-func (l *lab) ofTakeover() string {
+// ofTakeover is what a takeover and a boot have to agree on: IPv4 addresses in their order,
+// IPv6 addresses, routes and rules of all tables, names, files with what is in them, and what
+// runs. Not, for IPv6, whether a route is advertised or static: a boot begins with the router
+// that the last one knew, and on 252 with static addresses.
+func (l *lab) ofTakeover(enis ...string) []string {
 	l.t.Helper()
-	l.configured("ens5")
-	l.onNetworkd("70-ens5.network")
-	routes := ""
-	for _, r := range l.routes("-4", "main") {
-		routes += fmt.Sprintf("%s %s %s %d\n", r.Dst, r.Gateway, r.Dev, r.Metric)
+	text := map[string]bool{}
+	for _, family := range []string{"-4", "-6"} {
+		var all []struct {
+			route
+			Table string
+		}
+		l.json(&all, "ip", "-j", "-N", family, "route", "show", "table", "all")
+		for _, r := range all {
+			// 2 is the kernel's protocol: these come with the addresses.
+			if !slices.Contains(enis, r.Dev) || r.Protocol == "2" {
+				continue
+			}
+			line := fmt.Sprintf("route %s via %s dev %s table %s", r.Dst, r.Gateway, r.Dev, r.Table)
+			if family == "-4" {
+				line += fmt.Sprintf(" metric %d", r.Metric)
+			}
+			text[line] = true
+		}
 	}
-	return fmt.Sprintf("%v\n%s%s\n%s", sorted(l.addresses("ens5")), routes, l.run("sh", "-c", "cd /run/systemd/network && find . | sort"),
-		l.run("sh", "-c", "systemctl is-active NetworkManager systemd-networkd systemd-resolved ec2netd.service ec2netd.socket || :"))
+	out := slices.Sorted(maps.Keys(text))
+	for _, name := range enis {
+		addresses := l.addresses(name)
+		four := slices.DeleteFunc(slices.Clone(addresses), netip.Addr.Is6)
+		out = append(out, fmt.Sprintf("%s: %v %v", name, four, sorted(slices.DeleteFunc(addresses, netip.Addr.Is4))),
+			l.run("sh", "-c", "ip link show "+name+" | grep altname | sort; resolvectl dns "+name))
+	}
+	return append(out, strings.Split(l.run("sh", "-c", "ip -4 rule | sort; ip -6 rule | sort; cd /run/systemd/network && find . -printf '%p %l\n' | sort && "+
+		`find . -type f | sort | xargs awk '/^\[/ {skip = $0 == "[Route]" || $0 ~ /v6/; next} /:/ || /^(DHCP|AddPrefixRoute|DuplicateAddressDetection)=/ {next} !skip && NF {print FILENAME, $0}'; `+
+		"systemctl is-active NetworkManager systemd-networkd systemd-resolved ec2netd.service ec2netd.socket ec2netd-metrics.socket || :"), "\n")...)
 }
 
 // TestLabTakeover: a system of NetworkManager's is taken over without a reboot, as a reboot
 // would, and gets back what it had if the ENIs do not come up.
 func TestLabTakeover(t *testing.T) { // I2
 	eachSuite(t, func(t *testing.T, suite string) {
-		l := withPackages(t, suite, onNetworkManager)
+		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Primary.IPv4Count = 2
+			onNetworkManager(o)
+		})
 		l.ownedByNetworkManager()
+		l.attach(vpc.ENISpec{IPv4Count: 2, PrefixV4Count: 1})
 		l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
 		if out := l.run("ec2netctl", "takeover", "--dry-run"); !strings.Contains(out, "Would stop NetworkManager") || !strings.Contains(out, "ec2netd.service") {
 			t.Errorf("takeover --dry-run:\n%s", out)
@@ -392,8 +467,11 @@ func TestLabTakeover(t *testing.T) { // I2
 		l.ownedByNetworkManager()
 
 		l.put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
-		if out := l.fails("ec2netctl", "takeover", "--timeout=8s"); !strings.Contains(out, "what ran before runs again") {
+		if out := l.fails("ec2netctl", "takeover", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
 			t.Errorf("a takeover that fails: %s", out)
+		}
+		if left := l.run("sh", "-c", "ls /run/systemd/network"); left != "" {
+			t.Errorf("a takeover that failed leaves in /run/systemd/network\n%s", left)
 		}
 		l.ownedByNetworkManager()
 		if state := l.run("sh", "-c", "systemctl is-active ec2netd.service || :"); state != "inactive" {
@@ -403,10 +481,31 @@ func TestLabTakeover(t *testing.T) { // I2
 
 		t.Log(l.run("ec2netctl", "takeover"))
 		l.networkManagerIsOff()
-		got := l.ofTakeover()
-		l.reboot()
-		if want := l.ofTakeover(); got != want {
-			t.Errorf("after a takeover:\n%s\nand after a boot:\n%s", got, want)
+		state := func(want []string) (got []string) {
+			t.Helper()
+			for _, name := range []string{"ens5", "ens6"} {
+				l.configured(name)
+			}
+			l.onNetworkd("70-ens5.network")
+			// A router is known when it has advertised itself.
+			var last string
+			l.untilOr("the state is what it is after a takeover", func() (bool, error) {
+				got = l.ofTakeover("ens5", "ens6")
+				last = cmp.Diff(want, got)
+				if want != nil {
+					return last == "", nil
+				}
+				return slices.Contains(got, "route default via fe80::ec2:1 dev ens6 table 254") && slices.Contains(got, "route default via fe80::ec2:1 dev ens6 table 10001"), nil
+			}, &last)
+			return got
 		}
+		taken := state(nil)
+		if !slices.ContainsFunc(taken, func(line string) bool {
+			return strings.HasPrefix(line, fmt.Sprintf("ens5: [%v ", l.inst.Primary().IPv4()[0]))
+		}) {
+			t.Errorf("the primary address is not the first: %q", taken)
+		}
+		l.reboot()
+		state(taken)
 	})
 }

@@ -116,6 +116,10 @@ type Options struct {
 	Hint string
 	// Problems of the configuration, shown in the state.
 	Problems []string
+	// CPU tells the processor time that the process has used, and Trim gives memory back
+	// to the system that a burst of work took; nil for not to care.
+	CPU  func() time.Duration
+	Trim func()
 	// Watchdog is called often enough by the loop itself, so that a hang shows;
 	// WatchdogEvery is how often. Nil for none.
 	Watchdog      func()
@@ -132,6 +136,21 @@ const (
 	leaseTime = 10 * time.Second
 	// newTime is how long a link counts as new. Its metadata is there sooner as a rule.
 	newTime = 60 * time.Millisecond
+	// gatherStep is how long the metadata of several ENIs that were attached at once is
+	// waited for without that of one having come, gatherTime how long at most; leaseStep and
+	// leaseGatherTime are the same for their leases: a networkd that adds hundreds of
+	// addresses for those that have theirs has none to spare for the others.
+	gatherStep      = 2 * newTime
+	gatherTime      = time.Second
+	leaseStep       = 500 * time.Millisecond
+	leaseGatherTime = 3 * time.Second
+	// A burst of passes may take mostCredit; beyond that they take one part in passShare
+	// of the time of one processor, with half a second between two at most: while networkd
+	// adds hundreds of addresses, each of them is an event.
+	mostCredit = 60 * time.Millisecond
+	passShare  = 8
+	// trimTime is how long after the last change memory is given back.
+	trimTime = 2 * time.Second
 	// reconfigureTime is how long networkd has to take routes of an old metric away before
 	// it is asked to do so again; it doubles up to slowestRepair.
 	reconfigureTime = 2 * time.Second
@@ -160,6 +179,9 @@ const (
 	slowestBusLook = 5 * time.Second
 	// waitTime bounds a Refresh that waits.
 	waitTime = 60 * time.Second
+	// silenceTime is how long a Refresh waits for the first answer of the metadata
+	// service. ec2netctl gives up after 30 s.
+	silenceTime = 15 * time.Second
 )
 
 // Agent is the loop. Make one with [New].
@@ -185,24 +207,37 @@ type Agent struct {
 	// presumed is the MAC address of the link that was taken for the primary ENI.
 	presumed string
 	// hint is what the last boot knew, nil for nothing; hintText is what is on disk.
-	hint        *lastBoot
-	hintText    []byte
+	hint     *lastBoot
+	hintText []byte
+	// hinted is the count of the plan that it was last seen to be right for.
+	hinted      uint64
 	technique   plan.Technique
 	instanceTry attempt
 	targets     map[string]*target
 	waiting     []*request
 	reading     int
-	outage      outage
-	udev        udevWork
+	// begun: the first pass is over.
+	begun  bool
+	outage outage
+	udev   udevWork
 
+	// snapshot is another one only if it says something else, and planned counts the
+	// plans, which are made when input is another one: nothing that follows from what is
+	// the same is worked out again. Neither is ever changed once it is there.
 	snapshot *kernel.Snapshot
-	links    map[int]*link
+	input    plan.Input
 	plan     plan.Plan
+	planned  uint64
+	links    map[int]*link
 	applied  applied
+	// linkStates is what networkd has said of links since the last look at the kernel.
+	linkStates map[int]networkd.LinkState
 
-	// reloadDue: networkd must be asked to reload. forgotten: files of detached ENIs
-	// went without a reload, so networkd still has them in memory.
+	// reloadDue: networkd must be asked to reload, reloadTry when, if it has refused.
+	// forgotten: files of detached ENIs went without a reload, so networkd still has them
+	// in memory.
 	reloadDue   bool
+	reloadTry   attempt
 	forgotten   bool
 	reloads     uint64
 	lastChange  time.Time
@@ -225,6 +260,9 @@ type Agent struct {
 	// or in the kernel. orphanAt is when rules that networkd has forgotten are to be
 	// removed, zero if there are none; orphanDelay the time to the try after.
 	rules       map[plan.Rule]time.Time
+	noted       noted
+	generated   generated
+	inOrder     inOrder
 	orphanAt    time.Time
 	orphanDelay time.Duration
 	// conflicts are those found last; othersDue: they must be looked for.
@@ -239,10 +277,16 @@ type Agent struct {
 	nextRefresh time.Time
 	nextLook    time.Time
 	lookDelay   time.Duration
-	// gatherEnd is until when a pass may wait for the metadata of links that have just
-	// come, zero if it waits for none.
-	gatherEnd time.Time
-	said      map[string]string
+	gather      gather
+	said        map[string]string
+	// credit is how long passes may take before they are put off, as of credited; paced is
+	// until when.
+	credit          time.Duration
+	credited, paced time.Time
+	// trimAt is when memory is given back, zero for not at all, and trimmed the count of
+	// the plan for which that was done last.
+	trimAt  time.Time
+	trimmed uint64
 }
 
 // target is an ENI whose metadata is read: a MAC address on a link.
@@ -267,7 +311,7 @@ type link struct {
 	// something about it: the start of the time that it is given.
 	since time.Time
 	// seen is when the link was first seen. attached: that was after the start of the
-	// daemon.
+	// daemon, or it was attached while the daemon was down, as another link than before.
 	seen     time.Time
 	attached bool
 	// took is how long it took from then until it was configured first, nil before that.
@@ -293,11 +337,18 @@ type link struct {
 	repairDelay time.Duration
 	// triggered is when udevd was last asked to apply its .link file.
 	triggered time.Time
+	// nameElsewhere: another link had one of its alternative names.
+	nameElsewhere bool
 	// file is the .network file that networkd used for it last.
 	file    string
 	state   state.ENI
 	entered time.Time
 	opinion opinion
+	// compared is the last comparison of it, and described what of its state follows from
+	// the plan of the count.
+	compared  *compared
+	described state.Interface
+	planned   uint64
 	// eni, mac and name are what it was last known by.
 	eni, mac, name string
 }
@@ -305,18 +356,19 @@ type link struct {
 // New returns an agent. It does nothing before Run.
 func New(options Options) *Agent {
 	a := &Agent{
-		Options:  options,
-		watchers: make(map[chan *state.State]struct{}),
-		ready:    make(chan struct{}),
-		requests: make(chan *request),
-		results:  make(chan result, readers),
-		answers:  make(chan answer, 1),
-		udevEnds: make(chan udevDone, 1),
-		bell:     make(chan struct{}, 1),
-		targets:  make(map[string]*target),
-		links:    make(map[int]*link),
-		rules:    make(map[plan.Rule]time.Time),
-		reads:    make(map[string]uint64),
+		Options:    options,
+		watchers:   make(map[chan *state.State]struct{}),
+		ready:      make(chan struct{}),
+		requests:   make(chan *request),
+		results:    make(chan result, readers),
+		answers:    make(chan answer, 1),
+		udevEnds:   make(chan udevDone, 1),
+		bell:       make(chan struct{}, 1),
+		targets:    make(map[string]*target),
+		links:      make(map[int]*link),
+		linkStates: make(map[int]networkd.LinkState),
+		rules:      make(map[plan.Rule]time.Time),
+		reads:      make(map[string]uint64),
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},
 		said:      make(map[string]string),
@@ -324,7 +376,7 @@ func New(options Options) *Agent {
 	for _, kind := range metadata.Kinds() {
 		a.reads[kind.String()] = 0
 	}
-	a.reads["ok"], a.reads["incomplete"] = 0, 0
+	a.reads["ok"], a.reads["unchanged"], a.reads["incomplete"] = 0, 0, 0
 	a.counted.Store(a.count())
 	a.current.Store(&state.State{Version: options.Version, State: state.Starting, Conflicts: []state.Conflict{}, Interfaces: []state.Interface{}})
 	return a
@@ -363,7 +415,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.nextRefresh = time.Now().Add(jitter(a.RefreshEvery))
 	a.pass(ctx)
+	// What only PID 1 can tell comes after: it has a service to start, and takes its time
+	// (20 ms an answer on a busy machine).
+	a.begun = true
 	close(a.ready)
+	a.ask(0)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -378,11 +434,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-a.bell:
 			a.ask(0)
 		case r := <-a.results:
-			a.take(r)
-			// Wait a moment for the others, so that all make one reload.
-			if a.reading > 0 {
+			switch {
+			case !a.take(r):
+				// All is as it was: that is no reason to look at anything else.
+				a.publishCounts()
+			case a.reading > 0:
+				// Wait a moment for the others, so that all make one reload.
 				a.ask(batchTime)
-			} else {
+			default:
 				a.ask(0)
 			}
 		case done := <-a.udevEnds:
@@ -398,10 +457,31 @@ func (a *Agent) Run(ctx context.Context) error {
 		if !now.Before(a.nextRefresh) {
 			a.refresh(now)
 		}
-		if reached(a.passAt, now) || reached(a.nextLook, now) {
-			a.pass(ctx)
+		if (reached(a.passAt, now) || reached(a.nextLook, now)) && !now.Before(a.paced) {
+			a.pacedPass(ctx, now)
+		}
+		if reached(a.trimAt, now) {
+			a.trimAt = time.Time{}
+			a.Trim()
 		}
 		a.finish(time.Now())
+	}
+}
+
+// pacedPass makes a pass, and puts the next one off where passes take too much.
+func (a *Agent) pacedPass(ctx context.Context, now time.Time) {
+	if a.CPU == nil {
+		a.pass(ctx)
+		return
+	}
+	a.credit = min(a.credit+now.Sub(a.credited)/passShare, mostCredit)
+	before := a.CPU()
+	a.pass(ctx)
+	a.credit = max(a.credit-(a.CPU()-before), -mostCredit)
+	a.credited = now
+	a.paced = now
+	if a.credit < 0 {
+		a.paced = now.Add(-a.credit * passShare)
 	}
 }
 
@@ -441,12 +521,20 @@ func (a *Agent) wake() time.Time {
 			at = t
 		}
 	}
-	earlier(a.passAt)
-	earlier(a.nextLook)
+	for _, t := range []time.Time{a.passAt, a.nextLook} {
+		if !t.IsZero() && t.Before(a.paced) {
+			t = a.paced
+		}
+		earlier(t)
+	}
+	earlier(a.trimAt)
 	earlier(a.nextRead())
 	earlier(a.applied.next)
 	for _, r := range a.waiting {
 		earlier(r.deadline)
+		if silence := r.began.Add(silenceTime); time.Now().Before(silence) {
+			earlier(silence)
+		}
 	}
 	return at
 }

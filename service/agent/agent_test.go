@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,7 @@ import (
 	"ec2netd/service/metrics"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/store"
 )
 
 func bubble(t *testing.T, test func(*testing.T, *world)) {
@@ -312,6 +314,41 @@ func TestMissedByUdev(t *testing.T) {
 	})
 }
 
+// B8: an address that moves to another ENI leaves the old one as soon as the new one has it:
+// until then its packets leave by the old one, where EC2 drops them.
+func TestMovedAddress(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.50")
+		w.attach(2, "ens7", "10.0.1.30")
+		a, stop := w.start(t)
+		defer stop()
+		settle(5 * time.Minute)
+		from, to := 1, 2
+		name := func(index int) string { return fmt.Sprintf("ens%d", 5+index) }
+		for range 10 {
+			w.set(func() {
+				w.views[macOf(from)] = viewOf(from, fmt.Sprintf("10.0.1.%d", 10+10*from))
+				w.views[macOf(to)] = viewOf(to, fmt.Sprintf("10.0.1.%d", 10+10*to), "10.0.1.50")
+			})
+			for waited := 0; !slices.Contains(w.addresses(name(to)), "10.0.1.50"); waited++ {
+				if waited > 70 {
+					t.Fatalf("%s: %q", name(to), w.addresses(name(to)))
+				}
+				settle(time.Second)
+			}
+			settle(time.Second)
+			if got := w.addresses(name(from)); slices.Contains(got, "10.0.1.50") {
+				t.Errorf("%s still has %q", name(from), got)
+			}
+			settle(5 * time.Minute)
+			must(t, a, name(from), state.ENIConfigured)
+			must(t, a, name(to), state.ENIConfigured)
+			from, to = to, from
+		}
+	})
+}
+
 // A1: a change follows by itself; A2, D3: and only what the metadata withdrew goes.
 func TestAssignAndUnassign(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
@@ -443,6 +480,85 @@ func TestReattach(t *testing.T) {
 		for _, u := range units {
 			if u.Name == "ens6" {
 				t.Errorf("%+v is left", u)
+			}
+		}
+	})
+}
+
+// A3: an ENI that is attached again under its name while the daemon is down has the
+// addresses of its old drop-in before the lease.
+func TestReattachedWhileDown(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		_, stop := w.start(t)
+		settle(time.Minute)
+		stop()
+		w.set(func() {
+			w.links[1].Index = 8
+			slices.Reverse(w.links[1].Addresses)
+		})
+		if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.21", "10.0.1.20"}) {
+			t.Fatal(got)
+		}
+		a, stop := w.start(t)
+		defer stop()
+		settle(10 * time.Second)
+		if got := w.addresses("ens6"); must(t, a, "ens6", state.ENIConfigured).Reason != "" || !slices.Equal(got, []string{"10.0.1.20", "10.0.1.21"}) {
+			t.Errorf("%q, %+v", got, must(t, a, "ens6", state.ENIConfigured))
+		}
+	})
+}
+
+// B5, C3: two ENIs that are attached again under their old names, with each other's device
+// index: each waits for the other's numbers, and at no moment do two have the same on disk.
+func TestSwappedNumbers(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.attach(2, "ens7", "10.0.1.30", "10.0.1.31")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.store.Step = func() {
+			held := make(map[plan.Numbers]string)
+			for mac, numbers := range (&store.Store{Root: w.dir}).Assigned("") {
+				if other := held[numbers]; other != "" {
+					t.Errorf("%s and %s both have %+v on disk", mac, other, numbers)
+				}
+				held[numbers] = mac
+			}
+		}
+		w.set(func() {
+			one, two := w.views[macOf(1)], w.views[macOf(2)]
+			one.DeviceIndex, two.DeviceIndex = 2, 1
+			w.unique = true
+			w.views[macOf(1)], w.views[macOf(2)] = one, two
+			w.links[1].Index, w.links[2].Index = 8, 9
+		})
+		w.ring()
+		settle(time.Minute)
+		// Their names by number are still on the other link, which is for an admin to mend.
+		for name, other := range map[string]string{"ens6": "ens7", "ens7": "ens6"} {
+			if got := must(t, a, name, state.ENIDegraded); !strings.Contains(got.Reason, "ip link property del dev "+other+" altname device-number-") {
+				t.Errorf("%s: %s", name, got.Reason)
+			}
+		}
+		triggers := w.triggers
+		settle(10 * time.Minute)
+		if w.triggers != triggers {
+			t.Errorf("udevd was asked %d times for names that it cannot give", w.triggers-triggers)
+		}
+		w.set(func() {
+			for i := range w.links {
+				w.links[i].Altnames = slices.DeleteFunc(w.links[i].Altnames, func(name string) bool { return i > 0 && strings.HasPrefix(name, "device-number-") })
+			}
+		})
+		w.ring()
+		settle(time.Second)
+		for name, table := range map[string]int{"ens6": 10002, "ens7": 10001} {
+			if got := must(t, a, name, state.ENIConfigured); got.Table != table {
+				t.Errorf("%s has table %d, want %d", name, got.Table, table)
 			}
 		}
 	})
@@ -679,7 +795,7 @@ func TestNetworkdAbsent(t *testing.T) {
 	})
 }
 
-// A reload that fails is asked for again.
+// D6, H4: a networkd that does not reload is asked again, and is the reason that is told.
 func TestReloadFails(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.reloadErr = errors.New("no")
@@ -690,8 +806,21 @@ func TestReloadFails(t *testing.T) {
 		if got, _ := a.State().Find("ens5"); got.State == state.ENIConfigured || a.State().Networkd.LastError == "" {
 			t.Errorf("%+v", a.State())
 		}
+		if got := must(t, a, "ens5", state.ENIDegraded); !strings.Contains(got.Reason, "10.0.1.11") || !strings.Contains(got.Reason, "networkd has not read the files: no. See") {
+			t.Error(got.Reason)
+		}
+		// It is asked again, ever more seldom.
+		_, before, _ := w.counts()
+		settle(time.Hour)
+		if _, now, _ := w.counts(); now-before < 50 || now-before > 70 {
+			t.Errorf("%d reloads in an hour", now-before)
+		}
+		// Whoever asks for a Refresh has waited long enough.
 		w.set(func() { w.reloadErr = nil })
-		settle(time.Minute)
+		began := time.Now()
+		if _, err := a.Refresh(t.Context(), true); err != nil || time.Since(began) > time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
 		must(t, a, "ens5", state.ENIConfigured)
 	})
 }
@@ -959,5 +1088,83 @@ func TestWatch(t *testing.T) {
 		if last == nil || len(last.Interfaces) != 2 || last.Interfaces[1].State != state.ENIConfigured {
 			t.Errorf("%+v", last)
 		}
+	})
+}
+
+// E3: a pass with nothing to do works nothing out again, however many addresses there are,
+// and what somebody else does is seen all the same.
+func TestIdlePassIsCheap(t *testing.T) {
+	var most float64
+	for _, addresses := range []int{5, 50} {
+		a, w := idle(t, 15, addresses)
+		a.pass(t.Context())
+		allocations := testing.AllocsPerRun(20, func() { a.pass(t.Context()) })
+		t.Logf("%v allocations with %d addresses an ENI", allocations, addresses)
+		if most == 0 {
+			most = 1.1*allocations + 100
+		} else if allocations > most {
+			t.Errorf("%v allocations with %d addresses an ENI, want at most %v", allocations, addresses, most)
+		}
+
+		file := filepath.Join(w.dir, plan.NetworkDropIn("ens6"))
+		was, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, bytes.Replace(was, []byte("10001"), []byte("10002"), 1), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		a.pass(t.Context())
+		if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, was) {
+			t.Errorf("somebody's change of %s stays: %v", file, err)
+		}
+		gone := netip.MustParseAddr("10.0.8.2")
+		w.set(func() {
+			l := &w.links[1]
+			l.Addresses = slices.DeleteFunc(slices.Clone(l.Addresses), func(k kernel.Address) bool { return k.Prefix.Addr() == gone })
+		})
+		a.pass(t.Context())
+		if got, _ := a.State().Find("ens6"); !slices.Contains(got.Missing, "address "+gone.String()) {
+			t.Errorf("%s was taken away, and missing is %q", gone, got.Missing)
+		}
+		w.set(func() { w.rules = w.rules[:len(w.rules)-1] })
+		a.pass(t.Context())
+		if got, _ := a.State().Find("ens19"); len(got.Missing) != 1 {
+			t.Errorf("a rule was taken away, and missing is %q", got.Missing)
+		}
+	}
+}
+
+// C1: several ENIs that are attached at once make one reload, though their metadata comes
+// one after the other, and one of which nothing is heard holds up none of the others for long.
+func TestAttachedAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		_, before, _ := w.counts()
+		w.set(func() { w.delay = 50 * time.Millisecond })
+		for i := 1; i < 15; i++ {
+			w.attach(i, fmt.Sprintf("ens%d", 5+i), fmt.Sprintf("10.0.1.%d", 10*(i+1)), fmt.Sprintf("10.0.1.%d", 10*(i+1)+1))
+		}
+		settle(1500 * time.Millisecond)
+		if _, now, _ := w.counts(); now-before > 2 {
+			t.Errorf("%d reloads for 14 ENIs", now-before)
+		}
+		for i := range 15 {
+			must(t, a, macOf(i), state.ENIConfigured)
+		}
+	})
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.attach(1, "ens6", "10.0.1.20")
+		w.attach(2, "ens7", "10.0.1.30")
+		w.set(func() { w.errs[macOf(2)] = &metadata.Error{Kind: metadata.Timeout, Err: errors.New("no answer")} })
+		settle(time.Second)
+		must(t, a, macOf(1), state.ENIConfigured)
 	})
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -51,25 +52,72 @@ type answer struct {
 	err      error
 }
 
+// compared is the comparison of an ENI, and what it was made of. With 15 ENIs of 50
+// addresses it is most of what a pass takes, and most often nothing has changed.
+type compared struct {
+	of                      comparing
+	withdrawn               []netip.Addr
+	truth                   plan.Truth
+	missing, unwanted, late []string
+	// items and gaps, with the reason for all that is missing.
+	whole string
+	items []state.Item
+	gaps  []string
+}
+
+// comparing is all that a comparison depends on but the addresses that were withdrawn. The
+// plan and the rules of this daemon are told by their count, snapshots by themselves: an
+// equal one is the same.
+type comparing struct {
+	planned, noted    uint64
+	rendered          plan.Rendered
+	applied, snapshot *kernel.Snapshot
+}
+
 // compare looks at the four places of an ENI. What networkd says counts as long as nothing
 // else has changed since it was asked.
-func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) plan.Truth {
-	rendered := a.rendered(eni)
-	var known *kernel.Snapshot
+func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) *compared {
+	of := comparing{planned: a.planned, noted: a.noted.count, rendered: a.rendered(eni), snapshot: a.snapshot}
 	if l.opinion.fresh() && a.networkdUp {
-		known = a.applied.snapshot
+		of.applied = a.applied.snapshot
 	}
-	truth := plan.Compare(eni, rendered, known, a.snapshot, l.withdrawn, a.ours)
-	administrated := a.Networkd.Link(eni.Link.Index).Administrative
-	items := truth.Items("")
-	if l.opinion.file != entry.NetworkFile || l.opinion.administrated != administrated || !slices.EqualFunc(items, l.opinion.items, unchanged) {
+	administrated := a.linkState(eni.Link.Index).Administrative
+	same := l.compared != nil && l.compared.of == of && slices.Equal(l.compared.withdrawn, l.withdrawn)
+	if !same {
+		l.compared = a.compareAnew(eni, of, l.withdrawn)
+	}
+	// Items that are the same ones have not changed, whether networkd was asked or not.
+	if l.opinion.file != entry.NetworkFile || l.opinion.administrated != administrated || (!same && !slices.EqualFunc(l.compared.items, l.opinion.items, unchanged)) {
 		l.opinion.changes++
-		if known != nil {
-			truth = plan.Compare(eni, rendered, nil, a.snapshot, l.withdrawn, a.ours)
+		if of.applied != nil {
+			of.applied = nil
+			l.compared = a.compareAnew(eni, of, l.withdrawn)
 		}
 	}
-	l.opinion.items, l.opinion.file, l.opinion.administrated = items, entry.NetworkFile, administrated
-	return truth
+	if !same {
+		l.opinion.items = l.compared.items
+	}
+	l.opinion.file, l.opinion.administrated = entry.NetworkFile, administrated
+	return l.compared
+}
+
+func (a *Agent) compareAnew(eni *plan.ENI, of comparing, withdrawn []netip.Addr) *compared {
+	truth := plan.Compare(eni, of.rendered, of.applied, of.snapshot, withdrawn, a.ours)
+	items := truth.Items("")
+	return &compared{
+		of: of, withdrawn: slices.Clone(withdrawn), truth: truth,
+		missing: truth.Missing(), unwanted: truth.Unwanted(), late: truth.Late(),
+		items: items, gaps: state.GapsOf(items),
+	}
+}
+
+// told are the items and gaps as the API shows them.
+func (c *compared) told(whole string) ([]state.Item, []string) {
+	if c.whole != whole {
+		c.whole, c.items = whole, c.truth.Items(whole)
+		c.gaps = state.GapsOf(c.items)
+	}
+	return c.items, c.gaps
 }
 
 // unchanged tells whether an item is the same, whatever networkd says of it.

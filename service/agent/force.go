@@ -2,6 +2,7 @@ package agent
 
 import (
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -190,6 +191,21 @@ func (a *Agent) namesTaken(eni *plan.ENI) string {
 			", or write the names into it"
 	}
 	return ""
+}
+
+// nameElsewhere names an alternative name that an ENI lacks because another link has it,
+// and that link. udevd never takes one away: what an ENI was called by its device index
+// stays on its link where that index went to another one.
+func (a *Agent) nameElsewhere(eni *plan.ENI) (name, holder string) {
+	for _, name := range eni.Want.Altnames {
+		for i := range a.snapshot.Links {
+			other := &a.snapshot.Links[i]
+			if other.Index != eni.Link.Index && (other.Name == name || slices.Contains(other.Altnames, name)) {
+				return name, other.Name
+			}
+		}
+	}
+	return "", ""
 }
 
 // onlyAltnames tells whether nothing but altnames is missing.

@@ -91,7 +91,7 @@ func (a *Agent) planHint() *plan.Hint {
 // saveHint keeps what the next boot can begin with, once that is certain, if it is not
 // what is kept already (E3).
 func (a *Agent) saveHint() {
-	if a.Hint == "" || !a.instanceGot || len(a.plan.ENIs) == 0 {
+	if a.Hint == "" || !a.instanceGot || len(a.plan.ENIs) == 0 || a.hinted == a.planned {
 		return
 	}
 	technique, _ := plan.Choose(a.networkd())
@@ -122,6 +122,7 @@ func (a *Agent) saveHint() {
 	slices.SortFunc(now.ENIs, func(x, y lastBootOfIt) int { return strings.Compare(x.ENI.MAC, y.ENI.MAC) })
 	text, err := json.Marshal(now)
 	if err == nil && bytes.Equal(text, a.hintText) {
+		a.hinted = a.planned
 		return
 	}
 	if err == nil {
@@ -135,9 +136,10 @@ func (a *Agent) saveHint() {
 	a.hint, a.hintText = &now, text
 }
 
-// sweepHalf removes what a run that was killed while it wrote a file left.
+// sweepHalf removes what a run that was killed while it wrote a file of its own, which this
+// one is beside, left.
 func sweepHalf(file string) {
-	half, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+"*"))
+	half, _ := filepath.Glob(filepath.Join(filepath.Dir(file), ".*.json*"))
 	for _, f := range half {
 		_ = os.Remove(f)
 	}

@@ -121,8 +121,10 @@ func TestKilledAtEveryStep(t *testing.T) {
 				})
 			}
 			// As if it was just being written.
-			if err := os.WriteFile(filepath.Join(left, ".views.json123"), []byte("{"), 0o600); err != nil {
-				t.Fatal(err)
+			for _, name := range []string{".views.json123", ".boot.json123", ".rules.json123"} {
+				if err := os.WriteFile(filepath.Join(left, name), []byte("{"), 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
 			a, stop := next.start(t)
 			settle(3 * time.Minute)

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"time"
 
+	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
+	"ec2netd/service/store"
 )
 
 // Times of rules that networkd has forgotten.
@@ -49,11 +51,25 @@ func (a *Agent) noteRules(now time.Time) {
 	if a.Rules == nil {
 		return
 	}
+	generated := a.generatedRules()
+	of := noting{planned: a.planned, generated: a.generated.count, snapshot: a.snapshot}
+	if of == a.noted.of && !a.noted.leaving {
+		a.noted.until = now
+		return
+	}
+	for rule, last := range a.rules {
+		if last.Equal(a.noted.at) {
+			a.rules[rule] = a.noted.until
+		}
+	}
+	a.noted.of, a.noted.at, a.noted.until, a.noted.leaving = of, now, now, false
 	changed := false
-	for _, rule := range append(a.generatedRules(), plan.RulesOf(a.plan.Files)...) {
-		_, known := a.rules[rule]
-		changed = changed || !known
-		a.rules[rule] = now
+	for _, rules := range [][]plan.Rule{generated, plan.RulesOf(a.plan.Files)} {
+		for _, rule := range rules {
+			_, known := a.rules[rule]
+			changed = changed || !known
+			a.rules[rule] = now
+		}
 	}
 	for i := range a.snapshot.Rules {
 		if rule, ok := plan.RuleOf(&a.snapshot.Rules[i]); ok {
@@ -63,12 +79,15 @@ func (a *Agent) noteRules(now time.Time) {
 		}
 	}
 	maps.DeleteFunc(a.rules, func(_ plan.Rule, last time.Time) bool {
-		changed = changed || now.Sub(last) > recordTime
-		return now.Sub(last) > recordTime
+		old := now.Sub(last) > recordTime
+		changed = changed || old
+		a.noted.leaving = a.noted.leaving || (!old && last.Before(now))
+		return old
 	})
 	if !changed {
 		return
 	}
+	a.noted.count++
 	if err := a.Rules.Write(slices.Collect(maps.Keys(a.rules))); err != nil {
 		a.say("rules", "Rules that networkd forgets may stay", "reason", err.Error())
 		return
@@ -76,17 +95,65 @@ func (a *Agent) noteRules(now time.Time) {
 	a.unsay("rules")
 }
 
+// noted is how far the record is: what it was brought up to date with.
+type noted struct {
+	of noting
+	// at is when that was, and until when nothing is known to have changed: the rules
+	// that were last seen at the one were so until the other.
+	at, until time.Time
+	// leaving: some rules are to leave the record.
+	leaving bool
+	// count of the changes of the record.
+	count uint64
+}
+
+// noting is what the record follows from: the count of plans and of changes of the files'
+// rules, and the kernel.
+type noting struct {
+	planned, generated uint64
+	snapshot           *kernel.Snapshot
+}
+
+// generated are the rules of the generated files on disk: the drop-ins, what they say, and
+// the count of changes.
+type generated struct {
+	texts []string
+	rules []plan.Rule
+	count uint64
+	seen  bool
+}
+
 // generatedRules are those of the generated files on disk.
+// They are looked at once for each look at the kernel, and after files were written.
 func (a *Agent) generatedRules() []plan.Rule {
+	if a.generated.seen {
+		return a.generated.rules
+	}
+	a.generated.seen = true
 	units, err := a.Store.Units()
 	if err != nil {
-		return nil
+		units = nil
 	}
-	var rules []plan.Rule
+	texts := make([]string, 0, len(units))
 	for _, unit := range units {
-		rules = append(rules, plan.RulesIn(a.Store.Read(plan.NetworkDropIn(unit.Name)))...)
+		if unit.Kind == store.Network {
+			texts = append(texts, a.Store.Read(plan.NetworkDropIn(unit.Name)))
+		}
 	}
-	return rules
+	if slices.Equal(texts, a.generated.texts) {
+		return a.generated.rules
+	}
+	a.generated = generated{texts: texts, count: a.generated.count + 1, seen: true}
+	for _, text := range texts {
+		a.generated.rules = append(a.generated.rules, plan.RulesIn(text)...)
+	}
+	return a.generated.rules
+}
+
+// inOrder is what the absence of orphans was last seen from.
+type inOrder struct {
+	noted, generated uint64
+	snapshot         *kernel.Snapshot
 }
 
 // removeOrphans has the rules removed that networkd has forgotten. It tells whether it
@@ -95,8 +162,13 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	if a.Rules == nil || a.RemoveOrphans == nil {
 		return false
 	}
+	generated := a.generatedRules()
+	of := inOrder{a.noted.count, a.generated.count, a.snapshot}
+	if a.orphanAt.IsZero() && of == a.inOrder {
+		return false
+	}
 	record := slices.Collect(maps.Keys(a.rules))
-	orphans := plan.Orphans(record, a.generatedRules(), a.snapshot.Rules)
+	orphans := plan.Orphans(record, generated, a.snapshot.Rules)
 	if len(orphans) > 0 {
 		// What somebody else's file wants is not looked at before it matters.
 		wanted, err := a.Store.Rules()
@@ -107,7 +179,7 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 		orphans = plan.Orphans(record, wanted, a.snapshot.Rules)
 	}
 	if len(orphans) == 0 {
-		a.orphanAt, a.orphanDelay = time.Time{}, 0
+		a.orphanAt, a.orphanDelay, a.inOrder = time.Time{}, 0, of
 		a.unsay("orphans")
 		return false
 	}

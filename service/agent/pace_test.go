@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -58,7 +59,7 @@ var errSilent = errors.New("silent")
 
 // refuse has connections fail for which a function returns an error.
 func (s *site) refuse(why func(metadata.Path) error) {
-	s.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 		switch err := why(metadata.DialedPath(ctx)); {
 		case errors.Is(err, errSilent):
 			select {
@@ -71,6 +72,9 @@ func (s *site) refuse(why func(metadata.Path) error) {
 		}
 		return s.pipes.DialContext(ctx, network, address)
 	}
+	s.mu.Lock()
+	s.dial = dial
+	s.mu.Unlock()
 	s.client.CloseIdle()
 }
 
@@ -84,21 +88,21 @@ func macIn(key string) string {
 	return mac
 }
 
-// D8: a look makes at most two requests an ENI, all looks within a refresh time no more
-// than a whole view, and nothing that does not change is read again.
+// D8: a look makes at most two requests an ENI, all looks no more than the shell package
+// does, and nothing that does not change is read again.
 func TestSteadyRequests(t *testing.T) {
 	const enis = 4
 	for _, test := range []struct {
 		name   string
 		change func(*imds.Interface)
-		// each is the number of requests an ENI and refresh time.
-		each int
+		// each is the number of requests an ENI and refresh time, whole those of a view.
+		each, whole int
 	}{
-		{"all keys", nil, 5},
+		{"all keys", nil, 8, 5},
 		{"IPv4", func(i *imds.Interface) {
 			i.IPv6, i.IPv4Prefixes, i.IPv6Prefixes, i.SubnetIPv6 = nil, nil, nil, nil
-		}, 2},
-		{"both families", func(i *imds.Interface) { i.IPv4Prefixes, i.IPv6Prefixes = nil, nil }, 3},
+		}, 5, 2},
+		{"both families", func(i *imds.Interface) { i.IPv4Prefixes, i.IPv6Prefixes = nil, nil }, 8, 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -106,8 +110,8 @@ func TestSteadyRequests(t *testing.T) {
 				settle(time.Hour)
 				log := s.server.Requests()
 				counts := imds.Count(log)
-				// A refresh time is up to a tenth shorter than asked for.
-				if most := enis*test.each*67 + counts.Tokens; counts.Total > most || counts.Total > 2016 || counts.Total < enis*test.each*60 {
+				// Looks are up to a twenty-fifth earlier.
+				if most := enis*test.each*63 + counts.Tokens; counts.Total > most || counts.Total > enis*504 || counts.Total < enis*test.each*60 {
 					t.Errorf("%d requests in an hour, want at most %d", counts.Total, most)
 				}
 				if counts.Tokens > 13 || counts.Errors > 0 {
@@ -139,12 +143,64 @@ func TestSteadyRequests(t *testing.T) {
 				if _, err := a.Refresh(t.Context(), true); err != nil {
 					t.Fatal(err)
 				}
-				if n := imds.Count(s.server.Requests()); n.Total-n.Tokens != enis*test.each {
-					t.Errorf("%d requests for a Refresh, want %d", n.Total-n.Tokens, enis*test.each)
+				if n := imds.Count(s.server.Requests()); n.Total-n.Tokens != enis*test.whole {
+					t.Errorf("%d requests for a Refresh, want %d", n.Total-n.Tokens, enis*test.whole)
 				}
 			})
 		})
 	}
+}
+
+// A1: an address that nobody tells of is in use within ten seconds in the mean, whenever it
+// is assigned, and an ENI that nothing has happened to for a while is looked at no less.
+func TestUnpromptedAssign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, a := inTurns(t, 2, nil)
+		const changes = 60
+		var total time.Duration
+		for n := range changes {
+			// Long enough that it is not looked at more often for the last change.
+			settle(40*time.Second + time.Duration(rand.Int64N(int64(time.Minute))))
+			address := netip.MustParseAddr(fmt.Sprintf("10.0.99.%d", 10+n))
+			s.amend(1, func(i *imds.Interface) { i.IPv4 = append(i.IPv4[:1], address) })
+			began := time.Now()
+			for !slices.Contains(s.addresses("ens6"), address.String()) {
+				settle(100 * time.Millisecond)
+				if time.Since(began) > time.Minute {
+					t.Fatalf("%s does not come: %+v", address, a.State())
+				}
+			}
+			total += time.Since(began)
+		}
+		if mean := total / changes; mean > 10*time.Second {
+			t.Errorf("an address is in use after %v in the mean", mean)
+		} else {
+			t.Logf("an address is in use after %v in the mean", mean)
+		}
+	})
+}
+
+// E3, E5: a look at the metadata that finds nothing new is no reason to look at anything
+// else, and it is told all the same that it was.
+func TestLookAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, a := inTurns(t, 2, nil)
+		passes := 0
+		s.set(func() { s.observed = func() { passes++ } })
+		began, requests := time.Now(), a.State().Metadata.Requests
+		settle(10 * time.Minute)
+		// One for each refresh time, which is up to a tenth shorter.
+		if passes < 10 || passes > 12 {
+			t.Errorf("%d passes in ten minutes", passes)
+		}
+		now := a.State().Metadata
+		if now.LastSuccess.Sub(began) < 9*time.Minute+45*time.Second {
+			t.Errorf("the last read was %v before now", time.Since(now.LastSuccess))
+		}
+		if sent, _ := s.client.Requests(); now.Requests != sent || now.Requests-requests < 2*8*9 {
+			t.Errorf("%d requests are told, %d were before, and %d were sent", now.Requests, requests, sent)
+		}
+	})
 }
 
 // A1, A4, B2: whatever changes of an ENI follows within the refresh time, in whichever
@@ -243,6 +299,7 @@ func TestFailuresAreBounded(t *testing.T) {
 		{"silent", refuse(errSilent)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				enis := 5
 				if strings.HasSuffix(test.name, "hang") || strings.HasSuffix(test.name, "404") {
@@ -308,6 +365,7 @@ func TestFailuresAreBounded(t *testing.T) {
 func TestHangingENIsHoldNobodyUp(t *testing.T) {
 	for name, pattern := range map[string]string{"all keys": "/**", "one key": "/local-ipv4s"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s, a := inTurns(t, 15, nil)
 				for i := range 14 {
@@ -384,6 +442,34 @@ func TestTokenHeldUp(t *testing.T) {
 			if took := time.Since(began); took > 10*time.Second {
 				t.Errorf("a Refresh took %v", took)
 			}
+		}
+	})
+}
+
+// H3, D6: who asks for a Refresh while the service is silent is told so before a client
+// gives up, however many ENIs there are.
+func TestRefreshOfSilence(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, a := inTurns(t, 15, nil)
+		s.server.RevokeTokens()
+		s.refuse(func(metadata.Path) error { return errSilent })
+		for _, since := range []time.Duration{0, 6 * time.Minute} {
+			settle(since)
+			began := time.Now()
+			_, err := a.Refresh(t.Context(), true)
+			if err == nil || !strings.Contains(err.Error(), "did not answer in time") {
+				t.Errorf("a Refresh that nobody answers: %v", err)
+			}
+			if took := time.Since(began); took > 25*time.Second {
+				t.Errorf("after %v a Refresh took %v", since, took)
+			}
+		}
+		// What nobody answers ends by itself, and before the test does.
+		s.refuse(func(metadata.Path) error { return nil })
+		settle(readTime)
+		if _, err := a.Refresh(t.Context(), true); err != nil {
+			t.Errorf("afterwards: %v", err)
 		}
 	})
 }

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"net/netip"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -25,6 +27,7 @@ func (a *Agent) pass(ctx context.Context) {
 	}
 	a.decide()
 	if a.gathering(time.Now()) {
+		a.Log.Debug("waiting for others that were attached too", "for", a.gather.expected)
 		a.publish(ctx, a.verify())
 		return
 	}
@@ -45,30 +48,91 @@ func (a *Agent) pass(ctx context.Context) {
 	a.publish(ctx, a.verify())
 }
 
-// gathering tells whether links came just now whose metadata is about to be there:
-// several ENIs that are attached at once make one reload.
+// gather is the waiting for several ENIs that were attached at once, so that they make
+// one reload and not one each.
+type gather struct {
+	// began is when it did, zero while nothing is waited for; progress when it was last
+	// less or more that is waited for.
+	began, progress time.Time
+	expected        int
+}
+
+// gathering tells whether what is to be done had better wait a moment: for the metadata of
+// links that came just now or, where all there is to be done is for ENIs that came just
+// now and have their lease, for the leases of others. A networkd with 15 ENIs of 50
+// addresses takes about a second for what one reload brings, whether that is one ENI's or
+// that of all.
 func (a *Agent) gathering(now time.Time) bool {
-	expected := a.networkdUp && a.instanceGot
-	if expected {
-		expected = false
-		for _, t := range a.targets {
-			l := a.links[t.index]
-			expected = expected || (t.view == nil && t.began.IsZero() && l != nil && now.Sub(l.seen) < newTime)
+	expected, step, longest := 0, gatherStep, gatherTime
+	if a.networkdUp && a.instanceGot {
+		expected = a.unread(now)
+		if expected == 0 && a.onlyLeased() {
+			expected, step, longest = a.unleased(now), leaseStep, leaseGatherTime
 		}
 	}
-	if !expected {
-		a.gatherEnd = time.Time{}
+	g := &a.gather
+	if expected == 0 {
+		*g = gather{}
 		return false
 	}
-	if a.gatherEnd.IsZero() {
-		// Others may follow: not for ever.
-		a.gatherEnd = now.Add(2 * newTime)
+	if g.began.IsZero() {
+		g.began = now
 	}
-	if reached(a.gatherEnd, now) {
+	if expected != g.expected {
+		g.expected, g.progress = expected, now
+	}
+	// Not for ever: one of them may be silent.
+	until := g.progress.Add(step)
+	if latest := g.began.Add(longest); latest.Before(until) {
+		until = latest
+	}
+	if reached(until, now) {
 		return false
 	}
-	a.ask(newTime)
+	a.ask(min(until.Sub(now), newTime))
 	return true
+}
+
+// unread is how many ENIs came just now whose metadata is being read for the first time.
+func (a *Agent) unread(now time.Time) int {
+	n := 0
+	for _, t := range a.targets {
+		if l := a.links[t.index]; t.view == nil && t.began.IsZero() && l != nil && now.Sub(l.seen) < gatherTime {
+			n++
+		}
+	}
+	return n
+}
+
+// onlyLeased tells whether there is nothing to be done but to give ENIs that came just now
+// the addresses that have waited for the lease.
+func (a *Agent) onlyLeased() bool {
+	some := false
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		for _, file := range eni.Files {
+			if file.Path != plan.NetworkDropIn(eni.Link.Name) || file.Content == eni.Link.Current {
+				continue
+			}
+			if !eni.Link.Fresh || eni.Link.Current == "" {
+				return false
+			}
+			some = true
+		}
+	}
+	return some && !a.reloadDue
+}
+
+// unleased is how many ENIs that came just now still wait for their lease.
+func (a *Agent) unleased(now time.Time) int {
+	n := 0
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		if eni.Held && eni.Link.Fresh && !eni.Link.LeaseOverdue && now.Sub(a.links[eni.Link.Index].since) < leaseGatherTime {
+			n++
+		}
+	}
+	return n
 }
 
 // observe looks at the kernel and brings targets and links up to date. It is false
@@ -81,14 +145,21 @@ func (a *Agent) observe() bool {
 	}
 	a.unsay("kernel")
 	running := a.snapshot != nil
-	a.snapshot = snapshot
+	if !running || !snapshot.Equal(a.snapshot) {
+		a.snapshot = snapshot
+	}
+	snapshot = a.snapshot
+	clear(a.linkStates)
+	a.generated.seen = false
 	now := time.Now()
 	seen := make(map[string]bool)
 	present := make(map[int]bool)
 	for _, l := range snapshot.Links {
 		seen[l.MAC], present[l.Index] = true, true
 		if a.links[l.Index] == nil {
-			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running}
+			// While the daemon was down it was attached anew, if it was another link before.
+			t := a.targets[l.MAC]
+			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index)}
 			// networkd would configure it by files that are gone, if they matched.
 			a.reloadDue = a.reloadDue || a.forgotten
 		}
@@ -138,6 +209,16 @@ func (a *Agent) drop(t *target) {
 	a.unsay("read " + t.mac)
 }
 
+// linkState is what networkd says of a link, as of the last look at the kernel.
+func (a *Agent) linkState(index int) networkd.LinkState {
+	said, known := a.linkStates[index]
+	if !known {
+		said = a.Networkd.Link(index)
+		a.linkStates[index] = said
+	}
+	return said
+}
+
 func linkPresent(snapshot *kernel.Snapshot, index int) bool {
 	return slices.ContainsFunc(snapshot.Links, func(l kernel.Link) bool { return l.Index == index })
 }
@@ -169,7 +250,7 @@ func (a *Agent) decide() {
 		// Before networkd runs, what is written for a link costs no reload.
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
 		entry.Fresh = memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime
-		said := a.Networkd.Link(l.Index)
+		said := a.linkState(l.Index)
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":
 			// At first it waits for its IPv6 link-local address too, which is no reason to
@@ -185,8 +266,13 @@ func (a *Agent) decide() {
 		a.technique = technique
 		a.Log.Debug("how IPv6 is kept over a reload: "+technique.String(), "reason", why)
 	}
-	a.plan = plan.Make(in)
-	a.plan.GiveWay()
+	// What the plan follows from is most often what it was.
+	if a.planned == 0 || !reflect.DeepEqual(in, a.input) {
+		a.input = in
+		a.plan = plan.Make(in)
+		a.plan.GiveWay()
+		a.planned++
+	}
 	a.watchBase(in.Base, in.BaseDropIns)
 	presumed := ""
 	for i := range a.plan.ENIs {
@@ -231,6 +317,7 @@ func (a *Agent) act(ctx context.Context) bool {
 		a.unsay("store")
 	}
 	if changes.Any() {
+		a.generated.seen = false
 		a.lastChange = time.Now()
 		for _, r := range a.waiting {
 			r.written = append(r.written, changes.Written...)
@@ -274,7 +361,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	}
 	if len(changed) > 0 {
 		a.hasten(now)
-		a.reloadDue = true
+		a.reloadDue, a.reloadTry = true, attempt{}
 	}
 	a.busDown = false
 	owner, err := a.Networkd.Owner(ctx)
@@ -289,7 +376,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	a.networkdWhy, a.busDelay = "", 0
 	if owner != a.owner {
 		// Another networkd: it configures all links, which takes its time.
-		a.owner, a.othersDue = owner, true
+		a.owner, a.othersDue, a.reloadTry = owner, true, attempt{}
 		for _, l := range a.links {
 			l.since = now
 			l.opinion.changes++
@@ -312,17 +399,20 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	}
 	a.networkdWhy, a.absentSince = "", time.Time{}
 	a.unsay("networkd")
-	if !a.reloadDue {
+	if !a.reloadDue || now.Before(a.reloadTry.next) {
 		return false
 	}
 	a.reloads++
+	defer func() { a.Log.Debug("asked networkd to reload", "took", time.Since(now).String()) }()
 	if err := a.Networkd.Reload(ctx); err != nil {
 		a.networkdErr = err.Error()
+		a.reloadTry.delay = min(max(2*a.reloadTry.delay, slowestLook), slowestRetry)
+		a.reloadTry.next = time.Now().Add(jitter(a.reloadTry.delay))
 		a.say("reload", "networkd did not reload; trying again", "reason", err.Error())
 		return true
 	}
 	a.unsay("reload")
-	a.networkdErr = ""
+	a.networkdErr, a.reloadTry = "", attempt{}
 	a.reloadDue, a.forgotten = false, false
 	for _, r := range a.waiting {
 		r.reloaded = true
@@ -338,7 +428,7 @@ func (a *Agent) missed(eni *plan.ENI) bool {
 // unhandled tells whether networkd has not begun with a link: it waits for udevd, or
 // has not looked at the link yet.
 func (a *Agent) unhandled(index int) bool {
-	state := a.Networkd.Link(index).Administrative
+	state := a.linkState(index).Administrative
 	return state == "pending" || state == ""
 }
 
@@ -412,7 +502,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 // ownInForce tells whether networkd uses the ENI's own unit with its own drop-in.
 func (a *Agent) ownInForce(eni *plan.ENI) bool {
 	return eni.Link.Taken == "" && eni.Link.NetworkHidden == "" &&
-		a.Networkd.Link(eni.Link.Index).File == plan.NetworkPath(eni.Link.Name)
+		a.linkState(eni.Link.Index).File == plan.NetworkPath(eni.Link.Name)
 }
 
 // lacking returns the address that an ENI lacks and that networkd would bring
@@ -468,14 +558,14 @@ func (a *Agent) verify() []state.Interface {
 		}
 		age := now.Sub(l.since)
 		changes := l.opinion.changes
-		truth := a.compare(eni, l, &entry)
+		compared := a.compare(eni, l, &entry)
 		changed, stale = changed || changes != l.opinion.changes, stale || !l.opinion.fresh()
-		disputed = disputed || truth.Disputed()
+		disputed = disputed || compared.truth.Disputed()
 		if eni.Known {
-			entry.Missing, entry.Unwanted = truth.Missing(), truth.Unwanted()
-			if late := truth.Late(); len(late) > 0 && age >= settleTime {
-				entry.Missing = append(entry.Missing, late...)
-			} else if len(late) > 0 {
+			entry.Missing, entry.Unwanted = compared.missing, compared.unwanted
+			if len(compared.late) > 0 && age >= settleTime {
+				entry.Missing = slices.Concat(compared.missing, compared.late)
+			} else if len(compared.late) > 0 {
 				soonest(slowestLook)
 			}
 			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool { return !eni.Link.Has(address) })
@@ -487,8 +577,7 @@ func (a *Agent) verify() []state.Interface {
 			a.lookDelay = firstLook
 		}
 		entry.State, entry.Reason = a.judge(eni, &entry, age)
-		entry.Items = truth.Items(a.whole(&entry))
-		entry.Gaps = state.GapsOf(entry.Items)
+		entry.Items, entry.Gaps = compared.told(a.whole(&entry))
 		if entry.State == state.ENIConfiguring || eni.Held || (eni.Known && eni.Link.LinkFile == "") {
 			if age < settleTime+time.Second {
 				if a.lookDelay == 0 {
@@ -529,7 +618,9 @@ func (a *Agent) verify() []state.Interface {
 		// Nobody tells when the bus comes up.
 		a.busDelay = min(max(2*a.busDelay, 4*firstLook), slowestBusLook)
 		soonest(a.busDelay)
-	case (a.networkdUp && a.reloadDue) || (!a.networkdUp && a.networkdWhy == ""):
+	case a.networkdUp && a.reloadDue:
+		soonest(max(a.reloadTry.next.Sub(now), slowestLook))
+	case !a.networkdUp && a.networkdWhy == "":
 		soonest(slowestLook)
 	}
 	if len(a.udev.names) > 0 && !a.udev.busy {
@@ -549,6 +640,9 @@ func (a *Agent) verify() []state.Interface {
 	} else {
 		a.lookDelay = 0
 		a.nextLook = time.Time{}
+		if a.Trim != nil && a.trimmed != a.planned {
+			a.trimmed, a.trimAt = a.planned, now.Add(trimTime)
+		}
 	}
 	return interfaces
 }
@@ -589,7 +683,7 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 		return state.ENIPending, reason
 	}
 	gaps := slices.Concat(entry.Missing, prefixed("still there: ", entry.Unwanted))
-	why := a.Networkd.Link(eni.Link.Index)
+	why := a.linkState(eni.Link.Index)
 	entry.NetworkFile = why.File
 	switch {
 	case !a.networkdUp && a.networkdWhy != "" && (!a.busDown || age >= settleTime):
@@ -618,9 +712,15 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	switch {
 	case age < settleTime:
 		return state.ENIConfiguring, "waiting for: " + summary(gaps)
+	case a.networkdErr != "":
+		return state.ENIDegraded, "missing: " + summary(gaps) + "; networkd has not read the files: " + a.networkdErr + ". See journalctl -u systemd-networkd"
 	case a.missed(eni):
 		return state.ENIDegraded, "udevd has not handled the link, which networkd waits for: see systemctl status systemd-udevd.service"
 	case onlyAltnames(gaps):
+		if name, holder := a.nameElsewhere(eni); holder != "" {
+			return state.ENIDegraded, "altname " + name + " is still that of " + holder + ", and udevd takes none away: ip link property del dev " +
+				holder + " altname " + name
+		}
 		return state.ENIDegraded, "udevd has not brought: " + summary(gaps) + "; see journalctl -u systemd-udevd"
 	}
 	return state.ENIDegraded, "networkd has not brought: " + summary(gaps) + "; see journalctl -u systemd-networkd"
@@ -677,13 +777,22 @@ func (a *Agent) tell(entry *state.Interface) {
 
 // describe is what is known of an ENI without looking at the kernel.
 func (a *Agent) describe(eni *plan.ENI) state.Interface {
+	l := a.links[eni.Link.Index]
+	if l.planned != a.planned || eni.Keep {
+		l.described, l.planned = a.describeAnew(eni), a.planned
+	}
+	entry := l.described
+	entry.NetworkFile = a.linkState(eni.Link.Index).File
+	return entry
+}
+
+func (a *Agent) describeAnew(eni *plan.ENI) state.Interface {
 	entry := state.Interface{
 		MAC: eni.Link.MAC, Name: eni.Link.Name, Ifindex: eni.Link.Index, Primary: eni.Primary,
 		ENIID: eni.View.ID, DeviceIndex: state.Unknown, NetworkCard: state.Unknown,
 		Metric: state.Unknown, Table: state.Unknown, Priority: state.Unknown,
 		Addresses: []string{}, Prefixes: []string{}, Subnets: []string{}, Altnames: []string{}, Files: []string{},
 		Items: []state.Item{}, Gaps: []string{}, Missing: []string{}, Unwanted: []string{},
-		NetworkFile: a.Networkd.Link(eni.Link.Index).File,
 	}
 	for _, file := range eni.Files {
 		entry.Files = append(entry.Files, file.Path)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
 	"ec2netd/service/state"
 )
@@ -46,6 +47,18 @@ func (a *Agent) Watch(ctx context.Context) <-chan *state.State {
 		}
 	}()
 	return out
+}
+
+// publishCounts brings the current state up to date with what of it moves with each read
+// and is told to nobody.
+func (a *Agent) publishCounts() {
+	a.counted.Store(a.count())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	next := *a.State()
+	next.Metadata.LastSuccess = a.lastSuccess
+	next.Metadata.Requests, next.Metadata.Errors = a.Metadata.Requests()
+	a.current.Store(&next)
 }
 
 // publish makes the state of this pass the current one, and tells the watchers if
@@ -105,7 +118,7 @@ func (a *Agent) Metrics() []metrics.Metric {
 }
 
 func (a *Agent) versionOf(ctx context.Context) string {
-	if !a.networkdUp {
+	if !a.networkdUp || !a.begun {
 		return ""
 	}
 	return a.Networkd.Version(ctx)
@@ -194,7 +207,7 @@ func (a *Agent) request(ctx context.Context, r *request) (*state.Changes, error)
 func (a *Agent) begin(r *request) {
 	now := time.Now()
 	r.began, r.deadline, r.before = now, now.Add(waitTime), a.State()
-	a.waiting, a.othersDue = append(a.waiting, r), true
+	a.waiting, a.othersDue, a.reloadTry = append(a.waiting, r), true, attempt{}
 	a.hurry(now)
 	for _, l := range a.links {
 		switch l.state {
@@ -212,7 +225,7 @@ func (a *Agent) begin(r *request) {
 func (a *Agent) finish(now time.Time) {
 	a.waiting = slices.DeleteFunc(a.waiting, func(r *request) bool {
 		late := !now.Before(r.deadline)
-		if !late && !a.readSince(r) {
+		if !late && !a.readSince(r, now) {
 			return false
 		}
 		settled := !a.reloadDue && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool { return i.State == state.ENIConfiguring && r.of(i.MAC) })
@@ -232,8 +245,9 @@ func (a *Agent) finish(now time.Time) {
 func (r *request) of(mac string) bool { return r.mac == "" || r.mac == mac }
 
 // readSince tells whether every ENI of a Refresh was read, and the result passed on, by
-// reads that began after it did.
-func (a *Agent) readSince(r *request) bool {
+// reads that began after it did; or whether there has been no answer for so long that
+// there will be none, which takes a minute to find out of each of 15 ENIs.
+func (a *Agent) readSince(r *request, now time.Time) bool {
 	began := r.began
 	if len(a.paths("")) == 0 {
 		return true
@@ -244,12 +258,20 @@ func (a *Agent) readSince(r *request) bool {
 	if !a.instanceGot {
 		return !a.instanceTry.busy && !a.instanceTry.began.Before(began)
 	}
+	all, silent, answered := true, false, a.lastSuccess.After(began)
 	for _, t := range a.targets {
-		if r.of(t.mac) && (t.busy || t.began.Before(began)) {
-			return false
+		if !r.of(t.mac) {
+			continue
+		}
+		none := t.err != nil && !isIncomplete(t.err) && noAnswer(metadata.KindOf(t.err))
+		silent = silent || none
+		if t.busy || t.began.Before(began) {
+			all = false
+		} else if !none {
+			answered = true
 		}
 	}
-	return true
+	return all || (silent && !answered && now.Sub(began) >= silenceTime)
 }
 
 // readError is why nothing, or not all, could be read.

@@ -47,7 +47,7 @@ func (a *Agent) startReads(ctx context.Context, now time.Time) {
 		t.busy = true
 		want := metadata.Wanted{MAC: t.mac, Primary: t.mac == a.instance.PrimaryMAC, Known: t.view}
 		if t.err == nil && len(a.waiting) == 0 {
-			want.Turn = t.turn
+			want.Turn, want.Often = t.turn, a.often()
 		}
 		if ofService(t.err) && a.outage.failures > 0 {
 			a.outage.probe = t
@@ -76,13 +76,14 @@ func (a *Agent) read(ctx context.Context, do func(context.Context) result) conte
 	return cancel
 }
 
-// take puts the end of a read where it belongs.
-func (a *Agent) take(r result) {
+// take puts the end of a read where it belongs, and tells whether it says anything new or
+// somebody waits for it.
+func (a *Agent) take(r result) bool {
 	defer a.hurry(time.Now())
 	a.reading--
 	now := time.Now()
 	if r.target == nil || a.targets[r.target.mac] == r.target {
-		a.reads[readResult(r.err)]++
+		a.reads[r.word()]++
 	}
 	if r.err == nil {
 		a.lastSuccess = now
@@ -97,25 +98,26 @@ func (a *Agent) take(r result) {
 			if !noAnswer(metadata.KindOf(r.err)) || !a.instanceTry.early(now) {
 				a.sayOnce("metadata", metadata.KindOf(r.err).String(), "Cannot read the metadata yet; what is configured stays", "reason", r.err.Error())
 			}
-			return
+			return true
 		}
 		a.instance, a.instanceGot = r.instance, true
 		a.save()
-		return
+		return true
 	}
 	t := r.target
 	if a.targets[t.mac] != t {
 		// Detached, or attached anew, meanwhile.
 		a.outage.forget(t)
-		return
+		return true
 	}
+	failed := t.err != nil
 	t.busy, t.began, t.err = false, r.began, r.err
 	a.outage.note(now, t, r.err, a.RefreshEvery)
 	if r.err != nil {
 		t.failed(now, r.err, t.view == nil, a.RefreshEvery)
 		t.turn = 0
 		a.tellFailure(t, now)
-		return
+		return true
 	}
 	a.unsay("read " + t.mac)
 	t.succeeded()
@@ -128,19 +130,35 @@ func (a *Agent) take(r result) {
 		}
 		t.view = r.view
 		a.save()
+		a.readFormer(t, now)
 	}
 	a.schedule(t, now, changed)
+	return changed || failed || len(a.waiting) > 0 || a.Metadata.Answered() != a.State().Metadata.Endpoint
 }
 
-// readResult is the word by which the end of a read is counted.
-func readResult(err error) string {
+// readFormer has an ENI read at once whose last view has an address or prefix that another
+// one has now. Until it gives that up, packets from there may leave by it, and EC2 drops
+// them (B8).
+func (a *Agent) readFormer(t *target, now time.Time) {
+	has := holdings(t.view)
+	for _, other := range a.targets {
+		if other != t && other.view != nil && other.err == nil && slices.ContainsFunc(holdings(other.view), func(held string) bool { return slices.Contains(has, held) }) {
+			other.next, other.turn = now, 0
+		}
+	}
+}
+
+// word is that by which the end of a read is counted.
+func (r *result) word() string {
 	switch {
-	case err == nil:
+	case r.err == nil && r.target != nil && r.view == r.target.view:
+		return "unchanged" // of a part it was asked whether it is as in that view
+	case r.err == nil:
 		return "ok"
-	case isIncomplete(err):
+	case isIncomplete(r.err):
 		return "incomplete"
 	}
-	return metadata.KindOf(err).String()
+	return metadata.KindOf(r.err).String()
 }
 
 // tellFailure logs that an ENI could not be read: once for each way in which that
@@ -275,6 +293,9 @@ func (a *Agent) unsay(key string) bool {
 }
 
 func (a *Agent) nameOf(index int) string {
+	if a.snapshot == nil {
+		return "" // the kernel has not answered yet
+	}
 	for _, l := range a.snapshot.Links {
 		if l.Index == index {
 			return l.Name

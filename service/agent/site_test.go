@@ -73,8 +73,11 @@ func newSite(t *testing.T, options imds.Options) *site {
 		s.dir, s.store.Root = dir, dir
 	}
 	s.client = metadata.NewClient(metadata.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-		if s.dial != nil {
-			return s.dial(ctx, network, address)
+		s.mu.Lock()
+		dial := s.dial
+		s.mu.Unlock()
+		if dial != nil {
+			return dial(ctx, network, address)
 		}
 		return s.pipes.DialContext(ctx, network, address)
 	}})

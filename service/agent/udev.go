@@ -38,7 +38,10 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 		// udevd may have been busy or down, and have missed the link altogether: ask
 		// again, seldom (C4).
 		missed := a.missed(eni) && now.Sub(l.seen) > udevTime
-		if slices.Contains(changed, eni) || ((missed || (lacking && a.namesTaken(eni) == "")) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
+		_, holder := a.nameElsewhere(eni)
+		freed := l.nameElsewhere && holder == "" && lacking
+		l.nameElsewhere = holder != ""
+		if slices.Contains(changed, eni) || freed || ((missed || (lacking && holder == "" && a.namesTaken(eni) == "")) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
 			l.triggered = now
 			a.udev.add(eni.Link.Name)
 		}

@@ -41,6 +41,8 @@ type world struct {
 	running   bool
 	bus       bool
 	reloadErr error
+	// observed is called when the kernel is looked at.
+	observed func()
 	// onReload is called when networkd is asked to reload, before it does.
 	onReload func()
 	// mute: networkd takes the reload and does nothing.
@@ -71,8 +73,10 @@ type world struct {
 	forgetful bool
 	helpless  bool
 	runs      int
-	// noAltnames: udevd adds none to a link, by its name.
+	// noAltnames: udevd adds none to a link, by its name. unique: nor any that another link
+	// has, as the kernel has it.
 	noAltnames map[string]bool
+	unique     bool
 
 	reads, reloads, reconfigures, triggers int
 	// questions is how often networkd was asked what it has applied.
@@ -83,7 +87,7 @@ type world struct {
 	store     *store.Store
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{
 		dir: memory(t), views: map[string]metadata.ENI{}, errs: map[string]error{}, seen: map[string]os.FileInfo{}, running: true, bus: true,
@@ -94,7 +98,7 @@ func newWorld(t *testing.T) *world {
 }
 
 // memory is a directory in memory, as /run is: on a disk each rename waits for it.
-func memory(t *testing.T) string {
+func memory(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "ec2netd-test-")
 	if err != nil {
@@ -175,10 +179,15 @@ func (w *world) apply() {
 		if !strings.Contains(content, "UseGateway=no") || w.gateways {
 			w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: metric, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
 		}
-		// The lease stays, static addresses are as the file has them.
-		l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool { return a.Prefix.IsSingleIP() })
-		for _, a := range plan.StaticIn(content) {
-			l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(a, a.BitLen()), Global: true})
+		// The lease stays, and so do static addresses that the file had before.
+		static := plan.StaticIn(content)
+		l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool {
+			return a.Prefix.IsSingleIP() && !slices.Contains(static, a.Prefix.Addr())
+		})
+		for _, a := range static {
+			if !l.Has(a) {
+				l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(a, a.BitLen()), Global: true})
+			}
 		}
 		table := 0
 		for line := range strings.Lines(content) {
@@ -202,6 +211,9 @@ func (w *world) apply() {
 func (w *world) Observe() (*kernel.Snapshot, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.observed != nil {
+		w.observed()
+	}
 	s := &kernel.Snapshot{Routes: slices.Clone(w.routes), Rules: slices.Clone(w.rules)}
 	for _, l := range w.links {
 		l.Addresses, l.Altnames = slices.Clone(l.Addresses), slices.Clone(l.Altnames)
@@ -404,7 +416,7 @@ func (d devices) Apply(_ context.Context, names []string) error {
 			continue
 		}
 		for line := range strings.Lines(d.store.Read(plan.LinkDropIn(l.Name))) {
-			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !slices.Contains(l.Altnames, name) {
+			if name, ok := strings.CutPrefix(strings.TrimSpace(line), "AlternativeName="); ok && !slices.Contains(l.Altnames, name) && (!d.unique || !d.hasAltname(name)) {
 				l.Altnames = append(l.Altnames, name)
 			}
 		}
@@ -412,8 +424,13 @@ func (d devices) Apply(_ context.Context, names []string) error {
 	return nil
 }
 
+// hasAltname tells whether some link has an alternative name.
+func (w *world) hasAltname(name string) bool {
+	return slices.ContainsFunc(w.links, func(l kernel.Link) bool { return slices.Contains(l.Altnames, name) })
+}
+
 // start runs an agent in the world until the returned function is called.
-func (w *world) start(t *testing.T) (*Agent, func()) {
+func (w *world) start(t testing.TB) (*Agent, func()) {
 	t.Helper()
 	a := New(Options{
 		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.Record(filepath.Join(w.dir, "rules.json")), RemoveOrphans: w.removeOrphans,

@@ -6,6 +6,7 @@ package kernel
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 )
 
@@ -17,6 +18,11 @@ type Snapshot struct {
 	// rules.
 	Routes []Route
 	Rules  []Rule
+}
+
+// Equal tells whether two snapshots say the same.
+func (s *Snapshot) Equal(o *Snapshot) bool {
+	return slices.Equal(s.Routes, o.Routes) && slices.Equal(s.Rules, o.Rules) && reflect.DeepEqual(s.Links, o.Links)
 }
 
 // Link is a link that can be an ENI.
@@ -58,8 +64,8 @@ type Route struct {
 	Gateway netip.Addr
 	// Protocol is an RTPROT_ number: 16 for DHCP, 9 for RA, 4 for static.
 	Protocol int
-	// Local: what goes there is for this host (Type=local). The kernel's own such
-	// routes, one for each address, are left out.
+	// Local: what goes there is for this host (Type=local), and the route is a static one.
+	// The kernel's own such routes, one for each address, are left out.
 	Local bool
 }
 

@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -12,14 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Observer takes snapshots. It holds a netlink socket and a socket for ethtool; it
-// is for one goroutine.
+// Observer takes snapshots. It holds sockets for netlink and one for ethtool; it is for
+// one goroutine.
 type Observer struct {
 	drivers []string
-	// strict has the kernel apply the filter of a dump, so that a machine with many
-	// routes costs no more. It refuses the library's dump of rules.
-	strict  *netlink.Handle
-	lenient *netlink.Handle
+	handle  *netlink.Handle
+	dumper  *dumper
 	ethtool int
 	// known caches the driver by link index: the answer costs a system call for every
 	// container's veth otherwise.
@@ -32,38 +32,34 @@ type known struct{ kind, mac, driver string }
 
 // NewObserver returns an observer of links with one of the drivers.
 func NewObserver(drivers []string) (*Observer, error) {
-	strict, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("opening rtnetlink: %w", err)
 	}
-	if err := strict.SetStrictCheck(true); err != nil {
-		strict.Close()
-		return nil, fmt.Errorf("asking rtnetlink for strict checking (Linux 4.20 or later): %w", err)
-	}
-	lenient, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	dumper, err := newDumper()
 	if err != nil {
-		strict.Close()
-		return nil, fmt.Errorf("opening rtnetlink: %w", err)
+		handle.Close()
+		return nil, err
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		strict.Close()
-		lenient.Close()
+		handle.Close()
+		dumper.close()
 		return nil, fmt.Errorf("opening a socket for ethtool: %w", err)
 	}
-	return &Observer{drivers: drivers, strict: strict, lenient: lenient, ethtool: fd, known: make(map[int]known)}, nil
+	return &Observer{drivers: drivers, handle: handle, dumper: dumper, ethtool: fd, known: make(map[int]known)}, nil
 }
 
 // Close releases the sockets.
 func (o *Observer) Close() {
-	o.strict.Close()
-	o.lenient.Close()
+	o.handle.Close()
+	o.dumper.close()
 	_ = unix.Close(o.ethtool)
 }
 
 // Observe takes a snapshot. A link that vanishes meanwhile is left out.
 func (o *Observer) Observe() (*Snapshot, error) {
-	links, err := retryInterrupted(o.lenient.LinkList)
+	links, err := retryInterrupted(o.handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
@@ -84,13 +80,7 @@ func (o *Observer) Observe() (*Snapshot, error) {
 			Altnames: slices.Sorted(slices.Values(attrs.AltNames)),
 			Carrier:  attrs.RawFlags&unix.IFF_LOWER_UP != 0,
 		}
-		if err := o.addresses(link, &entry); err != nil {
-			if gone(err) {
-				continue
-			}
-			return nil, err
-		}
-		if err := o.routes(link, snapshot); err != nil {
+		if err := o.addresses(&entry); err != nil {
 			if gone(err) {
 				continue
 			}
@@ -105,7 +95,10 @@ func (o *Observer) Observe() (*Snapshot, error) {
 	}
 	slices.SortFunc(snapshot.Links, func(a, b Link) int { return a.Index - b.Index })
 	if len(snapshot.Links) > 0 {
-		if err := o.rules(snapshot); err != nil {
+		if err := o.routes(snapshot); err != nil {
+			return nil, err
+		}
+		if snapshot.Rules, err = o.dumper.rules(); err != nil {
 			return nil, err
 		}
 	}
@@ -136,105 +129,183 @@ func (o *Observer) driver(link netlink.Link) (string, bool) {
 	return cached.driver, slices.Contains(o.drivers, cached.driver)
 }
 
-func (o *Observer) addresses(link netlink.Link, entry *Link) error {
-	found, err := retryInterrupted(func() ([]netlink.Addr, error) { return o.strict.AddrList(link, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("listing addresses of %s: %w", entry.Name, err)
-	}
-	for _, a := range found {
-		prefix, ok := prefixOf(a.IPNet)
-		if !ok {
-			continue
+func (o *Observer) addresses(entry *Link) error {
+	header := make([]byte, unix.SizeofIfAddrmsg)
+	binary.NativeEndian.PutUint32(header[4:], uint32(entry.Index))
+	err := o.dumper.dump(unix.RTM_GETADDR, header, func() { entry.Addresses = nil }, func(item []byte) {
+		if len(item) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(item[4:])) != entry.Index {
+			return
+		}
+		bits, flags, scope := int(item[1]), int(item[2]), item[3]
+		var local, address []byte
+		attributes(item, unix.SizeofIfAddrmsg, func(kind uint16, value []byte) {
+			switch kind {
+			case unix.IFA_LOCAL:
+				local = value
+			case unix.IFA_ADDRESS:
+				address = value
+			case unix.IFA_FLAGS:
+				flags = number(value)
+			}
+		})
+		// Where the address of a peer is said too, the prefix is the peer's
+		// (ip-address(8)).
+		if local != nil && !bytes.Equal(local, address) {
+			address, bits = local, 8*len(local)
+		}
+		prefix := prefixed(address, bits)
+		if !prefix.IsValid() {
+			return
 		}
 		entry.Addresses = append(entry.Addresses, Address{
 			Prefix:    prefix,
-			Global:    a.Scope == unix.RT_SCOPE_UNIVERSE,
-			Tentative: a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 && a.Flags&unix.IFA_F_OPTIMISTIC == 0,
-			Dynamic:   a.Flags&unix.IFA_F_PERMANENT == 0,
+			Global:    scope == unix.RT_SCOPE_UNIVERSE,
+			Tentative: flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 && flags&unix.IFA_F_OPTIMISTIC == 0,
+			Dynamic:   flags&unix.IFA_F_PERMANENT == 0,
 		})
+	})
+	if err != nil {
+		return fmt.Errorf("listing addresses of %s: %w", entry.Name, err)
 	}
 	slices.SortStableFunc(entry.Addresses, func(a, b Address) int { return a.Prefix.Addr().BitLen() - b.Prefix.Addr().BitLen() })
 	return nil
 }
 
-func (o *Observer) routes(link netlink.Link, snapshot *Snapshot) error {
-	index := link.Attrs().Index
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		found, err := retryInterrupted(func() ([]netlink.Route, error) {
-			return o.strict.RouteListFiltered(family, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-		})
-		if err != nil {
-			return fmt.Errorf("listing routes of %s: %w", link.Attrs().Name, err)
-		}
-		for _, r := range found {
-			local := r.Type == unix.RTN_LOCAL && r.Protocol != unix.RTPROT_KERNEL
-			if !local && (r.Type != unix.RTN_UNICAST || r.Table == unix.RT_TABLE_LOCAL) {
-				continue
+// routes adds the routes of the links of the snapshot. They are asked for by type, so that
+// the kernel's own local ones, one for each address, stay with the kernel; for each link by
+// itself the kernel would go through all of them each time.
+func (o *Observer) routes(snapshot *Snapshot) error {
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		for _, filter := range []struct{ kind, protocol byte }{{kind: unix.RTN_UNICAST}, {unix.RTN_LOCAL, ProtocolStatic}} {
+			header := make([]byte, unix.SizeofRtMsg)
+			header[0], header[5], header[7] = family, filter.protocol, filter.kind
+			before := len(snapshot.Routes)
+			err := o.dumper.dump(unix.RTM_GETROUTE, header, func() { snapshot.Routes = snapshot.Routes[:before] }, func(item []byte) {
+				route, ok := routeOf(item, family)
+				if ok && slices.ContainsFunc(snapshot.Links, func(l Link) bool { return l.Index == route.Link }) {
+					snapshot.Routes = append(snapshot.Routes, route)
+				}
+			})
+			if err != nil {
+				return fmt.Errorf("listing routes: %w", err)
 			}
-			route := Route{Link: index, Table: r.Table, Metric: r.Priority, Protocol: int(r.Protocol), Local: local}
-			if destination, ok := prefixOf(r.Dst); ok {
-				route.Destination = destination
-			} else if family == netlink.FAMILY_V4 {
-				route.Destination = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-			} else {
-				route.Destination = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-			}
-			if gateway, ok := netip.AddrFromSlice(r.Gw); ok {
-				route.Gateway = gateway.Unmap()
-			}
-			snapshot.Routes = append(snapshot.Routes, route)
 		}
 	}
 	return nil
 }
 
-func (o *Observer) rules(snapshot *Snapshot) error {
-	found, err := rules(o.lenient)
-	snapshot.Rules = found
-	return err
+// routeOf reads a struct rtmsg. It is false for what can be no route of an ENI's.
+func routeOf(item []byte, family byte) (Route, bool) {
+	if len(item) < unix.SizeofRtMsg || item[0] != family || binary.NativeEndian.Uint32(item[8:])&unix.RTM_F_CLONED != 0 {
+		return Route{}, false
+	}
+	bits, table, protocol, kind := int(item[1]), int(item[4]), int(item[5]), item[7]
+	local := kind == unix.RTN_LOCAL && protocol == ProtocolStatic
+	if !local && (kind != unix.RTN_UNICAST || table == unix.RT_TABLE_LOCAL) {
+		return Route{}, false
+	}
+	route := Route{Table: table, Protocol: protocol, Local: local}
+	// Without one it is a default route.
+	route.Destination = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	if family == unix.AF_INET {
+		route.Destination = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	attributes(item, unix.SizeofRtMsg, func(kind uint16, value []byte) {
+		switch kind {
+		case unix.RTA_OIF:
+			route.Link = number(value)
+		case unix.RTA_TABLE:
+			route.Table = number(value)
+		case unix.RTA_PRIORITY:
+			route.Metric = number(value)
+		case unix.RTA_DST:
+			route.Destination = prefixed(value, bits)
+		case unix.RTA_GATEWAY:
+			route.Gateway, _ = netip.AddrFromSlice(value)
+		}
+	})
+	return route, true
 }
 
 // Rules lists the policy rules of this network namespace, without the three default
 // ones, in the order of the kernel.
 func Rules() ([]Rule, error) {
-	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	dumper, err := newDumper()
 	if err != nil {
-		return nil, fmt.Errorf("opening rtnetlink: %w", err)
+		return nil, err
 	}
-	defer handle.Close()
-	return rules(handle)
+	defer dumper.close()
+	return dumper.rules()
 }
 
-func rules(handle *netlink.Handle) ([]Rule, error) {
-	var all []Rule
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		found, err := retryInterrupted(func() ([]netlink.Rule, error) { return handle.RuleList(family) })
+func (d *dumper) rules() ([]Rule, error) {
+	all := make([]Rule, 0, d.listed)
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		header := make([]byte, ruleSize)
+		header[0] = family
+		before := len(all)
+		err := d.dump(unix.RTM_GETRULE, header, func() { all = all[:before] }, func(item []byte) {
+			if rule, ok := ruleOf(item, family); ok {
+				all = append(all, rule)
+			}
+		})
 		if err != nil {
 			return nil, fmt.Errorf("listing policy rules: %w", err)
 		}
-		for _, r := range found {
-			if r.Priority == 0 || r.Priority == 32766 || r.Priority == 32767 {
-				continue
-			}
-			rule := Rule{Priority: r.Priority, Table: r.Table, Protocol: int(r.Protocol), IPv4: family == netlink.FAMILY_V4}
-			if from, ok := prefixOf(r.Src); ok {
-				rule.From = from
-			}
-			bySource := rule.From.IsValid() && r.Dst == nil && r.Mark == 0 && r.IifName == "" && r.OifName == "" &&
-				!r.Invert && r.Tos == 0 && r.IPProto == 0 && r.Dport == nil && r.Sport == nil && r.UIDRange == nil &&
-				r.SuppressIfgroup < 0 && r.Goto < 0 && r.Table != 0
-			rule.Plain = bySource && r.SuppressPrefixlen < 0
-			rule.Guard = bySource && r.SuppressPrefixlen == 0
-			all = append(all, rule)
-		}
 	}
+	d.listed = len(all)
 	return all, nil
 }
 
-func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
+// toTable is the action of a rule that looks a table up (FR_ACT_TO_TBL of
+// linux/fib_rules.h), invert the flag of one that holds for all but what it selects.
+const (
+	toTable = 1
+	invert  = 2
+)
+
+// ruleOf reads a struct fib_rule_hdr. It is false for the three default rules.
+func ruleOf(item []byte, family byte) (Rule, bool) {
+	if len(item) < ruleSize || item[0] != family {
+		return Rule{}, false
 	}
+	bits, flags := int(item[2]), binary.NativeEndian.Uint32(item[8:])
+	rule := Rule{Table: int(item[4]), IPv4: family == unix.AF_INET}
+	// Whatever else a rule selects by, or does, has an attribute of its own.
+	bySource := item[7] == toTable && flags&invert == 0 && item[1] == 0 && item[3] == 0
+	const none = 1<<32 - 1
+	suppress := none
+	attributes(item, ruleSize, func(kind uint16, value []byte) {
+		switch kind {
+		case unix.FRA_SRC:
+			rule.From = prefixed(value, bits)
+		case unix.FRA_TABLE:
+			rule.Table = number(value)
+		case unix.FRA_PRIORITY:
+			rule.Priority = number(value)
+		case unix.FRA_PROTOCOL:
+			if len(value) > 0 {
+				rule.Protocol = int(value[0])
+			}
+		case unix.FRA_SUPPRESS_PREFIXLEN:
+			suppress = number(value)
+		case unix.FRA_SUPPRESS_IFGROUP:
+			bySource = bySource && number(value) == none
+		case unix.FRA_PAD:
+		default:
+			bySource = false
+		}
+	})
+	if rule.Priority == 0 || rule.Priority == 32766 || rule.Priority == 32767 {
+		return Rule{}, false
+	}
+	bySource = bySource && rule.From.IsValid() && rule.Table != 0
+	rule.Plain = bySource && suppress == none
+	rule.Guard = bySource && suppress == 0
+	return rule, true
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	address, ok := netip.AddrFromSlice(n.IP)
 	if !ok {
 		return netip.Prefix{}, false

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -102,7 +104,10 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 	// What the links looked like: the kernel also reports changes that are none for
 	// us (statistics, other links).
 	seen := make(map[int]appearance)
-	if found, err := observer.lenient.LinkList(); err == nil {
+	// Flags of the addresses that were told of: each router advertisement and each renewal
+	// of a lease tells of its addresses anew.
+	told := make(map[linkAddress]int)
+	if found, err := observer.handle.LinkList(); err == nil {
 		for _, link := range found {
 			if _, ok := observer.driver(link); ok {
 				seen[link.Attrs().Index] = appearanceOf(link.Attrs())
@@ -122,6 +127,7 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 			index := attrs.Index
 			if update.Header.Type == unix.RTM_DELLINK {
 				delete(observer.known, index)
+				maps.DeleteFunc(told, func(a linkAddress, _ int) bool { return a.link == index })
 				if _, ok := seen[index]; ok {
 					delete(seen, index)
 					w.poke()
@@ -139,7 +145,19 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 			if !ok {
 				return fmt.Errorf("the address subscription ended")
 			}
-			if _, ok := seen[update.LinkIndex]; ok {
+			if _, ok := seen[update.LinkIndex]; !ok {
+				continue
+			}
+			prefix, ok := prefixOf(&update.LinkAddress)
+			address := linkAddress{update.LinkIndex, prefix}
+			switch flags, known := told[address]; {
+			case !ok:
+				w.poke()
+			case !update.NewAddr:
+				delete(told, address)
+				w.poke()
+			case !known || flags != update.Flags:
+				told[address] = update.Flags
 				w.poke()
 			}
 		}
@@ -151,6 +169,12 @@ func (w *Watcher) poke() {
 	case w.changed <- struct{}{}:
 	default:
 	}
+}
+
+// linkAddress is an address on the link of an index.
+type linkAddress struct {
+	link   int
+	prefix netip.Prefix
 }
 
 // appearance is what of a link matters.

@@ -237,10 +237,10 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 // order puts the paths that lately gave no answer last: a dead one costs a request
 // and up to two seconds once in a while, not at each read.
 func (c *Client) order(paths []Path) []Path {
-	isLocked := c.isLocked()
 	prohibited := slices.ContainsFunc(paths, func(p Path) bool { return p.Socket != "" }) && c.prohibited()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	isLocked := prohibited || c.lockedLately()
 	var living, dead, sockets []Path
 	for _, path := range paths {
 		since, died := c.dead[path]
@@ -280,6 +280,11 @@ func (c *Client) isLocked() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.lockedLately()
+}
+
+// lockedLately tells what a try has shown. c.mu is held.
+func (c *Client) lockedLately() bool {
 	return !c.locked.IsZero() && time.Since(c.locked) < deadTime
 }
 

@@ -49,7 +49,7 @@ func FuzzValues(f *testing.F) {
 				again([]string{value})
 			}
 		}
-		if number, err := parseNumber(body, maxIndex); err == nil && (number < 0 || number > maxIndex) {
+		if number, err := parseNumber(body); err == nil && (number < 0 || number > maxNumber) {
 			t.Errorf("%q was read as %d", body, number)
 		}
 		if keys, err := parseKeys(body); err == nil {

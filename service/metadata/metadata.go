@@ -109,7 +109,7 @@ func (e *ENI) Check() error {
 	if !eniID.MatchString(e.ID) {
 		return fmt.Errorf("%q is not an ENI ID", clip(e.ID))
 	}
-	if e.DeviceIndex < 0 || e.DeviceIndex > maxIndex || (e.NetworkCard != nil && (*e.NetworkCard < 0 || *e.NetworkCard > maxCard)) {
+	if e.DeviceIndex < 0 || e.DeviceIndex > maxNumber || (e.NetworkCard != nil && (*e.NetworkCard < 0 || *e.NetworkCard > maxNumber)) {
 		return fmt.Errorf("device index and network card of %s are out of range", e.ID)
 	}
 	for _, check := range []struct {

@@ -14,9 +14,8 @@ import (
 // service can make the daemon hold. Cards and indexes have two digits, since that is
 // what the numbers made of them keep apart (B1).
 const (
-	maxLines = 4096
-	maxCard  = 99
-	maxIndex = 99
+	maxLines  = 4096
+	maxNumber = 99
 )
 
 // The shapes of identifiers: a prefix and 8 (old) or 17 hexadecimal digits.
@@ -125,14 +124,15 @@ func parseHostname(body string) (string, error) {
 	return name, nil
 }
 
-func parseNumber(body string, limit int) (int, error) {
+// parseNumber reads a device index or the number of a card.
+func parseNumber(body string) (int, error) {
 	line, err := one(body)
 	if err != nil {
 		return 0, err
 	}
 	number, err := strconv.ParseUint(line, 10, 16)
-	if err != nil || int(number) > limit || (len(line) > 1 && line[0] == '0') {
-		return 0, fmt.Errorf("%q is not a number from 0 to %d", clip(line), limit)
+	if err != nil || number > maxNumber || (len(line) > 1 && line[0] == '0') {
+		return 0, fmt.Errorf("%q is not a number from 0 to %d", clip(line), maxNumber)
 	}
 	return int(number), nil
 }

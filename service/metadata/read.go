@@ -84,6 +84,8 @@ type Wanted struct {
 	// change is looked at with at most two requests, and where it is as Known says,
 	// Known is the view (D8). Where it is not, all of it is read at once.
 	Turn int
+	// Often is how often addresses are looked at in one round of turns, as for Turns.
+	Often int
 }
 
 // mutable are the keys that change while an ENI is attached, and where a view has
@@ -115,29 +117,83 @@ var mutable = []struct {
 // perTurn is how many requests a turn makes (D8).
 const perTurn = 2
 
-// Turns is how many turns it takes to look at all that can change of an ENI: at the
-// listing, which shows keys that appear and vanish, and at each key that changes.
-// It is 1 for an ENI with IPv4 addresses only, 2 with IPv6 addresses as well, and 3
-// at most. In all its turns together an ENI costs what one whole view does.
-func (e *ENI) Turns() int {
-	keys := 1
+// Turns is how many turns make a round, in which all that can change of an ENI is looked
+// at: the listing, which shows keys that appear and vanish, and each key that changes.
+// With often 1 it is 1 for an ENI with IPv4 addresses only, 2 with IPv6 addresses as
+// well, and 3 at most, and a round costs what one whole view does. With more, there are
+// that many turns if not more, and addresses are looked at as often, as far as the
+// requests of the turns allow: those of IPv4 first.
+func (e *ENI) Turns(often int) int { return len(e.round(often)) }
+
+// round is what is looked at in each turn, the listing as an empty key.
+func (e *ENI) round(often int) [][]string {
+	var addresses []string
+	once := []string{""}
 	for _, m := range mutable {
-		if m.has(e) {
-			keys++
+		switch {
+		case !m.has(e):
+		case m.key == keyIPv4 || m.key == keyIPv6:
+			addresses = append(addresses, m.key)
+		default:
+			once = append(once, m.key)
 		}
 	}
-	return (keys + perTurn - 1) / perTurn
+	if e.onOtherCard() {
+		once = append(once, keyDeviceNumber)
+	}
+	turns := (len(addresses) + len(once) + perTurn - 1) / perTurn
+	if len(addresses) > 0 {
+		turns = max(turns, often)
+	}
+	round := make([][]string, turns)
+	// spread puts a key into as many turns, evenly where there is room.
+	spread := func(key string, times int) {
+		for i := range times {
+			turn := i * turns / times
+			for len(round[turn]) == perTurn || slices.Contains(round[turn], key) {
+				turn = (turn + 1) % turns
+			}
+			round[turn] = append(round[turn], key)
+		}
+	}
+	room := perTurn*turns - len(once) - len(addresses)
+	for _, key := range addresses {
+		more := min(max(often, 1)-1, room)
+		room -= more
+		spread(key, 1+more)
+	}
+	for _, key := range once {
+		spread(key, 1)
+	}
+	return round
+}
+
+// onOtherCard tells whether device index 0 may be an ENI's own, since it is not on the
+// first card; or what reads 0 until the attachment has propagated. So it is looked at with
+// what can change.
+func (e *ENI) onOtherCard() bool {
+	return e.DeviceIndex == 0 && e.NetworkCard != nil && *e.NetworkCard > 0
 }
 
 // unchanged looks at the part of an ENI that has its turn.
-func (r *reader) unchanged(ctx context.Context, known *ENI, turn int) (bool, error) {
+func (r *reader) unchanged(ctx context.Context, known *ENI, turn, often int) (bool, error) {
 	same := true
-	position := 0
-	look := func(key string, check func(body string) (bool, error)) error {
-		mine := position/perTurn == turn-1
-		position++
-		if !mine || !same {
-			return nil
+	round := known.round(often)
+	for _, key := range round[min(turn, len(round))-1] {
+		check := func(body string) (bool, error) {
+			exists, err := parseKeys(body)
+			return known.has(exists), err
+		}
+		if key == keyDeviceNumber {
+			check = func(body string) (bool, error) {
+				index, err := parseNumber(body)
+				return index == known.DeviceIndex, err
+			}
+		}
+		for _, m := range mutable {
+			if m.key == key {
+				check = func(body string) (bool, error) { return m.same(known, body) }
+			}
 		}
 		err := r.read(ctx, key, func(body string) (err error) {
 			same, err = check(body)
@@ -146,23 +202,11 @@ func (r *reader) unchanged(ctx context.Context, known *ENI, turn int) (bool, err
 		if err != nil && KindOf(err) == NotFound {
 			same, err = false, nil
 		}
-		return err
-	}
-	if err := look("", func(body string) (bool, error) {
-		exists, err := parseKeys(body)
-		return known.has(exists), err
-	}); err != nil {
-		return false, err
-	}
-	for _, m := range mutable {
-		if !m.has(known) {
-			continue
-		}
-		if err := look(m.key, func(body string) (bool, error) { return m.same(known, body) }); err != nil {
+		if err != nil || !same {
 			return false, err
 		}
 	}
-	return same, nil
+	return true, nil
 }
 
 // has tells whether a listing has the keys that the view was read from.
@@ -195,8 +239,8 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	// A secondary ENI that reads device-number 0 may be one whose attachment has not
 	// propagated: its numbers are read again until they say something (B4).
 	numbered := known != nil && (want.Primary || known.DeviceIndex != 0)
-	if numbered && want.Turn > 0 {
-		same, err := r.unchanged(ctx, known, want.Turn)
+	if want.Turn > 0 && (numbered || (known != nil && known.onOtherCard())) {
+		same, err := r.unchanged(ctx, known, want.Turn, want.Often)
 		if err != nil {
 			return nil, err
 		}
@@ -230,9 +274,9 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 		parse func(string) error
 	}{
 		{keyInterfaceID, settled, func(body string) (err error) { eni.ID, err = parseENIID(body); return err }},
-		{keyDeviceNumber, settled, func(body string) (err error) { eni.DeviceIndex, err = parseNumber(body, maxIndex); return err }},
+		{keyDeviceNumber, settled, func(body string) (err error) { eni.DeviceIndex, err = parseNumber(body); return err }},
 		{keyNetworkCard, settled, func(body string) error {
-			card, err := parseNumber(body, maxCard)
+			card, err := parseNumber(body)
 			eni.NetworkCard = &card
 			return err
 		}},
@@ -251,7 +295,9 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	}
 	for _, step := range steps {
 		// A subnet can be given another IPv6 block.
-		moved := step.key == keyIPv6Subnets && slices.ContainsFunc(eni.IPv6, func(address netip.Addr) bool { return !within(address, known) })
+		moved := step.key == keyIPv6Subnets &&
+			(slices.ContainsFunc(eni.IPv6, func(address netip.Addr) bool { return !within(address, known) }) ||
+				slices.ContainsFunc(eni.IPv6Prefixes, func(prefix netip.Prefix) bool { return !within(prefix.Addr(), known) }))
 		if (step.skip && !moved) || !exists[step.key] {
 			continue
 		}

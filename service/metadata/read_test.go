@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -340,6 +341,68 @@ func TestNumbersUntilTheySaySomething(t *testing.T) {
 	service.Reveal(secondaryMAC)
 	if eni, err = read(t, client, paths, eni); err != nil || eni.DeviceIndex != 1 {
 		t.Errorf("got %+v, %v", eni, err)
+	}
+}
+
+// D8, B4: device index 0 on another card than the first is a number like others, so that
+// such an ENI costs no more than two requests a turn; only it may still change.
+func TestIndexZeroOnOtherCard(t *testing.T) {
+	service, client, paths := start(t)
+	card, spec := 1, secondary()
+	spec.DeviceNumber, spec.NetworkCard = 0, &card
+	service.PutInterface(spec, imds.Propagation{})
+	known, err := read(t, client, paths, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	round := func() (changed *metadata.ENI) {
+		t.Helper()
+		for turn := 1; turn <= known.Turns(4); turn++ {
+			before, _ := client.Requests()
+			now, err := client.ReadENI(t.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Turn: turn, Often: 4})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !now.Equal(known) {
+				return now
+			}
+			if after, _ := client.Requests(); after-before > 2 {
+				t.Errorf("%d requests in turn %d", after-before, turn)
+			}
+		}
+		return nil
+	}
+	if changed := round(); changed != nil {
+		t.Errorf("%+v", changed)
+	}
+	spec.DeviceNumber = 2
+	service.PutInterface(spec, imds.Propagation{})
+	if changed := round(); changed == nil || changed.DeviceIndex != 2 {
+		t.Errorf("%+v", changed)
+	}
+}
+
+// A subnet is given another IPv6 block: whatever is first of that one has it read.
+func TestAnotherIPv6Block(t *testing.T) {
+	service, client, paths := start(t)
+	known, err := read(t, client, paths, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	another := netip.MustParsePrefix("2001:db8:2::/64")
+	for what, change := range map[string]func(*imds.Interface){
+		"address": func(i *imds.Interface) { i.IPv6 = append(i.IPv6, netip.MustParseAddr("2001:db8:2::20")) },
+		"prefix": func(i *imds.Interface) {
+			i.IPv6Prefixes = append(i.IPv6Prefixes, netip.MustParsePrefix("2001:db8:2:0:1::/80"))
+		},
+	} {
+		spec := secondary()
+		spec.SubnetIPv6 = append(spec.SubnetIPv6, another)
+		change(&spec)
+		service.PutInterface(spec, imds.Propagation{})
+		if now, err := read(t, client, paths, known); err != nil || !slices.Contains(now.IPv6Subnets, another) {
+			t.Errorf("%s: %+v, %v", what, now, err)
+		}
 	}
 }
 

@@ -52,7 +52,8 @@ type Numbers struct {
 	// time that they took.
 	Requests    map[string]uint64
 	RequestTime time.Duration
-	// Reads of the instance or of an ENI, each of several requests, by result, with zeros.
+	// Reads of the instance or of an ENI, each of one or more requests, by result, with
+	// zeros: "unchanged" for looks at a part of an ENI that found nothing new.
 	Reads map[string]uint64
 	// Reloads of networkd.
 	Reloads uint64
@@ -84,7 +85,7 @@ func Families() []Family {
 		{stateName, "State of the daemon as ec2netctl status has it", String},
 		{requestsName, "Requests to the metadata service that have ended, by result", Counter},
 		{requestSecondsName, "Time that the requests to the metadata service took", Counter},
-		{readsName, "Reads of the metadata of the instance or of an ENI, each of several requests, by result", Counter},
+		{readsName, "Reads of the metadata of the instance or of an ENI, and looks at a part of it (unchanged), each of one or more requests, by result", Counter},
 		{lastSuccessName, "When a read of the metadata was last complete, in seconds since 1970", Gauge},
 		{reloadsName, "Reloads of systemd-networkd", Counter},
 		{attachmentsName, "ENIs that came while the daemon ran and have become configured", Counter},

@@ -6,7 +6,6 @@
 package networkd
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +19,8 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
+
+	"ec2netd/service/file"
 )
 
 // What networkd is called on the system bus, see org.freedesktop.network1(5). Its
@@ -53,6 +54,7 @@ type Client struct {
 	// Root is put before /run/systemd/netif; empty for the system.
 	Root string
 
+	files   file.Reader
 	mu      sync.Mutex
 	conn    *dbus.Conn
 	version string
@@ -367,13 +369,12 @@ type LinkState struct {
 // keep (facts.md 7); Describe has the file from 249 only and costs a call.
 func (c *Client) Link(index int) LinkState {
 	var state LinkState
-	file, err := os.Open(filepath.Join("/", c.Root, netifPath, "links", strconv.Itoa(index)))
+	text, err := c.files.Read(filepath.Join("/", c.Root, netifPath, "links", strconv.Itoa(index)))
 	if err != nil {
 		return state
 	}
-	defer file.Close()
-	for scanner := bufio.NewScanner(file); scanner.Scan(); {
-		key, value, _ := strings.Cut(scanner.Text(), "=")
+	for line := range strings.Lines(text) {
+		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
 		value = strings.Trim(value, `"`)
 		switch key {
 		case "ADMIN_STATE":

@@ -246,7 +246,7 @@ func Matching(unit UnitText) (culprit string) {
 }
 
 // TakenAway names the text of a unit that is not this daemon's and explains what is
-// missing, in the words of [Gap], and the line of it; empty if none does. shipped is
+// missing, in the words of [Truth], and the line of it; empty if none does. shipped is
 // the base unit as it is installed.
 func TakenAway(unit UnitText, gaps []string, shipped string) (culprit, line string) {
 	lacks := func(prefix, family string) bool {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"path"
 	"slices"
 
 	"ec2netd/service/config"
@@ -236,6 +235,9 @@ type ENI struct {
 	Twice bool
 	// Reason says why the ENI is not Known.
 	Reason string
+
+	// yields: its numbers on disk are to go first, see [settleNumbers].
+	yields bool
 }
 
 // Plan is the decision.
@@ -289,6 +291,8 @@ func Make(in Input) Plan {
 			renderUnmanaged(eni)
 		case eni.Known:
 			render(eni, in)
+		case eni.yields:
+			eni.Link.Current = ""
 		case early && eni.Link.Current == "":
 			eni.Want.Metric = Numbers{}.Metric()
 			eni.Want.NoDefault = !eni.Settings.DefaultRoute
@@ -336,7 +340,7 @@ func identity(eni *ENI, in Input) config.Identity {
 	if in.PrimaryMAC != "" || eni.Presumed {
 		id.Primary = &eni.Primary
 	}
-	if eni.Known {
+	if eni.Known || eni.yields {
 		id.DeviceIndex, id.NetworkCard = &eni.Numbers.Index, &eni.Numbers.Card
 	} else if id.Primary != nil && eni.Primary {
 		id.DeviceIndex, id.NetworkCard = new(int), new(int)
@@ -374,7 +378,8 @@ func pendingMetrics(enis []ENI, in Input) {
 	next := UnknownMetric
 	for i, eni := range without {
 		eni.Want.Metric = UnknownMetric
-		if i == 0 || eni.Link.New || eni.Settings.Undecided {
+		// networkd 252 takes routes of an old metric away only where it has the ENI's unit.
+		if (i == 0 || eni.Link.New || eni.Settings.Undecided) && !eni.yields {
 			continue
 		}
 		for next++; taken[next]; next++ {
@@ -410,7 +415,9 @@ func number(view metadata.ENI, primary, cards bool) (known bool, numbers Numbers
 
 // settleNumbers sees to it that no two ENIs have the same numbers (B5). Who has
 // them now keeps them, also while it is giving them up in the kernel; of several that
-// are new, none gets them, since nothing tells which is wrong.
+// are new, none gets them, since nothing tells which is wrong. Where ENIs wait for each
+// other's numbers in a circle, as when two were attached anew with each other's, one gives
+// its own up first.
 func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 	owner := make(map[Numbers]string)
 	for _, eni := range enis {
@@ -424,6 +431,7 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 			claims[eni.Numbers] = append(claims[eni.Numbers], eni.Link.MAC)
 		}
 	}
+	waitsFor := make(map[string]string)
 	for i := range enis {
 		eni := &enis[i]
 		if !eni.Known {
@@ -433,6 +441,7 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 		held, taken := owner[eni.Numbers]
 		if other := occupant(enis, i, assigned); other != "" && held != mac {
 			eni.Known = false
+			waitsFor[mac] = other
 			eni.Reason = fmt.Sprintf("%s had device index %d on network card %d until now, and still has routes of it",
 				other, eni.Numbers.Index, eni.Numbers.Card)
 			continue
@@ -449,6 +458,34 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 		eni.Known = false
 		eni.Reason = fmt.Sprintf("device index %d on network card %d is that of %s too: one of the two has not propagated yet",
 			eni.Numbers.Index, eni.Numbers.Card, other)
+		if len(claims[eni.Numbers]) == 1 {
+			waitsFor[mac] = held
+		}
+	}
+	yield(enis, waitsFor, assigned)
+}
+
+// yield has one of each circle of ENIs that wait for each other give up its numbers: the
+// one whose link came last. In a circle where one has done so that goes on in the kernel.
+func yield(enis []ENI, waitsFor map[string]string, assigned map[string]Numbers) {
+	byMAC := make(map[string]*ENI)
+	for i := range enis {
+		byMAC[enis[i].Link.MAC] = &enis[i]
+	}
+	for mac := range waitsFor {
+		last, next := byMAC[mac], mac
+		for range waitsFor {
+			if _, holds := assigned[next]; !holds {
+				break
+			}
+			if byMAC[next].Link.Index > last.Link.Index {
+				last = byMAC[next]
+			}
+			if next = waitsFor[next]; next == mac {
+				last.yields = true
+				break
+			}
+		}
 	}
 }
 
@@ -463,7 +500,9 @@ func occupant(enis []ENI, wants int, assigned map[string]Numbers) string {
 	numbers := enis[wants].Numbers
 	for i := range enis {
 		link := &enis[i].Link
-		if _, own := assigned[link.MAC]; own && i != wants &&
+		_, numbered := assigned[link.MAC]
+		_, yielded := pendingMetricIn(link.Current)
+		if (numbered || yielded) && i != wants &&
 			(slices.Contains(link.Metrics, numbers.Metric()) || slices.Contains(link.Tables, numbers.Table())) {
 			return link.MAC
 		}
@@ -695,13 +734,13 @@ func Altnames(view *metadata.ENI) []string {
 
 // NetworkPath and LinkPath are the generated units of a link, and NetworkDropIn and
 // LinkDropIn their drop-ins.
-func NetworkPath(name string) string { return path.Join(Directory, "70-"+name+".network") }
+func NetworkPath(name string) string { return Directory + "/70-" + name + ".network" }
 
 // NetworkDropIn is the generated .network drop-in of a link.
-func NetworkDropIn(name string) string { return path.Join(NetworkPath(name)+".d", DropInName) }
+func NetworkDropIn(name string) string { return Directory + "/70-" + name + ".network.d/" + DropInName }
 
 // LinkPath is the generated .link file of a link.
-func LinkPath(name string) string { return path.Join(Directory, "70-"+name+".link") }
+func LinkPath(name string) string { return Directory + "/70-" + name + ".link" }
 
 // LinkDropIn is the generated .link drop-in of a link.
-func LinkDropIn(name string) string { return path.Join(LinkPath(name)+".d", DropInName) }
+func LinkDropIn(name string) string { return Directory + "/70-" + name + ".link.d/" + DropInName }

@@ -101,17 +101,30 @@ func (r Rule) is(k *kernel.Rule) bool {
 // it did not run.
 func Orphans(record, wanted []Rule, rules []kernel.Rule) []Rule {
 	var found []Rule
+	unwanted := make(map[Rule]bool, len(record))
 	for _, rule := range record {
-		if slices.Contains(wanted, rule) {
-			continue
+		unwanted[rule] = true
+	}
+	for _, rule := range wanted {
+		delete(unwanted, rule)
+	}
+	if len(unwanted) == 0 {
+		return nil
+	}
+	// The kernel removes the first rule that has what it is asked to remove and maybe more,
+	// such as a mark: one that is not this daemon's must not be that.
+	first := make(map[Rule]*kernel.Rule, len(rules))
+	for i := range rules {
+		k := &rules[i]
+		asked := Rule{From: k.From, Table: k.Table, Priority: k.Priority}
+		for _, asked.Guard = range []bool{false, true} {
+			if first[asked] == nil && (!asked.Guard || k.Guard) {
+				first[asked] = k
+			}
 		}
-		// The kernel removes the first rule that has what it is asked to remove and maybe
-		// more, such as a mark: one that is not this daemon's must not be that.
-		first := slices.IndexFunc(rules, func(k kernel.Rule) bool {
-			return k.Priority == rule.Priority && k.Table == rule.Table && k.From == rule.From &&
-				(!rule.Guard || k.Guard)
-		})
-		if first >= 0 && rule.is(&rules[first]) {
+	}
+	for rule := range unwanted {
+		if k := first[rule]; k != nil && rule.is(k) {
 			found = append(found, rule)
 		}
 	}

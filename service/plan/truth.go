@@ -41,6 +41,7 @@ type entry struct {
 // link. All else that is there without the metadata is somebody else's.
 func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, withdrawn []netip.Addr, ours func(Rule) bool) Truth {
 	c := &comparison{eni: eni, files: read(rendered), applied: applied, snapshot: snapshot, ours: ours}
+	c.entries = make([]entry, 0, len(eni.Want.Addresses)+len(eni.Want.Rules)+some)
 	c.addresses(withdrawn)
 	c.routes()
 	c.rules()
@@ -105,6 +106,9 @@ func (t *Truth) words(which func(*entry) bool) []string {
 	}
 	return found
 }
+
+// some is more than an ENI has of what is neither an address nor a rule.
+const some = 16
 
 // comparison is a Truth in the making.
 type comparison struct {

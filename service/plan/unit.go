@@ -23,11 +23,14 @@ func (u *unitWriter) section(name string) {
 	if u.text.Len() > 0 {
 		u.text.WriteByte('\n')
 	}
-	fmt.Fprintf(&u.text, "[%s]\n", name)
+	u.text.WriteString("[" + name + "]\n")
 }
 
 func (u *unitWriter) set(key, value string) {
-	fmt.Fprintf(&u.text, "%s=%s\n", key, clean(value))
+	u.text.WriteString(key)
+	u.text.WriteByte('=')
+	u.text.WriteString(clean(value))
+	u.text.WriteByte('\n')
 }
 
 func (u *unitWriter) number(key string, value int) { u.set(key, strconv.Itoa(value)) }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"ec2netd/service/plan"
 )
 
@@ -30,12 +32,13 @@ func (s *Store) taken(u Unit) string {
 	if s.exists(above) {
 		return above
 	}
-	if info, err := os.Lstat(s.at(u.unit())); err == nil && (info.Mode()&fs.ModeSymlink == 0 || !u.leadsTo(s.Target(u.unit()))) {
+	// It is no link where that is the error.
+	if target, err := os.Readlink(s.at(u.unit())); errors.Is(err, unix.EINVAL) || (err == nil && !u.leadsTo(target)) {
 		return u.unit()
 	}
-	own := path.Join(u.dir(), plan.DropInName)
-	if info, err := os.Lstat(s.at(own)); err == nil && !info.Mode().IsRegular() {
-		return own
+	var there unix.Stat_t
+	if err := unix.Lstat(s.at(u.dropIn()), &there); err == nil && there.Mode&unix.S_IFMT != unix.S_IFREG {
+		return u.dropIn()
 	}
 	return ""
 }
@@ -51,6 +54,10 @@ func (s *Store) hides(u Unit) string {
 
 // exists follows links, as networkd does: one that leads nowhere is no file.
 func (s *Store) exists(p string) bool {
+	var there unix.Stat_t
+	if err := unix.Lstat(s.at(p), &there); err != nil || there.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return err == nil
+	}
 	_, err := s.stat(p)
 	return err == nil
 }

@@ -19,7 +19,9 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
+	"ec2netd/service/file"
 	"ec2netd/service/plan"
 )
 
@@ -32,6 +34,8 @@ type Store struct {
 	Step func()
 
 	swept bool
+
+	files file.Reader
 }
 
 func (s *Store) step() {
@@ -58,15 +62,20 @@ func (c *Changes) wrote(p string) {
 	c.Written = append(c.Written, p)
 }
 
-func (s *Store) at(p string) string { return filepath.Join("/", s.Root, path.Join("/", p)) }
+func (s *Store) at(p string) string {
+	if s.Root == "" && path.IsAbs(p) {
+		return path.Clean(p) // the same text, most often
+	}
+	return filepath.Join("/", s.Root, path.Join("/", p))
+}
 
 // Read returns the content of a file of the store, empty if there is none.
 func (s *Store) Read(p string) string {
-	text, err := os.ReadFile(s.at(p))
+	text, err := s.files.Read(s.at(p))
 	if err != nil {
 		return ""
 	}
-	return string(text)
+	return text
 }
 
 // Target returns where a symbolic link of the store leads, empty if it is none.
@@ -125,8 +134,9 @@ type Unit struct {
 	Kind string
 }
 
-func (u Unit) unit() string { return path.Join(plan.Directory, "70-"+u.Name+"."+u.Kind) }
-func (u Unit) dir() string  { return u.unit() + ".d" }
+func (u Unit) unit() string   { return plan.Directory + "/70-" + u.Name + "." + u.Kind }
+func (u Unit) dir() string    { return u.unit() + ".d" }
+func (u Unit) dropIn() string { return u.unit() + ".d/" + plan.DropInName }
 
 // Units lists the generated units.
 func (s *Store) Units() ([]Unit, error) {
@@ -149,9 +159,10 @@ func (s *Store) Units() ([]Unit, error) {
 				continue
 			}
 			unit := Unit{Name: name, Kind: kind}
-			info, err := os.Lstat(s.at(path.Join(unit.dir(), plan.DropInName)))
+			var there unix.Stat_t
+			err := unix.Lstat(s.at(unit.dropIn()), &there)
 			switch {
-			case err == nil && info.Mode().IsRegular():
+			case err == nil && there.Mode&unix.S_IFMT == unix.S_IFREG:
 				units = append(units, unit)
 			case err == nil && kind == Network && unit.leadsTo(s.Target(unit.unit())):
 				// Something was put in the drop-in's place, and the unit, which is ours, is
@@ -243,7 +254,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 			continue
 		}
 		stays := wanted
-		own := path.Join(unit.dir(), plan.DropInName)
+		own := unit.dropIn()
 		if wanted[own] && plan.MACIn(s.Read(own)) != plan.MACIn(content[own]) {
 			stays = nil
 		}
@@ -275,20 +286,20 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 	return changes, nil
 }
 
-// prune removes what is not wanted of a unit: the unit itself first, its own
-// drop-in last, since that is what tells that the others are ours.
-func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error {
-	own := path.Join(unit.dir(), plan.DropInName)
+// Unwanted lists the files of a generated unit that are not wanted, in the order in which
+// they are to go: the unit itself first, its own drop-in last, since that is what tells
+// that the others are ours.
+func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
+	var unwanted []string
+	own := unit.dropIn()
 	if !wanted[unit.unit()] {
 		if target, err := os.Readlink(s.at(unit.unit())); err == nil && unit.leadsTo(target) {
-			if err := s.remove(unit.unit(), changes); err != nil {
-				return err
-			}
+			unwanted = append(unwanted, unit.unit())
 		}
 	}
 	entries, err := os.ReadDir(s.at(unit.dir()))
 	if err != nil {
-		return fmt.Errorf("listing %s: %w", unit.dir(), err)
+		return nil, fmt.Errorf("listing %s: %w", unit.dir(), err)
 	}
 	for _, entry := range entries {
 		p := path.Join(unit.dir(), entry.Name())
@@ -296,19 +307,28 @@ func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error
 			continue
 		}
 		if target := s.Target(p); mirrored(target) || (entry.Type().IsRegular() && entry.Name() == plan.MatchDropIn) {
-			if err := s.remove(p, changes); err != nil {
-				return err
-			}
+			unwanted = append(unwanted, p)
 		}
 	}
-	if wanted[own] {
-		return nil
+	if info, err := os.Lstat(s.at(own)); !wanted[own] && (err != nil || info.Mode().IsRegular()) {
+		unwanted = append(unwanted, own)
 	}
-	if info, err := os.Lstat(s.at(own)); err == nil && !info.Mode().IsRegular() {
-		return nil
-	}
-	if err := s.remove(own, changes); err != nil {
+	return unwanted, nil
+}
+
+// prune removes what is not wanted of a unit.
+func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error {
+	unwanted, err := s.Unwanted(unit, wanted)
+	if err != nil {
 		return err
+	}
+	for _, p := range unwanted {
+		if err := s.remove(p, changes); err != nil {
+			return err
+		}
+	}
+	if !slices.Contains(unwanted, unit.dropIn()) {
+		return nil
 	}
 	// Somebody else's drop-ins in it keep the directory.
 	if os.Remove(s.at(unit.dir())) == nil {
@@ -377,28 +397,41 @@ func (s *Store) remove(p string, changes *Changes) error {
 }
 
 func (s *Store) write(file plan.File, units []Unit, changes *Changes) error {
-	if _, err := os.Stat(s.at(path.Dir(file.Path))); err != nil {
-		if err := os.MkdirAll(s.at(path.Dir(file.Path)), 0o755); err != nil {
-			return fmt.Errorf("making the directory of %s: %w", file.Path, err)
-		}
-		s.step()
-	}
 	if file.Target != "" {
 		return s.link(file, units, changes)
 	}
-	if info, err := os.Lstat(s.at(file.Path)); err == nil && !info.Mode().IsRegular() {
+	var there unix.Stat_t
+	switch err := unix.Lstat(s.at(file.Path), &there); {
+	case err != nil:
+		if err := s.makeDir(file); err != nil {
+			return err
+		}
+	case there.Mode&unix.S_IFMT != unix.S_IFREG:
 		// A rename would replace it, a mask by an administrator too.
 		changes.Refused[file.Path] = "something of somebody else's, a mask maybe, is in its place"
 		return nil
-	}
-	present, err := os.ReadFile(s.at(file.Path))
-	if err == nil && string(present) == file.Content {
-		return nil
+	default:
+		if present, err := s.files.Read(s.at(file.Path)); err == nil && present == file.Content {
+			return nil
+		}
 	}
 	if err := s.replace(file); err != nil {
 		return fmt.Errorf("writing %s: %w", file.Path, err)
 	}
 	changes.wrote(file.Path)
+	s.step()
+	return nil
+}
+
+// makeDir makes the directory of a file, if it is not there.
+func (s *Store) makeDir(file plan.File) error {
+	dir := s.at(path.Dir(file.Path))
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("making the directory of %s: %w", file.Path, err)
+	}
 	s.step()
 	return nil
 }
@@ -434,22 +467,20 @@ func (s *Store) replace(file plan.File) error {
 }
 
 func (s *Store) link(file plan.File, units []Unit, changes *Changes) error {
-	info, err := os.Lstat(s.at(file.Path))
+	target, err := os.Readlink(s.at(file.Path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return fmt.Errorf("looking at %s: %w", file.Path, err)
-	case info.Mode()&fs.ModeSymlink == 0:
+		if err := s.makeDir(file); err != nil {
+			return err
+		}
+	case errors.Is(err, unix.EINVAL):
 		changes.Refused[file.Path] = "a file of somebody else's is in its place"
 		return nil
+	case err != nil:
+		return fmt.Errorf("looking at %s: %w", file.Path, err)
+	case target == file.Target:
+		return nil
 	default:
-		target, err := os.Readlink(s.at(file.Path))
-		if err != nil {
-			return fmt.Errorf("looking at %s: %w", file.Path, err)
-		}
-		if target == file.Target {
-			return nil
-		}
 		if target == os.DevNull {
 			changes.Refused[file.Path] = "it is masked"
 			return nil

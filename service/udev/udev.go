@@ -5,7 +5,6 @@
 package udev
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -16,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"ec2netd/service/file"
 )
 
 const commandTimeout = 10 * time.Second
@@ -24,18 +25,19 @@ const commandTimeout = 10 * time.Second
 type Udev struct {
 	// Root is put before /run/udev and /sys; empty for the system.
 	Root string
+
+	files file.Reader
 }
 
 // LinkFile returns the .link file that udevd applied to a link (ID_NET_LINK_FILE),
 // empty if it applied none. ok is false while udevd is not done with the link.
 func (u *Udev) LinkFile(index int) (file string, ok bool) {
-	record, err := os.Open(filepath.Join("/", u.Root, "run/udev/data", "n"+strconv.Itoa(index)))
+	record, err := u.files.Read(filepath.Join("/", u.Root, "run/udev/data", "n"+strconv.Itoa(index)))
 	if err != nil {
 		return "", false
 	}
-	defer record.Close()
-	for scanner := bufio.NewScanner(record); scanner.Scan(); {
-		line := scanner.Text()
+	for line := range strings.Lines(record) {
+		line = strings.TrimSuffix(line, "\n")
 		if value, found := strings.CutPrefix(line, "E:ID_NET_LINK_FILE="); found {
 			file = value
 		}

@@ -18,9 +18,12 @@ configure) if [ -z "$2" ]; then first=yes; else first=no; fi ;;
 *) exit 0 ;; # what dpkg undoes
 esac
 
-# The udev rule of amazon-ec2-net-utils enables an instance of each unit for each ENI, by links that no package owns.
+# The udev rule of amazon-ec2-net-utils enables an instance of each unit for each ENI, by links
+# that no package owns. For rpm the old package goes after this: they have a target yet.
 for link in /etc/systemd/system/*.wants/refresh-policy-routes@* /etc/systemd/system/*.wants/policy-routes@*; do
-	if [ -L "$link" ] && [ ! -e "$link" ]; then rm -f "$link"; fi
+	case "$(readlink "$link")" in
+	/usr/lib/systemd/system/* | /lib/systemd/system/*) rm -f "$link" ;;
+	esac
 done
 
 command -v systemctl >/dev/null || exit 0

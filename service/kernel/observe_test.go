@@ -1,0 +1,263 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// own moves the test into a network namespace of its own. The thread is not given back: it
+// ends with the test, and the namespace with it.
+func own(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		tb.Skip("a network namespace takes root: sudo go test ./service/kernel")
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// newLink makes a link that is up, and returns its index.
+func newLink(tb testing.TB, name string) int {
+	tb.Helper()
+	peer := name + "p"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: peer}); err != nil {
+		tb.Fatal(err)
+	}
+	index := 0
+	for _, each := range []string{peer, name} {
+		link, err := netlink.LinkByName(each)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			tb.Fatal(err)
+		}
+		index = link.Attrs().Index
+	}
+	return index
+}
+
+// B2, F1: the snapshot has all of an ENI, and nothing of others; what a rule selects by
+// besides its source keeps it from being taken for one of this daemon.
+func TestObserve(t *testing.T) {
+	own(t)
+	ens5, other := newLink(t, "ens5"), newLink(t, "other")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	prefix := netip.MustParsePrefix
+	for _, text := range []string{"10.0.1.9/24", "10.0.1.10/32", "192.0.2.1 peer 192.0.2.2/32", "2001:db8::5/128"} {
+		link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ens5}}
+		var address *netlink.Addr
+		var err error
+		if text == "192.0.2.1 peer 192.0.2.2/32" {
+			address, err = netlink.ParseAddr("192.0.2.1/32")
+			must(err)
+			peer, err := netlink.ParseAddr("192.0.2.2/32")
+			must(err)
+			address.Peer = peer.IPNet
+		} else {
+			address, err = netlink.ParseAddr(text)
+			must(err)
+		}
+		address.Flags = unix.IFA_F_NODAD
+		must(netlink.AddrAdd(link, address))
+	}
+	address, err := netlink.ParseAddr("10.9.0.1/24")
+	must(err)
+	must(netlink.AddrAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: other}}, address))
+
+	network := func(text string) *netlink.Route {
+		route := &netlink.Route{LinkIndex: ens5, Protocol: unix.RTPROT_STATIC}
+		address, err := netlink.ParseIPNet(text)
+		must(err)
+		route.Dst = address
+		return route
+	}
+	gateway := netip.MustParseAddr("10.0.1.1")
+	byDHCP := network("0.0.0.0/0")
+	byDHCP.Gw, byDHCP.Priority, byDHCP.Protocol = gateway.AsSlice(), 512, unix.RTPROT_DHCP
+	ownTable := network("10.0.1.0/24")
+	ownTable.Table, ownTable.Scope = 10001, unix.RT_SCOPE_LINK
+	advertised := network("::/0")
+	advertised.Gw, advertised.Priority, advertised.Protocol = netip.MustParseAddr("fe80::1").AsSlice(), 700, unix.RTPROT_RA
+	local := network("10.0.9.0/28")
+	local.Type, local.Table, local.Scope = unix.RTN_LOCAL, unix.RT_TABLE_LOCAL, unix.RT_SCOPE_HOST
+	foreign := network("10.77.0.0/16")
+	foreign.LinkIndex = other
+	for _, route := range []*netlink.Route{byDHCP, ownTable, advertised, local, foreign} {
+		must(netlink.RouteAdd(route))
+	}
+
+	mask := uint32(0xff)
+	rule := func(change func(*netlink.Rule)) {
+		t.Helper()
+		r := netlink.NewRule()
+		r.Priority, r.Table, r.Protocol = 10001, 10001, unix.RTPROT_STATIC
+		source, err := netlink.ParseIPNet("10.0.1.10/32")
+		must(err)
+		r.Src = source
+		change(r)
+		must(netlink.RuleAdd(r))
+	}
+	rule(func(*netlink.Rule) {})
+	for i, change := range []func(*netlink.Rule){
+		func(r *netlink.Rule) { r.Mark, r.Mask = 1, &mask },
+		func(r *netlink.Rule) { r.IifName = "ens5" },
+		func(r *netlink.Rule) { r.OifName = "ens5" },
+		func(r *netlink.Rule) { r.Tos = 8 },
+		func(r *netlink.Rule) { r.Invert = true },
+		func(r *netlink.Rule) { r.IPProto = unix.IPPROTO_TCP },
+		func(r *netlink.Rule) { r.Dport = netlink.NewRulePortRange(80, 80) },
+		func(r *netlink.Rule) { r.Sport = netlink.NewRulePortRange(80, 80) },
+		func(r *netlink.Rule) { r.UIDRange = netlink.NewRuleUIDRange(1, 2) },
+		func(r *netlink.Rule) { r.Flow = 7 },
+		// The library leaves these out where the table has a number above 255.
+		func(r *netlink.Rule) { r.SuppressIfgroup, r.Table = 3, 77 },
+		func(r *netlink.Rule) { r.SuppressPrefixlen, r.Table = 8, 77 },
+		func(r *netlink.Rule) { r.Dst, _ = netlink.ParseIPNet("10.8.0.0/16") },
+		func(r *netlink.Rule) { r.Goto, r.Table = 20000, 0 },
+	} {
+		rule(func(r *netlink.Rule) { r.Priority = 11000 + i; change(r) })
+	}
+	rule(func(r *netlink.Rule) { r.Priority, r.Table, r.SuppressPrefixlen = 10000, unix.RT_TABLE_MAIN, 0 })
+	rule(func(r *netlink.Rule) { r.Src, _ = netlink.ParseIPNet("2001:db8::/80"); r.Protocol = 0 })
+	rule(func(r *netlink.Rule) { r.Priority, r.Src, r.Mark, r.Family = 500, nil, 7, netlink.FAMILY_V4 })
+
+	observer, err := NewObserver([]string{"veth"})
+	must(err)
+	defer observer.Close()
+	got, err := observer.Observe()
+	must(err)
+	got.Links = slices.DeleteFunc(got.Links, func(l Link) bool { return l.Index != ens5 })
+	got.Routes = slices.DeleteFunc(got.Routes, func(r Route) bool { return r.Link != ens5 || r.Protocol == unix.RTPROT_KERNEL })
+	if len(got.Links) != 1 || len(got.Links[0].MAC) != 17 {
+		t.Fatalf("%+v", got.Links)
+	}
+	addresses := slices.DeleteFunc(got.Links[0].Addresses, func(a Address) bool { return a.Prefix.Addr().IsLinkLocalUnicast() })
+	compare := cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})
+	if diff := cmp.Diff([]Address{
+		{Prefix: prefix("10.0.1.9/24"), Global: true}, {Prefix: prefix("10.0.1.10/32"), Global: true},
+		{Prefix: prefix("192.0.2.1/32"), Global: true}, {Prefix: prefix("2001:db8::5/128"), Global: true},
+	}, addresses, compare); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]Route{
+		{Link: ens5, Table: MainTable, Metric: 512, Destination: prefix("0.0.0.0/0"), Gateway: gateway, Protocol: ProtocolDHCP},
+		{Link: ens5, Table: 10001, Destination: prefix("10.0.1.0/24"), Protocol: ProtocolStatic},
+		{Link: ens5, Table: unix.RT_TABLE_LOCAL, Destination: prefix("10.0.9.0/28"), Protocol: ProtocolStatic, Local: true},
+		{Link: ens5, Table: MainTable, Metric: 700, Destination: prefix("::/0"), Gateway: netip.MustParseAddr("fe80::1"), Protocol: ProtocolRA},
+	}, got.Routes, compare, cmpopts.SortSlices(func(a, b Route) bool { return fmt.Sprint(a) < fmt.Sprint(b) })); diff != "" {
+		t.Error(diff)
+	}
+	source := prefix("10.0.1.10/32")
+	want := []Rule{
+		{Priority: 500, Table: 10001, Protocol: ProtocolStatic, IPv4: true},
+		{Priority: 10000, Table: MainTable, From: source, Protocol: ProtocolStatic, Guard: true, IPv4: true},
+		{Priority: 10001, Table: 10001, From: source, Protocol: ProtocolStatic, Plain: true, IPv4: true},
+	}
+	for i := range 14 {
+		want = append(want, Rule{Priority: 11000 + i, Table: 10001, From: source, Protocol: ProtocolStatic, IPv4: true})
+	}
+	for i, rule := range want {
+		switch rule.Priority {
+		case 11010, 11011:
+			want[i].Table = 77
+		case 11013:
+			want[i].Table = 0
+		}
+	}
+	want = append(want, Rule{Priority: 10001, Table: 10001, From: prefix("2001:db8::/80"), Plain: true})
+	if diff := cmp.Diff(want, got.Rules, compare); diff != "" {
+		t.Error(diff)
+	}
+	if rules, err := Rules(); err != nil || !slices.Equal(rules, got.Rules) {
+		t.Errorf("Rules: %v %v", rules, err)
+	}
+
+	must(netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "ens5", Index: ens5}}))
+	if got, err = observer.Observe(); err != nil || slices.ContainsFunc(got.Links, func(l Link) bool { return l.Index == ens5 }) {
+		t.Errorf("%+v %v", got, err)
+	}
+}
+
+// E3: an address whose lifetime is only renewed is no event, and any other change is one.
+func TestWatchAddresses(t *testing.T) {
+	own(t)
+	// Its link-local addresses would be events of their own.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: newLink(t, "ens5")}}
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer handle.Close()
+	w := NewWatcher([]string{"veth"}, slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	go func() {
+		defer stop()
+		<-w.Ready()
+		event := func(what string) {
+			select {
+			case <-w.Changed():
+			case <-ctx.Done():
+				t.Errorf("%s is no event", what)
+			}
+		}
+		quiet := func(what string) {
+			select {
+			case <-w.Changed():
+				if what != "" {
+					t.Errorf("%s is an event", what)
+				}
+			case <-time.After(500 * time.Millisecond):
+			}
+		}
+		address := func(lifetime int) *netlink.Addr {
+			return &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 0, 1, 5), Mask: net.CIDRMask(24, 32)}, ValidLft: lifetime, PreferedLft: lifetime}
+		}
+		event("the start")
+		quiet("")
+		if err := handle.AddrAdd(link, address(1000)); err != nil {
+			t.Error(err)
+		}
+		event("an address more")
+		for range 3 {
+			if err := handle.AddrReplace(link, address(2000)); err != nil {
+				t.Error(err)
+			}
+		}
+		quiet("a renewed lease")
+		if err := handle.AddrReplace(link, address(0)); err != nil {
+			t.Error(err)
+		}
+		event("an address that has become permanent")
+		if err := handle.AddrDel(link, address(0)); err != nil {
+			t.Error(err)
+		}
+		event("an address less")
+	}()
+	if err := w.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
