@@ -22,14 +22,9 @@ const (
 	// takeoverTime is how long the ENIs may take to be configured.
 	takeoverTime = 60 * time.Second
 	// takenAway is where files of the old package are until it has worked out.
-	takenAway = "/run/ec2netd.takeover"
-	// networkFiles and runtimeFiles are where the daemon's files are.
-	networkFiles = "/run/systemd/network/"
-	runtimeFiles = "/run/ec2netd/"
-	// networkdSocket is that of networkd 257 and later.
-	networkdSocket = "/run/systemd/netif/io.systemd.Network"
-	networkdUnit   = "systemd-networkd.service"
-	manager        = "NetworkManager.service"
+	takenAway    = "/run/ec2netd.takeover"
+	networkdUnit = "systemd-networkd.service"
+	manager      = "NetworkManager.service"
 )
 
 // oldFiles are what amazon-ec2-net-utils generates: of version 2.7 as for Amazon Linux,
@@ -54,13 +49,13 @@ type takeover struct {
 	Restart []string `json:"restart"`
 	// Remove are files of amazon-ec2-net-utils.
 	Remove []string `json:"remove"`
-	// Flush are links whose addresses and routes have to be set anew.
+	// Flush are links whose addresses and routes another manager has set.
 	Flush []string `json:"flush"`
 }
 
 // planTakeover compares what is enabled with what runs. It fails if the system would boot
 // with another owner of the links than networkd.
-func planTakeover(units []string, enabled, active func(unit string) bool, links []string, old bool) (*takeover, error) {
+func planTakeover(units []string, enabled, active func(unit string) bool, links []string) (*takeover, error) {
 	t := &takeover{Stop: []string{}, Start: []string{}, Restart: []string{}, Remove: []string{}, Flush: []string{}}
 	for _, unit := range []string{networkdUnit, "ec2netd.service"} {
 		if !enabled(unit) {
@@ -82,9 +77,7 @@ func planTakeover(units []string, enabled, active func(unit string) bool, links 
 			t.Stop = append(t.Stop, unit)
 		}
 	}
-	// networkd 252 takes an address that it finds for none of its own, and adds it again
-	// after the secondary ones: the primary address is the link's first only without.
-	if slices.Contains(t.Stop, manager) || old && len(t.Restart) > 0 {
+	if slices.Contains(t.Stop, manager) {
 		t.Flush = links
 	}
 	return t, nil
@@ -105,10 +98,9 @@ func (c *ctl) takeover(ctx context.Context, dryRun bool) error {
 	for _, l := range site.kernel.Links {
 		links = append(links, l.Name)
 	}
-	_, err = os.Stat(networkdSocket)
 	t, err := planTakeover(units,
 		func(unit string) bool { return systemctl(ctx, "is-enabled", "--quiet", unit) == nil },
-		func(unit string) bool { return systemctl(ctx, "is-active", "--quiet", unit) == nil }, links, err != nil)
+		func(unit string) bool { return systemctl(ctx, "is-active", "--quiet", unit) == nil }, links)
 	if err != nil {
 		return err
 	}
@@ -155,29 +147,14 @@ func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, er
 		return func(context.Context) error { return nil }, err
 	}
 	moved := map[string]string{}
-	// networkd would notice that addresses are taken away, and ask for a lease; its socket
-	// starts it for that.
-	var quiet []string
-	if len(t.Flush) > 0 {
-		quiet = append([]string{"systemd-networkd*.socket"}, t.Restart...)
-	}
 	undo = func(ctx context.Context) error {
-		errs := []error{systemctl(ctx, append([]string{"stop"}, slices.Concat(t.Start, quiet)...)...)}
-		takeBack := func(of string) {
-			after, err := generated()
-			errs = append(errs, err)
-			for _, file := range slices.Backward(after) { // what is in a directory comes after it
-				if strings.HasPrefix(file, of) && !slices.Contains(before, file) {
-					errs = append(errs, os.Remove(file))
-				}
+		errs := []error{systemctl(ctx, append([]string{"stop"}, t.Start...)...)}
+		after, err := generated()
+		errs = append(errs, err)
+		for _, file := range slices.Backward(after) { // what is in a directory comes after it
+			if !slices.Contains(before, file) {
+				errs = append(errs, os.Remove(file))
 			}
-		}
-		takeBack(networkFiles)
-		// Rules that no file wants any more, and networkd leaves when it stops.
-		errs = append(errs, systemctl(ctx, "start", "ec2netd-orphans.service"))
-		takeBack(runtimeFiles)
-		for _, link := range t.Flush {
-			errs = append(errs, flush(link))
 		}
 		for from, to := range moved {
 			errs = append(errs, os.MkdirAll(filepath.Dir(from), 0o755), os.Rename(to, from))
@@ -190,7 +167,7 @@ func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, er
 		}
 		return errors.Join(append(errs, os.RemoveAll(takenAway))...)
 	}
-	if err := systemctl(ctx, append([]string{"stop"}, slices.Concat(t.Stop, oldUnits, quiet)...)...); err != nil {
+	if err := systemctl(ctx, append([]string{"stop"}, slices.Concat(t.Stop, oldUnits)...)...); err != nil {
 		return undo, err
 	}
 	for i, file := range t.Remove {
@@ -223,14 +200,11 @@ func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, er
 	return undo, nil
 }
 
-// generated lists what there is of the daemon's: files of the names that it gives them
-// for networkd and udevd, and what it keeps.
+// generated lists what there is of the names that the daemon gives files in /run.
 func generated() ([]string, error) {
 	var all []string
-	for _, pattern := range []string{
-		networkFiles + "70-*.network", networkFiles + "70-*.link", networkFiles + "70-*.network.d", networkFiles + "70-*.link.d", runtimeFiles + "*",
-	} {
-		found, err := filepath.Glob(pattern)
+	for _, pattern := range []string{"70-*.network", "70-*.link", "70-*.network.d", "70-*.link.d"} {
+		found, err := filepath.Glob(filepath.Join("/run/systemd/network", pattern))
 		if err != nil {
 			return nil, err
 		}
