@@ -19,9 +19,9 @@ import (
 //
 // A failed read is repeated whole, after a delay of the ENI's own that doubles. Where
 // the failure is the service's and not one ENI's, all ENIs that failed share one more
-// delay and are tried one at a time, whichever waited longest, until one is answered:
-// so a service that is off costs the same with 15 ENIs as with one (D6, D7), and those
-// that are answered never wait for those that are not.
+// delay and are tried one at a time, whichever waited longest, until one is answered: so a
+// service that is off costs the same with 15 ENIs as with one (D6, D7), and those that are
+// answered never wait for those that are not.
 const (
 	// firstRetry is the first delay after a read that had no answer, or not the whole
 	// one of a new ENI yet. An address is there a few milliseconds before its routes.
@@ -82,6 +82,8 @@ func (a *attempt) failed(now time.Time, err error, isNew bool, limit time.Durati
 	a.delay = min(max(2*a.delay, first), limit, slowestRetry)
 	a.next = now.Add(jitter(a.delay))
 }
+
+func (a *attempt) oftenFailed() bool { return a.failures > 1 }
 
 func (a *attempt) succeeded() { a.failures, a.delay = 0, 0 }
 
@@ -181,8 +183,9 @@ func (a *Agent) nextRead() time.Time {
 	return at
 }
 
-// dueTargets are the ENIs to be read now, those that wait longest first. Those that are
-// due soon go along, so that one pass does for all.
+// dueTargets are the ENIs to be read now, those that wait longest first; but one that has
+// failed once does not have to wait until all are through that never answer. Those that
+// are due soon go along, so that one pass does for all.
 func (a *Agent) dueTargets(now time.Time) []*target {
 	var due, soon []*target
 	for _, t := range a.targets {
@@ -194,7 +197,15 @@ func (a *Agent) dueTargets(now time.Time) []*target {
 			soon = append(soon, t)
 		}
 	}
-	slices.SortFunc(due, func(x, y *target) int { return x.next.Compare(y.next) })
+	slices.SortFunc(due, func(x, y *target) int {
+		if x.oftenFailed() != y.oftenFailed() {
+			if y.oftenFailed() {
+				return -1
+			}
+			return 1
+		}
+		return x.next.Compare(y.next)
+	})
 	if len(due) == 0 {
 		return nil
 	}

@@ -395,6 +395,25 @@ func TestHangingENIsHoldNobodyUp(t *testing.T) {
 	}
 }
 
+// D6: an ENI that has failed once need not wait until all have that never answer.
+func TestFailedOnceGoesFirst(t *testing.T) {
+	now := time.Now()
+	silent := &metadata.Error{Kind: metadata.Timeout, Err: errSilent}
+	a := New(Options{RefreshEvery: time.Minute})
+	for i := range 4 {
+		a.targets[macOf(i)] = &target{mac: macOf(i), err: silent, attempt: attempt{failures: 2, next: now.Add(time.Duration(i-10) * time.Second)}}
+	}
+	a.targets[macOf(2)].failures = 1
+	due := a.dueTargets(now)
+	var order []string
+	for _, t := range due {
+		order = append(order, t.mac)
+	}
+	if want := []string{macOf(2), macOf(0), macOf(1), macOf(3)}; !slices.Equal(order, want) {
+		t.Errorf("read in the order %q, want %q", order, want)
+	}
+}
+
 // D2: a path that gave no answer is not tried first again for a while.
 func TestDeadPathCostsLittle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -119,15 +119,15 @@ func NewClient(options Options) *Client {
 // of that token.
 type session struct {
 	sdk *imds.Client
-	// expires is when the token's life ends, in nanoseconds of the epoch. accepted: the
-	// service has answered to it.
-	expires  atomic.Int64
-	accepted atomic.Bool
+	// expires is when the token's life ends, in nanoseconds of the epoch. got: there is
+	// one that a request can be made with.
+	expires atomic.Int64
+	got     atomic.Bool
 }
 
 // usable tells whether there is a token that needs no renewal.
 func (s *session) usable() bool {
-	return s.accepted.Load() && time.Now().UnixNano() < s.expires.Load()
+	return s.got.Load() && time.Now().UnixNano() < s.expires.Load()
 }
 
 func newSession(t *transport) *session {
@@ -344,10 +344,11 @@ func (c *Client) ask(ctx context.Context, trace *trace, key string) (*imds.GetMe
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		// Whoever waits goes on as soon as there is one: the key may hang.
+		trace.renewed = sync.OnceFunc(func() { <-c.renewing })
+		defer trace.renewed()
 		if trace.session = c.session.Load(); trace.session.usable() {
-			<-c.renewing
-		} else {
-			defer func() { <-c.renewing }()
+			trace.renewed()
 		}
 	}
 	out, err := trace.session.sdk.GetMetadata(context.WithValue(ctx, traceKey{}, trace), &imds.GetMetadataInput{Path: key})
@@ -355,7 +356,7 @@ func (c *Client) ask(ctx context.Context, trace *trace, key string) (*imds.GetMe
 		trace.err = ctx.Err() // the SDK hides it where it fetches a token
 	}
 	busy := trace.key == http.StatusTooManyRequests || trace.key >= http.StatusInternalServerError
-	if err != nil && (trace.key == http.StatusUnauthorized || (!trace.session.accepted.Load() && !busy)) {
+	if err != nil && (trace.key == http.StatusUnauthorized || (!trace.session.got.Load() && !busy)) {
 		c.session.CompareAndSwap(trace.session, newSession(c.transport))
 	}
 	return out, err
@@ -444,6 +445,8 @@ type trace struct {
 	err   error
 	// session whose token is used.
 	session *session
+	// renewed lets others use it; nil for a request that fetches none.
+	renewed func()
 }
 
 type traceKey struct{}

@@ -50,6 +50,12 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 		seen.err = errToken
 		return nil, errToken
 	}
+	if !seen.atToken {
+		seen.session.got.Store(true)
+		if seen.renewed != nil {
+			seen.renewed()
+		}
+	}
 	seen.asked = true
 	t.sent.Add(1)
 	began := time.Now()
@@ -67,12 +73,9 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 		seen.token = response.StatusCode
 		life, _ := strconv.Atoi(response.Header.Get(tokenLifeHeader)) // without it the SDK takes no token
 		seen.session.expires.Store(time.Now().Add(time.Duration(life) * time.Second).UnixNano())
-		seen.session.accepted.Store(false)
+		seen.session.got.Store(false)
 	} else {
 		seen.key = response.StatusCode
-		if response.StatusCode == http.StatusOK || response.StatusCode == http.StatusNotFound {
-			seen.session.accepted.Store(true)
-		}
 	}
 	made := &body{ReadCloser: response.Body, trace: seen}
 	if response.StatusCode < 400 {
