@@ -150,8 +150,8 @@ stage-packages: stage $(NFPM)
 # lintian-overrides and rpmlint.toml say what of lintian and rpmlint is let pass, and why.
 .PHONY: check-packages
 check-packages: packages ## that packages are reproducible, and what lintian and rpmlint say of them
-	@{ command -v lintian && command -v rpmlint; } >/dev/null || \
-	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends lintian rpmlint; } >/dev/null
+	@{ command -v lintian && command -v rpmlint && command -v rpm; } >/dev/null || \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends lintian rpmlint rpm; } >/dev/null
 	@rm -rf $(BUILD)/again && mkdir -p $(BUILD)/again
 	@git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(BUILD)/again
 	@umask 077; TZ=Asia/Tokyo $(MAKE) --no-print-directory -C $(BUILD)/again packages NFPM=$(NFPM) VERSION='$(VERSION)' PACKAGE_VERSION='$(PACKAGE_VERSION)' >/dev/null
