@@ -175,8 +175,7 @@ func TestPendingENIs(t *testing.T) {
 		settle(time.Second)
 		_, before, _ := w.counts()
 		for i := 1; i < 5; i++ {
-			w.attach(i, "ens"+string(rune('5'+i)), "10.0.1."+string(rune('1'+i))+"0")
-			w.set(func() { delete(w.views, macOf(i)) })
+			w.set(func() { w.plug(i, "ens"+string(rune('5'+i)), "10.0.1."+string(rune('1'+i))+"0") })
 		}
 		settle(time.Second)
 		seen := map[int]bool{}

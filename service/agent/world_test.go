@@ -123,12 +123,17 @@ func (w *world) attach(index int, name string, ipv4 ...string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.views[macOf(index)] = viewOf(index, ipv4...)
+	w.plug(index, name, ipv4[0])
+}
+
+// plug is attach without metadata. w.mu is held.
+func (w *world) plug(index int, name, ipv4 string) {
 	ifindex := 2
 	for _, l := range w.links {
 		ifindex = max(ifindex, l.Index+1)
 	}
 	l := kernel.Link{Index: ifindex, Name: name, MAC: macOf(index), Driver: "ena", Carrier: true}
-	l.Addresses = []kernel.Address{{Prefix: netip.PrefixFrom(netip.MustParseAddr(ipv4[0]), 24), Global: true}}
+	l.Addresses = []kernel.Address{{Prefix: netip.PrefixFrom(netip.MustParseAddr(ipv4), 24), Global: true}}
 	w.links = append(w.links, l)
 	w.ring()
 }
