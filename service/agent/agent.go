@@ -144,6 +144,8 @@ const (
 	gatherTime      = time.Second
 	leaseStep       = 500 * time.Millisecond
 	leaseGatherTime = 3 * time.Second
+	// gatherPause is the time between two passes meanwhile: each lease is an event.
+	gatherPause = 30 * time.Millisecond
 	// A burst of passes may take mostCredit; beyond that they take one part in passShare
 	// of the time of one processor, with half a second between two at most: while networkd
 	// adds hundreds of addresses, each of them is an event.
@@ -482,6 +484,9 @@ func (a *Agent) pacedPass(ctx context.Context, now time.Time) {
 	a.paced = now
 	if a.credit < 0 {
 		a.paced = now.Add(-a.credit * passShare)
+	}
+	if pause := now.Add(gatherPause); a.gather.expected > 1 && pause.After(a.paced) {
+		a.paced = pause
 	}
 }
 

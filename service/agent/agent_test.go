@@ -1168,3 +1168,51 @@ func TestAttachedAtOnce(t *testing.T) {
 		must(t, a, macOf(1), state.ENIConfigured)
 	})
 }
+
+// C1: a networkd that keeps the lease over a reload is asked once for an ENI that has its
+// lease by the base unit, and is not waited for long.
+func TestLeasedByBaseUnit(t *testing.T) {
+	for name, test := range map[string]struct {
+		old bool
+		// lease is when it is there, and early how many reloads there are before that.
+		lease       time.Duration
+		early, late int
+	}{
+		"kept over a reload":     {lease: 300 * time.Millisecond, late: 1},
+		"too late":               {lease: 2 * time.Second, early: 1, late: 2},
+		"not kept over a reload": {old: true, lease: 300 * time.Millisecond, early: 1, late: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.old = test.old
+				w.attach(0, "ens5", "10.0.1.10")
+				a, stop := w.start(t)
+				defer stop()
+				settle(time.Minute)
+				_, before, _ := w.counts()
+				w.set(func() {
+					w.views[macOf(1)], w.leaseless = viewOf(1, "10.0.1.20", "10.0.1.21"), true
+					w.plug(1, "ens6", "10.0.1.20")
+					w.links[1].Addresses = nil
+				})
+				settle(test.lease)
+				if _, now, _ := w.counts(); now-before != test.early {
+					t.Errorf("%d reloads before the lease, want %d", now-before, test.early)
+				}
+				w.set(func() {
+					w.links[1].Addresses = []kernel.Address{{Prefix: netip.MustParsePrefix("10.0.1.20/24"), Global: true}}
+					w.apply()
+					w.ring()
+				})
+				settle(5 * time.Second)
+				if _, now, _ := w.counts(); now-before != test.late {
+					t.Errorf("%d reloads, want %d", now-before, test.late)
+				}
+				if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.20", "10.0.1.21"}) {
+					t.Errorf("the addresses are %v", got)
+				}
+				must(t, a, "ens6", state.ENIConfigured)
+			})
+		})
+	}
+}
