@@ -212,8 +212,9 @@ are given.`,
 		Long: `takeover does on the running system what the next boot would do: it stops those of the
 units of the preset file of ec2netd that are disabled, NetworkManager above all, and
 starts those that are enabled. It enables and disables nothing. What amazon-ec2-net-utils
-has generated goes. The ENIs are without addresses for a moment where another manager
-had them. If they are not configured after --timeout (1m), what ran before runs again.`,
+has generated goes, and what NetworkManager has set on the ENIs: they are down for a moment
+where NetworkManager had them, or networkd of systemd before 257 has. If they are not
+configured after --timeout (1m), what ran before runs again.`,
 		Args: noArgs,
 		RunE: c.run(func(ctx context.Context, _ []string) error { return c.takeover(ctx, dryRun) }),
 	}

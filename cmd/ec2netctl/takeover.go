@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,13 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/networkd"
+	"ec2netd/service/orphan"
+	"ec2netd/service/plan"
+	"ec2netd/service/store"
 )
 
 const (
@@ -21,10 +30,17 @@ const (
 	presetFile = "usr/lib/systemd/system-preset/80-ec2netd.preset"
 	// takeoverTime is how long the ENIs may take to be configured.
 	takeoverTime = 60 * time.Second
-	// takenAway is where files of the old package are until it has worked out.
-	takenAway    = "/run/ec2netd.takeover"
-	networkdUnit = "systemd-networkd.service"
-	manager      = "NetworkManager.service"
+	// takenAway is where files of the old package are until it has worked out, and in
+	// staleRules which policy rules are not for anybody after that.
+	takenAway  = "/run/ec2netd.takeover"
+	staleRules = orphan.Record(takenAway + "/rules.json")
+	// networkFiles and runtimeFiles are where the daemon's files are.
+	networkFiles = "/run/systemd/network/"
+	runtimeFiles = "/run/ec2netd/"
+	// networkdSocket is that of networkd 257 and later.
+	networkdSocket = "/run/systemd/netif/io.systemd.Network"
+	networkdUnit   = "systemd-networkd.service"
+	manager        = "NetworkManager.service"
 )
 
 // oldFiles are what amazon-ec2-net-utils generates: of version 2.7 as for Amazon Linux,
@@ -49,13 +65,13 @@ type takeover struct {
 	Restart []string `json:"restart"`
 	// Remove are files of amazon-ec2-net-utils.
 	Remove []string `json:"remove"`
-	// Flush are links whose addresses and routes another manager has set.
+	// Flush are links that are up, whose addresses and routes have to be set anew.
 	Flush []string `json:"flush"`
 }
 
 // planTakeover compares what is enabled with what runs. It fails if the system would boot
 // with another owner of the links than networkd.
-func planTakeover(units []string, enabled, active func(unit string) bool, links []string) (*takeover, error) {
+func planTakeover(units []string, enabled, active func(unit string) bool, links []string, old bool) (*takeover, error) {
 	t := &takeover{Stop: []string{}, Start: []string{}, Restart: []string{}, Remove: []string{}, Flush: []string{}}
 	for _, unit := range []string{networkdUnit, "ec2netd.service"} {
 		if !enabled(unit) {
@@ -77,7 +93,9 @@ func planTakeover(units []string, enabled, active func(unit string) bool, links 
 			t.Stop = append(t.Stop, unit)
 		}
 	}
-	if slices.Contains(t.Stop, manager) {
+	// networkd 252 takes an address that it finds for none of its own, and adds it again
+	// after the secondary ones: the primary address is the link's first only without.
+	if slices.Contains(t.Stop, manager) || old && len(t.Restart) > 0 {
 		t.Flush = links
 	}
 	return t, nil
@@ -96,11 +114,16 @@ func (c *ctl) takeover(ctx context.Context, dryRun bool) error {
 	}
 	var links []string
 	for _, l := range site.kernel.Links {
-		links = append(links, l.Name)
+		said := (&networkd.Client{Root: c.root}).Link(l.Index)
+		leftAlone := said.Administrative == "unmanaged" && said.File != "" // Unmanaged=yes
+		if i, err := net.InterfaceByName(l.Name); err == nil && i.Flags&net.FlagUp != 0 && !leftAlone {
+			links = append(links, l.Name)
+		}
 	}
+	_, err = os.Stat(networkdSocket)
 	t, err := planTakeover(units,
 		func(unit string) bool { return systemctl(ctx, "is-enabled", "--quiet", unit) == nil },
-		func(unit string) bool { return systemctl(ctx, "is-active", "--quiet", unit) == nil }, links)
+		func(unit string) bool { return systemctl(ctx, "is-active", "--quiet", unit) == nil }, links, err != nil)
 	if err != nil {
 		return err
 	}
@@ -120,15 +143,24 @@ func (c *ctl) takeover(ctx context.Context, dryRun bool) error {
 	if err := c.showTakeover(t, ""); err != nil {
 		return err
 	}
-	undo, err := t.do(ctx)
+	wait := func() error {
+		silent := *c
+		silent.json = ""
+		return silent.waitOnline(ctx, &waitOptions{timeout: span(c.within(takeoverTime)), quiet: true})
+	}
+	undo, err := t.do(ctx, wait)
 	if err == nil {
-		wait := &waitOptions{timeout: span(c.within(takeoverTime)), quiet: true}
-		if err = c.waitOnline(ctx, wait); err == nil {
-			if err := os.RemoveAll(takenAway); err != nil {
-				return err
-			}
-			return c.print("The ENIs are configured, as after a boot.\n")
+		err = wait()
+	}
+	if err == nil {
+		// Not before: what ec2netd's files want by now stays.
+		if _, err := orphan.Remove(staleRules, &store.Store{}); err != nil {
+			return advise("A reboot removes them.", "policy rules of what ran before stay: %w", err)
 		}
+		if err := os.RemoveAll(takenAway); err != nil || c.wantsJSON() {
+			return err
+		}
+		return c.print("The ENIs are configured, as after a boot.\n")
 	}
 	if errors.Is(err, errSilent) {
 		err = errors.New("the ENIs were not configured in time")
@@ -140,24 +172,45 @@ func (c *ctl) takeover(ctx context.Context, dryRun bool) error {
 	return advise("See journalctl -u ec2netd -u systemd-networkd. What is enabled has not changed.", "%w; what ran before runs again", err)
 }
 
-// do carries it out. The returned function puts back what was there, as far as it came.
-func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, err error) {
+// do carries it out; wait waits for the ENIs. The returned function puts back what was
+// there, as far as it came.
+func (t *takeover) do(ctx context.Context, wait func() error) (undo func(context.Context) error, err error) {
+	nothing := func(context.Context) error { return nil }
 	before, err := generated()
 	if err != nil {
-		return func(context.Context) error { return nil }, err
+		return nothing, err
+	}
+	if err := t.noteRules(); err != nil {
+		return nothing, err
 	}
 	moved := map[string]string{}
+	// networkd would notice that addresses are taken away, and ask for a lease; its socket
+	// starts it for that.
+	var quiet []string
+	if len(t.Flush) > 0 {
+		quiet = append([]string{"systemd-networkd*.socket"}, t.Restart...)
+	}
 	undo = func(ctx context.Context) error {
-		errs := []error{systemctl(ctx, append([]string{"stop"}, t.Start...)...)}
-		after, err := generated()
-		errs = append(errs, err)
-		for _, file := range slices.Backward(after) { // what is in a directory comes after it
-			if !slices.Contains(before, file) {
-				errs = append(errs, os.Remove(file))
+		errs := []error{systemctl(ctx, append([]string{"stop"}, slices.Concat(t.Start, quiet)...)...)}
+		takeBack := func(of string) {
+			after, err := generated()
+			errs = append(errs, err)
+			for _, file := range slices.Backward(after) { // what is in a directory comes after it
+				if strings.HasPrefix(file, of) && !slices.Contains(before, file) {
+					errs = append(errs, os.Remove(file))
+				}
 			}
 		}
+		takeBack(networkFiles)
 		for from, to := range moved {
 			errs = append(errs, os.MkdirAll(filepath.Dir(from), 0o755), os.Rename(to, from))
+		}
+		// Rules that no file wants any more, and networkd leaves when it stops.
+		errs = append(errs, systemctl(ctx, "start", "ec2netd-orphans.service"))
+		takeBack(runtimeFiles)
+		for _, link := range t.Flush {
+			// NetworkManager takes a link for up that was so when it stopped.
+			errs = append(errs, flush(link), setUp(link))
 		}
 		for _, unit := range t.Restart {
 			errs = append(errs, systemctl(ctx, "restart", unit))
@@ -167,14 +220,11 @@ func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, er
 		}
 		return errors.Join(append(errs, os.RemoveAll(takenAway))...)
 	}
-	if err := systemctl(ctx, append([]string{"stop"}, slices.Concat(t.Stop, oldUnits)...)...); err != nil {
+	if err := systemctl(ctx, append([]string{"stop"}, slices.Concat(t.Stop, oldUnits, quiet)...)...); err != nil {
 		return undo, err
 	}
 	for i, file := range t.Remove {
 		to := filepath.Join(takenAway, fmt.Sprint(i))
-		if err := os.MkdirAll(takenAway, 0o700); err != nil {
-			return undo, err
-		}
 		if err := os.Rename(file, to); err != nil {
 			return undo, fmt.Errorf("removing %s: %w", file, err)
 		}
@@ -182,13 +232,20 @@ func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, er
 	}
 	for _, link := range t.Flush {
 		if err := flush(link); err != nil {
-			return undo, fmt.Errorf("removing the addresses of %s: %w", link, err)
+			return undo, err
 		}
 	}
 	// The daemon first, as at boot: networkd configures the primary ENI once then.
 	slices.Sort(t.Start)
 	for _, unit := range t.Start {
 		if err := systemctl(ctx, "start", unit); err != nil {
+			return undo, err
+		}
+	}
+	// networkd that runs removes what was generated as it reads what ec2netd writes instead;
+	// one that has just started would not know that it was its own.
+	if len(t.Restart) > 0 && len(t.Flush) == 0 {
+		if err := wait(); err != nil {
 			return undo, err
 		}
 	}
@@ -200,11 +257,64 @@ func (t *takeover) do(ctx context.Context) (undo func(context.Context) error, er
 	return undo, nil
 }
 
-// generated lists what there is of the names that the daemon gives files in /run.
+// noteRules notes the policy rules that nobody removes who stops, or starts without the
+// file that has them: of the files that go, and by source for the addresses that are flushed.
+// They go at the end, those that are wanted by then excepted.
+func (t *takeover) noteRules() error {
+	stale, err := staleRules.Read() // of an attempt that was killed
+	if err != nil {
+		return err
+	}
+	for _, file := range t.Remove {
+		if err := filepath.WalkDir(file, func(file string, entry fs.DirEntry, err error) error {
+			if err != nil || !entry.Type().IsRegular() {
+				return err
+			}
+			text, err := os.ReadFile(file)
+			stale = append(stale, plan.RulesIn(string(text))...)
+			return err
+		}); err != nil {
+			return fmt.Errorf("looking for policy rules of amazon-ec2-net-utils: %w", err)
+		}
+	}
+	flushed := map[netip.Addr]bool{}
+	for _, name := range t.Flush {
+		_, addresses, err := addressesOf(name)
+		if err != nil {
+			return err
+		}
+		for _, a := range addresses {
+			if address, ok := netip.AddrFromSlice(a.IP); ok {
+				flushed[address.Unmap()] = true
+			}
+		}
+	}
+	rules, err := kernel.Rules()
+	if err != nil {
+		return err
+	}
+	for i := range rules {
+		if rule, ok := plan.RuleOf(&rules[i]); ok && rule.From.IsSingleIP() && flushed[rule.From.Addr()] {
+			stale = append(stale, rule)
+		}
+	}
+	if err := os.RemoveAll(takenAway); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(takenAway, 0o700); err != nil {
+		return err
+	}
+	return staleRules.Write(stale)
+}
+
+// generated lists what there is of the daemon's: files of the names that it gives them
+// for networkd and udevd, and what it keeps.
 func generated() ([]string, error) {
 	var all []string
-	for _, pattern := range []string{"70-*.network", "70-*.link", "70-*.network.d", "70-*.link.d"} {
-		found, err := filepath.Glob(filepath.Join("/run/systemd/network", pattern))
+	for _, pattern := range []string{
+		networkFiles + "70-*.network", networkFiles + "70-*.link", networkFiles + "70-*.network.d", networkFiles + "70-*.link.d", runtimeFiles + "*",
+	} {
+		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return nil, err
 		}
@@ -221,32 +331,46 @@ func generated() ([]string, error) {
 	return all, nil
 }
 
-// flush takes the global addresses from a link, and with them its routes.
-func flush(name string) error {
+// addressesOf are those of a link, with the link.
+func addressesOf(name string) (netlink.Link, []netlink.Addr, error) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
-		return err
+		return nil, nil, fmt.Errorf("looking at %s: %w", name, err)
 	}
 	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
-		return err
+		return nil, nil, fmt.Errorf("looking at the addresses of %s: %w", name, err)
 	}
-	for i := range addresses {
-		if addresses[i].IP.IsGlobalUnicast() {
-			if err := netlink.AddrDel(link, &addresses[i]); err != nil {
-				return err
-			}
-		}
-	}
-	routes, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+	return link, addresses, nil
+}
+
+// flush takes all addresses and routes from a link, and leaves it down as it is at boot:
+// who configures it sets it up, and the kernel gives it its link-local address again.
+func flush(name string) error {
+	link, addresses, err := addressesOf(name)
 	if err != nil {
 		return err
 	}
-	for i := range routes {
-		// Those of the kernel's own (2) go and come with the addresses.
-		if routes[i].Protocol != 2 || routes[i].Priority != 256 {
-			_ = netlink.RouteDel(&routes[i]) // it may have gone with its address
+	if err := netlink.LinkSetDown(link); err != nil {
+		return fmt.Errorf("setting %s down: %w", name, err)
+	}
+	for i := range addresses {
+		// IPv6 ones have gone with that; secondary ones may go with the first of their subnet.
+		if err := netlink.AddrDel(link, &addresses[i]); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("removing %s from %s: %w", addresses[i].IP, name, err)
 		}
+	}
+	return nil
+}
+
+// setUp sets a link up that flush has left down.
+func setUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetUp(link)
+	}
+	if err != nil {
+		return fmt.Errorf("setting %s up: %w", name, err)
 	}
 	return nil
 }

@@ -26,7 +26,18 @@ func oldPackage() map[string]string {
 	[ -e "$unit" ] || ln -s /usr/lib/systemd/network/80-ec2.network "$unit"
 	printf '[Match]\nDriver=veth\nMACAddress=%s\n[Network]\nDHCP=yes\n[DHCPv4]\nRouteMetric=512\n' "$(cat "/sys/class/net/$1/address")" >"$unit.d/eni.conf"
 	: >"$unit.d/ec2net_alias.conf"
-	: >"$unit.d/ec2net_policy_4.conf"
+	cat >"$unit.d/ec2net_policy_4.conf" <<-end
+		[Route]
+		Gateway=_dhcp4
+		Table=10007
+		[Route]
+		Gateway=_ipv6ra
+		Table=10007
+		[RoutingPolicyRule]
+		From=2001:db8:0:101:7::/80
+		Priority=10007
+		Table=10007
+	end
 	while read -r address; do
 		printf '[Address]\nAddress=%s/32\nAddPrefixRoute=false\n' "$address" >>"$unit.d/ec2net_alias.conf"
 		printf '[RoutingPolicyRule]\nFrom=%s\nPriority=10007\nTable=10007\n' "$address" >>"$unit.d/ec2net_policy_4.conf"
@@ -107,6 +118,7 @@ func (l *lab) oldRuns(number string) {
 	l.run("systemctl", "enable", "--now", "policy-routes@ens5.service", "refresh-policy-routes@ens5.timer")
 	l.onNetworkd(number + "-ens5.network")
 	l.everyAddress()
+	l.policyOfOldWorks()
 	left := l.leftOfOld()
 	for what, have := range map[string]string{"timer": "refresh-policy-routes@ens5.timer", "link": "timers.target.wants/", "program": "setup-policy-routes"} {
 		if !strings.Contains(left, have) {
@@ -139,6 +151,24 @@ func (l *lab) generatedByOld() string {
 	return l.run("sh", "-c", "find /run/systemd/network -name '07-*' -o -name eni.conf -o -name 'ec2net_*' | sort")
 }
 
+// policyOfOld are the policy rules of the old package, and the routes of its table.
+func (l *lab) policyOfOld() ([]string, []route) {
+	l.t.Helper()
+	return l.rules(10007), slices.Concat(l.routes("-4", "10007"), l.routes("-6", "10007"))
+}
+
+// policyOfOldWorks waits until they are there, for IPv4 and IPv6.
+func (l *lab) policyOfOldWorks() {
+	l.t.Helper()
+	var last string
+	l.untilOr("the old package's rules and routes are there", func() (bool, error) {
+		rules, routes := l.policyOfOld()
+		last = fmt.Sprint(rules, routes)
+		routes = slices.DeleteFunc(routes, func(r route) bool { return r.Dst != "default" })
+		return len(rules) == 2 && len(routes) == 2, nil
+	}, &last)
+}
+
 // replacesOld checks that nothing of the old package is left, and that the admin's drop-in
 // applies.
 func (l *lab) replacesOld(when string) {
@@ -149,8 +179,8 @@ func (l *lab) replacesOld(when string) {
 	if out := l.leftOfOld() + l.generatedByOld(); out != "" {
 		l.t.Errorf("%s there is of the old package:\n%s", when, out)
 	}
-	if rules := l.rules(10007); len(rules) > 0 {
-		l.t.Errorf("%s there are its rules: %v", when, rules)
+	if rules, routes := l.policyOfOld(); len(rules)+len(routes) > 0 {
+		l.t.Errorf("%s there are its rules %v and routes %v", when, rules, routes)
 	}
 	l.until(when+" the drop-in applies", func() (bool, error) { return l.run("cat", "/sys/class/net/ens5/mtu") == "1400", nil })
 	if failed := l.run("systemctl", "--failed", "--plain", "--no-legend"); strings.Contains(failed, "policy-routes") {
@@ -216,6 +246,7 @@ func TestLabOldPackage(t *testing.T) { // I4
 		l.run("networkctl", "reload")
 		l.onNetworkd(number + "-ens5.network")
 		l.everyAddress()
+		l.policyOfOldWorks()
 
 		l.run("ec2netctl", "takeover")
 		l.replacesOld("after the takeover")

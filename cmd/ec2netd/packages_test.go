@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
@@ -362,7 +365,9 @@ func onNetworkManager(o *vpc.InstanceOptions) {
 	install := o.Install
 	o.Install = func(root string) error {
 		const file = "/etc/NetworkManager/system-connections/ens5.nmconnection"
-		profile := "[connection]\nid=ens5\nuuid=5f7a0b8e-8f4e-4d2e-9b57-3d4a1b2c3d4e\ntype=ethernet\ninterface-name=ens5\n[ipv4]\nmethod=auto\n[ipv6]\nmethod=auto\n"
+		profile := "[connection]\nid=ens5\nuuid=5f7a0b8e-8f4e-4d2e-9b57-3d4a1b2c3d4e\ntype=ethernet\ninterface-name=ens5\n[ipv4]\nmethod=auto\n" +
+			// As nm-cloud-setup has them.
+			"routing-rule1=priority 30400 from 10.0.16.10 table 30400\nroute1=0.0.0.0/0,10.0.16.1\nroute1_options=table=30400\n[ipv6]\nmethod=auto\n"
 		if err := vpc.WriteFile(root, file, profile); err != nil {
 			return err
 		}
@@ -410,25 +415,61 @@ func (l *lab) reboot() {
 	}
 }
 
-// ofTakeover is what a takeover and a boot have to agree on.
-func (l *lab) ofTakeover() string {
+// ofTakeover is what a takeover and a boot have to agree on: IPv4 addresses in their order,
+// IPv6 addresses, routes and rules of all tables, names, files with what is in them, and what
+// runs. Not, for IPv6, whether a route is advertised or static: a boot begins with the router
+// that the last one knew, and on 252 with static addresses.
+func (l *lab) ofTakeover(enis ...string) []string {
 	l.t.Helper()
-	l.configured("ens5")
-	l.onNetworkd("70-ens5.network")
-	routes := ""
-	for _, r := range l.routes("-4", "main") {
-		routes += fmt.Sprintf("%s %s %s %d\n", r.Dst, r.Gateway, r.Dev, r.Metric)
+	text := map[string]bool{}
+	for _, family := range []string{"-4", "-6"} {
+		var all []struct {
+			route
+			Table string
+		}
+		l.json(&all, "ip", "-j", "-N", family, "route", "show", "table", "all")
+		for _, r := range all {
+			if r.Table == "" { // ip leaves it out for main
+				r.Table = "254"
+			}
+			// 2 is the kernel's protocol: these come with the addresses.
+			if !slices.Contains(enis, r.Dev) || r.Protocol == "2" {
+				continue
+			}
+			line := fmt.Sprintf("route %s via %s dev %s table %s", r.Dst, r.Gateway, r.Dev, r.Table)
+			if family == "-4" {
+				line += fmt.Sprintf(" metric %d", r.Metric)
+			}
+			text[line] = true
+		}
 	}
-	return fmt.Sprintf("%v\n%s%s\n%s", sorted(l.addresses("ens5")), routes, l.run("sh", "-c", "cd /run/systemd/network && find . | sort"),
-		l.run("sh", "-c", "systemctl is-active NetworkManager systemd-networkd systemd-resolved ec2netd.service ec2netd.socket || :"))
+	out := slices.Sorted(maps.Keys(text))
+	for _, name := range enis {
+		addresses := l.addresses(name)
+		four := slices.DeleteFunc(slices.Clone(addresses), netip.Addr.Is6)
+		out = append(out, fmt.Sprintf("%s: %v %v", name, four, sorted(slices.DeleteFunc(addresses, netip.Addr.Is4))),
+			l.run("sh", "-c", "ip -6 address show dev "+name+" scope link | awk '/inet6/ {print $2}'; ip link show "+name+" | grep altname | sort; resolvectl dns "+name))
+	}
+	return append(out, strings.Split(l.run("sh", "-c", "ip -4 rule | sort; ip -6 rule | sort; cd /run/systemd/network && find . -printf '%p %l\n' | sort && "+
+		`find . -type f | sort | xargs awk 'FNR == 1 {skip = 0} /^#/ {next} /^\[/ {skip = $0 == "[Route]" || $0 ~ /v6/; next} /:/ || /^(DHCP|AddPrefixRoute|DuplicateAddressDetection)=/ {next} !skip && NF {print FILENAME, $0}'; `+
+		"for u in NetworkManager.service systemd-resolved.service ec2netd.service $(cd /usr/lib/systemd/system && ls ec2netd*.socket systemd-networkd*.socket systemd-networkd.service); do "+
+		"echo $u $(systemctl is-active $u); done"), "\n")...)
 }
 
 // TestLabTakeover: a system of NetworkManager's is taken over without a reboot, as a reboot
 // would, and gets back what it had if the ENIs do not come up.
 func TestLabTakeover(t *testing.T) { // I2
 	eachSuite(t, func(t *testing.T, suite string) {
-		l := withPackages(t, suite, onNetworkManager)
+		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Primary.IPv4Count = 2
+			onNetworkManager(o)
+		})
 		l.ownedByNetworkManager()
+		ruleOfNetworkManager := func() bool { return strings.Contains(l.run("ip", "rule"), "lookup 30400") }
+		if !ruleOfNetworkManager() || len(l.routes("-4", "30400")) == 0 {
+			t.Errorf("NetworkManager has set no policy rule, or no route: %s", l.run("ip", "rule"))
+		}
+		l.attach(vpc.ENISpec{IPv4Count: 2, PrefixV4Count: 1})
 		l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
 		if out := l.run("ec2netctl", "takeover", "--dry-run"); !strings.Contains(out, "Would stop NetworkManager") || !strings.Contains(out, "ec2netd.service") {
 			t.Errorf("takeover --dry-run:\n%s", out)
@@ -436,21 +477,49 @@ func TestLabTakeover(t *testing.T) { // I2
 		l.ownedByNetworkManager()
 
 		l.put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
-		if out := l.fails("ec2netctl", "takeover", "--timeout=8s"); !strings.Contains(out, "what ran before runs again") {
+		if out := l.fails("ec2netctl", "takeover", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
 			t.Errorf("a takeover that fails: %s", out)
+		}
+		if left := l.run("sh", "-c", "ls /run/systemd/network"); left != "" {
+			t.Errorf("a takeover that failed leaves in /run/systemd/network\n%s", left)
 		}
 		l.ownedByNetworkManager()
 		if state := l.run("sh", "-c", "systemctl is-active ec2netd.service || :"); state != "inactive" {
 			t.Errorf("after a takeover that failed ec2netd is %s", state)
 		}
+		l.until("its policy rule is there again", func() (bool, error) { return ruleOfNetworkManager(), nil })
 		l.run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
 
 		t.Log(l.run("ec2netctl", "takeover"))
 		l.networkManagerIsOff()
-		got := l.ofTakeover()
-		l.reboot()
-		if want := l.ofTakeover(); got != want {
-			t.Errorf("after a takeover:\n%s\nand after a boot:\n%s", got, want)
+		state := func(want []string) (got []string) {
+			t.Helper()
+			for _, name := range []string{"ens5", "ens6"} {
+				l.configured(name)
+			}
+			l.onNetworkd("70-ens5.network")
+			// A router is known when it has advertised itself.
+			var last string
+			l.untilOr("the state is what it is after a takeover", func() (bool, error) {
+				got = l.ofTakeover("ens5", "ens6")
+				last = cmp.Diff(want, got)
+				if want == nil {
+					last = strings.Join(got, "\n")
+				}
+				if want != nil {
+					return last == "", nil
+				}
+				return slices.Contains(got, "route default via fe80::ec2:1 dev ens6 table 254") && slices.Contains(got, "route default via fe80::ec2:1 dev ens6 table 10001"), nil
+			}, &last)
+			return got
 		}
+		taken := state(nil)
+		if !slices.ContainsFunc(taken, func(line string) bool {
+			return strings.HasPrefix(line, fmt.Sprintf("ens5: [%v ", l.inst.Primary().IPv4()[0]))
+		}) {
+			t.Errorf("the primary address is not the first: %q", taken)
+		}
+		l.reboot()
+		state(taken)
 	})
 }
