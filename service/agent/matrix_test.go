@@ -439,7 +439,7 @@ func connectionsLost(t *testing.T, seed uint64) {
 	s.onlyWithdrawn(nil)
 	tree := s.units()
 	settle(10 * time.Minute)
-	if loss.lost < 30 {
+	if loss.lost < 15 {
 		t.Errorf("only %d connections were lost", loss.lost)
 	}
 	loss.mu.Lock()

@@ -210,9 +210,6 @@ func (a *Agent) hurry(now time.Time) {
 func (a *Agent) refresh(now time.Time) {
 	a.nextRefresh, a.othersDue = now.Add(jitter(a.RefreshEvery)), true
 	a.ask(0)
-	if a.reading == 0 {
-		a.Metadata.CloseIdle()
-	}
 }
 
 // paths are the ways to the metadata service for an ENI, best first: over the ENI
