@@ -357,6 +357,73 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6
 	})
 }
 
+// TestLabKeptOut: an image that masks ec2netd as the README says, and has the masks that
+// images for Kubernetes have against the old package, keeps the owner of its links.
+func TestLabKeptOut(t *testing.T) { // I2, I4
+	for _, c := range []struct{ suite, owner string }{{"bookworm", "NetworkManager"}, {"sid", "networkd"}} {
+		t.Run(c.owner, func(t *testing.T) {
+			t.Parallel()
+			l := withPackages(t, c.suite, func(o *vpc.InstanceOptions) {
+				if c.owner == "NetworkManager" {
+					onNetworkManager(o)
+					return
+				}
+				o.Packages = nil
+				// The base unit would go before it.
+				o.Files["/etc/systemd/network/90-image.network"] = "[Match]\nDriver=veth\n[Network]\nDHCP=yes\n"
+				o.Install = func(root string) error {
+					_, err := inRoot(t, root, "systemctl", "enable", "systemd-networkd.service", "systemd-resolved.service")
+					return err
+				}
+			})
+			owned := func() {
+				t.Helper()
+				if c.owner == "NetworkManager" {
+					l.ownedByNetworkManager()
+				} else {
+					l.onNetworkd("90-image.network")
+				}
+			}
+			image := func() string {
+				t.Helper()
+				return l.run("sh", "-c", `systemctl list-unit-files --no-legend 'systemd-networkd*' 'systemd-resolved*' 'NetworkManager*' | awk '{print $1, $2}'
+					ip -o link show dev ens5 | sed 's/^[0-9]*: //; s/@if[0-9]*//'; ip -4 -o addr show dev ens5 | sed 's/valid_lft.*//'
+					ip -4 route show table all; ip rule; ip -6 rule; ls -A /run/systemd/network 2>/dev/null || :`)
+			}
+			unchanged := func(when, before string) {
+				t.Helper()
+				owned()
+				var diff string
+				l.untilOr(when+" all is as before", func() (bool, error) {
+					diff = cmp.Diff(strings.Split(before, "\n"), strings.Split(image(), "\n"))
+					return diff == "", nil
+				}, &diff)
+				if running := l.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,failed", "ec2netd*"); running != "" {
+					t.Errorf("%s there is of ec2netd\n%s", when, running)
+				}
+				if left := l.run("sh", "-c", "ls -d /run/systemd/network/* /run/ec2netd 2>/dev/null || :"); left != "" {
+					t.Errorf("%s there are\n%s", when, left)
+				}
+				if out := l.fails("busctl", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Describe"); !strings.Contains(out, "ec2netd.service is masked") {
+					t.Errorf("%s D-Bus activation says %s", when, out)
+				}
+			}
+			owned()
+			before := image()
+			l.run("systemctl", "mask", "ec2netd.service", "ec2netd.socket", "ec2netd-metrics.socket")
+			for _, file := range append(masksOfOld, "/etc/systemd/network/80-ec2.network") {
+				l.put(file, masked)
+			}
+			l.hitless("installing", func() { l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb") })
+			unchanged("after installing", before)
+			l.reboot()
+			unchanged("after the boot", before)
+			l.hitless("upgrading", func() { l.run("apt-get", "install", "--yes", "/root/2.deb") })
+			unchanged("after the upgrade", before)
+		})
+	}
+}
+
 // onNetworkManager has NetworkManager own the ENIs, as a distribution does that ships it.
 // Debian's udev rules keep it from veth links, which the ENIs are here.
 func onNetworkManager(o *vpc.InstanceOptions) {

@@ -31,7 +31,13 @@ if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload || :
 fi
 
-if [ "$first" = yes ]; then
+# Where ec2netd is kept out of the way, what owns the links is not for its presets to say,
+# and what a removal left stays.
+masked=no
+if [ "$(readlink /etc/systemd/system/ec2netd.service)" = /dev/null ]; then masked=yes; fi
+if [ $masked = yes ]; then
+	:
+elif [ "$first" = yes ]; then
 	# Presets decide what is enabled, the admin's before ours; nothing is started.
 	while read -r verb unit _; do
 		case "$verb" in
@@ -52,7 +58,7 @@ fi
 
 # What a removal left in our place.
 for file in /etc/systemd/network/80-ec2.network /etc/systemd/network/70-*.network; do
-	if [ -f "$file" ] && grep -q '^# Left by ec2netd when it was removed' "$file"; then
+	if [ $masked = no ] && [ -f "$file" ] && grep -q '^# Left by ec2netd when it was removed' "$file"; then
 		rm -f "$file"
 	fi
 done
