@@ -28,10 +28,6 @@ func (a *Agent) pass(ctx context.Context) {
 	a.decide()
 	if a.gathering(time.Now()) {
 		a.Log.Debug("waiting for others that were attached too", "for", a.gather.expected)
-		if a.technique == plan.Dynamic {
-			// What networkd shall forget is no concern of what is waited for.
-			a.applyNetwork(ctx, nil, nil)
-		}
 		a.publish(ctx, a.verify())
 		return
 	}
@@ -109,8 +105,7 @@ func (a *Agent) unread(now time.Time) int {
 }
 
 // onlyLeased tells whether there is nothing to be done but to give ENIs that came just now
-// the addresses that have waited for the lease, or all they shall have: a networkd that
-// keeps the lease over a reload may have it by the base unit, and is asked once.
+// the addresses that have waited for the lease.
 func (a *Agent) onlyLeased() bool {
 	some := false
 	for i := range a.plan.ENIs {
@@ -119,7 +114,7 @@ func (a *Agent) onlyLeased() bool {
 			if file.Path != plan.NetworkDropIn(eni.Link.Name) || file.Content == eni.Link.Current {
 				continue
 			}
-			if !eni.Link.Fresh || (eni.Link.Current == "" && (a.technique != plan.Dynamic || !eni.Known)) {
+			if !eni.Link.Fresh || eni.Link.Current == "" {
 				return false
 			}
 			some = true

@@ -657,10 +657,6 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 		case !want.StaticIPv6 && !inDropIn(link.Current, address) && leftToDHCPv6(eni, address):
 		case !want.StaticIPv6:
 			add(address, true)
-		case technique == Dynamic && link.Fresh && !eni.Primary:
-			// A networkd that keeps the lease knows whose the address is, and nobody has used
-			// it yet.
-			add(address, true)
 		default:
 			add(address, !moving(eni, address))
 		}
