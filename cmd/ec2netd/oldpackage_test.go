@@ -83,17 +83,24 @@ func installOldRPM(t testing.TB, root, name string) error {
 			fmt.Fprintln(&files, file)
 		}
 	}
-	const spec = "/root/old.spec"
-	if err := vpc.WriteFile(root, spec, "Name: "+name+"\nVersion: 2.7.4\nRelease: 1\nSummary: Stands in for the old package\nLicense: Apache-2.0\nBuildArch: noarch\n"+
-		"%description\nStands in for the old package.\n%install\nmkdir -p %{buildroot} && cp -a "+oldTree+"/usr %{buildroot}\n%files\n"+files.String()); err != nil {
+	return installRPM(t, root, "Name: "+name+"\nVersion: 2.7.4\n%description\n%install\nmkdir -p %{buildroot} && cp -a "+oldTree+"/usr %{buildroot}\n%files\n"+files.String())
+}
+
+// systemRPM stands in for what ec2netd needs: rpm and dnf know nothing of Debian's packages.
+const systemRPM = "Name: debian\nVersion: 1\nProvides: systemd = 252, systemd-networkd, systemd-udev, dbus, /bin/sh\n%description\n%files\n"
+
+// installRPM makes an rpm of a spec that has the rest, and installs it.
+func installRPM(t testing.TB, root, spec string) error {
+	t.Helper()
+	if err := vpc.WriteFile(root, "/root/a.spec", "Summary: Stands in\nLicense: Apache-2.0\nRelease: 1\nBuildArch: noarch\n"+spec); err != nil {
 		return err
 	}
 	for _, argv := range [][]string{
-		{"rpmbuild", "-bb", "--quiet", "--define", "_topdir /root/rpmbuild", "--define", "debug_package %{nil}", spec},
-		{"sh", "-c", "rpm --install --nodeps /root/rpmbuild/RPMS/noarch/*.rpm"},
+		{"rpmbuild", "-bb", "--quiet", "--define", "_topdir /root/rpmbuild", "--define", "debug_package %{nil}", "/root/a.spec"},
+		{"sh", "-c", "rpm --install --nodeps /root/rpmbuild/RPMS/noarch/*.rpm && rm -r /root/rpmbuild"},
 	} {
-		if _, err := inRoot(t, root, argv...); err != nil {
-			return fmt.Errorf("the old package: %w", err)
+		if out, err := inRoot(t, root, argv...); err != nil {
+			return fmt.Errorf("the rpm of\n%s: %w\n%s", spec, err, out)
 		}
 	}
 	return nil

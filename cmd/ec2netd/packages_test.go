@@ -19,7 +19,7 @@ import (
 )
 
 // packageTools are what the tests of packages need of Debian besides the image.
-var packageTools = []string{"network-manager", "rpm"}
+var packageTools = []string{"dnf", "network-manager", "rpm"}
 
 // builtPackage returns a package of ec2netd: its first or second version, deb or rpm.
 func builtPackage(t testing.TB, version int, kind string) string {
@@ -149,7 +149,7 @@ func (l *lab) onNetworkd(file string) {
 }
 
 // TestLabRPM: the rpm is installed into the root of an image and removed from it; then, on a
-// system with the old package and the masks that images for Kubernetes have, in the place
+// system with the old package and the masks that images for Kubernetes have, by dnf in the place
 // of that, which a boot completes; it is upgraded, downgraded, and removed.
 func TestLabRPM(t *testing.T) { // I2, I4, E6
 	eachSuite(t, func(t *testing.T, suite string) {
@@ -160,8 +160,11 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
 			o.Primary.IPv4Count = 2
 			o.Install = func(root string) error {
-				// Debian's rpm knows nothing of Debian's packages. NetworkManager is enabled.
-				for _, argv := range [][]string{{"--install", "--nodeps", "/root/1.rpm"}, {"--erase", "ec2netd"}} {
+				if err := installRPM(t, root, systemRPM); err != nil {
+					return err
+				}
+				// NetworkManager is enabled.
+				for _, argv := range [][]string{{"--install", "/root/1.rpm"}, {"--erase", "ec2netd"}} {
 					if out, err := inRoot(t, root, append([]string{"rpm"}, argv...)...); err != nil || strings.Contains(out, "rror") {
 						return fmt.Errorf("rpm %v: %w\n%s", argv, err, out)
 					}
@@ -183,8 +186,7 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6
 		for _, file := range masksOfOld {
 			l.put(file, masked)
 		}
-		// Not --install: the old package is obsolete only for an upgrade, as dnf does it.
-		l.hitless("installing", func() { l.run("rpm", "--upgrade", "--nodeps", "/root/1.rpm") })
+		l.hitless("installing", func() { l.run("dnf", "install", "--assumeyes", "--disablerepo=*", "/root/1.rpm") })
 		if _, err := l.inst.Exec(t.Context(), "rpm", "--query", "--whatprovides", name, "--queryformat=%{NAME}\n"); err != nil {
 			t.Errorf("%s is not provided: %v", name, err)
 		}
@@ -226,8 +228,8 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6
 				pid = now
 			}
 		}
-		upgrade("rpm", "--upgrade", "--nodeps", "/root/2.rpm")
-		upgrade("rpm", "--upgrade", "--nodeps", "--oldpackage", "/root/1.rpm")
+		upgrade("rpm", "--upgrade", "/root/2.rpm")
+		upgrade("rpm", "--upgrade", "--oldpackage", "/root/1.rpm")
 		if now := l.files(); now != files {
 			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
 		}
