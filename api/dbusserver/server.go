@@ -267,6 +267,7 @@ func (c *connection) publish(now *state.State) error {
 	}
 	after := newView(now)
 	c.tree.view.Store(after)
+	c.tree.ahead.Store(nil)
 	for _, path := range slices.Sorted(maps.Keys(before.interfaces)) {
 		if _, stays := after.interfaces[path]; !stays {
 			err := c.conn.Emit(api.ObjectPath, objectManagerInterface+".InterfacesRemoved", path, []string{api.InterfaceInterface})

@@ -562,6 +562,33 @@ func TestStorm(t *testing.T) {
 	}
 }
 
+// unwatched is an agent whose watchers are told of nothing.
+type unwatched struct{ *apitest.Agent }
+
+func (unwatched) Watch(context.Context) <-chan *state.State { return make(chan *state.State) }
+
+// TestAheadOfSignals: a call shows what is, also where its signals are still to come.
+func TestAheadOfSignals(t *testing.T) {
+	b := newBus(t)
+	b.start()
+	agent := unwatched{apitest.NewAgent(apitest.State())}
+	b.serve(dbusserver.Options{Agent: agent})
+	c := b.dial()
+	for n := range 3 {
+		agent.Set(apitest.Many(n))
+		for range 2 {
+			body, err := call(object(c, api.ObjectPath), describe)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got state.State
+			if err := json.Unmarshal([]byte(body[0].(string)), &got); err != nil || len(got.Interfaces) != n {
+				t.Errorf("%d interfaces, want %d (%v)", len(got.Interfaces), n, err)
+			}
+		}
+	}
+}
+
 // TestCrowd: two hundred clients at once, each with its own connection, are all served
 // while the state changes; those that subscribe and never read cost the others nothing.
 func TestCrowd(t *testing.T) { // H1

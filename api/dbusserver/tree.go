@@ -42,7 +42,8 @@ type tree struct {
 	contract   *contract
 	timeout    time.Duration
 	handlers   map[string]map[string]handlerFunc
-	view       atomic.Pointer[view]
+	// view is what was signalled last. ahead is a later one, of which no signal tells yet.
+	view, ahead atomic.Pointer[view]
 
 	running   chan struct{}
 	refreshes chan struct{}
@@ -165,7 +166,7 @@ func (t *tree) answer(c *call) (out []any, err error) {
 	release := sync.OnceFunc(func() { <-t.running })
 	defer release()
 
-	c.view = t.view.Load()
+	c.view = t.now()
 	available := interfacesOf(c.view.kindOf(c.path))
 	if available == nil {
 		return nil, failure("org.freedesktop.DBus.Error.UnknownObject",
@@ -205,6 +206,20 @@ func (t *tree) answer(c *call) (out []any, err error) {
 		release()
 	}
 	return handler(c)
+}
+
+// now is what a call is answered with. The signals of a change may still be to come, but
+// whoever has been told of its end, as by the answer to a Refresh over Varlink, sees it.
+func (t *tree) now() *view {
+	v, current := t.view.Load(), t.agent.State()
+	if v.state == current || v.state.Same(current) {
+		return v
+	}
+	if v = t.ahead.Load(); v == nil || v.state != current {
+		v = newView(current)
+		t.ahead.Store(v)
+	}
+	return v
 }
 
 // inSignature is the signature of the arguments of a method.
