@@ -257,5 +257,6 @@ func TestLabOldPackage(t *testing.T) { // I4
 
 		l.run("ec2netctl", "takeover")
 		l.replacesOld("after the takeover")
+		l.asAfterBoot("ens5")
 	})
 }
