@@ -409,9 +409,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.load()
 	a.loadHint()
 	a.loadRules(time.Now())
-	// Files that an earlier run wrote may not have been read. A reload in which no
-	// file changed touches no link (facts.md 1).
-	a.reloadDue, a.othersDue = true, true
+	a.othersDue = true
 	if owner, err := a.Networkd.Owner(ctx); err == nil {
 		a.networkdUp = owner != ""
 	}
@@ -421,6 +419,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	// (20 ms an answer on a busy machine).
 	a.begun = true
 	close(a.ready)
+	if a.reloads == 0 {
+		// Files that an earlier run wrote may not have been read. A reload in which no
+		// file changed touches no link (facts.md 1).
+		a.reloadDue = true
+	}
 	a.ask(0)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
