@@ -145,7 +145,7 @@ func (i *idling) end(r *report, suite string) {
 	hour := float64(time.Hour) / float64(time.Since(i.began))
 	daemon, system := i.cpu(daemonGroup)-i.daemon, i.cpu("")-i.system
 	switches := i.ofDaemon("voluntary_ctxt_switches", true) - i.switches
-	requests := imds.Count(i.inst.Metadata().RequestsSince(i.began))
+	requests := i.inst.Metadata().RequestsSince(i.began)
 	lines, processes, events := i.lines()-i.log, 0, 0
 	if i.lab.children() != i.children {
 		processes = 1
@@ -162,10 +162,21 @@ func (i *idling) end(r *report, suite string) {
 	}
 	set("cpu", "idle with 4 ENIs: CPU time of the daemon", "s an hour", most(1), nil, daemon.Seconds()*hour)
 	set("cpu-system", "  CPU time of the whole system", "s an hour", nil, map[string]float64{"bookworm": 27, "trixie": 28}, system.Seconds()*hour)
-	set("requests", "  metadata requests", "an hour", most(2016), map[string]float64{"bookworm": 2016, "trixie": 2016}, float64(requests.Total)*hour)
-	set("requests-failed", "  of them errors", "an hour", most(0), map[string]float64{"bookworm": 432, "trixie": 432}, float64(requests.Errors)*hour)
+	set("requests", "  metadata requests", "an hour", most(2016), map[string]float64{"bookworm": 2016, "trixie": 2016}, anHour(requests))
+	set("requests-failed", "  of them errors", "an hour", most(0), map[string]float64{"bookworm": 432, "trixie": 432}, float64(imds.Count(requests).Errors)*hour)
 	set("log", "  log lines", "an hour", most(0), map[string]float64{"bookworm": 1092, "trixie": 1116}, float64(lines)*hour)
 	set("events", "  events of addresses, routes and rules", "an hour", most(0), nil, float64(events)*hour)
 	set("processes", "  whether a process was started", "0 or 1", most(0), nil, float64(processes))
 	set("wakeups", "  wake-ups of the daemon", "a minute", nil, nil, float64(switches)*hour/60)
+}
+
+// anHour is how many requests an hour there are where they come in rounds: those of all
+// rounds but the last, in the time until that.
+func anHour(requests []imds.Request) float64 {
+	if len(requests) == 0 {
+		return 0
+	}
+	last := requests[len(requests)-1].Time.Add(-time.Second)
+	n, _ := slices.BinarySearchFunc(requests, last, func(r imds.Request, t time.Time) int { return r.Time.Compare(t) })
+	return float64(n) / requests[n].Time.Sub(requests[0].Time).Hours()
 }

@@ -106,8 +106,8 @@ type Options struct {
 	// Sections of the configuration, which say how each ENI is treated.
 	Sections []config.Section
 	// Rules keeps the record of the policy rules that are this daemon's, and
-	// RemoveOrphans has those of them removed that networkd has forgotten; nil for
-	// neither.
+	// RemoveOrphans has those of them removed that networkd has forgotten, and alternative
+	// names that are another ENI's by now; nil for neither.
 	Rules         Rules
 	RemoveOrphans func(ctx context.Context) error
 	// Views is the file that keeps the last views over a restart, or empty.
@@ -267,6 +267,8 @@ type Agent struct {
 	inOrder     inOrder
 	orphanAt    time.Time
 	orphanDelay time.Duration
+	// namesTry is when names that are another ENI's by now are removed, if that did not help.
+	namesTry attempt
 	// conflicts are those found last; othersDue: they must be looked for.
 	conflicts []state.Conflict
 	othersDue bool

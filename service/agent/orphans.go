@@ -203,6 +203,40 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	return true
 }
 
+// removeNames has the alternative names removed that are another ENI's by now and keep
+// udevd from giving it them. It tells whether it did.
+func (a *Agent) removeNames(ctx context.Context, now time.Time) bool {
+	taken := slices.ContainsFunc(a.plan.ENIs, func(eni plan.ENI) bool {
+		_, holder := a.nameElsewhere(&eni)
+		return holder != ""
+	})
+	if !taken || a.RemoveOrphans == nil {
+		a.namesTry = attempt{}
+		return false
+	}
+	if now.Before(a.namesTry.next) || a.busDown {
+		return false
+	}
+	stale := plan.StaleNames(a.snapshot.Links, a.Store.Read)
+	if len(stale) == 0 {
+		return false
+	}
+	a.namesTry.delay = min(max(2*a.namesTry.delay, settleTime), slowestRepair)
+	a.namesTry.next = now.Add(jitter(a.namesTry.delay))
+	names := make([]string, 0, len(stale))
+	for _, name := range stale {
+		names = append(names, name.Name+" of "+name.Link)
+	}
+	if err := a.RemoveOrphans(ctx); err != nil {
+		a.say("names", "Alternative names stay that are another ENI's by now", "names", strings.Join(names, ", "), "reason", err.Error())
+		return false
+	}
+	a.unsay("names")
+	a.Log.Info("Removed alternative names that are another ENI's by now", "names", strings.Join(names, ", "))
+	a.hasten(now)
+	return true
+}
+
 // ours tells whether a policy rule is surely this daemon's.
 func (a *Agent) ours(rule plan.Rule) bool {
 	_, recorded := a.rules[rule]

@@ -28,6 +28,8 @@ func (a *Agent) pass(ctx context.Context) {
 	a.decide()
 	if a.gathering(time.Now()) {
 		a.Log.Debug("waiting for others that were attached too", "for", a.gather.expected)
+		// What is waited for may be waiting for that.
+		a.repair(ctx)
 		a.publish(ctx, a.verify())
 		return
 	}
@@ -41,7 +43,8 @@ func (a *Agent) pass(ctx context.Context) {
 	}
 	a.repair(ctx)
 	a.saveHint()
-	if a.removeOrphans(ctx, time.Now()) && a.observe() {
+	rules, names := a.removeOrphans(ctx, time.Now()), a.removeNames(ctx, time.Now())
+	if (rules || names) && a.observe() {
 		a.decide()
 	}
 	a.lookAtOthers(ctx)

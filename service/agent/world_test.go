@@ -338,6 +338,13 @@ func (w *world) removeOrphans(context.Context) error {
 	if err != nil || w.helpless {
 		return err
 	}
+	for _, stale := range plan.StaleNames(w.links, w.store.Read) {
+		for i := range w.links {
+			if l := &w.links[i]; l.Name == stale.Link {
+				l.Altnames = slices.DeleteFunc(l.Altnames, func(name string) bool { return name == stale.Name })
+			}
+		}
+	}
 	wanted, err := w.store.Rules()
 	orphans := plan.Orphans(record, wanted, w.rules)
 	w.rules = slices.DeleteFunc(w.rules, func(k kernel.Rule) bool {

@@ -1,9 +1,10 @@
 // Package orphan removes policy rules of this daemon that networkd has forgotten, and
-// that it therefore never removes: see [plan.Orphans].
+// that it therefore never removes, see [plan.Orphans], and alternative names that udevd
+// leaves where another ENI needs them, see [plan.StaleNames].
 //
 // It is the one thing that this project does to the kernel by itself, and it takes
 // CAP_NET_ADMIN, which the daemon has not: a unit of its own runs it, once, when the
-// daemon sees such rules.
+// daemon sees such rules or names.
 package orphan
 
 import (
@@ -94,6 +95,31 @@ func Remove(record Record, files Files) ([]plan.Rule, error) {
 		}
 	}
 	return orphans, nil
+}
+
+// RemoveNames removes the stale names of the links of this network namespace and returns
+// them. Read returns a generated file or nothing.
+func RemoveNames(read func(path string) string) ([]plan.Name, error) {
+	present, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("listing links: %w", err)
+	}
+	links := make([]kernel.Link, 0, len(present))
+	for _, link := range present {
+		attrs := link.Attrs()
+		links = append(links, kernel.Link{Index: attrs.Index, Name: attrs.Name, Altnames: attrs.AltNames})
+	}
+	stale := plan.StaleNames(links, read)
+	for i, name := range stale {
+		link, err := netlink.LinkByName(name.Link)
+		if err == nil {
+			err = netlink.LinkDelAltName(link, name.Name)
+		}
+		if err != nil {
+			return stale[:i], fmt.Errorf("removing the alternative name %s of %s: %w", name.Name, name.Link, err)
+		}
+	}
+	return stale, nil
 }
 
 func remove(rule plan.Rule) error {

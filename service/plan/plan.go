@@ -732,6 +732,32 @@ func Altnames(view *metadata.ENI) []string {
 	return []string{view.ID, number}
 }
 
+// Name is an alternative name of a link.
+type Name struct{ Link, Name string }
+
+// StaleNames are alternative names (ID or number) that an ENI had before another one got
+// them: udevd adds those of a .link file and takes none away. Links are the ENIs with the
+// names that they have, read returns a generated file or nothing. A name counts only where
+// the files of both ENIs are this daemon's and say whose it is now.
+func StaleNames(links []kernel.Link, read func(path string) string) (stale []Name) {
+	own := make(map[int][]string)
+	wanted := make(map[string]bool)
+	for _, l := range links {
+		own[l.Index] = altnamesIn(read(LinkDropIn(l.Name)))
+		for _, name := range own[l.Index] {
+			wanted[name] = true
+		}
+	}
+	for _, l := range links {
+		for _, name := range l.Altnames {
+			if wanted[name] && len(own[l.Index]) > 0 && !slices.Contains(own[l.Index], name) {
+				stale = append(stale, Name{l.Name, name})
+			}
+		}
+	}
+	return stale
+}
+
 // NetworkPath and LinkPath are the generated units of a link, and NetworkDropIn and
 // LinkDropIn their drop-ins.
 func NetworkPath(name string) string { return Directory + "/70-" + name + ".network" }

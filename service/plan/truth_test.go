@@ -274,3 +274,23 @@ func BenchmarkCompare(b *testing.B) {
 
 // anyRule: every rule by networkd's protocol is this daemon's.
 func anyRule(Rule) bool { return true }
+
+// G1: a name goes from an ENI where the files of both say that it is another one's, and
+// nowhere else.
+func TestStaleNames(t *testing.T) {
+	files := map[string]string{
+		LinkDropIn("ens6"): "[Link]\nAlternativeName=eni-1\nAlternativeName=device-number-2\n",
+		LinkDropIn("ens7"): "[Link]\nAlternativeName=eni-2\nAlternativeName=device-number-1\nAlternativeName=both\n",
+		LinkDropIn("ens8"): "[Link]\nAlternativeName=eni-3\nAlternativeName=both\n",
+	}
+	links := []kernel.Link{
+		{Index: 2, Name: "ens5", Altnames: []string{"device-number-2"}}, // without a file: somebody else's
+		{Index: 3, Name: "ens6", Altnames: []string{"eni-1", "device-number-1", "enp0s6", "device-number-9"}},
+		{Index: 4, Name: "ens7", Altnames: []string{"eni-2", "device-number-1"}},
+		{Index: 5, Name: "ens8", Altnames: []string{"eni-2", "both"}},
+	}
+	got := StaleNames(links, func(path string) string { return files[path] })
+	if want := []Name{{"ens6", "device-number-1"}, {"ens8", "eni-2"}}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

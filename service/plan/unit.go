@@ -148,12 +148,18 @@ func read(rendered Rendered) files {
 	if noGateway {
 		f.metric = 0
 	}
-	for line := range strings.Lines(rendered.Link) {
+	f.altnames = altnamesIn(rendered.Link)
+	return f
+}
+
+// altnamesIn returns the alternative names that stand in a generated .link drop-in.
+func altnamesIn(content string) (names []string) {
+	for line := range strings.Lines(content) {
 		if name, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "AlternativeName="); ok {
-			f.altnames = append(f.altnames, name)
+			names = append(names, name)
 		}
 	}
-	return f
+	return names
 }
 
 // routersIn returns the IPv6 routers that stand in a generated drop-in, sorted.
