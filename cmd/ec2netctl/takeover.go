@@ -40,6 +40,7 @@ const (
 	// networkdSocket is that of networkd 257 and later.
 	networkdSocket = "/run/systemd/netif/io.systemd.Network"
 	networkdUnit   = "systemd-networkd.service"
+	daemonUnit     = "ec2netd.service"
 	manager        = "NetworkManager.service"
 )
 
@@ -73,7 +74,7 @@ type takeover struct {
 // with another owner of the links than networkd.
 func planTakeover(units []string, enabled, active func(unit string) bool, links []string, old bool) (*takeover, error) {
 	t := &takeover{Stop: []string{}, Start: []string{}, Restart: []string{}, Remove: []string{}, Flush: []string{}}
-	for _, unit := range []string{networkdUnit, "ec2netd.service"} {
+	for _, unit := range []string{networkdUnit, daemonUnit} {
 		if !enabled(unit) {
 			return nil, advise("To have it enabled as the presets say: systemctl preset "+unit, "%s is not enabled, so that a boot would not start it", unit)
 		}
@@ -191,8 +192,14 @@ func (t *takeover) do(ctx context.Context, wait func() error) (undo func(context
 		quiet = append([]string{"systemd-networkd*.socket"}, t.Restart...)
 	}
 	undo = func(ctx context.Context) error {
-		errs := []error{systemctl(ctx, append([]string{"stop"}, slices.Concat(t.Start, quiet)...)...)}
+		var errs []error
+		if stop := slices.Concat(t.Start, quiet); len(stop) > 0 {
+			errs = append(errs, systemctl(ctx, append([]string{"stop"}, stop...)...))
+		}
 		takeBack := func(of string) {
+			if !slices.Contains(t.Start, daemonUnit) {
+				return // it runs, as before
+			}
 			after, err := generated()
 			errs = append(errs, err)
 			for _, file := range slices.Backward(after) { // what is in a directory comes after it
@@ -245,6 +252,12 @@ func (t *takeover) do(ctx context.Context, wait func() error) (undo func(context
 	// networkd that runs removes what was generated as it reads what ec2netd writes instead;
 	// one that has just started would not know that it was its own.
 	if len(t.Restart) > 0 && len(t.Flush) == 0 {
+		if !slices.Contains(t.Start, daemonUnit) {
+			// Its files are there, in the place of those that went.
+			if out, err := exec.CommandContext(ctx, "networkctl", "reload").CombinedOutput(); err != nil {
+				return undo, fmt.Errorf("networkctl reload: %w: %s", err, strings.TrimSpace(string(out)))
+			}
+		}
 		if err := wait(); err != nil {
 			return undo, err
 		}
@@ -258,7 +271,8 @@ func (t *takeover) do(ctx context.Context, wait func() error) (undo func(context
 }
 
 // noteRules notes the policy rules that nobody removes who stops, or starts without the
-// file that has them: of the files that go, and by source for the addresses that are flushed.
+// file that has them: of the files that go, and by source for addresses that NetworkManager
+// has set.
 // They go at the end, those that are wanted by then excepted.
 func (t *takeover) noteRules() error {
 	stale, err := staleRules.Read() // of an attempt that was killed
@@ -279,6 +293,9 @@ func (t *takeover) noteRules() error {
 	}
 	flushed := map[netip.Addr]bool{}
 	for _, name := range t.Flush {
+		if !slices.Contains(t.Stop, manager) {
+			break // rules are those of files, which networkd that comes back reads
+		}
 		_, addresses, err := addressesOf(name)
 		if err != nil {
 			return err
