@@ -166,7 +166,10 @@ func (t *tree) answer(c *call) (out []any, err error) {
 	release := sync.OnceFunc(func() { <-t.running })
 	defer release()
 
-	c.view = t.now()
+	c.view = t.view.Load()
+	if c.member == "Describe" {
+		c.view = t.now()
+	}
 	available := interfacesOf(c.view.kindOf(c.path))
 	if available == nil {
 		return nil, failure("org.freedesktop.DBus.Error.UnknownObject",
@@ -208,8 +211,9 @@ func (t *tree) answer(c *call) (out []any, err error) {
 	return handler(c)
 }
 
-// now is what a call is answered with. The signals of a change may still be to come, but
-// whoever has been told of its end, as by the answer to a Refresh over Varlink, sees it.
+// now is what is described. The signals of a change may still be to come, but whoever has
+// been told of its end, as by the answer to a Refresh over Varlink, sees it. Properties are
+// as signalled: who keeps them would miss what is the same again by then.
 func (t *tree) now() *view {
 	v, current := t.view.Load(), t.agent.State()
 	if v.state == current || v.state.Same(current) {
