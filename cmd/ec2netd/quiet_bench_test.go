@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -178,5 +179,8 @@ func anHour(requests []imds.Request) float64 {
 	}
 	last := requests[len(requests)-1].Time.Add(-time.Second)
 	n, _ := slices.BinarySearchFunc(requests, last, func(r imds.Request, t time.Time) int { return r.Time.Compare(t) })
+	if n == 0 {
+		return math.Inf(1) // one round says nothing
+	}
 	return float64(n) / requests[n].Time.Sub(requests[0].Time).Hours()
 }

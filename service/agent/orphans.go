@@ -212,9 +212,10 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) bool {
 	})
 	if !taken || a.RemoveOrphans == nil {
 		a.namesTry = attempt{}
+		a.unsay("names")
 		return false
 	}
-	if now.Before(a.namesTry.next) || a.busDown {
+	if now.Before(a.namesTry.next) || a.busDown || a.storeErr != "" {
 		return false
 	}
 	stale := plan.StaleNames(a.snapshot.Links, a.Store.Read)

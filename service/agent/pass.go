@@ -28,8 +28,10 @@ func (a *Agent) pass(ctx context.Context) {
 	a.decide()
 	if a.gathering(time.Now()) {
 		a.Log.Debug("waiting for others that were attached too", "for", a.gather.expected)
-		// What is waited for may be waiting for that.
-		a.repair(ctx)
+		if a.gather.leases {
+			// What is waited for may be waiting for that.
+			a.repair(ctx)
+		}
 		a.publish(ctx, a.verify())
 		return
 	}
@@ -43,8 +45,7 @@ func (a *Agent) pass(ctx context.Context) {
 	}
 	a.repair(ctx)
 	a.saveHint()
-	rules, names := a.removeOrphans(ctx, time.Now()), a.removeNames(ctx, time.Now())
-	if (rules || names) && a.observe() {
+	if (a.removeOrphans(ctx, time.Now()) || a.removeNames(ctx, time.Now())) && a.observe() {
 		a.decide()
 	}
 	a.lookAtOthers(ctx)
@@ -58,6 +59,8 @@ type gather struct {
 	// less or more that is waited for.
 	began, progress time.Time
 	expected        int
+	// leases: only those are waited for.
+	leases bool
 }
 
 // gathering tells whether what is to be done had better wait a moment: for the metadata of
@@ -66,11 +69,11 @@ type gather struct {
 // addresses takes about a second for what one reload brings, whether that is one ENI's or
 // that of all.
 func (a *Agent) gathering(now time.Time) bool {
-	expected, step, longest := 0, gatherStep, gatherTime
+	expected, step, longest, leases := 0, gatherStep, gatherTime, false
 	if a.networkdUp && a.instanceGot {
 		expected = a.unread(now)
 		if expected == 0 && a.onlyLeased() {
-			expected, step, longest = a.unleased(now), leaseStep, leaseGatherTime
+			expected, step, longest, leases = a.unleased(now), leaseStep, leaseGatherTime, true
 		}
 	}
 	g := &a.gather
@@ -78,6 +81,7 @@ func (a *Agent) gathering(now time.Time) bool {
 		*g = gather{}
 		return false
 	}
+	g.leases = leases
 	if g.began.IsZero() {
 		g.began = now
 	}
@@ -157,6 +161,7 @@ func (a *Agent) observe() bool {
 	now := time.Now()
 	seen := make(map[string]bool)
 	present := make(map[int]bool)
+	gone := false
 	for _, l := range snapshot.Links {
 		seen[l.MAC], present[l.Index] = true, true
 		if a.links[l.Index] == nil {
@@ -172,6 +177,7 @@ func (a *Agent) observe() bool {
 		if t == nil || (t.index != l.Index && !present[t.index] && !linkPresent(snapshot, t.index)) {
 			if t != nil {
 				a.drop(t)
+				gone = true
 			}
 			a.targets[l.MAC] = &target{mac: l.MAC, index: l.Index, attempt: attempt{next: now}}
 			a.hasten(now)
@@ -187,7 +193,6 @@ func (a *Agent) observe() bool {
 			say("ENI detached", "eni", l.eni, "mac", l.mac, "interface", l.name)
 		}
 	}
-	gone := false
 	for mac, t := range a.targets {
 		if !seen[mac] || !linkPresent(snapshot, t.index) {
 			delete(a.targets, mac)
@@ -443,7 +448,7 @@ func (a *Agent) repair(ctx context.Context) {
 			l.lacks = netip.Addr{}
 		}
 	}
-	if !a.networkdUp || a.reloadDue {
+	if !a.networkdUp || a.reloadDue || !a.begun {
 		return
 	}
 	now := time.Now()

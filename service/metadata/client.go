@@ -333,7 +333,7 @@ func (c *Client) getOver(ctx context.Context, path Path, key string) (body strin
 }
 
 // ask has the SDK read a key, and fetch a token first where that is needed. A token
-// that was refused, or was of no use from the start, is given up: the SDK would keep it
+// that was refused, or that is none, is given up: the SDK would keep it
 // for its life (D1).
 func (c *Client) ask(ctx context.Context, trace *trace, key string) (*imds.GetMetadataOutput, error) {
 	trace.session = c.session.Load()

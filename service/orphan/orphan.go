@@ -107,7 +107,7 @@ func RemoveNames(read func(path string) string) ([]plan.Name, error) {
 	links := make([]kernel.Link, 0, len(present))
 	for _, link := range present {
 		attrs := link.Attrs()
-		links = append(links, kernel.Link{Index: attrs.Index, Name: attrs.Name, Altnames: attrs.AltNames})
+		links = append(links, kernel.Link{Index: attrs.Index, Name: attrs.Name, MAC: attrs.HardwareAddr.String(), Altnames: attrs.AltNames})
 	}
 	stale := plan.StaleNames(links, read)
 	for i, name := range stale {

@@ -743,7 +743,11 @@ func StaleNames(links []kernel.Link, read func(path string) string) (stale []Nam
 	own := make(map[int][]string)
 	wanted := make(map[string]bool)
 	for _, l := range links {
-		own[l.Index] = altnamesIn(read(LinkDropIn(l.Name)))
+		content := read(LinkDropIn(l.Name))
+		if MACIn(content) != l.MAC {
+			continue
+		}
+		own[l.Index] = altnamesIn(content)
 		for _, name := range own[l.Index] {
 			wanted[name] = true
 		}

@@ -279,15 +279,17 @@ func anyRule(Rule) bool { return true }
 // nowhere else.
 func TestStaleNames(t *testing.T) {
 	files := map[string]string{
-		LinkDropIn("ens6"): "[Link]\nAlternativeName=eni-1\nAlternativeName=device-number-2\n",
-		LinkDropIn("ens7"): "[Link]\nAlternativeName=eni-2\nAlternativeName=device-number-1\nAlternativeName=both\n",
-		LinkDropIn("ens8"): "[Link]\nAlternativeName=eni-3\nAlternativeName=both\n",
+		LinkDropIn("ens6"): "[Match]\nMACAddress=02:00:00:00:00:06\n[Link]\nAlternativeName=eni-1\nAlternativeName=device-number-2\n",
+		LinkDropIn("ens7"): "[Match]\nMACAddress=02:00:00:00:00:07\n[Link]\nAlternativeName=eni-2\nAlternativeName=device-number-1\nAlternativeName=both\n",
+		LinkDropIn("ens8"): "[Match]\nMACAddress=02:00:00:00:00:08\n[Link]\nAlternativeName=eni-3\nAlternativeName=both\n",
+		LinkDropIn("ens9"): "[Match]\nMACAddress=02:00:00:00:00:01\n[Link]\nAlternativeName=eni-1\n", // of one that had the name before
 	}
 	links := []kernel.Link{
 		{Index: 2, Name: "ens5", Altnames: []string{"device-number-2"}}, // without a file: somebody else's
-		{Index: 3, Name: "ens6", Altnames: []string{"eni-1", "device-number-1", "enp0s6", "device-number-9"}},
-		{Index: 4, Name: "ens7", Altnames: []string{"eni-2", "device-number-1"}},
-		{Index: 5, Name: "ens8", Altnames: []string{"eni-2", "both"}},
+		{Index: 3, Name: "ens6", MAC: "02:00:00:00:00:06", Altnames: []string{"eni-1", "device-number-1", "enp0s6", "device-number-9"}},
+		{Index: 4, Name: "ens7", MAC: "02:00:00:00:00:07", Altnames: []string{"eni-2", "device-number-1"}},
+		{Index: 5, Name: "ens8", MAC: "02:00:00:00:00:08", Altnames: []string{"eni-2", "both"}},
+		{Index: 6, Name: "ens9", MAC: "02:00:00:00:00:09", Altnames: []string{"eni-2"}},
 	}
 	got := StaleNames(links, func(path string) string { return files[path] })
 	if want := []Name{{"ens6", "device-number-1"}, {"ens8", "eni-2"}}; !slices.Equal(got, want) {
