@@ -468,7 +468,17 @@ func TestLabConnectionsLost(t *testing.T) {
 	}
 	// The failures of a while, and their end, change nothing more.
 	lost := l.vpc.MetadataLost()
-	l.until("more connections are lost", func() (bool, error) { return l.vpc.MetadataLost() >= lost+5, nil })
+	// Those that are there last from look to look: a daemon that starts makes new ones.
+	for range 20 {
+		l.run("systemctl", "restart", "ec2netd.service")
+		time.Sleep(time.Second)
+		if l.vpc.MetadataLost() >= lost+5 {
+			break
+		}
+	}
+	if now := l.vpc.MetadataLost(); now < lost+5 {
+		t.Errorf("%d more connections were lost", now-lost)
+	}
 	l.vpc.SetMetadataLoss(0, 0)
 	l.lift()
 	for _, f := range all {
