@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -83,7 +84,8 @@ func (a *attempt) failed(now time.Time, err error, isNew bool, limit time.Durati
 	a.next = now.Add(jitter(a.delay))
 }
 
-func (a *attempt) oftenFailed() bool { return a.failures > 1 }
+// turnedDown is 0 for one that failed once at most, and 1 for others.
+func (a *attempt) turnedDown() int { return min(max(a.failures-1, 0), 1) }
 
 func (a *attempt) succeeded() { a.failures, a.delay = 0, 0 }
 
@@ -198,13 +200,7 @@ func (a *Agent) dueTargets(now time.Time) []*target {
 		}
 	}
 	slices.SortFunc(due, func(x, y *target) int {
-		if x.oftenFailed() != y.oftenFailed() {
-			if y.oftenFailed() {
-				return -1
-			}
-			return 1
-		}
-		return x.next.Compare(y.next)
+		return cmp.Or(cmp.Compare(x.turnedDown(), y.turnedDown()), x.next.Compare(y.next))
 	})
 	if len(due) == 0 {
 		return nil
