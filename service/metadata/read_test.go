@@ -443,3 +443,39 @@ func TestEqual(t *testing.T) {
 		t.Error("another primary address does not matter")
 	}
 }
+
+// D1: a token is everybody's as soon as it is there, also while the key hangs for which it
+// was fetched.
+func TestTokenWhileKeyHangs(t *testing.T) {
+	service, _, paths := start(t)
+	client := metadata.NewClient(metadata.Options{Timeout: time.Minute})
+	defer client.CloseIdle()
+	for _, fault := range []imds.Fault{
+		{Pattern: "network/interfaces/macs/**", Effect: imds.Hang},
+		{Pattern: imds.TokenKey, Effect: imds.Delay, Delay: time.Second},
+	} {
+		if _, err := service.AddFault(fault); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = client.ReadENI(ctx, paths, metadata.Wanted{MAC: secondaryMAC})
+	}()
+	// The other comes while the token is under way, and waits for it too.
+	time.Sleep(100 * time.Millisecond)
+	other, end := context.WithTimeout(t.Context(), 10*time.Second)
+	defer end()
+	if _, err := client.ReadInstance(other, paths); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-done:
+		t.Error("the key did not hang")
+	default:
+	}
+	cancel()
+	<-done
+}
