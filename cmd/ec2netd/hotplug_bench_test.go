@@ -132,9 +132,7 @@ func (p *plugging) byOracle(inOrder bool) (took, cpu time.Duration) {
 // applied waits until the kernel has all addresses and rules of the ENIs.
 func (p *plugging) applied() {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
-	defer cancel()
-	err := vpc.Until(ctx, "all addresses and rules are in the kernel", func() (bool, error) {
+	p.until("all addresses and rules are in the kernel", func() (bool, error) {
 		rules, err := p.handle.RuleList(netlink.FAMILY_ALL)
 		if err != nil {
 			return false, err
@@ -159,33 +157,21 @@ func (p *plugging) applied() {
 		}
 		return true, nil
 	})
-	if err != nil {
-		p.t.Fatal(err)
-	}
 }
 
 // leased waits until all ENIs have their primary address.
 func (p *plugging) leased() {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
-	defer cancel()
-	err := vpc.Until(ctx, "all leases are there", func() (bool, error) {
-		for _, eni := range p.enis {
+	p.until("all leases are there", func() (bool, error) {
+		return !slices.ContainsFunc(p.enis, func(eni *vpc.ENI) bool {
 			link, err := p.handle.LinkByName(eni.Name())
 			if err != nil {
-				return false, nil //nolint:nilerr // the link is only coming
+				return true // the link is only coming
 			}
 			addresses, err := p.handle.AddrList(link, netlink.FAMILY_V4)
-			if err != nil || len(addresses) == 0 {
-				time.Sleep(p.every)
-				return false, err
-			}
-		}
-		return true, nil
+			return err != nil || len(addresses) == 0
+		}), nil
 	})
-	if err != nil {
-		p.t.Fatal(err)
-	}
 }
 
 func (p *plugging) hasAddresses(eni *vpc.ENI) bool {
