@@ -19,6 +19,13 @@ TIMEOUT    := 40m
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT         := $(abspath $(BUILD)/tools/golangci-lint)
 
+# What runs the tests on real systemd, the same way. A test that fails runs once more, on a
+# machine that may have been busy: how it failed stays in the output. Three that fail are no
+# chance, and neither is one that fails twice. RERUNS=0 takes each failure for one.
+GOTESTSUM_VERSION := v1.13.0
+GOTESTSUM         := $(abspath $(BUILD)/tools/gotestsum)
+RERUNS            := 1
+
 # What makes the packages, the same way.
 NFPM_VERSION := v2.45.2
 NFPM         := $(abspath $(BUILD)/tools/nfpm)
@@ -61,8 +68,12 @@ unit: ## tests that need neither root nor a network
 	$(GO) test -race -short -timeout $(TIMEOUT) ./...
 
 .PHONY: integration
-integration: host-packages stage stage-packages ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
-	EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) $(GO) test -count=1 -timeout $(TIMEOUT) -p 1 -run '^TestLab' -v ./cmd/...
+integration: host-packages stage stage-packages $(GOTESTSUM) ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
+	EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) \
+	  $(GOTESTSUM) --format standard-verbose --rerun-fails=$(RERUNS) --rerun-fails-max-failures=2 --packages ./cmd/... -- -count=1 -timeout $(TIMEOUT) -p 1 -run '^TestLab'
+
+$(GOTESTSUM):
+	GOBIN=$(patsubst %/,%,$(dir $(abspath $@))) $(GO) install gotest.tools/gotestsum@$(GOTESTSUM_VERSION)
 
 # How long each fuzzer runs. Their seeds run with the unit tests. Now and then the go command
 # (1.26) takes the end of that time for a failure of the fuzzer, where its time and the

@@ -373,7 +373,12 @@ func TestLabHitlessPrimary(t *testing.T) {
 		if bare.lost[0] > 0 || bare.lost[1] > 0 {
 			t.Errorf("a boot without a hint cost IPv4: %s", bare)
 		}
-		if n := l.touched("ens5"); n > 1 {
+		// On 252 its router may advertise itself only after that, and is written down then.
+		limit := 1
+		if old {
+			limit++
+		}
+		if n := l.touched("ens5"); n > limit {
 			t.Errorf("networkd configured ens5 %d times anew:\n%s", n, l.networkdLog())
 		}
 		l.checkKernel(second)
