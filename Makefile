@@ -104,7 +104,7 @@ demo: host-packages stage ## the main job in the simulated VPC, step by step (ro
 	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) --install-root $(STAGE)
 
 .PHONY: bench
-bench: host-packages stage ## all figures on each systemd, as a table and in build/bench.json; ten minutes (root)
+bench: host-packages stage ## all figures on each systemd, as a table and in build/bench.json; a quarter of an hour (root)
 	EC2NETD_STAGE=$(STAGE) EC2NETD_BENCH=$(abspath $(BUILD)/bench.json) $(GO) test -count=1 -timeout 60m -p 1 -run '^$$' -bench '^BenchmarkLab$$' -benchtime 1x ./cmd/ec2netd/
 
 .PHONY: lint

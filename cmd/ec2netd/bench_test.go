@@ -31,7 +31,8 @@ import (
 func BenchmarkLab(b *testing.B) {
 	vpc.RequireForTest(b)
 	r := &report{}
-	b.Run("Quiet", func(b *testing.B) { quiet(b, r) })
+	b.Run("Idle", func(b *testing.B) { idle(b, r) })
+	b.Run("Assigned", func(b *testing.B) { assigned(b, r) })
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.B, *report, string)

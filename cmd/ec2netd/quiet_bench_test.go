@@ -17,7 +17,8 @@ import (
 const (
 	// calm is how long after an attachment a daemon looks at it as at any other time.
 	calm = 75 * time.Second
-	// stretch is how long an idle instance is looked at.
+	// stretch is how long an idle instance is looked at, and within what time addresses are
+	// assigned.
 	stretch = 2 * time.Minute
 	// phases is how many addresses are assigned, at moments of chance in the stretch, each
 	// to an ENI of its own, and crowd how many of these an instance has: each takes of the
@@ -25,18 +26,35 @@ const (
 	phases, crowd = 20, 10
 )
 
-// quiet is what an instance costs to which nothing happens, and how long it takes until an
-// address is in use that is assigned then, without a word to the daemon.
-func quiet(b *testing.B, r *report) {
-	random := luck(b)
-	idle := make(map[string]*idling)
+// idle is what an instance costs to which nothing happens.
+func idle(b *testing.B, r *report) {
+	all := make(map[string]*idling)
 	for _, suite := range vpc.Suites {
 		l := boot(b, suite.Name, nil)
-		idle[suite.Name] = &idling{lab: l}
+		all[suite.Name] = &idling{lab: l}
 		for range 3 {
 			l.attach(hotplugSpec())
 		}
 	}
+	for _, i := range all {
+		for _, eni := range i.inst.ENIs() {
+			i.configured(eni.ID())
+		}
+	}
+	time.Sleep(calm)
+	for _, i := range all {
+		i.begin()
+	}
+	time.Sleep(stretch)
+	for _, suite := range vpc.Suites {
+		all[suite.Name].end(r, suite.Name)
+	}
+}
+
+// assigned is how long it takes until an address is in use that is assigned to an instance
+// to which nothing else happens, without a word to the daemon.
+func assigned(b *testing.B, r *report) {
+	random := luck(b)
 	type place struct {
 		*lab
 		eni  *vpc.ENI
@@ -53,15 +71,7 @@ func quiet(b *testing.B, r *report) {
 	for _, p := range places {
 		p.configured(p.eni.ID())
 	}
-	for _, i := range idle {
-		for _, eni := range i.inst.ENIs() {
-			i.configured(eni.ID())
-		}
-	}
 	time.Sleep(calm)
-	for _, i := range idle {
-		i.begin()
-	}
 
 	type arrival struct {
 		after time.Duration
@@ -70,7 +80,6 @@ func quiet(b *testing.B, r *report) {
 	arrivals := make(chan arrival)
 	ctx, cancel := context.WithTimeout(b.Context(), stretch+3*patience)
 	defer cancel()
-	began := time.Now()
 	for _, p := range places {
 		go func() {
 			select {
@@ -102,10 +111,6 @@ func quiet(b *testing.B, r *report) {
 			continue
 		}
 		took = append(took, a.after.Seconds())
-	}
-	time.Sleep(time.Until(began.Add(stretch)))
-	for _, suite := range vpc.Suites {
-		idle[suite.Name].end(r, suite.Name)
 	}
 	if len(took) == 0 {
 		b.FailNow()

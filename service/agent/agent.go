@@ -151,6 +151,9 @@ const (
 	// adds hundreds of addresses, each of them is an event.
 	mostCredit = 60 * time.Millisecond
 	passShare  = 8
+	// othersTime is the time between two looks at other software while nobody calls
+	// Refresh: they take as long as all else that is looked at each refresh time.
+	othersTime = 5 * time.Minute
 	// trimTime is how long after the last change memory is given back.
 	trimTime = 2 * time.Second
 	// reconfigureTime is how long networkd has to take routes of an old metric away before
@@ -198,6 +201,7 @@ type Agent struct {
 
 	ready    chan struct{}
 	requests chan *request
+	jobs     chan func()
 	results  chan result
 	answers  chan answer
 	udevEnds chan udevDone
@@ -269,9 +273,11 @@ type Agent struct {
 	orphanDelay time.Duration
 	// namesTry is when names that are another ENI's by now are removed, if that did not help.
 	namesTry attempt
-	// conflicts are those found last; othersDue: they must be looked for.
+	// conflicts are those found last; othersDue: they must be looked for, which was done
+	// last at othersAt.
 	conflicts []state.Conflict
 	othersDue bool
+	othersAt  time.Time
 	// baseStamp changes when the base unit or one of its drop-ins does.
 	baseStamp string
 
@@ -364,6 +370,7 @@ func New(options Options) *Agent {
 		watchers:   make(map[chan *state.State]struct{}),
 		ready:      make(chan struct{}),
 		requests:   make(chan *request),
+		jobs:       make(chan func(), readers),
 		results:    make(chan result, readers),
 		answers:    make(chan answer, 1),
 		udevEnds:   make(chan udevDone, 1),
@@ -400,6 +407,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer stop()
 	for _, events := range a.Events {
 		go a.forward(reads, events)
+	}
+	for range readers {
+		go a.reader(reads)
 	}
 	var watchdog <-chan time.Time
 	if a.Watchdog != nil && a.WatchdogEvery > 0 {

@@ -1046,7 +1046,7 @@ func TestConflict(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		w.set(func() { w.others = conflict.Facts{Active: []string{"NetworkManager.service"}} })
-		settle(5 * time.Minute)
+		settle(othersTime + 2*time.Minute)
 		if s := a.State(); len(s.Conflicts) != 1 || s.Conflicts[0].Name != conflict.NetworkManager || s.State != state.Configured ||
 			s.Reason != "in conflict with NetworkManager: NetworkManager.service is active" {
 			t.Errorf("%+v", s)
@@ -1067,6 +1067,10 @@ func TestConflict(t *testing.T) {
 		settle(time.Second)
 		if w.looked != looked {
 			t.Errorf("looked %d times", w.looked-looked)
+		}
+		settle(time.Hour)
+		if n := w.looked - looked; n < 10 || n > 12 {
+			t.Errorf("looked %d times in an hour", n)
 		}
 	})
 }

@@ -22,8 +22,8 @@ const (
 	appliedDelay  = 60 * time.Millisecond
 	latestApplied = 300 * time.Millisecond
 	// slowestApplied bounds the time between two questions where networkd does not count
-	// as its own what is there, or does not answer.
-	slowestApplied = time.Minute
+	// as its own what is there, or does not answer. From 257 on it may do so for good.
+	slowestApplied = 10 * time.Minute
 )
 
 // applied is what networkd last said, and when it is asked next.
@@ -205,7 +205,9 @@ func (a *Agent) takeApplied(r answer, now time.Time) {
 		a.applied.since, a.applied.next = now, now.Add(a.applied.delay)
 		return
 	}
-	a.applied.snapshot = r.snapshot
+	if a.applied.snapshot == nil || !r.snapshot.Equal(a.applied.snapshot) {
+		a.applied.snapshot = r.snapshot
+	}
 	for _, l := range a.links {
 		l.opinion.told = l.opinion.asked
 	}

@@ -64,7 +64,7 @@ func (a *Agent) read(ctx context.Context, do func(context.Context) result) conte
 	a.reading++
 	began := time.Now()
 	bounded, cancel := context.WithTimeout(ctx, readTime)
-	go func() {
+	a.jobs <- func() { // there are as many readers as reads
 		defer cancel()
 		r := do(bounded)
 		r.began = began
@@ -72,8 +72,22 @@ func (a *Agent) read(ctx context.Context, do func(context.Context) result) conte
 		case a.results <- r:
 		case <-ctx.Done():
 		}
-	}()
+	}
 	return cancel
+}
+
+// reader runs reads until ctx ends. It is there for all of them, as a new goroutine's stack
+// would be copied five times on the way down to the request, of an idle daemon's CPU time
+// the twentieth part.
+func (a *Agent) reader(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case job := <-a.jobs:
+			job()
+		}
+	}
 }
 
 // take puts the end of a read where it belongs, and tells whether it says anything new or
@@ -208,7 +222,8 @@ func (a *Agent) hurry(now time.Time) {
 
 // refresh has everything but the metadata looked at, which has its own schedule.
 func (a *Agent) refresh(now time.Time) {
-	a.nextRefresh, a.othersDue = now.Add(jitter(a.RefreshEvery)), true
+	a.nextRefresh = now.Add(jitter(a.RefreshEvery))
+	a.othersDue = a.othersDue || now.Sub(a.othersAt) >= othersTime
 	a.ask(0)
 }
 

@@ -43,8 +43,8 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 		}
 	}
 	f := Facts{Active: l.active, Managed: make(map[string]bool)}
-	for _, unit := range []string{managerUnit, setupService, setupTimer} {
-		if wanted := l.glob("/etc/systemd/system/*.wants/" + unit); len(wanted) > 0 && !l.masked("/etc/systemd/system/"+unit) {
+	for _, file := range l.below("/etc/systemd/system/*.wants", managerUnit, setupService, setupTimer) {
+		if unit := filepath.Base(file); !slices.Contains(f.Enabled, unit) && !l.masked("/etc/systemd/system/"+unit) {
 			f.Enabled = append(f.Enabled, unit)
 		}
 	}
@@ -111,8 +111,22 @@ func (l *Looker) oldFiles() []string {
 		}
 	}
 	found = append(found, l.glob("/usr/share/amazon-ec2-net-utils")...)
-	for _, name := range generated {
-		found = append(found, l.glob("/run/systemd/network/70-*.network.d/"+name)...)
+	return append(found, l.below("/run/systemd/network/70-*.network.d", generated...)...)
+}
+
+// below returns the files of some names in the directories that a pattern matches, by name.
+// Each directory is read once for all of them: a pattern a name took an eighth of the CPU
+// time of an idle daemon.
+func (l *Looker) below(pattern string, names ...string) []string {
+	var found []string
+	dirs := l.glob(pattern)
+	for _, name := range names {
+		for _, dir := range dirs {
+			file := filepath.Join(dir, name)
+			if _, err := os.Lstat(l.at(file)); err == nil {
+				found = append(found, file)
+			}
+		}
 	}
 	return found
 }

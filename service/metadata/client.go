@@ -38,6 +38,8 @@ const (
 	maxBody = 256 << 10
 	// deadTime is how long a path that gave no answer is tried after all others.
 	deadTime = 5 * time.Minute
+	// probeTime is how long what the routing tables say holds.
+	probeTime = time.Second
 )
 
 // Path is one way to the service.
@@ -95,8 +97,11 @@ type Client struct {
 	// locked is when direct access was found to be prohibited last.
 	locked time.Time
 	imdsd  imdsd
-	// prohibited tells whether the routing tables prohibit direct access.
+	// prohibited tells whether the routing tables prohibit direct access; it was asked last
+	// at probed, and said barred.
 	prohibited func() bool
+	probed     time.Time
+	barred     bool
 }
 
 // NewClient returns a client. It does not connect.
@@ -237,7 +242,7 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 // order puts the paths that lately gave no answer last: a dead one costs a request
 // and up to two seconds once in a while, not at each read.
 func (c *Client) order(paths []Path) []Path {
-	prohibited := slices.ContainsFunc(paths, func(p Path) bool { return p.Socket != "" }) && c.prohibited()
+	prohibited := slices.ContainsFunc(paths, func(p Path) bool { return p.Socket != "" }) && c.isBarred()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	isLocked := prohibited || c.lockedLately()
@@ -275,12 +280,22 @@ func (c *Client) died(path Path, err error) {
 
 // isLocked tells whether direct access is prohibited, or was so when it was tried last.
 func (c *Client) isLocked() bool {
-	if c.prohibited() {
+	if c.isBarred() {
 		return true
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.lockedLately()
+}
+
+// isBarred is prohibited, asked once for what is read at the same time.
+func (c *Client) isBarred() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now := time.Now(); now.Sub(c.probed) >= probeTime {
+		c.probed, c.barred = now, c.prohibited()
+	}
+	return c.barred
 }
 
 // lockedLately tells what a try has shown. c.mu is held.

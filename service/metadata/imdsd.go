@@ -7,13 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/varlink/go/varlink"
+	"golang.org/x/sys/unix"
 )
 
 // ImdsdSocket is where systemd-imdsd (systemd 261 and later) serves the Varlink interface
@@ -109,13 +110,16 @@ func classifyImdsd(ctx context.Context, key string, path Path, err error) error 
 // own set-up has it. A socket that is bound to a device would get through all the same,
 // for the kernel takes every destination to be on a link that was named to it; but such a
 // lock is there for a reason, and is respected where systemd-imdsd can be asked. To connect
-// a datagram socket sends nothing.
+// a datagram socket sends nothing; and that is asked for each look at each ENI, so without
+// what net.Dial does besides.
 func prohibited() bool {
-	probe, err := net.Dial("udp4", strings.TrimPrefix(EndpointIPv4, "http://")+":80") //nolint:noctx // it does not block
-	if err == nil {
-		probe.Close()
+	probe, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
 	}
-	return errors.Is(err, syscall.EACCES)
+	defer func() { _ = unix.Close(probe) }()
+	to := netip.MustParseAddr(strings.TrimPrefix(EndpointIPv4, "http://")).As4()
+	return errors.Is(unix.Connect(probe, &unix.SockaddrInet4{Port: 80, Addr: to}), unix.EACCES)
 }
 
 // locked tells whether a failure is that of direct access being prohibited: by a route of
