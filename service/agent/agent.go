@@ -147,10 +147,11 @@ const (
 	// gatherPause is the time between two passes meanwhile: each lease is an event.
 	gatherPause = 30 * time.Millisecond
 	// A burst of passes may take mostCredit; beyond that they take one part in passShare
-	// of the time of one processor, with half a second between two at most: while networkd
-	// adds hundreds of addresses, each of them is an event.
+	// of the time of one processor, with passShare × mostDebt between two at most: while
+	// networkd adds hundreds of addresses, each of them is an event.
 	mostCredit = 60 * time.Millisecond
-	passShare  = 8
+	mostDebt   = 40 * time.Millisecond
+	passShare  = 12
 	// othersTime is the time between two looks at other software while nobody calls
 	// Refresh: they take as long as all else that is looked at each refresh time.
 	othersTime = 5 * time.Minute
@@ -494,7 +495,7 @@ func (a *Agent) pacedPass(ctx context.Context, now time.Time) {
 	a.credit = min(a.credit+now.Sub(a.credited)/passShare, mostCredit)
 	before := a.CPU()
 	a.pass(ctx)
-	a.credit = max(a.credit-(a.CPU()-before), -mostCredit)
+	a.credit = max(a.credit-(a.CPU()-before), -mostDebt)
 	a.credited = now
 	a.paced = now
 	if a.credit < 0 {
