@@ -27,7 +27,7 @@ import (
 // The oracle is networkd's own limit: the same files written at once by hand, and one
 // reload, timed until the kernel has everything. It runs in turn with the daemon, and the
 // ratio is of neighbours in time, since machines are noisy. Figures are medians, but for those
-// that are called otherwise.
+// that are called otherwise. Of a start the oracle is systemd's own time.
 func BenchmarkLab(b *testing.B) {
 	vpc.RequireForTest(b)
 	r := &report{}
@@ -151,7 +151,7 @@ func (r *report) print(to io.Writer) error {
 	if err := out.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(to, "\nA / B = C: ec2netd, networkd with the same files by hand in the same run, and the ratio. !: above its limit (%d).\n\n", failed)
+	_, err := fmt.Fprintf(to, "\nA / B = C: ec2netd, the oracle in the same run (networkd with the same files by hand), and the ratio. !: above its limit (%d).\n\n", failed)
 	return err
 }
 

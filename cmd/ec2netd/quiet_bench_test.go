@@ -17,9 +17,10 @@ import (
 const (
 	// calm is how long after an attachment a daemon looks at it as at any other time.
 	calm = 75 * time.Second
-	// stretch is how long an idle instance is looked at, and within what time addresses are
-	// assigned.
-	stretch = 2 * time.Minute
+	// idleTime is how long an idle instance is looked at: the daemon looks at other software
+	// once in that time. Within stretch addresses are assigned.
+	idleTime = 6 * time.Minute
+	stretch  = 2 * time.Minute
 	// phases is how many addresses are assigned, at moments of chance in the stretch, each
 	// to an ENI of its own, and crowd how many of these an instance has: each takes of the
 	// inotify instances that a machine has by default, 128.
@@ -45,7 +46,7 @@ func idle(b *testing.B, r *report) {
 	for _, i := range all {
 		i.begin()
 	}
-	time.Sleep(stretch)
+	time.Sleep(idleTime)
 	for _, suite := range vpc.Suites {
 		all[suite.Name].end(r, suite.Name)
 	}

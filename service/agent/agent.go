@@ -91,8 +91,9 @@ type Options struct {
 	Udev     Udev
 	Store    Store
 	Log      *slog.Logger
-	// Others is looked at when the daemon or networkd starts and at each refresh; nil
-	// for not at all.
+	// Others is looked at when the daemon or networkd starts, once more in the refresh time
+	// after that and after an attachment, from then on each othersTime, or each refresh time
+	// while there is a conflict, and for a Refresh; nil for not at all.
 	Others Others
 
 	// Events ask for a pass each time something can be received.
@@ -148,10 +149,12 @@ const (
 	gatherPause = 30 * time.Millisecond
 	// A burst of passes may take mostCredit; beyond that they take one part in passShare
 	// of the time of one processor, with passShare × mostDebt between two at most: while
-	// networkd adds hundreds of addresses, each of them is an event.
-	mostCredit = 60 * time.Millisecond
-	mostDebt   = 40 * time.Millisecond
-	passShare  = 12
+	// networkd adds hundreds of addresses, each of them is an event. While a Refresh waits it
+	// is one part in waitedShare.
+	mostCredit  = 60 * time.Millisecond
+	mostDebt    = 40 * time.Millisecond
+	passShare   = 12
+	waitedShare = 4
 	// othersTime is the time between two looks at other software while nobody calls
 	// Refresh: they take as long as all else that is looked at each refresh time.
 	othersTime = 5 * time.Minute
@@ -274,8 +277,8 @@ type Agent struct {
 	orphanDelay time.Duration
 	// namesTry is when names that are another ENI's by now are removed, if that did not help.
 	namesTry attempt
-	// conflicts are those found last; othersDue: they must be looked for, which was done
-	// last at othersAt.
+	// conflicts are those found last; othersDue: they must be looked for. othersAt is when a
+	// refresh last had that done, zero if the next one shall.
 	conflicts []state.Conflict
 	othersDue bool
 	othersAt  time.Time
@@ -492,14 +495,18 @@ func (a *Agent) pacedPass(ctx context.Context, now time.Time) {
 		a.pass(ctx)
 		return
 	}
-	a.credit = min(a.credit+now.Sub(a.credited)/passShare, mostCredit)
+	share := passShare
+	if len(a.waiting) > 0 {
+		share = waitedShare
+	}
+	a.credit = min(a.credit+now.Sub(a.credited)/time.Duration(share), mostCredit)
 	before := a.CPU()
 	a.pass(ctx)
 	a.credit = max(a.credit-(a.CPU()-before), -mostDebt)
 	a.credited = now
 	a.paced = now
 	if a.credit < 0 {
-		a.paced = now.Add(-a.credit * passShare)
+		a.paced = now.Add(-a.credit * time.Duration(share))
 	}
 	if pause := now.Add(gatherPause); a.gather.expected > 1 && pause.After(a.paced) {
 		a.paced = pause

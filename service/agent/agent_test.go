@@ -122,6 +122,59 @@ func TestAttachAndIdle(t *testing.T) {
 	})
 }
 
+// H4: a networkd that does not count as its own what is there, or does not answer, is asked
+// ever more seldom; a Refresh asks it at once.
+func TestDisputed(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.set(func() { w.denies = true })
+		a, stop := w.start(t)
+		defer stop()
+		says := func() state.Answer {
+			for _, item := range must(t, a, "ens5", state.ENIConfigured).Items {
+				if item.Kind == state.ItemAddress {
+					return item.Networkd
+				}
+			}
+			t.Fatal("there is no address")
+			return 0
+		}
+		during := func(d time.Duration) (asked int) {
+			w.set(func() { asked = -w.questions })
+			settle(d)
+			w.set(func() { asked += w.questions })
+			return asked
+		}
+		if n := during(time.Hour); n < 10 || n > 25 || says() != state.No {
+			t.Errorf("asked %d times in the first hour, and said %v", n, says())
+		}
+		if n := during(2 * time.Hour); n < 10 || n > 13 {
+			t.Errorf("asked %d times in two hours", n)
+		}
+		w.set(func() { w.denies = false })
+		if _, err := a.Refresh(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		if says() != state.Yes {
+			t.Errorf("after a Refresh it says %v", says())
+		}
+		if n := during(time.Hour); n > 0 {
+			t.Errorf("asked %d times with nothing disputed", n)
+		}
+		// A failure does not slow down what comes after it.
+		w.set(func() { w.dumb = true })
+		w.attach(1, "ens6", "10.0.2.10")
+		if n := during(time.Hour); n < 55 || n > 75 {
+			t.Errorf("asked %d times in an hour without an answer", n)
+		}
+		w.set(func() { w.dumb, w.denies = false, true })
+		if n := during(5 * time.Minute); n < 8 || says() != state.No {
+			t.Errorf("asked %d times in the five minutes after the first answer, and said %v", n, says())
+		}
+	})
+}
+
 // Several ENIs at once make few reloads.
 func TestManyAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
@@ -1062,14 +1115,17 @@ func TestConflict(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		// Events of the kernel are no reason to look.
-		looked := w.looked
-		w.ring()
-		settle(time.Second)
-		if w.looked != looked {
-			t.Errorf("looked %d times", w.looked-looked)
+		during := func(d time.Duration) (looked int) {
+			w.set(func() { looked = -w.looked })
+			settle(d)
+			w.set(func() { looked += w.looked })
+			return looked
 		}
-		settle(time.Hour)
-		if n := w.looked - looked; n < 10 || n > 12 {
+		w.ring()
+		if n := during(time.Second); n > 0 {
+			t.Errorf("looked %d times", n)
+		}
+		if n := during(time.Hour); n < 10 || n > 12 {
 			t.Errorf("looked %d times in an hour", n)
 		}
 	})

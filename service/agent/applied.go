@@ -21,9 +21,11 @@ const (
 	// latestApplied how long that may be put off by further changes.
 	appliedDelay  = 60 * time.Millisecond
 	latestApplied = 300 * time.Millisecond
-	// slowestApplied bounds the time between two questions where networkd does not count
-	// as its own what is there, or does not answer. From 257 on it may do so for good.
-	slowestApplied = 10 * time.Minute
+	// slowestApplied bounds the time between two questions where networkd does not answer,
+	// slowestDispute where it does not count as its own what is there. From 257 on that may
+	// be so for good.
+	slowestApplied = time.Minute
+	slowestDispute = 10 * time.Minute
 )
 
 // applied is what networkd last said, and when it is asked next.
@@ -33,6 +35,8 @@ type applied struct {
 	next, since time.Time
 	delay       time.Duration
 	busy        bool
+	// failed: there was no answer to the last question.
+	failed bool
 }
 
 // opinion is what networkd last said of a link: whether that is so still is known by the
@@ -170,7 +174,7 @@ func (p *applied) schedule(now time.Time, up, stale, changed, disputed bool) {
 		}
 	case disputed:
 		if p.next.IsZero() {
-			p.delay = min(max(2*p.delay, appliedDelay), slowestApplied)
+			p.delay = min(max(2*p.delay, appliedDelay), slowestDispute)
 			p.next = now.Add(p.delay)
 		}
 	default:
@@ -199,6 +203,9 @@ func (a *Agent) askApplied(ctx context.Context, now time.Time) {
 // takeApplied puts an answer where it belongs.
 func (a *Agent) takeApplied(r answer, now time.Time) {
 	a.applied.busy = false
+	if failed := r.err != nil; failed != a.applied.failed {
+		a.applied.failed, a.applied.delay = failed, 0
+	}
 	if r.err != nil {
 		a.Log.Debug("networkd does not tell what it has applied", "reason", r.err.Error())
 		a.applied.delay = min(max(2*a.applied.delay, time.Second), slowestApplied)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"time"
 
 	"ec2netd/service/conflict"
 	"ec2netd/service/state"
@@ -16,7 +15,7 @@ func (a *Agent) lookAtOthers(ctx context.Context) {
 	if a.Others == nil || !a.othersDue || !a.begun || a.busDown || (!a.networkdUp && a.networkdWhy == "") {
 		return
 	}
-	a.othersDue, a.othersAt = false, time.Now()
+	a.othersDue = false
 	links := make([]conflict.Link, 0, len(a.snapshot.Links))
 	for _, l := range a.snapshot.Links {
 		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})

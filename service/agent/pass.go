@@ -168,6 +168,7 @@ func (a *Agent) observe() bool {
 			// While the daemon was down it was attached anew, if it was another link before.
 			t := a.targets[l.MAC]
 			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index)}
+			a.othersAt = time.Time{}
 			// networkd would configure it by files that are gone, if they matched.
 			a.reloadDue = a.reloadDue || a.forgotten
 		}
@@ -384,7 +385,9 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	a.networkdWhy, a.busDelay = "", 0
 	if owner != a.owner {
 		// Another networkd: it configures all links, which takes its time.
-		a.owner, a.othersDue, a.reloadTry = owner, true, attempt{}
+		a.owner, a.reloadTry = owner, attempt{}
+		a.othersDue, a.othersAt = true, time.Time{}
+		a.applied = applied{busy: a.applied.busy}
 		for _, l := range a.links {
 			l.since = now
 			l.opinion.changes++

@@ -208,6 +208,10 @@ func (a *Agent) begin(r *request) {
 	now := time.Now()
 	r.began, r.deadline, r.before = now, now.Add(waitTime), a.State()
 	a.waiting, a.othersDue, a.reloadTry = append(a.waiting, r), true, attempt{}
+	a.paced = time.Time{}
+	if a.applied.delay > 0 && !a.applied.busy {
+		a.applied.delay, a.applied.next = 0, now
+	}
 	a.hurry(now)
 	for _, l := range a.links {
 		switch l.state {

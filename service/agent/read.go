@@ -220,10 +220,13 @@ func (a *Agent) hurry(now time.Time) {
 	}
 }
 
-// refresh has everything but the metadata looked at, which has its own schedule.
+// refresh has everything but the metadata looked at, which has its own schedule; other
+// software now and then.
 func (a *Agent) refresh(now time.Time) {
 	a.nextRefresh = now.Add(jitter(a.RefreshEvery))
-	a.othersDue = a.othersDue || now.Sub(a.othersAt) >= othersTime
+	if now.Sub(a.othersAt) >= othersTime || len(a.conflicts) > 0 {
+		a.othersDue, a.othersAt = true, now
+	}
 	a.ask(0)
 }
 

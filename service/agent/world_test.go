@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -79,12 +80,14 @@ type world struct {
 	unique     bool
 
 	reads, reloads, reconfigures, triggers int
-	// questions is how often networkd was asked what it has applied.
-	questions int
-	reading   int
-	log       []string
-	poke      chan struct{}
-	store     *store.Store
+	// questions is how often networkd was asked what it has applied. denies: it says that no
+	// address is its own; dumb: it says nothing.
+	questions    int
+	denies, dumb bool
+	reading      int
+	log          []string
+	poke         chan struct{}
+	store        *store.Store
 }
 
 func newWorld(t testing.TB) *world {
@@ -390,8 +393,18 @@ func (w *world) Look(context.Context, []conflict.Link) conflict.Facts {
 func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
 	w.mu.Lock()
 	w.questions++
+	denies, dumb := w.denies, w.dumb
 	w.mu.Unlock()
-	return w.Observe()
+	if dumb {
+		return nil, errors.New("no answer")
+	}
+	s, err := w.Observe()
+	if denies {
+		for i := range s.Links {
+			s.Links[i].Addresses = nil
+		}
+	}
+	return s, err
 }
 
 func (w *world) Varlink() bool                  { return !w.old }

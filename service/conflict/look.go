@@ -115,8 +115,8 @@ func (l *Looker) oldFiles() []string {
 }
 
 // below returns the files of some names in the directories that a pattern matches, by name.
-// Each directory is read once for all of them: a pattern a name took an eighth of the CPU
-// time of an idle daemon.
+// What has the directories is read once, and they are not: with a pattern for each name a
+// look took several times as long.
 func (l *Looker) below(pattern string, names ...string) []string {
 	var found []string
 	dirs := l.glob(pattern)

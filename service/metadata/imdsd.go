@@ -110,7 +110,7 @@ func classifyImdsd(ctx context.Context, key string, path Path, err error) error 
 // own set-up has it. A socket that is bound to a device would get through all the same,
 // for the kernel takes every destination to be on a link that was named to it; but such a
 // lock is there for a reason, and is respected where systemd-imdsd can be asked. To connect
-// a datagram socket sends nothing; and that is asked for each look at each ENI, so without
+// a datagram socket sends nothing; and that is asked for each look at the ENIs, so without
 // what net.Dial does besides.
 func prohibited() bool {
 	probe, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
