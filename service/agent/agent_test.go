@@ -139,16 +139,10 @@ func TestDisputed(t *testing.T) {
 			t.Fatal("there is no address")
 			return 0
 		}
-		during := func(d time.Duration) (asked int) {
-			w.set(func() { asked = -w.questions })
-			settle(d)
-			w.set(func() { asked += w.questions })
-			return asked
-		}
-		if n := during(time.Hour); n < 10 || n > 25 || says() != state.No {
+		if n := w.during(&w.questions, time.Hour); n < 10 || n > 25 || says() != state.No {
 			t.Errorf("asked %d times in the first hour, and said %v", n, says())
 		}
-		if n := during(2 * time.Hour); n < 10 || n > 13 {
+		if n := w.during(&w.questions, 2*time.Hour); n < 10 || n > 13 {
 			t.Errorf("asked %d times in two hours", n)
 		}
 		w.set(func() { w.denies = false })
@@ -159,17 +153,17 @@ func TestDisputed(t *testing.T) {
 		if says() != state.Yes {
 			t.Errorf("after a Refresh it says %v", says())
 		}
-		if n := during(time.Hour); n > 0 {
+		if n := w.during(&w.questions, time.Hour); n > 0 {
 			t.Errorf("asked %d times with nothing disputed", n)
 		}
 		// A failure does not slow down what comes after it.
 		w.set(func() { w.dumb = true })
 		w.attach(1, "ens6", "10.0.2.10")
-		if n := during(time.Hour); n < 55 || n > 75 {
+		if n := w.during(&w.questions, time.Hour); n < 55 || n > 75 {
 			t.Errorf("asked %d times in an hour without an answer", n)
 		}
 		w.set(func() { w.dumb, w.denies = false, true })
-		if n := during(5 * time.Minute); n < 8 || says() != state.No {
+		if n := w.during(&w.questions, 5*time.Minute); n < 8 || says() != state.No {
 			t.Errorf("asked %d times in the five minutes after the first answer, and said %v", n, says())
 		}
 	})
@@ -1115,17 +1109,11 @@ func TestConflict(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		// Events of the kernel are no reason to look.
-		during := func(d time.Duration) (looked int) {
-			w.set(func() { looked = -w.looked })
-			settle(d)
-			w.set(func() { looked += w.looked })
-			return looked
-		}
 		w.ring()
-		if n := during(time.Second); n > 0 {
+		if n := w.during(&w.looked, time.Second); n > 0 {
 			t.Errorf("looked %d times", n)
 		}
-		if n := during(time.Hour); n < 10 || n > 12 {
+		if n := w.during(&w.looked, time.Hour); n < 10 || n > 12 {
 			t.Errorf("looked %d times in an hour", n)
 		}
 	})

@@ -390,6 +390,14 @@ func (w *world) Look(context.Context, []conflict.Link) conflict.Facts {
 }
 
 // Applied is all that the kernel has.
+// during is by how much a count of the world grows in a time.
+func (w *world) during(count *int, d time.Duration) (grown int) {
+	w.set(func() { grown = -*count })
+	settle(d)
+	w.set(func() { grown += *count })
+	return grown
+}
+
 func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
 	w.mu.Lock()
 	w.questions++
