@@ -373,7 +373,8 @@ func TestLabHitlessPrimary(t *testing.T) {
 		if bare.lost[0] > 0 || bare.lost[1] > 0 {
 			t.Errorf("a boot without a hint cost IPv4: %s", bare)
 		}
-		// On 252 its router may advertise itself only after that, and is written down then.
+		// On 252 its IPv6 becomes static, in two steps where DHCPv6 has brought the address by
+		// then: it must be given up first.
 		limit := 1
 		if old {
 			limit++

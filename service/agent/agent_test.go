@@ -1232,3 +1232,79 @@ func TestAttachedAtOnce(t *testing.T) {
 		must(t, a, macOf(1), state.ENIConfigured)
 	})
 }
+
+// A1, A3: an ENI whose addresses can be given waits a moment for the lease of another that
+// was attached with it, so that there is one reload for both. What keeps the lease of the
+// other one from being used, routes of an old metric, is mended meanwhile.
+func TestLeasesAreGathered(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.old = true
+		w.late = map[string]bool{"ens6": true, "ens7": true}
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.attach(2, "ens7", "10.0.1.30", "10.0.1.31")
+		w.set(w.apply)
+		settle(leaseStep)
+		_, before, _ := w.counts()
+		lease := func(name string, left int) {
+			w.set(func() {
+				delete(w.late, name)
+				w.left = map[string]int{name: left}
+				w.seen = map[string]os.FileInfo{}
+				w.apply()
+				w.lease()
+			})
+			w.ring()
+			settle(2 * gatherPause)
+		}
+		lease("ens6", 0)
+		if _, now, _ := w.counts(); now != before {
+			t.Errorf("%d reloads for one ENI while another waits for its lease", now-before)
+		}
+		mended := w.reconfigures
+		lease("ens7", plan.UnknownMetric)
+		if w.reconfigures != mended+1 {
+			t.Errorf("networkd was asked %d times to take an old metric's routes away", w.reconfigures-mended)
+		}
+		settle(leaseStep)
+		if _, now, _ := w.counts(); now != before+1 {
+			t.Errorf("%d reloads for two ENIs", now-before)
+		}
+		must(t, a, macOf(1), state.ENIConfigured)
+		must(t, a, macOf(2), state.ENIConfigured)
+	})
+}
+
+// D2, C3: connections that are bound to a link are not used any more when the ENI is on
+// another one.
+func TestConnectionsOfLinksThatAreGone(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		if n := w.during(&w.closed, time.Hour); n != 0 {
+			t.Errorf("connections were closed %d times while nothing happened", n)
+		}
+		again := func() { // at once for the daemon
+			w.set(func() {
+				w.links[1].Index += 7
+				w.apply()
+			})
+			w.ring()
+		}
+		again()
+		if n := w.during(&w.closed, time.Second); n != 1 {
+			t.Errorf("connections were closed %d times after the ENI was attached again", n)
+		}
+		must(t, a, macOf(1), state.ENIConfigured)
+		w.detach(1)
+		if n := w.during(&w.closed, time.Second); n != 1 {
+			t.Errorf("connections were closed %d times after the ENI was detached", n)
+		}
+	})
+}

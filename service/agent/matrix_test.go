@@ -60,6 +60,7 @@ func mutable(key string) bool {
 // lifted (D3, D4, D5, D6, C1). A cell is the primary ENI's or another one's, by
 // chance; with EC2NETD_LONG=1 it is both.
 func TestFaultMatrix(t *testing.T) {
+	t.Parallel()
 	random := seeded(t)
 	for _, name := range slices.Sorted(maps.Keys(imds.Failures())) {
 		fault := imds.Failures()[name]
@@ -404,6 +405,7 @@ func (c *shortLived) Read(p []byte) (int, error) {
 // D3, D6: with three connections in ten lost and 15 ENIs nothing goes that EC2 has not
 // withdrawn, and all converges, while it is so and after it.
 func TestConnectionsLost(t *testing.T) {
+	t.Parallel()
 	random := seeded(t)
 	runs := 1
 	if long() {

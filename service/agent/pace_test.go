@@ -262,6 +262,7 @@ const (
 // D6, D7: whatever fails, and with however many ENIs, the requests stay within bounds,
 // nothing that is configured goes, it is said in few lines, and all is well soon after.
 func TestFailuresAreBounded(t *testing.T) {
+	t.Parallel()
 	fault := func(pattern string, effect imds.Effect, status int) func(*site) {
 		return func(s *site) {
 			if _, err := s.server.AddFault(imds.Fault{Pattern: pattern, Effect: effect, Status: status}); err != nil {
@@ -363,6 +364,7 @@ func TestFailuresAreBounded(t *testing.T) {
 
 // D6: ENIs that hang hold up none that are answered: those are looked at as ever.
 func TestHangingENIsHoldNobodyUp(t *testing.T) {
+	t.Parallel()
 	for name, pattern := range map[string]string{"all keys": "/**", "one key": "/local-ipv4s"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

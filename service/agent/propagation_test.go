@@ -112,6 +112,7 @@ func (s *site) uniqueInKernel() {
 // or metric, on disk or in the kernel; in the end all are as EC2 has them (B4, B5, B6).
 // With EC2NETD_LONG=1 it is a hundred seeds.
 func TestPropagation(t *testing.T) {
+	t.Parallel()
 	random := seeded(t)
 	seeds := 1
 	if long() {

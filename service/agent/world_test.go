@@ -54,6 +54,10 @@ type world struct {
 	leases    int
 	seen      map[string]os.FileInfo
 	sections  []config.Section
+	// late are links, by name, that have no lease yet, and left metrics of an earlier file
+	// whose routes networkd has left, until it is asked to configure the link anew.
+	late map[string]bool
+	left map[string]int
 	// gateways: an administrator's drop-in says UseGateway=yes everywhere.
 	gateways bool
 	// old: networkd is one that drops with a reload what is dynamic.
@@ -74,6 +78,8 @@ type world struct {
 	forgetful bool
 	helpless  bool
 	runs      int
+	// closed counts how often idle connections to the metadata service were closed.
+	closed int
 	// noAltnames: udevd adds none to a link, by its name. unique: nor any that another link
 	// has, as the kernel has it.
 	noAltnames map[string]bool
@@ -184,7 +190,12 @@ func (w *world) apply() {
 			}
 		}
 		everywhere := netip.MustParsePrefix("0.0.0.0/0")
-		if !strings.Contains(content, "UseGateway=no") || w.gateways {
+		if w.late[l.Name] {
+			l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool { return !a.Prefix.IsSingleIP() })
+		} else if !strings.Contains(content, "UseGateway=no") || w.gateways {
+			if left := w.left[l.Name]; left != 0 {
+				w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: left, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
+			}
 			w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: metric, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
 		}
 		// The lease stays, and so do static addresses that the file had before.
@@ -287,7 +298,8 @@ func (w *world) underWay() int {
 func (w *world) Requests() (uint64, uint64)                  { return 0, 0 }
 func (w *world) Results() (map[string]uint64, time.Duration) { return nil, 0 }
 func (w *world) Answered() string                            { return metadata.EndpointIPv4 }
-func (w *world) CloseIdle()                                  {}
+
+func (w *world) CloseIdle() { w.set(func() { w.closed++ }) }
 
 func (w *world) Owner(context.Context) (string, error) {
 	w.mu.Lock()
@@ -325,7 +337,7 @@ func (w *world) lease() {
 			continue
 		}
 		w.seen[l.MAC] = info
-		if view, ok := w.views[l.MAC]; ok && !w.leaseless && len(view.IPv4) > 0 && !l.Has(view.IPv4[0]) {
+		if view, ok := w.views[l.MAC]; ok && !w.leaseless && !w.late[l.Name] && len(view.IPv4) > 0 && !l.Has(view.IPv4[0]) {
 			l.Addresses = slices.Insert(l.Addresses, 0, kernel.Address{Prefix: netip.PrefixFrom(view.IPv4[0], 24), Global: true})
 			w.leases++
 		}
@@ -357,10 +369,15 @@ func (w *world) removeOrphans(context.Context) error {
 	return err
 }
 
-func (w *world) Reconfigure(context.Context, int) error {
+func (w *world) Reconfigure(_ context.Context, index int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reconfigures++
+	for _, l := range w.links {
+		if l.Index == index {
+			delete(w.left, l.Name)
+		}
+	}
 	w.apply()
 	return nil
 }
