@@ -329,7 +329,7 @@ func (t *takeover) noteRules() error {
 func generated() ([]string, error) {
 	var all []string
 	for _, pattern := range []string{
-		networkFiles + "70-*.network", networkFiles + "70-*.link", networkFiles + "70-*.network.d", networkFiles + "70-*.link.d", runtimeFiles + "*",
+		networkFiles + "70-*.network", networkFiles + "70-*.link", networkFiles + "70-*.network.d", networkFiles + "70-*.link.d", plan.HoldPath, runtimeFiles + "*",
 	} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {

@@ -44,13 +44,10 @@ func (l *lab) plugged(b *testing.B, enis []*vpc.ENI, every time.Duration) *plugg
 	for _, eni := range enis {
 		l.configured(eni.ID())
 	}
-	l.run("mkdir", "/run/oracle", "/run/oracle1")
+	l.run("mkdir", "/run/oracle")
 	for _, eni := range enis {
 		l.run("sh", "-c", "cp -a /run/systemd/network/70-"+eni.Name()+".* /run/oracle/")
 	}
-	// The same without the addresses that wait for the lease.
-	l.run("sh", "-c", `cp -a /run/oracle/* /run/oracle1/ && for f in /run/oracle1/*.network.d/50-ec2netd.conf; do
-		awk 'BEGIN {RS = ""; ORS = "\n\n"} !/\nAddress=[0-9.]+\/32/' "$f" >/run/file && cat /run/file >"$f"; done`)
 	return &plugging{lab: l, handle: handle, enis: enis, every: every}
 }
 
@@ -98,10 +95,9 @@ func (p *plugging) forgetful() {
 }
 
 // byOracle has networkd configure the ENIs by the files that are there at once, and tells
-// how long that takes, and what CPU time the whole system; in order, with the further IPv4
-// addresses once the leases are there, so that the primary one is the first (A3). ENIs are
-// detached before and after, the daemon is stopped meanwhile.
-func (p *plugging) byOracle(inOrder bool) (took, cpu time.Duration) {
+// how long that takes, and what CPU time the whole system. ENIs are detached before and
+// after, the daemon is stopped meanwhile.
+func (p *plugging) byOracle() (took, cpu time.Duration) {
 	p.t.Helper()
 	p.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
 	remove := func() {
@@ -113,10 +109,6 @@ func (p *plugging) byOracle(inOrder bool) (took, cpu time.Duration) {
 	remove()
 	before := p.cpu("")
 	began := p.attachAll()
-	if inOrder {
-		p.run("sh", "-c", "cp -a /run/oracle1/* /run/systemd/network/ && networkctl reload")
-		p.leased()
-	}
 	p.run("sh", "-c", "cp -a /run/oracle/* /run/systemd/network/ && networkctl reload")
 	p.applied()
 	took, cpu = time.Since(began), p.cpu("")-before
@@ -129,10 +121,11 @@ func (p *plugging) byOracle(inOrder bool) (took, cpu time.Duration) {
 	return took, cpu
 }
 
-// applied waits until the kernel has all addresses and rules of the ENIs.
+// applied waits until the kernel has all addresses and rules of the ENIs, and default routes
+// in their tables.
 func (p *plugging) applied() {
 	p.t.Helper()
-	p.until("all addresses and rules are in the kernel", func() (bool, error) {
+	p.until("all addresses, rules and default routes are in the kernel", func() (bool, error) {
 		rules, err := p.handle.RuleList(netlink.FAMILY_ALL)
 		if err != nil {
 			return false, err
@@ -150,27 +143,12 @@ func (p *plugging) applied() {
 		for _, eni := range p.enis {
 			got := from[tableOf(eni)]
 			slices.Sort(got)
-			if !slices.Equal(got, sources(eni)) || !p.hasAddresses(eni) {
+			if !slices.Equal(got, sources(eni)) || !p.hasAddresses(eni) || !p.hasRoutes(eni) {
 				time.Sleep(p.every)
 				return false, nil
 			}
 		}
 		return true, nil
-	})
-}
-
-// leased waits until all ENIs have their primary address.
-func (p *plugging) leased() {
-	p.t.Helper()
-	p.until("all leases are there", func() (bool, error) {
-		return !slices.ContainsFunc(p.enis, func(eni *vpc.ENI) bool {
-			link, err := p.handle.LinkByName(eni.Name())
-			if err != nil {
-				return true // the link is only coming
-			}
-			addresses, err := p.handle.AddrList(link, netlink.FAMILY_V4)
-			return err != nil || len(addresses) == 0
-		}), nil
 	})
 }
 
@@ -188,6 +166,23 @@ func (p *plugging) hasAddresses(eni *vpc.ENI) bool {
 		has[a.IP.String()] = true
 	}
 	return !slices.ContainsFunc(sources(eni), func(s string) bool { return !strings.Contains(s, "/") && !has[s] })
+}
+
+func (p *plugging) hasRoutes(eni *vpc.ENI) bool {
+	families := []int{netlink.FAMILY_V4}
+	if len(eni.IPv6()) > 0 {
+		families = append(families, netlink.FAMILY_V6)
+	}
+	return !slices.ContainsFunc(families, func(family int) bool {
+		routes, err := p.handle.RouteListFiltered(family, &netlink.Route{Table: tableOf(eni)}, netlink.RT_FILTER_TABLE)
+		return err != nil || !slices.ContainsFunc(routes, func(r netlink.Route) bool {
+			ones := 0
+			if r.Dst != nil {
+				ones, _ = r.Dst.Mask.Size()
+			}
+			return ones == 0 && r.Gw != nil
+		})
+	})
 }
 
 // requests are those for the secondary ENIs since a moment.
@@ -226,13 +221,13 @@ func hotplugs(b *testing.B, r *report, suite string) {
 			b.Fatal(err)
 		}
 		p.detachAll()
-		limit, _ := p.byOracle(false)
+		limit, _ := p.byOracle()
 		oracle = append(oracle, ms(limit))
 		p.attachAll()
 		l.configured(eni.ID())
 	}
 	r.compare(suite, figure{
-		Name: "hotplug", What: "one ENI plugged in until all addresses and rules are there", Unit: "ms", Most: most(300), MostRatio: most(2),
+		Name: "hotplug", What: "one ENI plugged in until all addresses, rules and routes are there", Unit: "ms", Most: most(300), MostRatio: most(2),
 		Shell: map[string]float64{"bookworm": 5060, "trixie": 4560},
 	}, daemon, oracle)
 	r.set(suite, figure{
@@ -285,7 +280,7 @@ func many(b *testing.B, r *report, suite string) {
 		all = append(all, l.attach(vpc.ENISpec{IPv4Count: addresses}))
 	}
 	p := l.plugged(b, all, 20*time.Millisecond)
-	var daemon, oracle, inOrder, cpu, system, systemOracle, reloads, requests []float64
+	var daemon, oracle, cpu, system, systemOracle, reloads, requests []float64
 	for range times {
 		p.detachAll()
 		p.forgetful()
@@ -297,16 +292,13 @@ func many(b *testing.B, r *report, suite string) {
 		requests = append(requests, float64(p.requests(began))/enis)
 		reloads = append(reloads, float64(l.describe().Networkd.Reloads-before.Networkd.Reloads))
 		p.detachAll()
-		limit, used := p.byOracle(false)
+		limit, used := p.byOracle()
 		oracle, systemOracle = append(oracle, ms(limit)), append(systemOracle, used.Seconds())
-		limit, _ = p.byOracle(true)
-		inOrder = append(inOrder, ms(limit))
 	}
 	r.compare(suite, figure{
-		Name: "many", What: "14 ENIs of 50 addresses plugged in until all addresses and rules are there", Unit: "ms", MostRatio: most(1.3),
+		Name: "many", What: "14 ENIs of 50 addresses plugged in until all addresses, rules and routes are there", Unit: "ms", MostRatio: most(1.3),
 		Shell: map[string]float64{"bookworm": 8300, "trixie": 8300},
 	}, daemon, oracle)
-	r.compare(suite, figure{Name: "many-in-order", What: "  the same, the oracle's with the primary address first", Unit: "ms"}, daemon, inOrder)
 	r.set(suite, figure{Name: "many-reloads", What: "  reloads of networkd (most of all rounds)", Unit: "reloads", Most: most(3)}, slices.Max(reloads))
 	r.set(suite, figure{Name: "many-cpu", What: "  CPU time of the daemon until it has seen that", Unit: "s", Most: most(0.5)}, median(cpu))
 	r.compare(suite, figure{

@@ -55,6 +55,7 @@ const hintFile = "/var/lib/ec2netd/boot.json"
 const (
 	rulesFile   = "/run/ec2netd/rules.json"
 	orphansUnit = "ec2netd-orphans.service"
+	ownUnit     = "ec2netd.service"
 )
 
 // socketName is FileDescriptorName= of ec2netd.socket, metricsName that of
@@ -200,6 +201,8 @@ func serve(ctx context.Context, control *journal.Log) error {
 		Imdsd:        metadata.ImdsdSocket,
 		RefreshEvery: settings.Refresh,
 		Sections:     settings.ENIs,
+		Drivers:      settings.Drivers,
+		Returns:      func(ctx context.Context) bool { return bus.Returns(ctx, ownUnit) },
 		Views:        viewsFile,
 		Hint:         hintFile,
 		Rules:        orphan.Record(rulesFile),

@@ -187,7 +187,7 @@ func (s *life) step(n int) {
 	s.t.Logf("%s: %v", what, took.Round(10*time.Millisecond))
 
 	eni := pick(s.random, s.attached())
-	s.pingFrom(pick(s.random, slices.Concat(eni.IPv4(), eni.IPv6())))
+	s.answered(pick(s.random, slices.Concat(eni.IPv4(), eni.IPv6())))
 	if left := s.residue(); left != "" {
 		s.t.Errorf("%s: residue: %s", what, left)
 	}
@@ -197,6 +197,20 @@ func (s *life) step(n int) {
 	if s.t.Failed() {
 		s.t.FailNow()
 	}
+}
+
+// answered waits until pings from an address are answered: where networkd was restarted, on
+// 257 and later, it is only with the router's next advertisement that it has a route again.
+func (s *life) answered(source netip.Addr) {
+	s.t.Helper()
+	far := vpc.FarIPv4
+	if source.Is6() {
+		far = vpc.FarIPv6
+	}
+	s.until("pings from "+source.String()+" are answered", func() (bool, error) {
+		result, err := s.inst.Ping(s.t.Context(), source, far, 5, 20*time.Millisecond)
+		return err == nil && result.Received == result.Sent, err
+	})
 }
 
 // pick returns one of several.

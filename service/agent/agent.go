@@ -63,6 +63,7 @@ type Udev interface {
 // Store keeps the generated files.
 type Store interface {
 	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
+	Release(changes *store.Changes) error
 	Units() ([]store.Unit, error)
 	Renew(path string) error
 	Read(path string) string
@@ -106,6 +107,10 @@ type Options struct {
 	RefreshEvery time.Duration
 	// Sections of the configuration, which say how each ENI is treated.
 	Sections []config.Section
+	// Drivers of ENIs; empty for not to have networkd wait for the files of new ones.
+	Drivers []string
+	// Returns tells, at the end, whether the daemon is about to be back; nil for not to care.
+	Returns func(ctx context.Context) bool
 	// Rules keeps the record of the policy rules that are this daemon's, and
 	// RemoveOrphans has those of them removed that networkd has forgotten, and alternative
 	// names that are another ENI's by now; nil for neither.
@@ -137,6 +142,11 @@ const (
 	leaseTime = 10 * time.Second
 	// newTime is how long a link counts as new. Its metadata is there sooner as a rule.
 	newTime = 60 * time.Millisecond
+	// releaseTime bounds what is done at the end.
+	releaseTime = 5 * time.Second
+	// holdTime is how long networkd leaves a new ENI alone that is not known yet. Then it gets
+	// the base unit.
+	holdTime = 2 * time.Second
 	// gatherStep is how long the metadata of several ENIs that were attached at once is
 	// waited for without that of one having come, gatherTime how long at most; leaseStep and
 	// leaseGatherTime are the same for their leases: a networkd that adds hundreds of
@@ -282,6 +292,8 @@ type Agent struct {
 	conflicts []state.Conflict
 	othersDue bool
 	othersAt  time.Time
+	// holdInForce: networkd has read the unit that has it leave new ENIs alone.
+	holdInForce bool
 	// baseStamp changes when the base unit or one of its drop-ins does.
 	baseStamp string
 
@@ -328,6 +340,8 @@ type link struct {
 	// daemon, or it was attached while the daemon was down, as another link than before.
 	seen     time.Time
 	attached bool
+	// held: networkd left it alone when it came, and still does.
+	held bool
 	// took is how long it took from then until it was configured first, nil before that.
 	took *time.Duration
 	// idle is when networkd was last seen not to have begun with it: the lease is not
@@ -404,7 +418,8 @@ func (a *Agent) String() string { return "agent" }
 // and what was configured is known.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
-// Run loops until ctx ends. It leaves files and kernel as they are (E6).
+// Run loops until ctx ends. It leaves files and kernel as they are (E6), but for new ENIs,
+// which are networkd's to configure again where the daemon is not about to be back.
 func (a *Agent) Run(ctx context.Context) error {
 	// Readers end with the loop.
 	reads, stop := context.WithCancel(ctx)
@@ -422,6 +437,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		watchdog = ticker.C
 	}
 
+	a.holdInForce = a.holdThere() // an earlier run had it read
 	a.load()
 	a.loadHint()
 	a.loadRules(time.Now())
@@ -449,6 +465,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		timer.Reset(time.Until(a.wake()))
 		select {
 		case <-ctx.Done():
+			a.release(context.WithoutCancel(ctx))
 			return nil
 		case <-watchdog:
 			a.Watchdog()

@@ -18,6 +18,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
+	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -65,8 +66,7 @@ func TestAttachAndIdle(t *testing.T) {
 		if got.Table != 10001 || got.Metric != 513 || !slices.Equal(got.Altnames, []string{"eni-00000000000000001", "device-number-1"}) {
 			t.Errorf("%+v", got)
 		}
-		// One for the metric of the lease, one for the addresses that waited for it.
-		if _, reloads, _ := w.counts(); reloads != before+2 {
+		if _, reloads, _ := w.counts(); reloads != before+1 {
 			t.Errorf("%d reloads for one ENI", reloads-before)
 		}
 		if a.State().State != state.Configured {
@@ -691,15 +691,17 @@ func TestSwappedNamesWithoutMetadata(t *testing.T) {
 	})
 }
 
-// A1, A3: secondary addresses wait for the lease, but not for ever.
+// A1, A3: secondary addresses wait for a lease that networkd has let go, but not for ever.
 func TestLeaseThatDoesNotCome(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		w.old, w.drivers = true, nil // the base unit brings it
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
 		defer stop()
 		settle(time.Minute)
+		w.onReload = func() { w.set(func() { w.late = map[string]bool{"ens6": true} }) }
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
-		w.set(func() { w.links[1].Addresses, w.leaseless = nil, true })
+		w.set(w.apply)
 		settle(5 * time.Second)
 		if got := w.addresses("ens6"); len(got) != 0 {
 			t.Errorf("before the lease: %v", got)
@@ -710,6 +712,138 @@ func TestLeaseThatDoesNotCome(t *testing.T) {
 		}
 		if got := must(t, a, "ens6", state.ENIDegraded); !strings.Contains(got.Reason, "10.0.1.20") {
 			t.Error(got.Reason)
+		}
+	})
+	// Where there was none, they need not wait, and what only the lease brings is missed.
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.late = map[string]bool{"ens6": true}
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.set(func() { w.links[1].Addresses = nil })
+		_, before, _ := w.counts()
+		settle(time.Second)
+		if got := w.addresses("ens6"); !slices.Equal(got, []string{"10.0.1.20", "10.0.1.21"}) {
+			t.Errorf("without a lease: %v", got)
+		}
+		settle(settleTime)
+		if got := must(t, a, "ens6", state.ENIDegraded); !strings.Contains(got.Reason, "default route (IPv4)") {
+			t.Error(got.Reason)
+		}
+		if _, now, _ := w.counts(); now != before+1 {
+			t.Errorf("%d reloads", now-before)
+		}
+		// E5: networkd is asked to try again.
+		settle(2 * repairTime)
+		if _, now, _ := w.counts(); now <= before+1 {
+			t.Error("nobody has networkd ask for the lease again")
+		}
+	})
+}
+
+// networkd leaves new ENIs alone until their files are there: each is configured once. One
+// whose metadata does not come gets the base unit, and so do all once the daemon is stopped
+// for good.
+func TestHold(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		holds := w.holds
+		w.attach(0, "ens5", "10.0.1.10")
+		_, stop := w.start(t)
+		settle(time.Second)
+		if !holds() {
+			t.Fatal("new ENIs are not held")
+		}
+		_, before, _ := w.counts()
+		settle(time.Hour)
+		if _, now, _ := w.counts(); now != before {
+			t.Errorf("%d reloads in an hour", now-before)
+		}
+		w.uses = map[int]networkd.LinkState{3: {Administrative: "unmanaged", File: plan.HoldPath}}
+		w.set(func() {
+			w.plug(1, "ens6", "10.0.1.20")
+			w.errs[macOf(1)] = &metadata.Error{Kind: metadata.Timeout, Err: errors.New("no answer")}
+		})
+		settle(holdTime - 50*time.Millisecond)
+		if _, now, _ := w.counts(); now != before || !holds() {
+			t.Errorf("%d reloads while there is hope, held: %v", now-before, holds())
+		}
+		settle(100 * time.Millisecond)
+		if _, now, _ := w.counts(); now != before+1 || holds() {
+			t.Errorf("%d reloads for one that is not known, held: %v", now-before, holds())
+		}
+		w.set(func() {
+			clear(w.errs)
+			w.uses = nil
+			w.views[macOf(1)] = viewOf(1, "10.0.1.20")
+		})
+		settle(2 * time.Minute)
+		if _, now, _ := w.counts(); now > before+2 || !holds() {
+			t.Errorf("%d reloads, and all is known; held: %v", now-before, holds())
+		}
+
+		// A restart leaves everything as it is.
+		tree := w.tree(t)
+		stop()
+		_, stop = w.start(t)
+		settle(time.Minute)
+		if now := w.tree(t); now != tree {
+			t.Errorf("a restart changed the files:\n%s\nbefore:\n%s", now, tree)
+		}
+		w.leaving = true
+		_, before, _ = w.counts()
+		stop()
+		if _, now, _ := w.counts(); now != before+1 || holds() {
+			t.Errorf("after the end %d reloads, held: %v", now-before, holds())
+		}
+	})
+}
+
+func (w *world) holds() bool { return w.store.Read(plan.HoldPath) != "" }
+
+// It goes on over a detachment, which takes no reload, and is not left behind where networkd
+// cannot be asked.
+func TestHoldGoesOn(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		_, before, _ := w.counts()
+		w.detach(1)
+		settle(time.Second)
+		if _, now, _ := w.counts(); now != before {
+			t.Errorf("%d reloads for a detachment", now-before)
+		}
+		w.set(func() { w.delay = 400 * time.Millisecond })
+		w.attach(2, "ens7", "10.0.1.30", "10.0.1.31")
+		w.attach(3, "ens8", "10.0.1.40", "10.0.1.41")
+		for range 30 {
+			settle(50 * time.Millisecond)
+			if !w.holds() {
+				t.Fatal("ENIs whose metadata is being read are not held")
+			}
+		}
+		for _, name := range []string{"ens7", "ens8"} {
+			must(t, a, name, state.ENIConfigured)
+			if content := w.store.Read(plan.NetworkDropIn(name)); !strings.Contains(content, "/24\nAddPrefixRoute=no\n") {
+				t.Errorf("networkd has not left %s alone:\n%s", name, content)
+			}
+		}
+	})
+	bubble(t, func(t *testing.T, w *world) {
+		w.running, w.leaving = false, true
+		w.attach(0, "ens5", "10.0.1.10")
+		_, stop := w.start(t)
+		settle(time.Minute)
+		if !w.holds() {
+			t.Error("ENIs that come when networkd has started are not held")
+		}
+		stop()
+		if w.holds() {
+			t.Error("new ENIs are held, and nobody is there for them")
 		}
 	})
 }
@@ -1238,16 +1372,18 @@ func TestAttachedAtOnce(t *testing.T) {
 // other one from being used, routes of an old metric, is mended meanwhile.
 func TestLeasesAreGathered(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		w.old = true
-		w.late = map[string]bool{"ens6": true, "ens7": true}
+		w.old, w.drivers = true, nil
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
 		defer stop()
 		settle(time.Minute)
+		// The lease by the base unit goes when networkd has the ENI's own.
+		w.onReload = func() { w.set(func() { w.late = map[string]bool{"ens6": true, "ens7": true} }) }
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
 		w.attach(2, "ens7", "10.0.1.30", "10.0.1.31")
 		w.set(w.apply)
 		settle(leaseStep)
+		w.onReload = nil
 		_, before, _ := w.counts()
 		lease := func(name string, left int) {
 			w.set(func() {

@@ -40,6 +40,9 @@ func (a *Agent) watchBase(unit string, dropIns []string) {
 func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration) (state.ENI, string) {
 	own := plan.NetworkPath(eni.Link.Name)
 	settled := why.Administrative != "pending" && why.Administrative != "initialized" && age > takeUp
+	if why.File == plan.HoldPath {
+		why.File = ""
+	}
 	nothing := why.File == "" && why.Administrative == "unmanaged"
 	base := path.Base(why.File) == store.BaseName
 	taken := eni.Link.Taken

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"path"
 	"reflect"
@@ -162,12 +163,13 @@ func (a *Agent) observe() bool {
 	seen := make(map[string]bool)
 	present := make(map[int]bool)
 	gone := false
+	held := running && a.holdInForce && a.holdThere()
 	for _, l := range snapshot.Links {
 		seen[l.MAC], present[l.Index] = true, true
 		if a.links[l.Index] == nil {
 			// While the daemon was down it was attached anew, if it was another link before.
 			t := a.targets[l.MAC]
-			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index)}
+			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index), held: held}
 			a.othersAt = time.Time{}
 			// networkd would configure it by files that are gone, if they matched.
 			a.reloadDue = a.reloadDue || a.forgotten
@@ -209,6 +211,37 @@ func (a *Agent) observe() bool {
 	return true
 }
 
+// holdThere tells whether the unit is on disk that has networkd leave new ENIs alone.
+func (a *Agent) holdThere() bool { return plan.Ours(a.Store.Read(plan.HoldPath)) }
+
+// elsewhere tells whether networkd has not taken up the unit that is there for a link, and
+// has it use the base unit, or none, in its place.
+func (a *Agent) elsewhere(link *plan.Link, said networkd.LinkState, age time.Duration) bool {
+	if link.Current == "" || age < takeUp || said.Administrative == "pending" || said.Administrative == "initialized" {
+		return false
+	}
+	return said.File == plan.HoldPath || path.Base(said.File) == store.BaseName || (said.File == "" && said.Administrative == "unmanaged")
+}
+
+// release has networkd configure new ENIs by the base unit again if nobody will be there to
+// write files for them.
+func (a *Agent) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, releaseTime)
+	defer cancel()
+	if a.Returns == nil || !a.holdThere() || a.Returns(ctx) {
+		return
+	}
+	var changes store.Changes
+	err := a.Store.Release(&changes)
+	// What was seen last may have been seen with a context that had ended.
+	if owner, ownerErr := a.Networkd.Owner(ctx); err == nil && ownerErr == nil && owner != "" {
+		err = a.Networkd.Reload(ctx)
+	}
+	if err != nil {
+		a.Log.Warn("networkd goes on to leave new ENIs alone: remove "+plan.HoldPath+" and call networkctl reload", "reason", err.Error())
+	}
+}
+
 // drop ends what goes on for a target: nobody waits for the metadata of a link that is
 // gone (C6), and a reader is free for others.
 func (a *Agent) drop(t *target) {
@@ -236,7 +269,7 @@ func linkPresent(snapshot *kernel.Snapshot, index int) bool {
 func (a *Agent) decide() {
 	now := time.Now()
 	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections,
-		Networkd: a.networkd(), Hint: a.planHint()}
+		Networkd: a.networkd(), Hint: a.planHint(), Drivers: a.Drivers, Holding: a.holdThere()}
 	in.Base, in.BaseDropIns = a.Store.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
 	in.Assigned = a.Store.Assigned(a.presumed)
@@ -269,6 +302,8 @@ func (a *Agent) decide() {
 		entry.Reconfigured = memory.metric
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName
+		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Sub(memory.seen) < holdTime
+		entry.Elsewhere = a.elsewhere(&entry, said, now.Sub(memory.since))
 		in.Links = append(in.Links, entry)
 	}
 	if technique, why := plan.Choose(in.Networkd); technique != a.technique {
@@ -335,6 +370,13 @@ func (a *Agent) act(ctx context.Context) bool {
 		a.Log.Debug("files changed", "written", changes.Written, "removed", changes.Removed)
 	}
 	a.forgotten = a.forgotten || len(changes.Removed) > 0
+	// That it is there may wait for the next reload, that it has gone may not.
+	if slices.Contains(changes.Removed, plan.HoldPath) {
+		a.reloadDue, a.reloadTry = true, attempt{}
+		for _, l := range a.links {
+			l.held = false
+		}
+	}
 	acted := a.applyNetwork(ctx, touched(&a.plan, changes.Written, changes.Removed, plan.NetworkPath), before)
 	a.applyLinks(ctx, touched(&a.plan, changes.Written, nil, plan.LinkPath))
 	return acted
@@ -386,6 +428,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	if owner != a.owner {
 		// Another networkd: it configures all links, which takes its time.
 		a.owner, a.reloadTry = owner, attempt{}
+		a.holdInForce = a.holdThere()
 		a.othersDue, a.othersAt = true, time.Time{}
 		a.applied = applied{busy: a.applied.busy}
 		for _, l := range a.links {
@@ -424,7 +467,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	}
 	a.unsay("reload")
 	a.networkdErr, a.reloadTry = "", attempt{}
-	a.reloadDue, a.forgotten = false, false
+	a.reloadDue, a.forgotten, a.holdInForce = false, false, a.holdThere()
 	for _, r := range a.waiting {
 		r.reloaded = true
 	}
@@ -466,7 +509,7 @@ func (a *Agent) repair(ctx context.Context) {
 			if now.Sub(l.reconfigured) >= max(l.again, settleTime) {
 				l.again = 0
 			}
-			if !lacking.IsValid() || !reached(l.repairAt, now) || a.explained(eni, []string{"address " + lacking.String()}) != "" {
+			if !lacking.IsValid() || !reached(l.repairAt, now) || a.explained(eni, []string{lackingWords(eni, lacking)}) != "" {
 				continue
 			}
 			err = a.renew(eni, lacking, now)
@@ -498,7 +541,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	l := a.links[eni.Link.Index]
 	l.repairDelay = min(2*l.repairDelay, slowestRepair)
 	l.repairAt = now.Add(jitter(l.repairDelay))
-	a.Log.Warn("Having networkd configure the ENI anew: an address is missing", "eni", eni.View.ID,
+	a.Log.Warn("Having networkd configure the ENI anew: "+lackingWords(eni, lacking)+" is missing", "eni", eni.View.ID,
 		"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(), "next_try", l.repairDelay.String())
 	// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over a
 	// configuration (measured on 257 and 262).
@@ -508,6 +551,15 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	a.reloadDue = true
 	a.ask(0)
 	return nil
+}
+
+// lackingWords says what an ENI lacks: the address or, where that stands in the drop-in, what
+// else the lease brings.
+func lackingWords(eni *plan.ENI, lacking netip.Addr) string {
+	if eni.Link.Has(lacking) {
+		return fmt.Sprintf("default route (IPv4) with metric %d", eni.Want.Metric)
+	}
+	return "address " + lacking.String()
 }
 
 // ownInForce tells whether networkd uses the ENI's own unit with its own drop-in.
@@ -605,6 +657,8 @@ func (a *Agent) verify() []state.Interface {
 		}
 		if eni.Link.New {
 			soonest(newTime)
+		} else if eni.Link.Waits {
+			soonest(max(l.seen.Add(holdTime).Sub(now), firstLook))
 		}
 		if a.missed(eni) {
 			soonest(udevTime)

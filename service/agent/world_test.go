@@ -54,6 +54,9 @@ type world struct {
 	leases    int
 	seen      map[string]os.FileInfo
 	sections  []config.Section
+	// drivers of ENIs; leaving: the daemon is about to be stopped for good.
+	drivers []string
+	leaving bool
 	// late are links, by name, that have no lease yet, and left metrics of an earlier file
 	// whose routes networkd has left, until it is asked to configure the link anew.
 	late map[string]bool
@@ -100,7 +103,7 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{
 		dir: memory(t), views: map[string]metadata.ENI{}, errs: map[string]error{}, seen: map[string]os.FileInfo{}, running: true, bus: true,
-		instance: metadata.Instance{ID: "i-0123456789abcdef0", PrimaryMAC: macOf(0)}, poke: make(chan struct{}, 1),
+		instance: metadata.Instance{ID: "i-0123456789abcdef0", PrimaryMAC: macOf(0)}, poke: make(chan struct{}, 1), drivers: []string{"ena"},
 	}
 	w.store = &store.Store{Root: w.dir}
 	return w
@@ -142,9 +145,18 @@ func (w *world) plug(index int, name, ipv4 string) {
 		ifindex = max(ifindex, l.Index+1)
 	}
 	l := kernel.Link{Index: ifindex, Name: name, MAC: macOf(index), Driver: "ena", Carrier: true}
-	l.Addresses = []kernel.Address{{Prefix: netip.PrefixFrom(netip.MustParseAddr(ipv4), 24), Global: true}}
+	if !w.leaves(name) {
+		l.Addresses = []kernel.Address{{Prefix: netip.PrefixFrom(netip.MustParseAddr(ipv4), 24), Global: true}}
+	}
 	w.links = append(w.links, l)
 	w.ring()
+}
+
+// leaves tells whether networkd leaves a link alone, having neither the base unit for it nor
+// one of its own.
+func (w *world) leaves(name string) bool {
+	hold := w.store.Read(plan.HoldPath)
+	return hold != "" && w.store.Read(plan.NetworkDropIn(name)) == "" && !strings.Contains(hold, "\nName=!"+name+"\n")
 }
 
 func (w *world) detach(index int) {
@@ -190,6 +202,10 @@ func (w *world) apply() {
 			}
 		}
 		everywhere := netip.MustParsePrefix("0.0.0.0/0")
+		if w.leaves(l.Name) {
+			l.Addresses = nil
+			continue
+		}
 		if w.late[l.Name] {
 			l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool { return !a.Prefix.IsSingleIP() })
 		} else if !strings.Contains(content, "UseGateway=no") || w.gateways {
@@ -203,6 +219,13 @@ func (w *world) apply() {
 		l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool {
 			return a.Prefix.IsSingleIP() && !slices.Contains(static, a.Prefix.Addr())
 		})
+		for line := range strings.Lines(content) {
+			// The primary address, if it is there before the lease.
+			value, _ := strings.CutPrefix(strings.TrimSpace(line), "Address=")
+			if ahead, err := netip.ParsePrefix(value); err == nil && !ahead.IsSingleIP() && !l.Has(ahead.Addr()) {
+				l.Addresses = append(l.Addresses, kernel.Address{Prefix: ahead, Global: true})
+			}
+		}
 		for _, a := range static {
 			if !l.Has(a) {
 				l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(a, a.BitLen()), Global: true})
@@ -333,6 +356,11 @@ func (w *world) lease() {
 	for i := range w.links {
 		l := &w.links[i]
 		info, err := os.Stat(filepath.Join(w.dir, plan.NetworkDropIn(l.Name)))
+		if err != nil && !w.leaves(l.Name) {
+			if view, ok := w.views[l.MAC]; ok && !l.Has(view.IPv4[0]) && !w.leaseless && !w.late[l.Name] {
+				l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(view.IPv4[0], 24), Global: true})
+			}
+		}
 		if err != nil || (w.seen[l.MAC] != nil && os.SameFile(w.seen[l.MAC], info) && w.seen[l.MAC].ModTime().Equal(info.ModTime())) {
 			continue
 		}
@@ -486,6 +514,7 @@ func (w *world) start(t testing.TB) (*Agent, func()) {
 		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.Record(filepath.Join(w.dir, "rules.json")), RemoveOrphans: w.removeOrphans,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
 		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"), Hint: filepath.Join(w.dir, "boot.json"), Sections: w.sections,
+		Drivers: w.drivers, Returns: func(context.Context) bool { return !w.leaving },
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -262,6 +263,24 @@ func (c *Client) ActiveUnits(ctx context.Context, patterns []string) ([]string, 
 		names = append(names, unit.Name)
 	}
 	return names, nil
+}
+
+// Returns tells whether systemd is about to start a unit again that it is stopping, by a
+// restart or with the next boot. An end without being asked (a signal) is no restart.
+func (c *Client) Returns(ctx context.Context, unit string) bool {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := systemd.NewConnection(c.dial)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	state, err := conn.SystemStateContext(ctx)
+	if err != nil || state.Value.Value() == "stopping" {
+		return err == nil
+	}
+	jobs, err := conn.ListJobsContext(ctx)
+	return err == nil && slices.ContainsFunc(jobs, func(j systemd.JobStatus) bool { return j.Unit == unit && j.JobType != "stop" })
 }
 
 // Varlink tells whether networkd has its Varlink socket (io.systemd.Network).

@@ -73,6 +73,7 @@ func (p *Plan) GiveWay() {
 		}
 		p.Files = append(p.Files, eni.Files...)
 	}
+	p.Files = append(p.Files, p.shared...)
 }
 
 func (f *File) of(unit string) bool { return f.Path == unit || path.Dir(f.Path) == unit+".d" }

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
@@ -48,6 +49,15 @@ const (
 	DefaultPolicy = "/usr/lib/systemd/network/99-default.link"
 	NoPolicy      = "/usr/lib/ec2netd/none.link"
 )
+
+// HoldName is the file name of the unit that has networkd leave an ENI alone that comes
+// while the daemon runs, until the ENI's own files are there a moment later: so networkd
+// configures it once, and need not take away again what the base unit had it ask for. It
+// sorts right before the base unit.
+const HoldName = "80-ec2-new.network"
+
+// HoldPath is where that unit is generated.
+const HoldPath = Directory + "/" + HoldName
 
 // DropInName is the file name of every generated drop-in.
 const DropInName = "50-ec2netd.conf"
@@ -96,6 +106,10 @@ type Input struct {
 	Sections []config.Section
 	// Networkd is what was observed of the networkd that runs.
 	Networkd Networkd
+	// Drivers of ENIs; empty for no unit that has networkd leave new ones alone. Holding: it
+	// is in force.
+	Drivers []string
+	Holding bool
 	// Hint is what the last boot knew, nil for nothing.
 	Hint *Hint
 }
@@ -133,8 +147,13 @@ type Link struct {
 	// Reconfigured is the metric that routes were to have when networkd was last asked to
 	// configure the link anew for the sake of its routes, or 0.
 	Reconfigured int
+	// Elsewhere: networkd does not use the unit that was generated for the link, but the base
+	// unit or none.
+	Elsewhere bool
 	// New: the link came so lately that its metadata is most likely about to be read.
 	New bool
+	// Waits: the link came lately, and networkd leaves it alone until its files are there.
+	Waits bool
 	// Fresh: the link was attached just now and has not been configured yet, so that its
 	// order of addresses can be mended by taking some away for a moment.
 	Fresh bool
@@ -186,6 +205,9 @@ type Want struct {
 	Static []netip.Addr
 	// Primary IPv4 address, or the zero Addr.
 	Primary netip.Addr
+	// Ahead is Primary with the length of its subnet if it stands in the drop-in, before
+	// those of Static, or the zero Prefix.
+	Ahead netip.Prefix
 	// Rules are the source prefixes that are looked up in Table. Guarded: for each of
 	// them the specific routes of the main table go before.
 	Rules   []netip.Prefix
@@ -244,6 +266,8 @@ type ENI struct {
 type Plan struct {
 	ENIs  []ENI
 	Files []File
+	// shared are those of Files that belong to no ENI.
+	shared []File
 }
 
 // Make decides.
@@ -309,13 +333,36 @@ func Make(in Input) Plan {
 			}
 		}
 	}
-	pendingMetrics(plan.ENIs, in)
+	holding := holds(plan.ENIs, in)
+	pendingMetrics(plan.ENIs, in, holding)
 	for i := range plan.ENIs {
 		plan.Files = append(plan.Files, plan.ENIs[i].Files...)
+	}
+	if holding {
+		plan.shared = append(plan.shared, holdFile(plan.ENIs, in.Drivers))
+		plan.Files = append(plan.Files, plan.shared...)
 	}
 	slices.SortFunc(plan.ENIs, order)
 	return plan
 }
+
+// holds tells whether networkd shall leave ENIs alone that are still to come, until their
+// files are there. It must not as long as there is an ENI that needs the base unit, which
+// it would not get any more: one that is left to others, one whose metadata is not there in
+// time, or one that networkd does not use the generated unit for.
+func holds(enis []ENI, in Input) bool {
+	if len(in.Drivers) == 0 || !slices.ContainsFunc(enis, func(eni ENI) bool { return eni.Primary }) {
+		return false
+	}
+	return !slices.ContainsFunc(enis, func(eni ENI) bool {
+		own := eni.Keep || slices.ContainsFunc(eni.Files, func(f File) bool { return f.Path == NetworkPath(eni.Link.Name) })
+		left := eni.Twice && in.Holding // nobody knows which of two it is
+		return eni.Link.Taken != "" || eni.Link.Elsewhere || (!own && !left && !waits(&eni))
+	})
+}
+
+// waits tells whether networkd leaves an ENI alone for the sake of files that may come.
+func waits(eni *ENI) bool { return eni.Link.Waits && (eni.Settings.Managed || eni.Settings.Undecided) }
 
 // presume returns the MAC address of the link that is taken for the primary ENI as long
 // as nobody has named it; empty for none. An instance always has its primary ENI: if there
@@ -351,7 +398,7 @@ func identity(eni *ENI, in Input) config.Identity {
 // pendingMetrics sees to it that no two ENIs that are not known have the same metric
 // (B5): all but one get drop-ins with one of their own. Whoever has one keeps it. A
 // link that is about to be known is not worth a reload.
-func pendingMetrics(enis []ENI, in Input) {
+func pendingMetrics(enis []ENI, in Input, holding bool) {
 	var without []*ENI
 	taken := make(map[int]bool)
 	for i := range enis {
@@ -379,7 +426,7 @@ func pendingMetrics(enis []ENI, in Input) {
 	for i, eni := range without {
 		eni.Want.Metric = UnknownMetric
 		// networkd 252 takes routes of an old metric away only where it has the ENI's unit.
-		if (i == 0 || eni.Link.New || eni.Settings.Undecided) && !eni.yields {
+		if (i == 0 || eni.Link.New || (holding && waits(eni)) || eni.Settings.Undecided) && !eni.yields {
 			continue
 		}
 		for next++; taken[next]; next++ {
@@ -624,10 +671,13 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	// An ENI that comes back sooner than networkd has forgotten its unit gets the addresses
 	// in it before the lease. So they go, and come again behind it (A3).
 	disordered := link.Fresh && Misordered(eni) != ""
+	want.Ahead = ahead(eni)
 	add := func(address netip.Addr, now bool) {
 		switch {
 		case disordered && address.Is4():
 			held = append(held, address)
+		case want.Ahead.IsValid() && address.Is4() && !unsure:
+			addresses = append(addresses, address)
 		case now && !unsure, inDropIn(link.Current, address) && !anew:
 			addresses = append(addresses, address)
 		default:
@@ -662,6 +712,26 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 		}
 	}
 	return addresses, held
+}
+
+// ahead is the primary address of a secondary ENI as it stands in the drop-in, before the
+// others: it is the first of the link then whenever the lease comes (A3), so that the others
+// need not wait for that. networkd takes it for the same address as the lease's. It is so
+// from the first drop-in on or not at all, and only where networkd has left the link alone
+// until then: a lease that the base unit is just bringing comes in between.
+func ahead(eni *ENI) netip.Prefix {
+	link, want := &eni.Link, &eni.Want
+	if eni.Primary || !want.IPv4 || want.NoDefault {
+		return netip.Prefix{}
+	}
+	first := link.Waits && len(eni.View.IPv4)+len(want.Delegated) > 1 && !metricIs(link.Current, want.Metric)
+	for _, subnet := range eni.View.IPv4Subnets {
+		prefix := netip.PrefixFrom(want.Primary, subnet.Bits())
+		if subnet.Contains(want.Primary) && (first || strings.Contains(link.Current, "\nAddress="+prefix.String()+"\n")) {
+			return prefix
+		}
+	}
+	return netip.Prefix{}
 }
 
 // withoutHeld are the rules by source without those that are new and of addresses that

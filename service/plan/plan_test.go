@@ -453,7 +453,8 @@ func TestHeldAddresses(t *testing.T) {
 	if with.Held || !slices.Equal(with.Want.Static, addrs("10.0.1.21")) {
 		t.Errorf("after the lease: held %v, static %v", with.Held, with.Want.Static)
 	}
-	if e := make1(func(l *Link) { l.Addresses = nil }); !e.Held || len(e.Want.Static) > 0 {
+	const own = "\n[DHCPv4]\nRouteMetric=513\n"
+	if e := make1(func(l *Link) { l.Addresses, l.DHCPMetrics, l.Current = nil, nil, own }); !e.Held || len(e.Want.Static) > 0 {
 		t.Errorf("before the lease: held %v, static %v", e.Held, e.Want.Static)
 	}
 	for _, metrics := range [][]int{nil, {30000}, {513, 30000}} {
@@ -473,12 +474,125 @@ func TestHeldAddresses(t *testing.T) {
 		t.Error("the lease has another metric still: not held")
 	}
 	if e := make1(func(l *Link) {
-		l.DHCPMetrics, l.LeaseOverdue, l.Current = []int{30000}, true, "\n[DHCPv4]\nRouteMetric=513\n"
+		l.DHCPMetrics, l.LeaseOverdue, l.Current = []int{30000}, true, own
 	}); e.Held {
 		t.Error("the metric does not come, though the drop-in says it: held")
 	}
 	if e := make1(func(l *Link) { l.Addresses, l.Current = nil, with.Files[0].Content }); e.Held || len(e.Want.Static) != 1 {
 		t.Error("the lease was lost: an address that was there is taken away")
+	}
+}
+
+// A3: the addresses of an ENI that has no lease yet need not wait for it: the primary one
+// goes before them, and stays there.
+func TestPrimaryAhead(t *testing.T) {
+	v := view(1, addrs("10.0.1.20", "10.0.1.9", "10.0.1.21"), nil)
+	link := leased(1, &v)
+	lease := link.Addresses
+	link.Addresses, link.DHCPMetrics, link.Waits = nil, nil, true
+	e := Make(input([]Link{link}, v)).ENIs[0]
+	if e.Held || e.Want.Ahead.String() != "10.0.1.20/24" || !slices.Equal(e.Want.Static, addrs("10.0.1.9", "10.0.1.21")) {
+		t.Fatalf("before the lease: held %v, ahead %v, static %v", e.Held, e.Want.Ahead, e.Want.Static)
+	}
+	content := e.Files[0].Content
+	const first = "\nAddress=10.0.1.20/24\nAddPrefixRoute=no\n\n[Route]\nDestination=10.0.1.0/24\nScope=link\nMetric=513\n"
+	if at := strings.Index(content, first); at < 0 || at > strings.Index(content, "Address=10.0.1.9/32") {
+		t.Errorf("the primary address is not the first:\n%s", content)
+	}
+	for what, change := range map[string]func(*Link){
+		"with the lease":      func(l *Link) { l.Addresses, l.DHCPMetrics = lease, []int{513} },
+		"without it":          func(l *Link) { l.Addresses, l.DHCPMetrics = lease, nil },
+		"networkd is at work": func(l *Link) { l.Addresses, l.Busy = nil, true },
+		"old routes":          func(l *Link) { l.Addresses, l.DHCPMetrics = lease, []int{513, 30000} },
+	} {
+		link := leased(1, &v)
+		link.Current, link.Carrier = content, true
+		change(&link)
+		e := Make(input([]Link{link}, v)).ENIs[0]
+		if e.Held || e.Files[0].Content != content {
+			t.Errorf("%s: held %v, ahead %v, static %v", what, e.Held, e.Want.Ahead, e.Want.Static)
+		}
+		// E5: an address that stands in the drop-in says nothing of the lease.
+		if missing := len(link.DHCPMetrics) == 0 || len(link.Addresses) == 0; missing != (Lacking(&e) == v.IPv4[0]) {
+			t.Errorf("%s: lacking %v", what, Lacking(&e))
+		}
+	}
+	none := func(what string, change func(*Link, *metadata.ENI, *Input)) {
+		t.Helper()
+		link, v, in := link, v, Input{}
+		change(&link, &v, &in)
+		in.Links, in.Views, in.Base = []Link{link}, map[string]metadata.ENI{v.MAC: v}, base
+		if in.PrimaryMAC == "" {
+			in.PrimaryMAC = "02:00:00:00:01:10"
+		}
+		if e := Make(in).ENIs[0]; e.Want.Ahead.IsValid() {
+			t.Errorf("%s: ahead %v", what, e.Want.Ahead)
+		}
+	}
+	none("with the base unit", func(l *Link, _ *metadata.ENI, _ *Input) { l.Waits = false })
+	none("with one address", func(_ *Link, v *metadata.ENI, _ *Input) { v.IPv4 = v.IPv4[:1] })
+	none("without a default route", func(_ *Link, _ *metadata.ENI, in *Input) {
+		in.Sections = []config.Section{{Names: []string{link.Name}, DefaultRoute: new(bool)}}
+	})
+	none("of the primary ENI", func(_ *Link, v *metadata.ENI, in *Input) { v.DeviceIndex, in.PrimaryMAC = 0, v.MAC })
+	none("configured without it", func(l *Link, _ *metadata.ENI, _ *Input) { l.Current = "\n[DHCPv4]\nRouteMetric=513\n" })
+	none("of a subnet that is not known", func(_ *Link, v *metadata.ENI, _ *Input) { v.IPv4Subnets = prefixes("10.0.2.0/24") })
+}
+
+// Networkd leaves ENIs alone that are still to come, as long as there is none that needs
+// the base unit.
+func TestHold(t *testing.T) {
+	first, second := view(0, addrs("10.0.1.10"), nil), view(1, addrs("10.0.1.20"), nil)
+	held := func(change func(in *Input)) bool {
+		in := input([]Link{leased(0, &first), leased(1, &second)}, first, second)
+		in.Drivers = []string{"ena", "vif"}
+		change(&in)
+		p := Make(in)
+		p.GiveWay()
+		at := slices.IndexFunc(p.Files, func(f File) bool { return f.Path == HoldPath })
+		if at >= 0 && at != len(p.Files)-1 {
+			t.Error("it is written before files that it keeps the base unit from")
+		}
+		if at >= 0 && !strings.Contains(p.Files[at].Content, "\nDriver=ena vif\nName=!ens5\n\n[Link]\nUnmanaged=yes\n") {
+			t.Errorf("%s", p.Files[at].Content)
+		}
+		return at >= 0
+	}
+	// networkd sorts the files by name, and the first that matches wins.
+	if HoldName >= "80-ec2.network" || HoldName <= "80-ec1.network" {
+		t.Errorf("%s does not sort right before the base unit", HoldName)
+	}
+	for what, test := range map[string]struct {
+		change func(in *Input)
+		want   bool
+	}{
+		"all is known":           {func(*Input) {}, true},
+		"no drivers":             {func(in *Input) { in.Drivers = nil }, false},
+		"no ENIs":                {func(in *Input) { in.Links = nil }, false},
+		"one that came just now": {func(in *Input) { delete(in.Views, second.MAC); in.Links[1].Waits = true }, true},
+		"one that is not known":  {func(in *Input) { delete(in.Views, second.MAC) }, false},
+		"what was known stays":   {func(in *Input) { delete(in.Views, second.MAC); in.Links[1].Current = "\n[DHCPv4]\nRouteMetric=513\n" }, true},
+		"one is left to others":  {func(in *Input) { in.Sections = []config.Section{{Names: []string{"ens6"}, Managed: new(bool)}} }, false},
+		"one left is not waited for": {func(in *Input) {
+			in.Links[1].Waits, in.Sections = true, []config.Section{{Names: []string{"ens6"}, Managed: new(bool)}}
+		}, false},
+		"one has an admin's file": {func(in *Input) { in.Links[1].Taken = "/etc/systemd/network/70-ens6.network" }, false},
+		"one has the base unit":   {func(in *Input) { in.Links[1].Elsewhere = true }, false},
+		"two with one address": {func(in *Input) {
+			in.Links = append(in.Links, in.Links[1])
+			in.Links[2].Index, in.Links[2].Name = 9, "ens9"
+			in.Links[1].Current = "\n[DHCPv4]\nRouteMetric=513\n"
+		}, false},
+		"the same, and it is there": {func(in *Input) {
+			in.Links = append(in.Links, in.Links[1])
+			in.Links[2].Index, in.Links[2].Name = 9, "ens9"
+			in.Links[1].Current, in.Holding = "\n[DHCPv4]\nRouteMetric=513\n", true
+		}, true},
+		"nobody knows the primary": {func(in *Input) { in.PrimaryMAC = "02:00:00:00:00:99" }, false},
+	} {
+		if got := held(test.change); got != test.want {
+			t.Errorf("%s: %v", what, got)
+		}
 	}
 }
 
@@ -707,7 +821,10 @@ func TestProperties(t *testing.T) {
 				t.Fatalf("%d rules for %d addresses", len(e.Want.Rules), len(e.Want.Addresses)) // B2
 			}
 			if len(e.View.IPv4) > 0 && slices.Contains(e.Want.Static, e.View.IPv4[0]) {
-				t.Fatal("the primary address is static")
+				t.Fatal("the primary address is a secondary one")
+			}
+			if e.Primary && e.Want.Ahead.IsValid() {
+				t.Fatal("the address of the primary ENI is static")
 			}
 			for _, f := range e.Files {
 				if seen[f.Path] {

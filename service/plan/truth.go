@@ -380,12 +380,15 @@ func tentative(link *Link, value string) bool {
 // link has a carrier: the primary one, which DHCP has not brought, or else one that
 // stands in the drop-in and that networkd has not added, or somebody took away. On 252
 // networkd loses a static IPv6 address where the lease of the same address ends just
-// then. It is the zero Addr if nothing is lacking.
+// then. An address that stands in the drop-in is lacking too where the lease has brought no
+// route. It is the zero Addr if nothing is lacking.
 func Lacking(eni *ENI) netip.Addr {
 	if !eni.Known || !eni.Settings.Managed || !eni.Link.Carrier {
 		return netip.Addr{}
 	}
-	if eni.Want.Primary.IsValid() && !eni.Link.Has(eni.Want.Primary) {
+	// What stands in the drop-in is there without a lease, but no route of it.
+	routeless := eni.Want.Ahead.IsValid() && len(eni.Link.DHCPMetrics) == 0
+	if eni.Want.Primary.IsValid() && (routeless || !eni.Link.Has(eni.Want.Primary)) {
 		return eni.Want.Primary
 	}
 	for _, address := range eni.Want.Static {

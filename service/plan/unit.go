@@ -67,17 +67,23 @@ func MACIn(content string) string {
 	return ""
 }
 
-// StaticIn returns the static addresses that stand in a generated drop-in.
+// StaticIn returns the static addresses that stand in a generated drop-in, without the
+// primary one if that stands before them.
 func StaticIn(content string) []netip.Addr {
 	var found []netip.Addr
 	for line := range strings.Lines(content) {
-		if value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "Address="); ok {
-			if prefix, err := netip.ParsePrefix(value); err == nil && prefix.IsSingleIP() {
-				found = append(found, prefix.Addr())
-			}
+		if prefix, ok := addressIn(line); ok && prefix.IsSingleIP() {
+			found = append(found, prefix.Addr())
 		}
 	}
 	return found
+}
+
+// addressIn returns the address of a line of a generated drop-in, if it has one.
+func addressIn(line string) (netip.Prefix, bool) {
+	value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "Address=")
+	prefix, err := netip.ParsePrefix(value)
+	return prefix, ok && err == nil
 }
 
 // tableRoute is a route to, or a policy rule for, a prefix and the table of it.
@@ -102,8 +108,10 @@ func read(rendered Rendered) files {
 		addresses: make(map[netip.Addr]bool), routes: make(map[tableRoute]bool), rules: make(map[tableRoute]bool),
 		local: make(map[netip.Prefix]bool),
 	}
-	for _, address := range StaticIn(rendered.Network) {
-		f.addresses[address] = true
+	for line := range strings.Lines(rendered.Network) {
+		if address, ok := addressIn(line); ok {
+			f.addresses[address.Addr()] = true
+		}
 	}
 	noGateway := false
 	section, values := "", make(map[string]string)
@@ -226,6 +234,27 @@ func networkFiles(eni *ENI, in Input) []File {
 	return unitFiles(eni.Link.Name, networkDropIn(eni), in)
 }
 
+// Ours tells whether the content of a file is what this daemon writes.
+func Ours(content string) bool { return strings.HasPrefix(content, "# Written by ec2netd") }
+
+// holdFile is the unit that has networkd leave ENIs alone that are still to come. The
+// primary ENI is none of them, whatever becomes of its own unit.
+func holdFile(enis []ENI, drivers []string) File {
+	u := &unitWriter{}
+	u.comment("Written by ec2netd, see ec2netd(8). An ENI that is attached waits here for its own")
+	u.comment("unit, for a moment: so it is configured once. Without ec2netd this is not there.")
+	u.section("Match")
+	u.set("Driver", strings.Join(drivers, " "))
+	for i := range enis {
+		if enis[i].Primary {
+			u.set("Name", "!"+enis[i].Link.Name)
+		}
+	}
+	u.section("Link")
+	u.set("Unmanaged", "yes")
+	return File{Path: HoldPath, Content: u.String()}
+}
+
 // pendingFiles are those of an ENI that is not known: its metric alone.
 func pendingFiles(eni *ENI, in Input) []File {
 	u := &unitWriter{}
@@ -289,6 +318,17 @@ func networkDropIn(eni *ENI) string {
 		u.set("DHCPv6Client", "no")
 	}
 
+	if want.Ahead.IsValid() {
+		u.section("Address")
+		u.set("Address", want.Ahead.String())
+		// networkd 252 forgets the metric of that route when it is restarted, and without one
+		// it goes before the primary ENI's.
+		u.set("AddPrefixRoute", "no")
+		u.section("Route")
+		u.set("Destination", want.Ahead.Masked().String())
+		u.set("Scope", "link")
+		u.number("Metric", want.Metric)
+	}
 	for _, address := range want.Static {
 		u.section("Address")
 		u.text.WriteString(addressLine(address) + "\n")

@@ -247,6 +247,12 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 	for _, file := range files {
 		wanted[file.Path], content[file.Path] = true, file.Content
 	}
+	// Before the units of ENIs that shall have the base unit, which this one keeps from them.
+	if !wanted[plan.HoldPath] {
+		if err := s.Release(&changes); err != nil {
+			return changes, err
+		}
+	}
 	// Remove first: a link that was renamed must not be matched by two units, and
 	// where names were swapped no two units must have one ENI's numbers (B5).
 	for _, unit := range units {
@@ -284,6 +290,14 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 		}
 	}
 	return changes, nil
+}
+
+// Release removes the unit that has networkd leave new ENIs alone, if it is this daemon's.
+func (s *Store) Release(changes *Changes) error {
+	if !plan.Ours(s.Read(plan.HoldPath)) {
+		return nil
+	}
+	return s.remove(plan.HoldPath, changes)
 }
 
 // Unwanted lists the files of a generated unit that are not wanted, in the order in which
@@ -353,7 +367,7 @@ func (s *Store) sweep() error {
 		name := entry.Name()
 		p := s.at(path.Join(plan.Directory, name))
 		switch {
-		case strings.HasPrefix(name, ".70-") && strings.HasSuffix(name, linkSuffix):
+		case strings.HasPrefix(name, ".70-") && strings.HasSuffix(name, linkSuffix), strings.HasPrefix(name, "."+plan.HoldName):
 			_ = os.Remove(p)
 		case strings.HasPrefix(name, "70-") && entry.IsDir() &&
 			(strings.HasSuffix(name, "."+Network+".d") || strings.HasSuffix(name, "."+Link+".d")):
@@ -411,7 +425,12 @@ func (s *Store) write(file plan.File, units []Unit, changes *Changes) error {
 		changes.Refused[file.Path] = "something of somebody else's, a mask maybe, is in its place"
 		return nil
 	default:
-		if present, err := s.files.Read(s.at(file.Path)); err == nil && present == file.Content {
+		present, err := s.files.Read(s.at(file.Path))
+		if err == nil && present == file.Content {
+			return nil
+		}
+		if err == nil && file.Path == plan.HoldPath && !plan.Ours(present) {
+			changes.Refused[file.Path] = "a file of somebody else's is in its place"
 			return nil
 		}
 	}

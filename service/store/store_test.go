@@ -162,6 +162,30 @@ func TestOthersFiles(t *testing.T) {
 	}
 }
 
+// hold is the unit that belongs to no ENI.
+var hold = plan.File{Path: plan.HoldPath, Content: "# Written by ec2netd, a test.\n"}
+
+// What has networkd leave new ENIs alone goes when it is not wanted, and not if it is
+// somebody else's.
+func TestHold(t *testing.T) {
+	s := &Store{Root: t.TempDir()}
+	if changes := apply(t, s, append(files("ens5"), hold)); !slices.Contains(changes.Written, plan.HoldPath) {
+		t.Errorf("%+v", changes)
+	}
+	if changes := apply(t, s, append(files("ens5"), hold)); changes.Any() {
+		t.Errorf("again: %+v", changes)
+	}
+	if changes := apply(t, s, files("ens5")); !slices.Equal(changes.Removed, []string{plan.HoldPath}) {
+		t.Errorf("%+v", changes)
+	}
+	write(t, s.at(plan.HoldPath), "[Match]\nName=eth9\n")
+	for _, want := range [][]plan.File{files("ens5"), append(files("ens5"), hold)} {
+		if changes := apply(t, s, want); changes.Any() {
+			t.Errorf("somebody else's: %+v", changes)
+		}
+	}
+}
+
 // unit is what a generated unit of this ENI looks like to the store.
 func unit(name, mac, text string) []plan.File {
 	return []plan.File{
@@ -230,7 +254,7 @@ func whole(t *testing.T, root string, ever []plan.File) {
 				t.Errorf("%s and %s are for the same MAC address", other, unit)
 			}
 			units[key] = unit
-		case !strings.HasSuffix(filepath.Dir(p), ".d"):
+		case !strings.HasSuffix(filepath.Dir(p), ".d") && p != plan.HoldPath:
 			if _, err := os.Stat(filepath.Join(root, p+".d", plan.DropInName)); err != nil {
 				t.Errorf("%s without its drop-in", p)
 			}
@@ -254,11 +278,14 @@ func TestKilled(t *testing.T) {
 		"renamed":  unit("ens42", a, "one"),
 		"relinked": relinked,
 		"bare":     {relinked[0], relinked[2]},
+		"held":     append(unit("ens6", a, "one"), hold),
+		"held two": append(slices.Concat(unit("ens6", a, "one"), unit("ens7", b, "one")), hold),
 	}
 	steps := 0
 	for from, goals := range map[string][]string{
-		"nothing": {"one", "two"}, "one": {"changed", "two", "renamed", "relinked", "nothing"},
+		"nothing": {"one", "two"}, "one": {"changed", "two", "renamed", "relinked", "nothing", "held"},
 		"two": {"swapped", "one", "nothing"}, "swapped": {"renamed"}, "relinked": {"bare"}, "bare": {"two"},
+		"held": {"held two", "two", "nothing"},
 	} {
 		for _, to := range goals {
 			before, after := states[from], states[to]
@@ -314,7 +341,7 @@ func TestKilledThenDetached(t *testing.T) {
 		killed = append(killed, left)
 	}
 	apply(t, s, unit("ens6", mac, "one"))
-	apply(t, s, unit("ens6", mac, "two"))
+	apply(t, s, append(unit("ens6", mac, "two"), hold))
 	apply(t, s, nil)
 	for n, left := range killed {
 		apply(t, &Store{Root: left}, nil)

@@ -12,6 +12,7 @@ remove | 0)
 		rm -f "$dir"/*-ec2netd*.conf
 		rmdir --ignore-fail-on-non-empty "$dir"
 	done
+	rm -f /run/systemd/network/80-ec2-new.network
 	rm -rf /run/ec2netd /var/lib/ec2netd
 	if [ -d /run/systemd/system ]; then
 		systemctl daemon-reload || :
