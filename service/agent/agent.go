@@ -480,6 +480,10 @@ func (a *Agent) Run(ctx context.Context) error {
 				// Wait a moment for the others, so that all make one reload.
 				a.ask(batchTime)
 			default:
+				if !a.gather.began.IsZero() {
+					// What was waited for is there: networkd is not at work on it yet.
+					a.paced = time.Time{}
+				}
 				a.ask(0)
 			}
 		case done := <-a.udevEnds:

@@ -1367,6 +1367,33 @@ func TestAttachedAtOnce(t *testing.T) {
 	})
 }
 
+// However much the passes have taken while the metadata of new ENIs was read: once it is
+// there, their files are written at once.
+func TestReadENIsAreNotPutOff(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		used := time.Duration(0)
+		w.cpu = func() time.Duration {
+			used += mostCredit + mostDebt
+			return used
+		}
+		w.attach(0, "ens5", "10.0.1.10")
+		_, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.set(func() { w.delay = 50 * time.Millisecond })
+		for i := 1; i <= 3*readers; i++ {
+			w.attach(i, fmt.Sprintf("ens%d", 5+i), fmt.Sprintf("10.0.1.%d", 20+i))
+		}
+		// As long as the reads take that follow one another, and a little.
+		settle(3*w.delay + 3*gatherPause)
+		for i := 1; i <= 3*readers; i++ {
+			if name := fmt.Sprintf("ens%d", 5+i); w.store.Read(plan.NetworkDropIn(name)) == "" {
+				t.Fatalf("%s has no file, though its metadata has been read", name)
+			}
+		}
+	})
+}
+
 // A1, A3: an ENI whose addresses can be given waits a moment for the lease of another that
 // was attached with it, so that there is one reload for both. What keeps the lease of the
 // other one from being used, routes of an old metric, is mended meanwhile.

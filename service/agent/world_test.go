@@ -54,6 +54,8 @@ type world struct {
 	leases    int
 	seen      map[string]os.FileInfo
 	sections  []config.Section
+	// cpu is the processor time that the daemon has used; nil for nobody to care.
+	cpu func() time.Duration
 	// drivers of ENIs; leaving: the daemon is about to be stopped for good.
 	drivers []string
 	leaving bool
@@ -514,7 +516,7 @@ func (w *world) start(t testing.TB) (*Agent, func()) {
 		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.Record(filepath.Join(w.dir, "rules.json")), RemoveOrphans: w.removeOrphans,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
 		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"), Hint: filepath.Join(w.dir, "boot.json"), Sections: w.sections,
-		Drivers: w.drivers, Returns: func(context.Context) bool { return !w.leaving },
+		CPU: w.cpu, Trim: func() {}, Drivers: w.drivers, Returns: func(context.Context) bool { return !w.leaving },
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
