@@ -106,8 +106,8 @@ type Input struct {
 	Sections []config.Section
 	// Networkd is what was observed of the networkd that runs.
 	Networkd Networkd
-	// Drivers of ENIs; empty for no unit that has networkd leave new ones alone. Holding: it
-	// is in force.
+	// Drivers of ENIs; empty for no unit that has networkd leave new ones alone. Holding:
+	// there is one on disk.
 	Drivers []string
 	Holding bool
 	// Hint is what the last boot knew, nil for nothing.
