@@ -74,6 +74,27 @@ func TestLabHold(t *testing.T) {
 		l.checkKernel(alone)
 		l.held(true)
 		once(first)
+		// A signal is no restart.
+		l.run("systemctl", "kill", "--kill-whom=main", "ec2netd.service")
+		l.held(false)
+		l.run("systemctl", "start", "ec2netd.service")
+		l.configured(first.ID())
+		l.held(true)
+		// One whose unit is masked has the base unit, and the primary too.
+		for _, name := range []string{alone.Name(), "ens5"} {
+			mask := "/etc/systemd/network/70-" + name + ".network"
+			l.put(mask, masked)
+			l.reload()
+			l.run("ec2netctl", "refresh")
+			l.until(name+" has the base unit", func() (bool, error) {
+				return strings.Contains(l.run("networkctl", "status", name), "80-ec2.network"), nil
+			})
+			l.held(false)
+			l.run("rm", mask)
+			l.reload()
+			l.configured(name)
+		}
+		once(first)
 		// An ENI that is left to others has the base unit, so none is held.
 		l.put("/etc/ec2netd.conf.d/left.conf", "[ENI]\nName="+alone.Name()+"\nManaged=no\n")
 		l.run("systemctl", "restart", "ec2netd.service")
