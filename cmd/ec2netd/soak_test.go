@@ -73,6 +73,8 @@ type life struct {
 	// down: the daemon is stopped. came: an ENI was attached in this step.
 	down, came bool
 	slowest    time.Duration
+	// networkdAt is when networkd was last restarted or killed.
+	networkdAt time.Time
 }
 
 // leftovers is what may pile up.
@@ -187,7 +189,11 @@ func (s *life) step(n int) {
 	s.t.Logf("%s: %v", what, took.Round(10*time.Millisecond))
 
 	eni := pick(s.random, s.attached())
-	s.answered(pick(s.random, slices.Concat(eni.IPv4(), eni.IPv6())))
+	source := pick(s.random, slices.Concat(eni.IPv4(), eni.IPv6()))
+	if source.Is6() && time.Since(s.networkdAt) < routerTime {
+		s.answered(source)
+	}
+	s.pingFrom(source)
 	if left := s.residue(); left != "" {
 		s.t.Errorf("%s: residue: %s", what, left)
 	}
@@ -199,16 +205,15 @@ func (s *life) step(n int) {
 	}
 }
 
-// answered waits until pings from an address are answered: where networkd was restarted, on
-// 257 and later, it is only with the router's next advertisement that it has a route again.
+// routerTime is how long after its end networkd of 257 and later may be without an IPv6
+// route: until the router advertises itself again, each 10 s at most in the lab.
+const routerTime = 15 * time.Second
+
+// answered waits until pings from an IPv6 address are answered.
 func (s *life) answered(source netip.Addr) {
 	s.t.Helper()
-	far := vpc.FarIPv4
-	if source.Is6() {
-		far = vpc.FarIPv6
-	}
 	s.until("pings from "+source.String()+" are answered", func() (bool, error) {
-		result, err := s.inst.Ping(s.t.Context(), source, far, 5, 20*time.Millisecond)
+		result, err := s.inst.Ping(s.t.Context(), source, vpc.FarIPv6, 5, 20*time.Millisecond)
 		return err == nil && result.Received == result.Sent, err
 	})
 }
@@ -432,6 +437,9 @@ func (s *life) disturb(unit string) string {
 	if unit != "ec2netd.service" {
 		// systemd gives up on what ends too often.
 		s.run("systemctl", "reset-failed", unit)
+	}
+	if unit == "systemd-networkd.service" {
+		s.networkdAt = time.Now()
 	}
 	if s.random.IntN(2) == 0 {
 		s.run("systemctl", "restart", unit)

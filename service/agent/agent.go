@@ -63,7 +63,7 @@ type Udev interface {
 // Store keeps the generated files.
 type Store interface {
 	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
-	Release(changes *store.Changes) error
+	Release() error
 	Units() ([]store.Unit, error)
 	Renew(path string) error
 	Read(path string) string
@@ -342,6 +342,8 @@ type link struct {
 	attached bool
 	// held: networkd left it alone when it came, and still does.
 	held bool
+	// elsewhere: networkd had not taken up the unit that was there for it, and has not since.
+	elsewhere bool
 	// took is how long it took from then until it was configured first, nil before that.
 	took *time.Duration
 	// idle is when networkd was last seen not to have begun with it: the lease is not
@@ -476,14 +478,14 @@ func (a *Agent) Run(ctx context.Context) error {
 			case !a.take(r):
 				// All is as it was: that is no reason to look at anything else.
 				a.publishCounts()
+			case !a.gather.began.IsZero() && !a.gather.leases && a.unread(time.Now()) == 0:
+				// What was waited for is there, and networkd is not at work on it yet.
+				a.paced = time.Time{}
+				a.ask(0)
 			case a.reading > 0:
 				// Wait a moment for the others, so that all make one reload.
 				a.ask(batchTime)
 			default:
-				if !a.gather.began.IsZero() {
-					// What was waited for is there: networkd is not at work on it yet.
-					a.paced = time.Time{}
-				}
 				a.ask(0)
 			}
 		case done := <-a.udevEnds:

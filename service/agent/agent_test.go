@@ -748,11 +748,10 @@ func TestLeaseThatDoesNotCome(t *testing.T) {
 // for good.
 func TestHold(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		holds := w.holds
 		w.attach(0, "ens5", "10.0.1.10")
 		_, stop := w.start(t)
 		settle(time.Second)
-		if !holds() {
+		if !w.holds() {
 			t.Fatal("new ENIs are not held")
 		}
 		_, before, _ := w.counts()
@@ -766,12 +765,12 @@ func TestHold(t *testing.T) {
 			w.errs[macOf(1)] = &metadata.Error{Kind: metadata.Timeout, Err: errors.New("no answer")}
 		})
 		settle(holdTime - 50*time.Millisecond)
-		if _, now, _ := w.counts(); now != before || !holds() {
-			t.Errorf("%d reloads while there is hope, held: %v", now-before, holds())
+		if _, now, _ := w.counts(); now != before || !w.holds() {
+			t.Errorf("%d reloads while there is hope, held: %v", now-before, w.holds())
 		}
 		settle(100 * time.Millisecond)
-		if _, now, _ := w.counts(); now != before+1 || holds() {
-			t.Errorf("%d reloads for one that is not known, held: %v", now-before, holds())
+		if _, now, _ := w.counts(); now != before+1 || w.holds() {
+			t.Errorf("%d reloads for one that is not known, held: %v", now-before, w.holds())
 		}
 		w.set(func() {
 			clear(w.errs)
@@ -779,8 +778,8 @@ func TestHold(t *testing.T) {
 			w.views[macOf(1)] = viewOf(1, "10.0.1.20")
 		})
 		settle(2 * time.Minute)
-		if _, now, _ := w.counts(); now > before+2 || !holds() {
-			t.Errorf("%d reloads, and all is known; held: %v", now-before, holds())
+		if _, now, _ := w.counts(); now > before+2 || !w.holds() {
+			t.Errorf("%d reloads, and all is known; held: %v", now-before, w.holds())
 		}
 
 		// A restart leaves everything as it is.
@@ -794,8 +793,46 @@ func TestHold(t *testing.T) {
 		w.leaving = true
 		_, before, _ = w.counts()
 		stop()
-		if _, now, _ := w.counts(); now != before+1 || holds() {
-			t.Errorf("after the end %d reloads, held: %v", now-before, holds())
+		if _, now, _ := w.counts(); now != before+1 || w.holds() {
+			t.Errorf("after the end %d reloads, held: %v", now-before, w.holds())
+		}
+	})
+}
+
+// Where networkd does not use the unit of an ENI but the base unit, that is not kept from it,
+// until it does; and a new link that networkd has the base unit for is not taken for one that
+// it leaves alone.
+func TestHoldGivesWay(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20")
+		_, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		_, before, _ := w.counts()
+		uses := func(index int, file string) {
+			w.set(func() { w.uses = map[int]networkd.LinkState{index: {Administrative: "configured", File: file}} })
+			w.ring()
+		}
+		base, _ := w.store.Base()
+		uses(3, base)
+		settle(5 * time.Minute)
+		if _, now, _ := w.counts(); w.holds() || now != before+1 {
+			t.Errorf("an ENI has the base unit: held %v, after %d reloads", w.holds(), now-before)
+		}
+		uses(3, plan.NetworkPath("ens6"))
+		settle(5 * time.Minute)
+		if _, now, _ := w.counts(); !w.holds() || now != before+1 {
+			t.Errorf("it has its own: held %v, after %d reloads", w.holds(), now-before)
+		}
+		// The next reload has it in force.
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.21") })
+		settle(time.Minute)
+		uses(4, base)
+		w.attach(2, "ens7", "10.0.1.30", "10.0.1.31")
+		settle(time.Second)
+		if content := w.store.Read(plan.NetworkDropIn("ens7")); content == "" || strings.Contains(content, "Address=10.0.1.30/24") {
+			t.Errorf("of a link with the base unit:\n%s", content)
 		}
 	})
 }
@@ -1379,13 +1416,13 @@ func TestReadENIsAreNotPutOff(t *testing.T) {
 		w.attach(0, "ens5", "10.0.1.10")
 		_, stop := w.start(t)
 		defer stop()
-		settle(time.Minute)
+		settle(90 * time.Second) // between two refreshes
 		w.set(func() { w.delay = 50 * time.Millisecond })
 		for i := 1; i <= 3*readers; i++ {
 			w.attach(i, fmt.Sprintf("ens%d", 5+i), fmt.Sprintf("10.0.1.%d", 20+i))
 		}
-		// As long as the reads take that follow one another, and a little.
-		settle(3*w.delay + 3*gatherPause)
+		// Longer than the reads take that follow one another, and less than the pass would wait.
+		settle(passShare*mostDebt - 2*gatherPause)
 		for i := 1; i <= 3*readers; i++ {
 			if name := fmt.Sprintf("ens%d", 5+i); w.store.Read(plan.NetworkDropIn(name)) == "" {
 				t.Fatalf("%s has no file, though its metadata has been read", name)

@@ -214,13 +214,18 @@ func (a *Agent) observe() bool {
 // holdThere tells whether the unit is on disk that has networkd leave new ENIs alone.
 func (a *Agent) holdThere() bool { return plan.Ours(a.Store.Read(plan.HoldPath)) }
 
-// elsewhere tells whether networkd has not taken up the unit that is there for a link, and
-// has it use the base unit, or none, in its place.
-func (a *Agent) elsewhere(link *plan.Link, said networkd.LinkState, age time.Duration) bool {
-	if link.Current == "" || age < takeUp || said.Administrative == "pending" || said.Administrative == "initialized" {
-		return false
+// elsewhere tells whether networkd uses the base unit for a link, or none, in place of the
+// unit that is there for it. It has its time to take that up, once.
+func (a *Agent) elsewhere(link *plan.Link, said networkd.LinkState, now time.Time) bool {
+	memory := a.links[link.Index]
+	other := said.File == plan.HoldPath || link.OnBase || (said.File == "" && said.Administrative == "unmanaged")
+	switch {
+	case link.Current == "" || !other:
+		memory.elsewhere = false
+	case now.Sub(memory.since) >= takeUp && said.Administrative != "pending" && said.Administrative != "initialized":
+		memory.elsewhere = true
 	}
-	return said.File == plan.HoldPath || path.Base(said.File) == store.BaseName || (said.File == "" && said.Administrative == "unmanaged")
+	return memory.elsewhere
 }
 
 // release has networkd configure new ENIs by the base unit again if nobody will be there to
@@ -231,8 +236,7 @@ func (a *Agent) release(ctx context.Context) {
 	if a.Returns == nil || !a.holdThere() || a.Returns(ctx) {
 		return
 	}
-	var changes store.Changes
-	err := a.Store.Release(&changes)
+	err := a.Store.Release()
 	// What was seen last may have been seen with a context that had ended.
 	if owner, ownerErr := a.Networkd.Owner(ctx); err == nil && ownerErr == nil && owner != "" {
 		err = a.Networkd.Reload(ctx)
@@ -303,7 +307,7 @@ func (a *Agent) decide() {
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName
 		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Sub(memory.seen) < holdTime
-		entry.Elsewhere = a.elsewhere(&entry, said, now.Sub(memory.since))
+		entry.Elsewhere = a.elsewhere(&entry, said, now)
 		in.Links = append(in.Links, entry)
 	}
 	if technique, why := plan.Choose(in.Networkd); technique != a.technique {

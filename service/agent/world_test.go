@@ -358,15 +358,12 @@ func (w *world) lease() {
 	for i := range w.links {
 		l := &w.links[i]
 		info, err := os.Stat(filepath.Join(w.dir, plan.NetworkDropIn(l.Name)))
-		if err != nil && !w.leaves(l.Name) {
-			if view, ok := w.views[l.MAC]; ok && !l.Has(view.IPv4[0]) && !w.leaseless && !w.late[l.Name] {
-				l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.PrefixFrom(view.IPv4[0], 24), Global: true})
-			}
-		}
-		if err != nil || (w.seen[l.MAC] != nil && os.SameFile(w.seen[l.MAC], info) && w.seen[l.MAC].ModTime().Equal(info.ModTime())) {
+		if w.leaves(l.Name) || (err == nil && w.seen[l.MAC] != nil && os.SameFile(w.seen[l.MAC], info) && w.seen[l.MAC].ModTime().Equal(info.ModTime())) {
 			continue
 		}
-		w.seen[l.MAC] = info
+		if err == nil {
+			w.seen[l.MAC] = info
+		}
 		if view, ok := w.views[l.MAC]; ok && !w.leaseless && !w.late[l.Name] && len(view.IPv4) > 0 && !l.Has(view.IPv4[0]) {
 			l.Addresses = slices.Insert(l.Addresses, 0, kernel.Address{Prefix: netip.PrefixFrom(view.IPv4[0], 24), Global: true})
 			w.leases++
@@ -436,7 +433,6 @@ func (w *world) Look(context.Context, []conflict.Link) conflict.Facts {
 	return w.others
 }
 
-// Applied is all that the kernel has.
 // during is by how much a count of the world grows in a time.
 func (w *world) during(count *int, d time.Duration) (grown int) {
 	w.set(func() { grown = -*count })
@@ -445,6 +441,7 @@ func (w *world) during(count *int, d time.Duration) (grown int) {
 	return grown
 }
 
+// Applied is all that the kernel has.
 func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
 	w.mu.Lock()
 	w.questions++

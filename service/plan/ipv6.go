@@ -55,6 +55,7 @@ func compose(eni *ENI, in Input) {
 	link, want := &eni.Link, &eni.Want
 	stays, better := routers(eni, in)
 	technique, _ := Choose(in.Networkd)
+	want.Ahead = ahead(eni)
 	want.StaticIPv6, want.Routers = !eni.Primary || staticIn(link.Current), stays
 	var held []netip.Addr
 	want.Static, held = static(eni, technique)

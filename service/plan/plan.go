@@ -671,7 +671,6 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	// An ENI that comes back sooner than networkd has forgotten its unit gets the addresses
 	// in it before the lease. So they go, and come again behind it (A3).
 	disordered := link.Fresh && Misordered(eni) != ""
-	want.Ahead = ahead(eni)
 	add := func(address netip.Addr, now bool) {
 		switch {
 		case disordered && address.Is4():

@@ -249,7 +249,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 	}
 	// Before the units of ENIs that shall have the base unit, which this one keeps from them.
 	if !wanted[plan.HoldPath] {
-		if err := s.Release(&changes); err != nil {
+		if err := s.release(&changes); err != nil {
 			return changes, err
 		}
 	}
@@ -293,7 +293,9 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 }
 
 // Release removes the unit that has networkd leave new ENIs alone, if it is this daemon's.
-func (s *Store) Release(changes *Changes) error {
+func (s *Store) Release() error { return s.release(&Changes{}) }
+
+func (s *Store) release(changes *Changes) error {
 	if !plan.Ours(s.Read(plan.HoldPath)) {
 		return nil
 	}
