@@ -1490,20 +1490,24 @@ func TestConnectionsOfLinksThatAreGone(t *testing.T) {
 		if n := w.during(&w.closed, time.Hour); n != 0 {
 			t.Errorf("connections were closed %d times while nothing happened", n)
 		}
-		again := func() { // at once for the daemon
+		closed := func(do func()) (n int) {
+			w.set(func() { w.closed = 0 })
+			do()
+			settle(time.Second)
+			w.set(func() { n = w.closed })
+			return n
+		}
+		if n := closed(func() { // at once for the daemon
 			w.set(func() {
 				w.links[1].Index += 7
 				w.apply()
 			})
 			w.ring()
-		}
-		again()
-		if n := w.during(&w.closed, time.Second); n != 1 {
+		}); n != 1 {
 			t.Errorf("connections were closed %d times after the ENI was attached again", n)
 		}
 		must(t, a, macOf(1), state.ENIConfigured)
-		w.detach(1)
-		if n := w.during(&w.closed, time.Second); n != 1 {
+		if n := closed(func() { w.detach(1) }); n != 1 {
 			t.Errorf("connections were closed %d times after the ENI was detached", n)
 		}
 	})
