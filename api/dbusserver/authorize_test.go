@@ -55,8 +55,8 @@ func (a *authority) CheckAuthorization(subject polkitSubject, action string, _ m
 
 func TestPolkit(t *testing.T) { // H1, H2
 	b := newBus(t)
-	b.start()
-	p := &polkit.Authorizer{Address: "unix:path=" + b.socket}
+	b.Start()
+	p := &polkit.Authorizer{Address: b.Address}
 	defer p.Close()
 	var refused *api.NotPermittedError
 	user := api.Caller{UID: 1000, PID: 77}
@@ -70,7 +70,7 @@ func TestPolkit(t *testing.T) { // H1, H2
 	}
 
 	fake := &authority{allows: "system-bus-name :1.7"}
-	c := b.dial()
+	c := b.Dial()
 	if err := c.Export(fake, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority"); err != nil {
 		t.Fatal(err)
 	}
@@ -84,11 +84,11 @@ func TestPolkit(t *testing.T) { // H1, H2
 		t.Errorf("who may: %v", err)
 	}
 	// The bus restarts, and takes polkit with it: nobody may by mistake.
-	b.stop()
+	b.Stop()
 	if err := p.Authorize(t.Context(), api.Caller{UID: 1000, BusName: ":1.7"}, api.ActionRefresh); err == nil {
 		t.Error("without a bus")
 	}
-	b.start()
+	b.Start()
 	if err := p.Authorize(t.Context(), api.Caller{UID: 1000, BusName: ":1.7"}, api.ActionRefresh); !errors.As(err, &refused) {
 		t.Errorf("after the bus restarted: %v", err)
 	}
@@ -118,10 +118,10 @@ func TestPolicyFile(t *testing.T) {
 // I1: the level and the target can be changed while the daemon runs, by root.
 func TestLogControl(t *testing.T) {
 	b := newBus(t)
-	b.start()
+	b.Start()
 	log := journal.NewLog(slog.LevelInfo, t.Output())
 	b.serve(dbusserver.Options{Log: log, Authorizer: allowAll{}})
-	o := object(b.dial(), "/org/freedesktop/LogControl1")
+	o := object(b.Dial(), "/org/freedesktop/LogControl1")
 	const iface, get, set = "org.freedesktop.LogControl1", "org.freedesktop.DBus.Properties.Get", "org.freedesktop.DBus.Properties.Set"
 	for name, want := range map[string]string{"LogLevel": "info", "LogTarget": log.Target(), "SyslogIdentifier": "ec2netd"} {
 		if out, err := call(o, get, iface, name); err != nil || out[0].(dbus.Variant).Value() != want {
@@ -150,14 +150,14 @@ func TestLogControl(t *testing.T) {
 			t.Errorf("setting %s to %.20v: %v", bad.name, bad.value, err)
 		}
 	}
-	if out, err := exec.Command("busctl", "--address=unix:path="+b.socket, "introspect", api.BusName, "/org/freedesktop/LogControl1").CombinedOutput(); err != nil || !strings.Contains(string(out), "LogTarget") {
+	if out, err := exec.Command("busctl", "--address="+b.Address, "introspect", api.BusName, "/org/freedesktop/LogControl1").CombinedOutput(); err != nil || !strings.Contains(string(out), "LogTarget") {
 		t.Errorf("busctl introspect: %v\n%s", err, out)
 	}
 
 	denied := newBus(t)
-	denied.start()
+	denied.Start()
 	denied.serve(dbusserver.Options{Log: log, Authorizer: denyAll{}})
-	if _, err := call(object(denied.dial(), "/org/freedesktop/LogControl1"), set, iface, "LogLevel", dbus.MakeVariant("err")); errorName(err) != e+"AccessDenied" {
+	if _, err := call(object(denied.Dial(), "/org/freedesktop/LogControl1"), set, iface, "LogLevel", dbus.MakeVariant("err")); errorName(err) != e+"AccessDenied" {
 		t.Errorf("setting the level without permission: %v", err)
 	}
 }
@@ -165,10 +165,10 @@ func TestLogControl(t *testing.T) {
 // Refresh of one ENI is of that one.
 func TestRefreshInterface(t *testing.T) { // H1, H3
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.State())
 	b.serve(dbusserver.Options{Agent: agent, Authorizer: allowAll{}})
-	out, err := call(object(b.dial(), "/org/ec2netd1/interface/eni_2d0a1b2c3d4e5f60002"), "org.ec2netd1.Interface.Refresh", true)
+	out, err := call(object(b.Dial(), "/org/ec2netd1/interface/eni_2d0a1b2c3d4e5f60002"), "org.ec2netd1.Interface.Refresh", true)
 	if err != nil || !strings.Contains(out[0].(string), `"settled":true`) {
 		t.Errorf("%v, %v", out, err)
 	}

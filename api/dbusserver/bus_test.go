@@ -1,13 +1,8 @@
 package dbusserver_test
 
 import (
-	"bufio"
 	"context"
-	"fmt"
 	"log/slog"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -18,103 +13,23 @@ import (
 	"ec2netd/api/dbusserver"
 )
 
-// bus is a private dbus-daemon. It listens in a directory of its own, so that no test
-// ever speaks to the machine's.
+// bus is a private dbus-daemon that ec2netd's server can run on.
 type bus struct {
-	t      testing.TB
-	socket string
-	config string
-	daemon *exec.Cmd
+	*apitest.Bus
+	t testing.TB
 }
-
-const busConfig = `<busconfig>
-  <type>system</type>
-  <listen>unix:path=%s</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow user="*"/>
-    <allow own="*"/>
-    <allow send_type="method_call"/>
-    <allow send_type="signal"/>
-    <allow send_requested_reply="true" send_type="method_return"/>
-    <allow send_requested_reply="true" send_type="error"/>
-    <allow receive_type="method_call"/>
-    <allow receive_type="method_return"/>
-    <allow receive_type="error"/>
-    <allow receive_type="signal"/>
-  </policy>
-  <limit name="max_connections_per_user">4096</limit>
-  <limit name="max_replies_per_connection">50000</limit>
-</busconfig>
-`
 
 // newBus makes a bus that does not run yet.
 func newBus(t testing.TB) *bus {
 	t.Helper()
-	if _, err := exec.LookPath("dbus-daemon"); err != nil {
-		t.Fatal("this test needs dbus-daemon: apt-get install dbus-daemon")
-	}
-	dir, err := os.MkdirTemp("", "ec2netd-bus")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	// Other users are to connect too.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	b := &bus{t: t, socket: filepath.Join(dir, "bus"), config: filepath.Join(dir, "bus.conf")}
-	if err := os.WriteFile(b.config, fmt.Appendf(nil, busConfig, b.socket), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.stop)
-	return b
-}
-
-// start starts the bus and waits until it takes connections.
-func (b *bus) start() {
-	b.t.Helper()
-	b.daemon = exec.Command("dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--print-address")
-	b.daemon.Stderr = b.t.Output()
-	out, err := b.daemon.StdoutPipe()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	if err := b.daemon.Start(); err != nil {
-		b.t.Fatal(err)
-	}
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		b.t.Fatalf("starting a private bus: %v", err)
-	}
-}
-
-// stop kills the bus and removes its socket.
-func (b *bus) stop() {
-	if b.daemon == nil {
-		return
-	}
-	b.daemon.Process.Kill()
-	b.daemon.Wait()
-	b.daemon = nil
-	os.Remove(b.socket)
-}
-
-// dial connects a client.
-func (b *bus) dial() *dbus.Conn {
-	b.t.Helper()
-	c, err := dbus.Connect("unix:path="+b.socket, dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.t.Cleanup(func() { c.Close() })
-	return c
+	return &bus{apitest.NewBus(t), t}
 }
 
 // serve runs a server on the bus until the test ends, and waits until it owns its
 // name if the bus runs. What o leaves out is filled in.
 func (b *bus) serve(o dbusserver.Options) *dbusserver.Server {
 	b.t.Helper()
-	o.Socket = b.socket
+	o.Address = b.Address
 	if o.Agent == nil {
 		o.Agent = apitest.NewAgent(apitest.State())
 	}
@@ -139,7 +54,7 @@ func (b *bus) serve(o dbusserver.Options) *dbusserver.Server {
 			b.t.Error("Run did not end")
 		}
 	})
-	if b.daemon != nil {
+	if b.Running() {
 		waitFor(b.t, s.Ready())
 	}
 	return s

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"slices"
 	"time"
 
@@ -18,12 +17,9 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"ec2netd/api"
+	"ec2netd/service/bus"
 	"ec2netd/service/state"
 )
-
-// SystemBus is the socket of the system bus. systemd opens it early at boot, long
-// before the bus runs; who connects then waits until it does.
-const SystemBus = "/run/dbus/system_bus_socket"
 
 // How patient the server is with the bus.
 const (
@@ -48,8 +44,8 @@ type Options struct {
 	Authorizer api.Authorizer
 	// Logger; nil means none.
 	Logger *slog.Logger
-	// Socket of the bus; empty means [SystemBus].
-	Socket string
+	// Address of the bus; empty means [bus.SystemBus].
+	Address string
 	// RefreshTimeout bounds one Refresh; zero means 90 seconds.
 	RefreshTimeout time.Duration
 }
@@ -95,7 +91,6 @@ func New(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = noLog{}
 	}
-	o.Socket = cmp.Or(o.Socket, SystemBus)
 	o.RefreshTimeout = cmp.Or(o.RefreshTimeout, 90*time.Second)
 	c, err := newContract()
 	if err != nil {
@@ -159,37 +154,20 @@ func (e *nameTakenError) Error() string {
 
 // connect dials the bus, makes everything callable, and only then takes the name.
 func (s *Server) connect(ctx context.Context) (_ *connection, err error) {
-	setup, cancel := context.WithTimeout(ctx, setupTimeout)
-	defer cancel()
-	var d net.Dialer
-	socket, err := d.DialContext(setup, "unix", s.options.Socket)
+	calls := bus.NewCalls(s.contract.inSignatures())
+	t := newTree(&s.options, s.contract, calls)
+	conn, err := bus.Dial(ctx, bus.Options{Address: s.options.Address, Timeout: setupTimeout, Calls: calls, Handler: t})
 	if err != nil {
-		return nil, fmt.Errorf("connecting to the bus: %w", err)
+		return nil, err
 	}
-	t := newTree(&s.options, s.contract)
-	g := &guard{Conn: socket, signatures: s.contract.inSignatures()}
-	conn, err := dbus.NewConn(g, dbus.WithContext(ctx), dbus.WithHandler(t),
-		dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
-	if err != nil {
-		socket.Close()
-		return nil, fmt.Errorf("connecting to the bus: %w", err)
-	}
-	c := &connection{conn: conn, socket: socket, tree: t}
-	stop := context.AfterFunc(setup, func() { socket.Close() })
+	c := &connection{conn: conn, tree: t}
 	defer func() {
-		if !stop() && err == nil {
-			err = fmt.Errorf("connecting to the bus at %s: %w", s.options.Socket, context.Cause(setup))
-		}
 		if err != nil {
 			c.close()
 		}
 	}()
-	if err := conn.Auth(nil); err != nil {
-		return nil, fmt.Errorf("authenticating to the bus at %s: %w", s.options.Socket, err)
-	}
-	if err := conn.Hello(); err != nil {
-		return nil, fmt.Errorf("greeting the bus at %s: %w", s.options.Socket, err)
-	}
+	setup, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
 	var reply dbus.RequestNameReply
 	err = conn.BusObject().CallWithContext(setup, "org.freedesktop.DBus.RequestName", 0,
 		api.BusName, dbus.NameFlagDoNotQueue).Store(&reply)
@@ -220,9 +198,6 @@ func (c *contract) inSignatures() map[string]bool {
 // latest when ctx is done.
 func (s *Server) serve(ctx context.Context, c *connection, watch <-chan *state.State) {
 	defer c.close()
-	// A write that the bus does not take would hold up Close of godbus otherwise.
-	stop := context.AfterFunc(ctx, func() { c.socket.Close() })
-	defer stop()
 	select {
 	case <-s.ready:
 	default:
@@ -232,6 +207,9 @@ func (s *Server) serve(ctx context.Context, c *connection, watch <-chan *state.S
 	for {
 		select {
 		case <-c.conn.Context().Done():
+			if err := c.conn.Err(); err != nil && ctx.Err() == nil && !errors.Is(err, bus.ErrEnd) {
+				s.options.Logger.Warn("The connection to the bus has ended; connecting again", "reason", err.Error())
+			}
 			return
 		case _, ok := <-watch:
 			if !ok {
@@ -248,14 +226,12 @@ func (s *Server) serve(ctx context.Context, c *connection, watch <-chan *state.S
 
 // connection is one connection to the bus.
 type connection struct {
-	conn   *dbus.Conn
-	socket net.Conn
-	tree   *tree
+	conn *bus.Conn
+	tree *tree
 }
 
 func (c *connection) close() {
-	c.socket.Close()
-	_ = c.conn.Close() // it closes the socket too, and finds it closed
+	c.conn.Close()
 	c.tree.close()
 }
 

@@ -64,10 +64,10 @@ func errorName(err error) string {
 
 func TestReading(t *testing.T) { // H1
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.State())
 	b.serve(dbusserver.Options{Agent: agent})
-	c := b.dial()
+	c := b.Dial()
 	m := object(c, api.ObjectPath)
 
 	out, err := call(m, describe)
@@ -129,9 +129,9 @@ func TestReading(t *testing.T) { // H1
 // TestErrors calls what is not there and what is not right.
 func TestErrors(t *testing.T) {
 	b := newBus(t)
-	b.start()
+	b.Start()
 	b.serve(dbusserver.Options{})
-	c := b.dial()
+	c := b.Dial()
 	const e = "org.freedesktop.DBus.Error."
 	deep := dbus.MakeVariant("x")
 	for range 40 {
@@ -181,9 +181,9 @@ func TestErrors(t *testing.T) {
 
 func TestIntrospection(t *testing.T) { // H1
 	b := newBus(t)
-	b.start()
+	b.Start()
 	b.serve(dbusserver.Options{})
-	c := b.dial()
+	c := b.Dial()
 	for path, want := range map[dbus.ObjectPath]struct{ interfaces, children []string }{
 		"/":                            {nil, []string{"org"}},
 		"/org":                         {nil, []string{"ec2netd1", "freedesktop"}},
@@ -226,7 +226,7 @@ func TestIntrospection(t *testing.T) { // H1
 
 func TestRefresh(t *testing.T) { // H3
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.State())
 	failing := errors.New("reading mac: HTTP 500")
 	agent.OnRefresh = func(_ context.Context, wait bool) (*state.Changes, error) {
@@ -236,7 +236,7 @@ func TestRefresh(t *testing.T) { // H3
 		return nil, failing
 	}
 	b.serve(dbusserver.Options{Agent: agent})
-	c := b.dial()
+	c := b.Dial()
 	out, err := call(object(c, api.ObjectPath), refresh, true)
 	if os.Getuid() != 0 {
 		if errorName(err) != "org.freedesktop.DBus.Error.AccessDenied" {
@@ -259,14 +259,14 @@ func TestRefresh(t *testing.T) { // H3
 
 func TestRefreshTimeout(t *testing.T) {
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.State())
 	agent.OnRefresh = func(ctx context.Context, _ bool) (*state.Changes, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
 	b.serve(dbusserver.Options{Agent: agent, RefreshTimeout: 50 * time.Millisecond, Authorizer: allowAll{}})
-	c := b.dial()
+	c := b.Dial()
 	// Readers do not wait for it, nor does a seventeenth refresh.
 	var wg sync.WaitGroup
 	for range 20 {
@@ -289,9 +289,9 @@ func (allowAll) Authorize(context.Context, api.Caller, string) error { return ni
 
 func TestDenied(t *testing.T) { // H1
 	b := newBus(t)
-	b.start()
+	b.Start()
 	b.serve(dbusserver.Options{Authorizer: denyAll{}})
-	_, err := call(object(b.dial(), api.ObjectPath), refresh, false)
+	_, err := call(object(b.Dial(), api.ObjectPath), refresh, false)
 	if errorName(err) != "org.freedesktop.DBus.Error.AccessDenied" || !strings.Contains(err.Error(), "sudo") {
 		t.Errorf("Refresh: %s: %v", errorName(err), err)
 	}
@@ -300,11 +300,11 @@ func TestDenied(t *testing.T) { // H1
 // TestPanic: a fault in one call is that caller's error only.
 func TestPanic(t *testing.T) {
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.State())
 	agent.OnRefresh = func(context.Context, bool) (*state.Changes, error) { panic("on purpose") }
 	b.serve(dbusserver.Options{Agent: agent, Authorizer: allowAll{}})
-	c := b.dial()
+	c := b.Dial()
 	for range maxRefreshes + 1 {
 		if _, err := call(object(c, api.ObjectPath), refresh, false); errorName(err) != "org.freedesktop.DBus.Error.Failed" {
 			t.Fatalf("Refresh: %v", err)
@@ -328,10 +328,10 @@ func signals(t *testing.T, c *dbus.Conn) <-chan *dbus.Signal {
 
 func TestSignals(t *testing.T) { // H1
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.State())
 	b.serve(dbusserver.Options{Agent: agent})
-	c := b.dial()
+	c := b.Dial()
 	ch := signals(t, c)
 
 	// The counters move, and nobody is woken up; the marker behind shows it.
@@ -387,20 +387,20 @@ func TestBusComesAndGoes(t *testing.T) {
 	s := b.serve(dbusserver.Options{Agent: agent})
 	time.Sleep(300 * time.Millisecond) // some attempts without a socket
 	started := time.Now()
-	b.start()
+	b.Start()
 	waitFor(t, s.Ready())
 	if d := time.Since(started); d > 30*time.Second {
 		t.Errorf("took %v from the start of the bus", d)
 	}
-	if _, err := call(object(b.dial(), api.ObjectPath), describe); err != nil {
+	if _, err := call(object(b.Dial(), api.ObjectPath), describe); err != nil {
 		t.Fatal(err)
 	}
-	b.stop()
+	b.Stop()
 	changed := apitest.State()
 	changed.Reason = "changed while there was no bus"
 	agent.Set(changed)
-	b.start()
-	c := b.dial()
+	b.Start()
+	c := b.Dial()
 	for deadline := time.Now().Add(10 * time.Second); ; {
 		out, err := call(object(c, api.ObjectPath), getProperty, api.ManagerInterface, "Reason")
 		if err == nil {
@@ -426,7 +426,7 @@ func TestSocketBeforeBus(t *testing.T) {
 	}
 	defer l.Close()
 	var log bytes.Buffer
-	_, cancel, done := run(t, filepath.Join(dir, "bus"), &log)
+	_, cancel, done := run(t, "unix:path="+filepath.Join(dir, "bus"), &log)
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -443,10 +443,10 @@ func TestSocketBeforeBus(t *testing.T) {
 
 // run runs a server that logs to a writer. The caller ends it by cancel; done tells
 // how it ended.
-func run(t *testing.T, socket string, log io.Writer) (s *dbusserver.Server, cancel func(), done <-chan error) {
+func run(t *testing.T, address string, log io.Writer) (s *dbusserver.Server, cancel func(), done <-chan error) {
 	t.Helper()
 	s, err := dbusserver.New(dbusserver.Options{
-		Agent: apitest.NewAgent(apitest.State()), Socket: socket, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Agent: apitest.NewAgent(apitest.State()), Address: address, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -460,13 +460,13 @@ func run(t *testing.T, socket string, log io.Writer) (s *dbusserver.Server, canc
 // TestNameTaken: another owner of the name is told of once, and outlived.
 func TestNameTaken(t *testing.T) {
 	b := newBus(t)
-	b.start()
-	other := b.dial()
+	b.Start()
+	other := b.Dial()
 	if _, err := other.RequestName(api.BusName, 0); err != nil {
 		t.Fatal(err)
 	}
 	var log syncBuffer
-	s, cancel, done := run(t, b.socket, &log)
+	s, cancel, done := run(t, b.Address, &log)
 	time.Sleep(400 * time.Millisecond)
 	select {
 	case <-s.Ready():
@@ -506,7 +506,7 @@ func (b *syncBuffer) String() string {
 // process (libraries.md).
 func TestStorm(t *testing.T) {
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.Many(15))
 	b.serve(dbusserver.Options{Agent: agent})
 	stop := make(chan struct{})
@@ -529,7 +529,7 @@ func TestStorm(t *testing.T) {
 	var answers atomic.Int64
 	var clients sync.WaitGroup
 	for range 20 {
-		c := b.dial()
+		c := b.Dial()
 		clients.Go(func() {
 			for range 150 {
 				o := object(c, paths[rand.IntN(len(paths))])
@@ -570,10 +570,10 @@ func (unwatched) Watch(context.Context) <-chan *state.State { return make(chan *
 // TestAheadOfSignals: a call shows what is, also where its signals are still to come.
 func TestAheadOfSignals(t *testing.T) {
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := unwatched{apitest.NewAgent(apitest.State())}
 	b.serve(dbusserver.Options{Agent: agent})
-	c := b.dial()
+	c := b.Dial()
 	for n := range 3 {
 		agent.Set(apitest.Many(n))
 		for range 2 {
@@ -593,7 +593,7 @@ func TestAheadOfSignals(t *testing.T) {
 // while the state changes; those that subscribe and never read cost the others nothing.
 func TestCrowd(t *testing.T) { // H1
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.Many(15))
 	b.serve(dbusserver.Options{Agent: agent})
 	for range 10 {
@@ -602,7 +602,7 @@ func TestCrowd(t *testing.T) { // H1
 	}
 	var wg sync.WaitGroup
 	for i := range 200 {
-		c := b.dial()
+		c := b.Dial()
 		wg.Go(func() {
 			for _, method := range []string{describe, getManaged, introspectCall} {
 				// No limit of time: how long a crowd takes is the machine's affair.
@@ -619,10 +619,10 @@ func TestCrowd(t *testing.T) { // H1
 // TestDeaf: clients that ask much and never read an answer keep nobody else waiting.
 func TestDeaf(t *testing.T) {
 	b := newBus(t)
-	b.start()
+	b.Start()
 	b.serve(dbusserver.Options{Agent: apitest.NewAgent(apitest.Many(15))})
 	for range 10 {
-		deaf := b.dial()
+		deaf := b.Dial()
 		deaf.Eavesdrop(make(chan *dbus.Message)) // nothing is taken from it
 		for range 300 {
 			object(deaf, api.ObjectPath).Go(describe, dbus.FlagNoReplyExpected, nil)
@@ -641,7 +641,7 @@ func TestDeaf(t *testing.T) {
 		stuck.Send(m, make(chan *dbus.Call, 1))
 	}
 	started := time.Now()
-	if _, err := call(object(b.dial(), api.ObjectPath), describe); err != nil {
+	if _, err := call(object(b.Dial(), api.ObjectPath), describe); err != nil {
 		t.Fatal(err)
 	}
 	// With the race detector on a busy machine the 6000 calls before it take seconds.
@@ -653,7 +653,7 @@ func TestDeaf(t *testing.T) {
 // rawClient is a client whose socket nobody reads once it is connected.
 func rawClient(t *testing.T, b *bus) *dbus.Conn {
 	t.Helper()
-	conn, err := net.Dial("unix", b.socket)
+	conn, err := net.Dial("unix", b.Socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -698,10 +698,10 @@ func (h *halting) Close() error {
 // TestHostile: what any local user can send to a bus connection directly.
 func TestHostile(t *testing.T) {
 	b := newBus(t)
-	b.start()
+	b.Start()
 	agent := apitest.NewAgent(apitest.State())
 	b.serve(dbusserver.Options{Agent: agent})
-	c := b.dial()
+	c := b.Dial()
 	var owner string
 	if err := c.BusObject().Call("org.freedesktop.DBus.GetNameOwner", 0, api.BusName).Store(&owner); err != nil {
 		t.Fatal(err)
@@ -745,13 +745,13 @@ func TestNothingLeft(t *testing.T) {
 	agent := apitest.NewAgent(apitest.State())
 	t.Run("serve", func(t *testing.T) {
 		b := newBus(t)
-		b.start()
+		b.Start()
 		b.serve(dbusserver.Options{Agent: agent})
-		if _, err := call(object(b.dial(), api.ObjectPath), describe); err != nil {
+		if _, err := call(object(b.Dial(), api.ObjectPath), describe); err != nil {
 			t.Fatal(err)
 		}
-		b.stop()
-		b.start()
+		b.Stop()
+		b.Start()
 	})
 	goleak.VerifyNone(t, ignore)
 	if n := agent.Watchers(); n != 0 {
@@ -762,7 +762,7 @@ func TestNothingLeft(t *testing.T) {
 // busctl runs systemd's client, as another user if uid is not 0.
 func busctl(t *testing.T, b *bus, uid uint32, args ...string) (string, error) {
 	t.Helper()
-	cmd := exec.Command("busctl", append([]string{"--address=unix:path=" + b.socket, "--no-pager"}, args...)...)
+	cmd := exec.Command("busctl", append([]string{"--address=" + b.Address, "--no-pager"}, args...)...)
 	if uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	}
@@ -776,7 +776,7 @@ func TestBusctl(t *testing.T) { // H1
 		t.Skip("needs busctl: apt-get install systemd")
 	}
 	b := newBus(t)
-	b.start()
+	b.Start()
 	b.serve(dbusserver.Options{})
 	var uid uint32
 	if os.Getuid() == 0 {
@@ -822,10 +822,10 @@ func TestBusctl(t *testing.T) { // H1
 // described yet each time.
 func BenchmarkDescribe(b *testing.B) {
 	bus := newBus(b)
-	bus.start()
+	bus.Start()
 	agent := apitest.NewAgent(apitest.Many(15))
 	bus.serve(dbusserver.Options{Agent: agent})
-	m := object(bus.dial(), api.ObjectPath)
+	m := object(bus.Dial(), api.ObjectPath)
 	for _, method := range []string{describe, getManaged} {
 		b.Run(method[strings.LastIndexByte(method, '.')+1:], func(b *testing.B) {
 			for b.Loop() {

@@ -15,18 +15,13 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"ec2netd/api"
+	"ec2netd/service/bus"
 	"ec2netd/service/state"
 )
 
-// Limits of what clients can have under way. Everything but Refresh is answered from
-// memory at once, so that nobody who behaves comes near.
-const (
-	maxRunning    = 8    // calls that are worked on
-	maxCaller     = 256  // calls of one bus connection that run or wait
-	maxCalls      = 4096 // calls of all
-	maxRefreshes  = 16   // refreshes that run or wait
-	callerTimeout = 5 * time.Second
-)
+// maxRefreshes is how many refreshes of users may run or wait; root's always may. What else
+// clients can have under way is for [bus.Calls] to limit.
+const maxRefreshes = 16
 
 // tree answers every method call that arrives on one bus connection.
 //
@@ -45,17 +40,16 @@ type tree struct {
 	// view is what was signalled last. ahead is a later one, of which no signal tells yet.
 	view, ahead atomic.Pointer[view]
 
-	running   chan struct{}
+	admitted  *bus.Calls
 	refreshes chan struct{}
 
-	mu      sync.Mutex
-	closed  bool
-	callers map[string]int
-	calls   int
-	idle    *sync.Cond
+	mu     sync.Mutex
+	closed bool
+	calls  int
+	idle   *sync.Cond
 }
 
-func newTree(o *Options, c *contract) *tree {
+func newTree(o *Options, c *contract, admitted *bus.Calls) *tree {
 	t := &tree{
 		agent:      o.Agent,
 		authorizer: o.Authorizer,
@@ -64,9 +58,8 @@ func newTree(o *Options, c *contract) *tree {
 		contract:   c,
 		timeout:    o.RefreshTimeout,
 		handlers:   handlers(),
-		running:    make(chan struct{}, maxRunning),
+		admitted:   admitted,
 		refreshes:  make(chan struct{}, maxRefreshes),
-		callers:    map[string]int{},
 	}
 	t.idle = sync.NewCond(&t.mu)
 	t.view.Store(newView(o.Agent.State()))
@@ -150,11 +143,10 @@ func (c *call) ReturnValue(int) any { return nil }
 // answer finds and runs the handler of a call. A panic in it costs the caller an
 // error, not everyone the daemon.
 func (t *tree) answer(c *call) (out []any, err error) {
-	if !t.enter(c.sender) {
-		return nil, failure("org.freedesktop.DBus.Error.LimitsExceeded",
-			"too many calls are waiting for an answer: wait for some before making more")
+	if !t.enter() {
+		return nil, failure("org.freedesktop.DBus.Error.Failed", "ec2netd is leaving the bus")
 	}
-	defer t.leave(c.sender)
+	defer t.leave()
 	defer func() {
 		if r := recover(); r != nil {
 			t.log.Error("A D-Bus call failed within ec2netd; please report this",
@@ -162,10 +154,6 @@ func (t *tree) answer(c *call) (out []any, err error) {
 			out, err = nil, failure("org.freedesktop.DBus.Error.Failed", "ec2netd failed on this call; its log says more")
 		}
 	}()
-	t.running <- struct{}{}
-	release := sync.OnceFunc(func() { <-t.running })
-	defer release()
-
 	c.view = t.view.Load()
 	if c.member == "Describe" {
 		c.view = t.now()
@@ -201,12 +189,12 @@ func (t *tree) answer(c *call) (out []any, err error) {
 	case "Refresh":
 		// It takes its time, as the question whether it may be done does: that must not
 		// keep readers waiting.
-		release()
+		t.admitted.Slow(c.sender, c.msg.Serial())
 		if err := c.authorize(api.ActionRefresh); err != nil {
 			return nil, err
 		}
 	case "Set":
-		release()
+		t.admitted.Slow(c.sender, c.msg.Serial())
 	}
 	return handler(c)
 }
@@ -241,26 +229,21 @@ func (c *contract) inSignature(iface, member string) string {
 	return s
 }
 
-// enter admits a call of a sender, or refuses it.
-func (t *tree) enter(sender string) bool {
+// enter begins a call, unless the connection is being closed.
+func (t *tree) enter() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed || t.calls >= maxCalls || t.callers[sender] >= maxCaller {
+	if t.closed {
 		return false
 	}
 	t.calls++
-	t.callers[sender]++
 	return true
 }
 
-func (t *tree) leave(sender string) {
+func (t *tree) leave() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.calls--
-	if t.callers[sender]--; t.callers[sender] == 0 {
-		delete(t.callers, sender)
-	}
-	if t.calls == 0 {
+	if t.calls--; t.calls == 0 {
 		t.idle.Broadcast()
 	}
 }
@@ -275,14 +258,20 @@ func (t *tree) close() {
 	}
 }
 
-// authorize asks the bus who the caller is, and the Authorizer whether it may.
+// caller is the user who calls, as the bus told when the call arrived.
+func (c *call) caller() (uid uint32, err error) {
+	uid, ok := c.tree.admitted.User(c.sender, c.msg.Serial())
+	if !ok {
+		return 0, failure("org.freedesktop.DBus.Error.AccessDenied", "the bus does not say who calls")
+	}
+	return uid, nil
+}
+
+// authorize asks the Authorizer whether the caller may.
 func (c *call) authorize(action string) error {
-	short, cancel := context.WithTimeout(c.conn.Context(), callerTimeout)
-	defer cancel()
-	var uid uint32
-	err := c.conn.BusObject().CallWithContext(short, "org.freedesktop.DBus.GetConnectionUnixUser", 0, c.sender).Store(&uid)
+	uid, err := c.caller()
 	if err != nil {
-		return failure("org.freedesktop.DBus.Error.AccessDenied", "asking the bus who calls: %v", err)
+		return err
 	}
 	err = c.tree.authorizer.Authorize(c.conn.Context(), api.Caller{
 		UID:         uid,
@@ -393,11 +382,17 @@ func (c *call) getInterface() ([]any, error) {
 }
 
 func (c *call) refresh() ([]any, error) {
-	select {
-	case c.tree.refreshes <- struct{}{}:
-		defer func() { <-c.tree.refreshes }()
-	default:
-		return nil, failure("org.freedesktop.DBus.Error.LimitsExceeded", "%d refreshes are under way: wait for them", maxRefreshes)
+	uid, err := c.caller()
+	if err != nil {
+		return nil, err
+	}
+	if uid != 0 {
+		select {
+		case c.tree.refreshes <- struct{}{}:
+			defer func() { <-c.tree.refreshes }()
+		default:
+			return nil, failure("org.freedesktop.DBus.Error.LimitsExceeded", "%d refreshes are under way: wait for them", maxRefreshes)
+		}
 	}
 	ctx, cancel := context.WithTimeout(c.conn.Context(), c.tree.timeout)
 	defer cancel()

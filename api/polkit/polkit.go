@@ -3,7 +3,6 @@
 package polkit
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"ec2netd/api"
+	"ec2netd/service/bus"
 )
 
 // The authority on the system bus, see polkit(8).
@@ -32,8 +32,12 @@ const (
 	interactivePatience = 2 * time.Minute
 )
 
-// most is how many callers may wait for polkit at once; root never waits for it.
-const most = 32
+// How many callers may wait for polkit at once: of one user, so that nobody's use up those of
+// others, and of all. Root never waits for it.
+const (
+	mostOfOne = 4
+	mostOfAll = 32
+)
 
 // Authorizer implements [api.Authorizer]. It connects to the bus when it is needed, and
 // again when that went away. The zero value is ready for use.
@@ -41,9 +45,14 @@ type Authorizer struct {
 	// Address of the bus; empty for the system's.
 	Address string
 
+	// conn is a connection of its own: what polkit sends has nothing to do with what
+	// clients send.
+	conn bus.Lazy
+	once sync.Once
+
 	mu      sync.Mutex
-	conn    *dbus.Conn
-	waiting int
+	waiting map[uint32]int
+	all     int
 }
 
 // Authorize implements [api.Authorizer].
@@ -51,10 +60,10 @@ func (a *Authorizer) Authorize(ctx context.Context, caller api.Caller, action st
 	if caller.UID == 0 {
 		return nil
 	}
-	if !a.enter() {
+	if !a.enter(caller.UID) {
 		return errors.New("too many callers are waiting for polkit: try again later")
 	}
-	defer a.leave()
+	defer a.leave(caller.UID)
 	limit, flags := patience, uint32(0)
 	if caller.Interactive {
 		limit, flags = interactivePatience, allowInteraction
@@ -62,7 +71,8 @@ func (a *Authorizer) Authorize(ctx context.Context, caller api.Caller, action st
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	refused := &api.NotPermittedError{Caller: caller, Action: action}
-	conn, err := a.connection() //nolint:contextcheck // the connection outlives the call
+	a.once.Do(func() { a.conn.Options = bus.Options{Address: a.Address, Timeout: patience} })
+	conn, err := a.conn.Get(ctx)
 	if err != nil {
 		return fmt.Errorf("asking polkit about %s: %w", action, errors.Join(err, refused))
 	}
@@ -110,52 +120,28 @@ func subject(caller api.Caller) polkitSubject {
 	}}
 }
 
-func (a *Authorizer) enter() bool {
+func (a *Authorizer) enter(uid uint32) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.waiting >= most {
+	if a.all >= mostOfAll || a.waiting[uid] >= mostOfOne {
 		return false
 	}
-	a.waiting++
+	if a.waiting == nil {
+		a.waiting = map[uint32]int{}
+	}
+	a.all++
+	a.waiting[uid]++
 	return true
 }
 
-func (a *Authorizer) leave() {
+func (a *Authorizer) leave(uid uint32) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.waiting--
-}
-
-// connection returns a live connection to the bus. It is one of its own: what polkit
-// sends has nothing to do with what clients send.
-func (a *Authorizer) connection() (*dbus.Conn, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.conn != nil && a.conn.Connected() {
-		return a.conn, nil
+	a.all--
+	if a.waiting[uid]--; a.waiting[uid] == 0 {
+		delete(a.waiting, uid)
 	}
-	// The library's handshake knows no deadline, but ends when the connection's context
-	// does.
-	ctx, cancel := context.WithCancel(context.Background())
-	timer := time.AfterFunc(patience, cancel)
-	conn, err := dbus.Connect(cmp.Or(a.Address, "unix:path=/run/dbus/system_bus_socket"), dbus.WithContext(ctx))
-	if err != nil || !timer.Stop() {
-		cancel()
-		if err == nil {
-			_ = conn.Close()
-		}
-		return nil, fmt.Errorf("connecting to the system bus: %w", errors.Join(err, ctx.Err()))
-	}
-	a.conn = conn
-	return conn, nil
 }
 
 // Close ends the connection.
-func (a *Authorizer) Close() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.conn != nil {
-		_ = a.conn.Close()
-		a.conn = nil
-	}
-}
+func (a *Authorizer) Close() { a.conn.Close() }

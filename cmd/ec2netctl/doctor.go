@@ -13,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	systemd "github.com/coreos/go-systemd/v22/dbus"
-
 	"ec2netd/service/conflict"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
@@ -140,7 +138,7 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 		found.filters = append(found.filters, filter{l.Name, max(c.filterMode("all"), c.filterMode(l.Name))})
 	}
 	found.conflicts = conflict.Find(looker.Look(ctx, links))
-	if found.units, err = unitsOf(ctx); err != nil {
+	if found.units, err = unitsOf(ctx, bus); err != nil {
 		found.busError = err.Error()
 	}
 	base, _ := s.store.Base()
@@ -211,22 +209,17 @@ func (c *ctl) filterMode(link string) int {
 const busTime = 10 * time.Second
 
 // unitsOf asks systemd for the needed units.
-func unitsOf(ctx context.Context) ([]unitStatus, error) {
+func unitsOf(ctx context.Context, bus *networkd.Client) ([]unitStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, busTime)
 	defer cancel()
-	conn, err := systemd.NewSystemConnectionContext(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
 	var units []unitStatus
 	for _, name := range needed {
-		properties, err := conn.GetUnitPropertiesContext(ctx, name)
+		properties, err := bus.UnitProperties(ctx, name)
 		if err != nil {
 			return nil, err
 		}
 		text := func(property string) string {
-			value, _ := properties[property].(string)
+			value, _ := properties[property].Value().(string)
 			return value
 		}
 		units = append(units, unitStatus{name, text("LoadState"), text("ActiveState"), text("UnitFileState"), text("UnitFilePreset")})

@@ -13,6 +13,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/bus"
 	"ec2netd/service/metadata"
 )
 
@@ -142,10 +143,10 @@ func (m *machine) setTransient(ctx context.Context, name string) (string, error)
 func call(ctx context.Context, method string, args []any, out ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, hostnamedTime)
 	defer cancel()
-	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	conn, err := bus.Dial(ctx, bus.Options{Timeout: hostnamedTime})
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }() // all has been said
+	defer conn.Close()
 	return conn.Object(hostnamed, hostnamedPath).CallWithContext(ctx, method, 0, args...).Store(out...)
 }

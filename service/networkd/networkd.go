@@ -18,9 +18,9 @@ import (
 	"sync"
 	"time"
 
-	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
 
+	"ec2netd/service/bus"
 	"ec2netd/service/file"
 )
 
@@ -40,6 +40,10 @@ const (
 // open takes it and says nothing until it runs.
 const dialTimeout = 3 * time.Second
 
+// maxReply bounds what networkd and systemd may answer. networkd's Describe of 15 ENIs with
+// 50 addresses each has less than 3 MiB.
+const maxReply = 32 << 20
+
 // callTimeout bounds one call. A reload of 15 ENIs with 50 addresses each takes
 // about a second (facts: the bar).
 const callTimeout = 15 * time.Second
@@ -56,8 +60,8 @@ type Client struct {
 	Root string
 
 	files   file.Reader
+	conn    bus.Lazy
 	mu      sync.Mutex
-	conn    *dbus.Conn
 	version string
 	changed chan struct{}
 	once    sync.Once
@@ -69,7 +73,16 @@ func (c *Client) Changed() <-chan struct{} {
 	return c.changed
 }
 
-func (c *Client) init() { c.once.Do(func() { c.changed = make(chan struct{}, 1) }) }
+func (c *Client) init() {
+	c.once.Do(func() {
+		c.changed = make(chan struct{}, 1)
+		c.conn.Options = bus.Options{
+			Address: c.Address, Timeout: dialTimeout, MaxReply: maxReply,
+			Signals: []bus.Signal{{Sender: "org.freedesktop.DBus", Interface: "org.freedesktop.DBus", Member: "NameOwnerChanged", Arg0: busName}},
+		}
+		c.conn.Opened = c.follow
+	})
+}
 
 func (c *Client) poke() {
 	select {
@@ -79,27 +92,22 @@ func (c *Client) poke() {
 }
 
 // connection returns a live connection, dialled if need be.
-func (c *Client) connection(ctx context.Context) (*dbus.Conn, error) {
+func (c *Client) connection(ctx context.Context) (*bus.Conn, error) {
 	c.init()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.conn != nil && c.conn.Connected() {
-		return c.conn, nil
-	}
-	c.version = ""
-	signals := make(chan *dbus.Signal, 16)
-	conn, err := c.dial() //nolint:contextcheck // the connection outlives the call
+	conn, err := c.conn.Get(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoBus, err)
 	}
+	return conn, nil
+}
+
+// follow has Changed tell what a new connection hears of networkd.
+func (c *Client) follow(conn *bus.Conn) {
+	c.mu.Lock()
+	c.version = ""
+	c.mu.Unlock()
+	signals := make(chan *dbus.Signal, 16)
 	conn.Signal(signals)
-	if err := conn.AddMatchSignalContext(ctx,
-		dbus.WithMatchSender("org.freedesktop.DBus"), dbus.WithMatchInterface("org.freedesktop.DBus"),
-		dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, busName)); err != nil {
-		_ = conn.Close()
-		return nil, fmt.Errorf("%w: watching for networkd: %w", ErrNoBus, err)
-	}
-	c.conn = conn
 	go func() {
 		// The library closes the channel with the connection.
 		for range signals {
@@ -107,41 +115,10 @@ func (c *Client) connection(ctx context.Context) (*dbus.Conn, error) {
 		}
 		c.poke()
 	}()
-	return conn, nil
-}
-
-// dial connects. The library's handshake knows no deadline, but ends when the
-// connection's context does.
-func (c *Client) dial() (*dbus.Conn, error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	timer := time.AfterFunc(dialTimeout, cancel)
-	options := []dbus.ConnOption{dbus.WithContext(ctx), dbus.WithSignalHandler(dbus.NewSequentialSignalHandler())}
-	var conn *dbus.Conn
-	var err error
-	if c.Address != "" {
-		conn, err = dbus.Connect(c.Address, options...)
-	} else {
-		conn, err = dbus.ConnectSystemBus(options...)
-	}
-	if err != nil || !timer.Stop() {
-		cancel()
-		if err == nil {
-			_ = conn.Close()
-		}
-		return nil, fmt.Errorf("connecting to it within %s: %w", dialTimeout, errors.Join(err, ctx.Err()))
-	}
-	return conn, nil
 }
 
 // Close ends the connection.
-func (c *Client) Close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.conn != nil {
-		_ = c.conn.Close()
-		c.conn = nil
-	}
-}
+func (c *Client) Close() { c.conn.Close() }
 
 // Owner names the networkd that is on the bus, by its unique name; it is empty while
 // there is none, and another one after a restart. The error says that the bus does
@@ -232,12 +209,9 @@ func (c *Client) Version(ctx context.Context) string {
 	if err != nil {
 		return ""
 	}
-	var text dbus.Variant
-	if err := conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1").CallWithContext(ctx,
-		"org.freedesktop.DBus.Properties.Get", 0, "org.freedesktop.systemd1.Manager", "Version").Store(&text); err != nil {
+	if known, err = managerProperty(ctx, conn, "Version"); err != nil {
 		return ""
 	}
-	known, _ = text.Value().(string)
 	c.mu.Lock()
 	c.version = known
 	c.mu.Unlock()
@@ -253,9 +227,14 @@ func (c *Client) ActiveUnits(ctx context.Context, patterns []string) ([]string, 
 	if err != nil {
 		return nil, err
 	}
-	var units []systemd.UnitStatus
-	if err := conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1").CallWithContext(ctx,
-		"org.freedesktop.systemd1.Manager.ListUnitsByPatterns", 0, []string{"active", "activating", "reloading"}, patterns).Store(&units); err != nil {
+	var units []struct {
+		Name, Description, LoadState, ActiveState, SubState, Followed string
+		Path                                                          dbus.ObjectPath
+		JobID                                                         uint32
+		JobType                                                       string
+		JobPath                                                       dbus.ObjectPath
+	}
+	if err := systemd(conn).CallWithContext(ctx, systemdManager+".ListUnitsByPatterns", 0, []string{"active", "activating", "reloading"}, patterns).Store(&units); err != nil {
 		return nil, fmt.Errorf("asking systemd for units: %w", err)
 	}
 	names := make([]string, 0, len(units))
@@ -270,17 +249,72 @@ func (c *Client) ActiveUnits(ctx context.Context, patterns []string) ([]string, 
 func (c *Client) Returns(ctx context.Context, unit string) bool {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	conn, err := systemd.NewConnection(c.dial)
+	conn, err := c.connection(ctx)
 	if err != nil {
 		return false
 	}
-	defer conn.Close()
-	state, err := conn.SystemStateContext(ctx)
-	if err != nil || state.Value.Value() == "stopping" {
+	state, err := managerProperty(ctx, conn, "SystemState")
+	if err != nil || state == "stopping" {
 		return err == nil
 	}
-	jobs, err := conn.ListJobsContext(ctx)
-	return err == nil && slices.ContainsFunc(jobs, func(j systemd.JobStatus) bool { return j.Unit == unit && j.JobType != "stop" })
+	var jobs []job
+	err = systemd(conn).CallWithContext(ctx, systemdManager+".ListJobs", 0).Store(&jobs)
+	return err == nil && slices.ContainsFunc(jobs, func(j job) bool { return j.Unit == unit && j.Type != "stop" })
+}
+
+// What systemd is called on the system bus, see org.freedesktop.systemd1(5).
+const (
+	systemdName    = "org.freedesktop.systemd1"
+	systemdManager = systemdName + ".Manager"
+	systemdUnit    = systemdName + ".Unit"
+	properties     = "org.freedesktop.DBus.Properties"
+)
+
+// job is an entry of systemd's ListJobs.
+type job struct {
+	ID                uint32
+	Unit, Type, State string
+	Path, UnitPath    dbus.ObjectPath
+}
+
+// systemd is systemd's manager object.
+func systemd(conn *bus.Conn) dbus.BusObject {
+	return conn.Object(systemdName, "/org/freedesktop/systemd1")
+}
+
+// managerProperty asks for a property of systemd's that is a string.
+func managerProperty(ctx context.Context, conn *bus.Conn, name string) (string, error) {
+	var value dbus.Variant
+	err := systemd(conn).CallWithContext(ctx, properties+".Get", 0, systemdManager, name).Store(&value)
+	text, _ := value.Value().(string)
+	return text, err
+}
+
+// load returns the object of a unit, which systemd loads if need be.
+func load(ctx context.Context, conn *bus.Conn, unit string) (dbus.BusObject, error) {
+	var path dbus.ObjectPath
+	err := systemd(conn).CallWithContext(ctx, systemdManager+".LoadUnit", 0, unit).Store(&path)
+	return conn.Object(systemdName, path), err
+}
+
+// UnitProperties returns the properties that systemd has of any unit, see Unit in
+// org.freedesktop.systemd1(5).
+func (c *Client) UnitProperties(ctx context.Context, unit string) (map[string]dbus.Variant, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := c.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	object, err := load(ctx, conn, unit)
+	if err != nil {
+		return nil, fmt.Errorf("asking systemd for %s: %w", unit, err)
+	}
+	var all map[string]dbus.Variant
+	if err := object.CallWithContext(ctx, properties+".GetAll", 0, systemdUnit).Store(&all); err != nil {
+		return nil, fmt.Errorf("asking systemd for %s: %w", unit, err)
+	}
+	return all, nil
 }
 
 // Varlink tells whether networkd has its Varlink socket (io.systemd.Network).
@@ -297,13 +331,12 @@ func (c *Client) Run(ctx context.Context, unit string) error {
 	if err != nil {
 		return err
 	}
-	manager := conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
-	var job dbus.ObjectPath
-	if err := manager.CallWithContext(ctx, "org.freedesktop.systemd1.Manager.StartUnit", 0, unit, "replace").Store(&job); err != nil {
+	var started dbus.ObjectPath
+	if err := systemd(conn).CallWithContext(ctx, systemdManager+".StartUnit", 0, unit, "replace").Store(&started); err != nil {
 		return fmt.Errorf("having systemd start %s: %w", unit, err)
 	}
 	for {
-		done, failed, err := c.ended(ctx, manager, conn, unit)
+		done, failed, err := ended(ctx, conn, unit)
 		switch {
 		case err != nil:
 			return fmt.Errorf("waiting for the end of %s: %w", unit, err)
@@ -321,16 +354,15 @@ func (c *Client) Run(ctx context.Context, unit string) error {
 }
 
 // ended tells whether a unit has no job any more and does not run, or has failed.
-func (c *Client) ended(ctx context.Context, manager dbus.BusObject, conn *dbus.Conn, unit string) (done, failed bool, err error) {
+func ended(ctx context.Context, conn *bus.Conn, unit string) (done, failed bool, err error) {
 	// A unit that has ended is forgotten; this has systemd know it again.
-	var loaded dbus.ObjectPath
-	if err := manager.CallWithContext(ctx, "org.freedesktop.systemd1.Manager.LoadUnit", 0, unit).Store(&loaded); err != nil {
+	object, err := load(ctx, conn, unit)
+	if err != nil {
 		return false, false, err
 	}
 	get := func(property string) (any, error) {
 		var value dbus.Variant
-		err := conn.Object("org.freedesktop.systemd1", loaded).CallWithContext(ctx,
-			"org.freedesktop.DBus.Properties.Get", 0, "org.freedesktop.systemd1.Unit", property).Store(&value)
+		err := object.CallWithContext(ctx, properties+".Get", 0, systemdUnit, property).Store(&value)
 		return value.Value(), err
 	}
 	// The job first: what it brings about is there when it has gone.
@@ -349,19 +381,12 @@ func (c *Client) ended(ctx context.Context, manager dbus.BusObject, conn *dbus.C
 // lasting tells whether waiting is no help: it is masked, not installed or failed.
 func (c *Client) WhyNotRunning(ctx context.Context) (reason string, lasting bool) {
 	reason = "systemd-networkd does not run: start it with systemctl enable --now " + unitName
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	conn, err := systemd.NewConnection(c.dial)
+	unit, err := c.UnitProperties(ctx, unitName)
 	if err != nil {
 		return reason, false
 	}
-	defer conn.Close()
-	properties, err := conn.GetUnitPropertiesContext(ctx, unitName)
-	if err != nil {
-		return reason, false
-	}
-	active, _ := properties["ActiveState"].(string)
-	switch load, _ := properties["LoadState"].(string); {
+	active, _ := unit["ActiveState"].Value().(string)
+	switch load, _ := unit["LoadState"].Value().(string); {
 	case load == "masked":
 		return "systemd-networkd is masked: have it run with systemctl unmask " + unitName + " && systemctl enable --now " + unitName, true
 	case load == "not-found":

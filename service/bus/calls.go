@@ -1,0 +1,291 @@
+package bus
+
+import (
+	"maps"
+	"slices"
+	"sync"
+)
+
+// Limits of the method calls that wait or run. A call waits as it came from the wire, a few
+// hundred bytes; only those that run cost a goroutine. A call is over when its answer is
+// written.
+const (
+	maxRunning = 8 // of all users, and as many of root
+	maxSender  = 256
+	maxUser    = 1024      // of one user
+	maxUsers   = 4096      // of all users, and as many of root
+	userBytes  = 512 << 10 // of one user's calls that wait
+	usersBytes = 2 << 20   // of all users'
+	rootBytes  = 2 << 20
+	// heldBytes and heldSender bound calls of callers whose user the bus is still to tell.
+	heldBytes  = 2 << 20
+	heldSender = 128 << 10
+	// maxKnown bounds how many callers' users are kept.
+	maxKnown = 2048
+)
+
+// What a call may have.
+const (
+	maxPath      = 1024
+	maxArguments = 4 << 10
+)
+
+// tooMany refuses a call beyond a limit.
+const tooMany = "too many calls are waiting for an answer: wait for some before making more"
+
+// Calls admits the method calls that arrive on one connection, and decides on their order.
+// Each user has limits of its own, and root is served first: its calls neither wait for
+// those of others nor count with them (J1).
+type Calls struct {
+	arguments map[string]bool
+
+	mu sync.Mutex
+	// wake tells the guard that a call may be ready. It is not to be called under mu.
+	wake func()
+	// known are the users of callers. The bus never gives a unique name to another one.
+	known map[string]uint32
+	// held are calls of callers that are not known yet.
+	held      map[string][]*call
+	heldBytes int
+
+	flight  map[callKey]*call
+	senders map[string]int
+	users   map[uint32]*queue
+	// turns are the users with waiting calls, in the order in which they are served.
+	turns          []uint32
+	all, root      load
+	running, apart int // how many calls run: of users, of root
+}
+
+// callKey identifies a call until it is answered.
+type callKey struct {
+	sender string
+	serial uint32
+}
+
+// call is a method call from its arrival to its answer.
+type call struct {
+	key   callKey
+	uid   uint32
+	bytes []byte
+	// quiet: the caller expects no answer.
+	quiet bool
+	// slow: the call has given its slot to others.
+	slow, started bool
+}
+
+// queue is what one user has waiting.
+type queue struct {
+	load
+	waiting []*call
+}
+
+// load is a number of calls, running ones included, and the bytes of those that wait.
+type load struct{ calls, bytes int }
+
+func (l *load) add(calls, bytes int) { l.calls += calls; l.bytes += bytes }
+
+// NewCalls returns a Calls that lets arguments of the given signatures through. A call with
+// any other, or with more than 4 KiB of them, arrives without arguments. So does one with a
+// variant that is not a string. The Handler is to answer such a call with an error.
+func NewCalls(signatures map[string]bool) *Calls {
+	return &Calls{
+		arguments: maps.Clone(signatures), wake: func() {},
+		known: map[string]uint32{}, held: map[string][]*call{},
+		flight: map[callKey]*call{}, senders: map[string]int{}, users: map[uint32]*queue{},
+	}
+}
+
+// User returns the user who made a call that is under way.
+func (c *Calls) User(sender string, serial uint32) (uid uint32, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if in := c.flight[callKey{sender, serial}]; in != nil {
+		return in.uid, true
+	}
+	return 0, false
+}
+
+// Slow says that a call takes its time. It does not keep others waiting any more; whoever
+// says so has another limit for it.
+func (c *Calls) Slow(sender string, serial uint32) {
+	defer c.wake()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if in := c.flight[callKey{sender, serial}]; in != nil && in.started && !in.slow {
+		in.slow = true
+		*c.slots(in.uid)--
+	}
+}
+
+// slots counts the running calls of a user's kind.
+func (c *Calls) slots(uid uint32) *int {
+	if uid == 0 {
+		return &c.apart
+	}
+	return &c.running
+}
+
+// arrive takes a call. It returns those that are refused, and whether to ask the bus who the
+// caller is: the answer goes to identified.
+func (c *Calls) arrive(in *call) (ask bool, refused []*call) {
+	defer c.wake()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if uid, ok := c.known[in.key.sender]; ok {
+		if !c.admit(in, uid) {
+			return false, []*call{in}
+		}
+		return false, nil
+	}
+	sender := in.key.sender
+	own := sizeOfAll(c.held[sender]) + len(in.bytes)
+	if own > heldSender || len(c.held[sender]) >= maxSender {
+		return false, []*call{in}
+	}
+	for c.heldBytes+len(in.bytes) > heldBytes {
+		// Who holds most gives way, so that a crowd does not shut out a newcomer.
+		most, size := sender, own
+		for other, calls := range c.held {
+			if n := sizeOfAll(calls); n > size {
+				most, size = other, n
+			}
+		}
+		if most == sender {
+			return false, append(refused, in)
+		}
+		calls := c.held[most]
+		last := calls[len(calls)-1]
+		c.held[most] = calls[:len(calls)-1]
+		c.heldBytes -= len(last.bytes)
+		refused = append(refused, last)
+	}
+	_, asked := c.held[sender]
+	c.held[sender] = append(c.held[sender], in)
+	c.heldBytes += len(in.bytes)
+	return !asked, refused
+}
+
+func sizeOfAll(calls []*call) (n int) {
+	for _, in := range calls {
+		n += len(in.bytes)
+	}
+	return n
+}
+
+// identified tells who a caller is; not ok: nobody knows, because it has gone. It returns
+// the calls that are refused.
+func (c *Calls) identified(sender string, uid uint32, ok bool) (refused []*call) {
+	defer c.wake()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	calls := c.held[sender]
+	delete(c.held, sender)
+	c.heldBytes -= sizeOfAll(calls)
+	if !ok {
+		return nil
+	}
+	if len(c.known) >= maxKnown {
+		clear(c.known) // the bus tells again
+	}
+	c.known[sender] = uid
+	for _, in := range calls {
+		if !c.admit(in, uid) {
+			refused = append(refused, in)
+		}
+	}
+	return refused
+}
+
+// admit queues a call within the limits.
+func (c *Calls) admit(in *call, uid uint32) bool {
+	in.uid = uid
+	n := len(in.bytes)
+	own := c.users[uid]
+	if own == nil {
+		own = &queue{}
+	}
+	all, maxOwn, maxBytes := &c.all, load{maxUser, userBytes}, usersBytes
+	if uid == 0 {
+		all, maxOwn, maxBytes = &c.root, load{maxUsers, rootBytes}, rootBytes
+	}
+	if c.flight[in.key] != nil || c.senders[in.key.sender] >= maxSender ||
+		own.calls >= maxOwn.calls || own.bytes+n > maxOwn.bytes || all.calls >= maxUsers || all.bytes+n > maxBytes {
+		return false
+	}
+	c.flight[in.key] = in
+	c.senders[in.key.sender]++
+	all.add(1, n)
+	own.add(1, n)
+	c.users[uid] = own
+	if own.waiting = append(own.waiting, in); len(own.waiting) == 1 {
+		c.turns = append(c.turns, uid)
+	}
+	return true
+}
+
+// next returns the call that is to run now, or nil. Users take turns.
+func (c *Calls) next() *call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.Index(c.turns, 0)
+	if i < 0 || c.apart >= maxRunning {
+		i = slices.IndexFunc(c.turns, func(uid uint32) bool { return uid != 0 })
+		if i < 0 || c.running >= maxRunning {
+			return nil
+		}
+	}
+	uid := c.turns[i]
+	c.turns = slices.Delete(c.turns, i, i+1)
+	own := c.users[uid]
+	in := own.waiting[0]
+	own.waiting[0] = nil
+	if own.waiting = own.waiting[1:]; len(own.waiting) > 0 {
+		c.turns = append(c.turns, uid)
+	} else {
+		own.waiting = nil
+	}
+	c.loadOf(uid).add(0, -len(in.bytes))
+	own.add(0, -len(in.bytes))
+	in.started = true
+	*c.slots(uid)++
+	return in
+}
+
+func (c *Calls) loadOf(uid uint32) *load {
+	if uid == 0 {
+		return &c.root
+	}
+	return &c.all
+}
+
+// lookup reports whether a call is under way, and whether its caller expects no answer.
+func (c *Calls) lookup(key callKey) (quiet bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	in := c.flight[key]
+	return in != nil && in.quiet
+}
+
+// finish ends a call.
+func (c *Calls) finish(key callKey) {
+	defer c.wake()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	in := c.flight[key]
+	if in == nil || !in.started {
+		return
+	}
+	delete(c.flight, key)
+	if c.senders[key.sender]--; c.senders[key.sender] == 0 {
+		delete(c.senders, key.sender)
+	}
+	c.loadOf(in.uid).add(-1, 0)
+	own := c.users[in.uid]
+	if own.add(-1, 0); own.calls == 0 {
+		delete(c.users, in.uid)
+	}
+	if !in.slow {
+		*c.slots(in.uid)--
+	}
+}
