@@ -181,9 +181,13 @@ func (t *tree) answer(c *call) (out []any, err error) {
 			"%s has no method %s of interface %q", clip(string(c.path)), c.member, c.iface)
 	}
 	got, _ := c.msg.Headers[dbus.FieldSignature].Value().(dbus.Signature)
-	if want := t.contract.inSignature(c.iface, c.member); got.String() != want && c.member != "Set" {
-		return nil, failure(dbus.ErrMsgInvalidArg.Name, "%s takes arguments of signature %q and got %q, or too many bytes",
-			c.member, want, got.String())
+	want := t.contract.inSignature(c.iface, c.member)
+	if dropped := t.admitted.Dropped(c.sender, c.msg.Serial()); (got.String() != want || dropped) && c.member != "Set" {
+		text := fmt.Sprintf("of signature %q", got.String())
+		if dropped {
+			text = "of another signature, with file descriptors or too many bytes"
+		}
+		return nil, failure(dbus.ErrMsgInvalidArg.Name, "%s takes arguments of signature %q and got some %s", c.member, want, text)
 	}
 	switch c.member {
 	case "Refresh":

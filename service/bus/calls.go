@@ -70,6 +70,8 @@ type call struct {
 	bytes []byte
 	// quiet: the caller expects no answer.
 	quiet bool
+	// dropped: the arguments did not come through.
+	dropped bool
 	// slow: the call has given its slot to others.
 	slow, started bool
 }
@@ -86,8 +88,9 @@ type load struct{ calls, bytes int }
 func (l *load) add(calls, bytes int) { l.calls += calls; l.bytes += bytes }
 
 // NewCalls returns a Calls that lets arguments of the given signatures through. A call with
-// any other, or with more than 4 KiB of them, arrives without arguments. So does one with a
-// variant that is not a string. The Handler is to answer such a call with an error.
+// any other, or with more than 4 KiB of them, arrives without arguments. So does one with
+// file descriptors, or with a variant that is not a string. The Handler is to answer it with an
+// error: see Dropped.
 func NewCalls(signatures map[string]bool) *Calls {
 	return &Calls{
 		arguments: maps.Clone(signatures), wake: func() {},
@@ -104,6 +107,14 @@ func (c *Calls) User(sender string, serial uint32) (uid uint32, ok bool) {
 		return in.uid, true
 	}
 	return 0, false
+}
+
+// Dropped reports whether a call that is under way had other arguments than it has now.
+func (c *Calls) Dropped(sender string, serial uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	in := c.flight[callKey{sender, serial}]
+	return in != nil && in.dropped
 }
 
 // Slow says that a call takes its time. It does not keep others waiting any more; whoever

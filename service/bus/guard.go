@@ -107,7 +107,7 @@ func newGuard(socket net.Conn, o *Options) *guard {
 // Close implements io.Closer.
 func (g *guard) Close() error {
 	g.mu.Lock()
-	g.closed = true
+	g.closed = g.closed || g.failed == nil // godbus closes after a failure too
 	g.mu.Unlock()
 	g.fail(net.ErrClosed)
 	return nil
@@ -302,6 +302,7 @@ func (g *guard) take() error {
 	if m.parseFields(header[:fields]) != nil || !m.valid() {
 		return g.skip(body) // the bus passes no such message on
 	}
+	m.strip()
 	switch m.kind {
 	case typeCall:
 		return g.takeCall(m, body)
@@ -335,7 +336,7 @@ func (g *guard) takeCall(m *message, body int64) error {
 		}
 		return g.answer(m.sender, m.serial, "org.freedesktop.DBus.Error.LimitsExceeded", fmt.Sprintf("an object path longer than %d bytes", maxPath))
 	}
-	isSet := m.signature == "ssv"
+	isSet, given := m.signature == "ssv", m.signature
 	if body > maxArguments || m.unixFDs > 0 || !isSet && !g.calls.arguments[m.signature] {
 		if err := g.skip(body); err != nil {
 			return err
@@ -346,10 +347,9 @@ func (g *guard) takeCall(m *message, body int64) error {
 	} else if m.checkBody() != nil || isSet && !m.setsText() {
 		m.signature, m.body = "", nil
 	}
-	m.unixFDs, m.replySerial, m.errorName, m.destination = 0, 0, "", ""
 	// Every call gets an answer from godbus, so that the guard sees its end.
 	m.flags &^= flagNoReply
-	ask, refused := g.calls.arrive(&call{key: callKey{m.sender, m.serial}, bytes: m.append(nil), quiet: quiet})
+	ask, refused := g.calls.arrive(&call{key: callKey{m.sender, m.serial}, bytes: m.append(nil), quiet: quiet, dropped: m.signature != given})
 	if ask {
 		sender := m.sender
 		if err := g.ask("GetConnectionUnixUser", sender, func(reply *message) { g.identified(sender, reply) }); err != nil {
@@ -411,7 +411,6 @@ func (g *guard) takeReply(m *message, body int64) error {
 	if of == nil && then == nil {
 		return g.skip(body)
 	}
-	m.destination = ""
 	problem := ""
 	switch {
 	case m.unixFDs > 0:
@@ -440,7 +439,6 @@ func (g *guard) takeReply(m *message, body int64) error {
 		} else {
 			problem = m.errorName + " of " + of.destination + ", without words that can be read: " + problem
 		}
-		m.unixFDs = 0
 		m.setText(problem)
 	}
 	if then != nil {
@@ -507,7 +505,6 @@ func (g *guard) takeSignal(m *message, body int64) error {
 	}) {
 		return nil
 	}
-	m.destination, m.replySerial, m.errorName = "", 0, ""
 	return g.hand(m.append(nil), false)
 }
 

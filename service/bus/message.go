@@ -142,6 +142,21 @@ func (m *message) valid() bool {
 	return false
 }
 
+// strip takes away the fields that messages of its type need not have: godbus looks at all that
+// are there. Without a destination it need not know the names that the connection has.
+func (m *message) strip() {
+	m.destination = ""
+	switch m.kind {
+	case typeReply, typeError:
+		m.path, m.iface, m.member = "", "", ""
+		if m.kind == typeReply {
+			m.errorName = ""
+		}
+	default:
+		m.errorName, m.replySerial = "", 0
+	}
+}
+
 func validPath(path string) bool { return dbus.ObjectPath(path).IsValid() }
 
 // validInterface reports whether name is one of an interface or of an error.
@@ -171,9 +186,8 @@ func validMember(name string) bool {
 	return true
 }
 
-// appendHeader appends the header to b: the known fields alone, and with a body of
-// size bytes. godbus takes no others; without a destination it need not know the names
-// that this connection has.
+// appendHeader appends the header to b, with the known fields alone and for a body of size
+// bytes. godbus takes no others.
 func (m *message) appendHeader(b []byte, size int) []byte {
 	start := len(b)
 	b = append(b, 0, m.kind, m.flags&knownFlags, protocolVersion)
