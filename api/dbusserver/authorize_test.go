@@ -1,14 +1,18 @@
 package dbusserver_test
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 
@@ -174,5 +178,104 @@ func TestRefreshInterface(t *testing.T) { // H1, H3
 	}
 	if got := agent.Refreshed(); !slices.Equal(got, []string{"02:00:00:00:00:02"}) {
 		t.Errorf("refreshed %q", got)
+	}
+}
+
+// silent is a polkit that answers nobody until it is told to.
+type silent struct {
+	asked  chan polkitSubject
+	answer chan struct{}
+}
+
+func (s silent) CheckAuthorization(subject polkitSubject, _ string, _ map[string]string, _ uint32, _ string) (polkitResult, *dbus.Error) {
+	s.asked <- subject
+	<-s.answer
+	return polkitResult{Authorized: true}, nil
+}
+
+// One user's callers who wait for polkit leave the places of others free, and root waits for
+// nobody.
+func TestPolkitPlaces(t *testing.T) { // J1
+	b := newBus(t)
+	b.Start()
+	fake := silent{make(chan polkitSubject), make(chan struct{})}
+	c := b.Dial()
+	if err := c.Export(fake, "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.RequestName("org.freedesktop.PolicyKit1", dbus.NameFlagDoNotQueue); err != nil {
+		t.Fatal(err)
+	}
+	p := &polkit.Authorizer{Address: b.Address}
+	defer p.Close()
+	allowed := make(chan error)
+	ask := func(uid uint32) {
+		go func() {
+			allowed <- p.Authorize(t.Context(), api.Caller{UID: uid, BusName: ":1.7", Interactive: true}, api.ActionRefresh)
+		}()
+	}
+	const places, all = 4, 32
+	for uid := range uint32(all / places) {
+		for range places {
+			ask(1000 + uid)
+			waitFor(t, fake.asked)
+		}
+		ask(1000 + uid)
+		if err := waitFor(t, allowed); err == nil || !strings.Contains(err.Error(), "too many") {
+			t.Fatalf("a fifth caller of user %d: %v", 1000+uid, err)
+		}
+	}
+	ask(2000)
+	if err := waitFor(t, allowed); err == nil || !strings.Contains(err.Error(), "too many") {
+		t.Errorf("one more than %d: %v", all, err)
+	}
+	ask(0)
+	if err := waitFor(t, allowed); err != nil {
+		t.Errorf("root: %v", err)
+	}
+	close(fake.answer)
+	for range all {
+		if err := waitFor(t, allowed); err != nil {
+			t.Error(err)
+		}
+	}
+	ask(1000)
+	waitFor(t, fake.asked)
+	if err := waitFor(t, allowed); err != nil {
+		t.Errorf("when places are free again: %v", err)
+	}
+}
+
+// A bus that says nothing holds up neither root nor a caller whose time is up.
+func TestPolkitSilentBus(t *testing.T) { // J1
+	socket := filepath.Join(t.TempDir(), "bus")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := &polkit.Authorizer{Address: "unix:path=" + socket}
+	dialed := make(chan error, 1)
+	go func() { dialed <- p.Authorize(t.Context(), api.Caller{UID: 1000}, api.ActionRefresh) }()
+	taken, err := l.Accept() // it is dialing now
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := time.Now()
+	if err := p.Authorize(t.Context(), api.Caller{}, api.ActionRefresh); err != nil {
+		t.Error(err)
+	}
+	hasty, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Authorize(hasty, api.Caller{UID: 1001}, api.ActionRefresh); err == nil {
+		t.Error("allowed without polkit")
+	}
+	if d := time.Since(started); d > 3*time.Second {
+		t.Errorf("took %v", d)
+	}
+	p.Close()
+	taken.Close()
+	if err := waitFor(t, dialed); err == nil {
+		t.Error("allowed without polkit")
 	}
 }

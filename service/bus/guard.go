@@ -52,6 +52,8 @@ type guard struct {
 
 	// begun: the authentication is over, messages follow.
 	begun atomic.Bool
+	// answers are the guard's own, until it has to wait for the bus.
+	answers []byte
 	// greeted is how many bytes of the handshake have come.
 	greeted int
 
@@ -89,7 +91,7 @@ type awaited struct {
 
 func newGuard(socket net.Conn, o *Options) *guard {
 	g := &guard{
-		socket: socket, in: bufio.NewReaderSize(socket, 4<<10),
+		socket: socket, in: bufio.NewReaderSize(socket, chunk),
 		maxReply: int64(cmp.Or(o.MaxReply, DefaultMaxReply)), signals: slices.Clone(o.Signals), calls: o.Calls,
 		replies: replies{awaited: map[uint32]awaited{}, asked: map[uint32]func(*message){}, owners: map[string]string{}},
 	}
@@ -271,7 +273,11 @@ func (g *guard) send(b []byte) (int, error) {
 // run reads messages until the connection ends.
 func (g *guard) run() {
 	for {
-		if err := g.take(); err != nil {
+		err := g.flush()
+		if err == nil {
+			err = g.take()
+		}
+		if err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 				err = ErrEnd
 			}
@@ -332,9 +338,11 @@ func (g *guard) takeCall(m *message, body int64) error {
 			return err
 		}
 		if g.calls == nil {
-			return g.answer(m.sender, m.serial, "org.freedesktop.DBus.Error.UnknownObject", "this connection to the bus has no objects")
+			g.answer(m.sender, m.serial, "org.freedesktop.DBus.Error.UnknownObject", "this connection to the bus has no objects")
+		} else {
+			g.answer(m.sender, m.serial, "org.freedesktop.DBus.Error.LimitsExceeded", fmt.Sprintf("an object path longer than %d bytes", maxPath))
 		}
-		return g.answer(m.sender, m.serial, "org.freedesktop.DBus.Error.LimitsExceeded", fmt.Sprintf("an object path longer than %d bytes", maxPath))
+		return nil
 	}
 	isSet, given := m.signature == "ssv", m.signature
 	if body > maxArguments || m.unixFDs > 0 || !isSet && !g.calls.arguments[m.signature] {
@@ -356,7 +364,8 @@ func (g *guard) takeCall(m *message, body int64) error {
 			return err
 		}
 	}
-	return g.refuse(refused)
+	g.refuse(refused)
+	return nil
 }
 
 // setsText reports whether the value of a call of Set, of signature ssv, is a string.
@@ -376,31 +385,36 @@ func (g *guard) identified(sender string, reply *message) {
 		w := walker{b: reply.body, order: reply.order}
 		uid, ok = w.uint32()
 	}
-	// A failure to write ends the connection.
-	_ = g.refuse(g.calls.identified(sender, uid, ok))
+	g.refuse(g.calls.identified(sender, uid, ok))
 }
 
 // refuse answers calls with an error.
-func (g *guard) refuse(calls []*call) error {
+func (g *guard) refuse(calls []*call) {
 	for _, in := range calls {
-		if in.quiet {
-			continue
-		}
-		if err := g.answer(in.key.sender, in.key.serial, "org.freedesktop.DBus.Error.LimitsExceeded", tooMany); err != nil {
-			return err
+		if !in.quiet {
+			g.answer(in.key.sender, in.key.serial, "org.freedesktop.DBus.Error.LimitsExceeded", tooMany)
 		}
 	}
-	return nil
 }
 
 // answer answers a call with an error, without godbus.
-func (g *guard) answer(to string, serial uint32, name, text string) error {
+func (g *guard) answer(to string, serial uint32, name, text string) {
 	m := &message{
 		order: binary.LittleEndian, kind: typeError, flags: flagNoReply, serial: g.replies.serial(),
 		destination: to, replySerial: serial, errorName: name,
 	}
 	m.setText(text)
-	_, err := g.send(m.append(nil))
+	g.answers = m.append(g.answers)
+}
+
+// flush sends the guard's answers when no more messages are there to be read, or when there
+// are many: a flood of calls costs a write for each of its parts, not for each call.
+func (g *guard) flush() error {
+	if len(g.answers) == 0 || g.in.Buffered() > 0 && len(g.answers) < chunk {
+		return nil
+	}
+	_, err := g.send(g.answers)
+	g.answers = g.answers[:0]
 	return err
 }
 

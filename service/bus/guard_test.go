@@ -419,3 +419,16 @@ func TestSignatures(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkRefuse is what a call beyond the limits costs.
+func BenchmarkRefuse(b *testing.B) {
+	raw := encode(b, methodCall("Describe"), binary.LittleEndian)
+	g := guarded(bytes.NewReader(bytes.Repeat(raw, b.N)))
+	g.calls.mu.Lock()
+	g.calls.senders[caller] = maxSender
+	g.calls.mu.Unlock()
+	b.ReportAllocs()
+	if got := received(b, g); len(got) > 1 {
+		b.Errorf("%d came through", len(got))
+	}
+}
