@@ -2,6 +2,7 @@ package apitest
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -53,9 +54,9 @@ func NewBus(t testing.TB) *Bus {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	// Other users are to connect too.
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "bus")
@@ -70,7 +71,7 @@ func NewBus(t testing.TB) *Bus {
 // Start starts the bus and waits until it takes connections.
 func (b *Bus) Start() {
 	b.t.Helper()
-	b.daemon = exec.Command("dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--print-address") //nolint:noctx // Stop ends it
+	b.daemon = exec.CommandContext(context.Background(), "dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--print-address")
 	b.daemon.Stderr = b.t.Output()
 	out, err := b.daemon.StdoutPipe()
 	if err != nil {

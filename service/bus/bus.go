@@ -97,8 +97,8 @@ func Dial(ctx context.Context, o Options) (_ *Conn, err error) {
 	}
 	// godbus's handshake knows no deadline, and its Close waits for a write that the bus
 	// does not take: closing the socket ends both.
-	c := &Conn{Conn: inner, guard: g, stop: context.AfterFunc(ctx, func() { g.Close() })}
-	expire := context.AfterFunc(setup, func() { g.Close() })
+	c := &Conn{Conn: inner, guard: g, stop: context.AfterFunc(ctx, func() { _ = g.Close() })}
+	expire := context.AfterFunc(setup, func() { _ = g.Close() })
 	defer func() {
 		if !expire() && err == nil {
 			err = fmt.Errorf("connecting to the bus at %s: %w", path, context.Cause(setup))
@@ -141,7 +141,7 @@ func (c *Conn) subscribe(ctx context.Context, s Signal) error {
 // Close ends the connection. Calls under way fail.
 func (c *Conn) Close() {
 	c.stop()
-	c.guard.Close()
+	_ = c.guard.Close()
 	_ = c.Conn.Close() // it closes the socket too, and finds it closed
 }
 

@@ -111,12 +111,12 @@ func (g *guard) Close() error {
 	g.mu.Lock()
 	g.closed = g.closed || g.failed == nil // godbus closes after a failure too
 	g.mu.Unlock()
-	g.fail(net.ErrClosed)
+	_ = g.fail(net.ErrClosed)
 	return nil
 }
 
-// fail ends the connection; the first reason counts.
-func (g *guard) fail(err error) {
+// fail ends the connection, and returns the reason: the first one counts.
+func (g *guard) fail(err error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.failed == nil {
@@ -124,6 +124,7 @@ func (g *guard) fail(err error) {
 	}
 	g.cond.Broadcast()
 	g.socket.Close()
+	return g.failed
 }
 
 // reason says why the connection ended, but for Close.
@@ -259,13 +260,15 @@ func parseFixed(b []byte) (m *message, fields, body int64, err error) {
 func (g *guard) send(b []byte) (int, error) {
 	g.writing.Lock()
 	defer g.writing.Unlock()
-	if err := g.socket.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return 0, err
+	err := g.socket.SetWriteDeadline(time.Now().Add(writeTimeout))
+	n := 0
+	if err == nil {
+		n, err = g.socket.Write(b)
 	}
-	n, err := g.socket.Write(b)
 	if err != nil {
-		// Half a message may be out: nothing can follow it.
-		g.fail(fmt.Errorf("sending to the bus: %w", err))
+		// Half a message may be out: nothing can follow it. Where the connection had ended
+		// before, that is the reason.
+		err = g.fail(fmt.Errorf("sending to the bus: %w", err))
 	}
 	return n, err
 }
@@ -281,7 +284,7 @@ func (g *guard) run() {
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 				err = ErrEnd
 			}
-			g.fail(err)
+			_ = g.fail(err)
 			return
 		}
 	}
@@ -506,14 +509,14 @@ func (g *guard) takeSignal(m *message, body int64) error {
 	if err := g.readBody(m, body); err != nil {
 		return err
 	}
-	if m.checkBody() != nil {
-		return nil
+	if err := m.checkBody(); err != nil {
+		return nil //nolint:nilerr // the signal is dropped, and the connection goes on
 	}
 	if moved {
 		change := m.texts()
 		g.replies.moved(change[0], change[2])
 	}
-	first, _ := m.first()
+	first := m.first()
 	if !slices.ContainsFunc(g.signals, func(s Signal) bool {
 		return s.Interface == m.iface && s.Member == m.member && g.replies.is(s.Sender, m.sender) && (s.Arg0 == "" || s.Arg0 == first)
 	}) {
@@ -541,7 +544,7 @@ func (g *guard) watch(name string) error {
 	return g.ask("GetNameOwner", name, func(reply *message) {
 		owner := ""
 		if reply.kind == typeReply {
-			owner, _ = reply.first()
+			owner = reply.first()
 		}
 		g.replies.moved(name, owner)
 	})

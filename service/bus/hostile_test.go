@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -529,5 +530,92 @@ func TestAddress(t *testing.T) {
 		if c, err := bus.Dial(t.Context(), bus.Options{Address: address}); err == nil || !strings.Contains(err.Error(), "unix:path=FILE") {
 			t.Errorf("%s: %v, %v", address, c, err)
 		}
+	}
+}
+
+// TestSubscription: a signal of a well-known name is heard from whoever owns it, while it does.
+func TestSubscription(t *testing.T) { // J1
+	const name, iface = "org.example.Answers", "org.example.Answers"
+	b := apitest.NewBus(t)
+	b.Start()
+	first, second, stranger := b.Dial(), b.Dial(), b.Dial()
+	if _, err := first.RequestName(name, 0); err != nil {
+		t.Fatal(err)
+	}
+	c, err := bus.Dial(t.Context(), bus.Options{Address: b.Address, Signals: []bus.Signal{{Sender: name, Interface: iface, Member: "Changed", Arg0: "yes"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	heard := make(chan *dbus.Signal, 16)
+	c.Signal(heard)
+	emit := func(conn *dbus.Conn, member, arg, from string) {
+		t.Helper()
+		m := signal(iface, member, arg, from)
+		m.Headers[dbus.FieldDestination] = dbus.MakeVariant(c.Names()[0])
+		m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(m.Body...))
+		if call := conn.Send(m, nil); call.Err != nil {
+			t.Fatal(call.Err)
+		}
+		// The bus has taken it before it answers.
+		if err := conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err; err != nil {
+			t.Fatal(err)
+		}
+	}
+	emit(stranger, "Changed", "yes", "a stranger")
+	emit(first, "Other", "yes", "the owner, another signal")
+	emit(first, "Changed", "no", "the owner, another argument")
+	emit(first, "Changed", "yes", "the owner")
+	if _, err := first.ReleaseName(name); err != nil {
+		t.Fatal(err)
+	}
+	emit(first, "Changed", "yes", "the former owner")
+	if _, err := second.RequestName(name, 0); err != nil {
+		t.Fatal(err)
+	}
+	emit(first, "Changed", "yes", "the former owner again")
+	emit(second, "Changed", "yes", "the new owner")
+	for _, want := range []string{"the owner", "the new owner"} {
+		if got := wait(t, heard); got.Body[1] != want {
+			t.Errorf("heard of %v, want %s", got.Body[1], want)
+		}
+	}
+	if _, err := bus.Dial(t.Context(), bus.Options{Address: b.Address, Signals: []bus.Signal{{Member: "Changed"}}}); err == nil {
+		t.Error("a signal of anybody can be subscribed to")
+	}
+}
+
+// TestHandshake: the connection does not offer to take file descriptors.
+func TestHandshake(t *testing.T) { // J1
+	socket := filepath.Join(t.TempDir(), "bus")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	said := make(chan string, 1)
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			close(said)
+			return
+		}
+		defer conn.Close()
+		in, all := bufio.NewReader(conn), ""
+		for _, answer := range []string{"REJECTED EXTERNAL\r\n", "OK 00112233445566778899aabbccddeeff\r\n", ""} {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				break
+			}
+			all += line
+			_, _ = conn.Write([]byte(answer))
+		}
+		said <- all
+	}()
+	if _, err := bus.Dial(t.Context(), bus.Options{Address: "unix:path=" + socket}); err == nil || !strings.Contains(err.Error(), "closed the connection") {
+		t.Errorf("a bus that leaves: %v", err)
+	}
+	if got := wait(t, said); !strings.HasPrefix(got, "\x00AUTH\r\nAUTH EXTERNAL") || !strings.HasSuffix(got, "\r\nBEGIN\r\n") || strings.Contains(got, "UNIX_FD") {
+		t.Errorf("the handshake is %q", got)
 	}
 }

@@ -262,11 +262,12 @@ func (m *message) texts() []string {
 	return all
 }
 
-// first is the first argument if it is a string.
-func (m *message) first() (string, bool) {
-	if !strings.HasPrefix(m.signature, "s") {
-		return "", false
-	}
+// first is the first argument if it is a string, or empty.
+func (m *message) first() string {
 	w := walker{b: m.body, order: m.order}
-	return w.text()
+	if !strings.HasPrefix(m.signature, "s") {
+		return ""
+	}
+	text, _ := w.text()
+	return text
 }
