@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ec2netd/service/conflict"
+	"ec2netd/service/file"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
 	"ec2netd/service/state"
@@ -197,11 +198,11 @@ func probeOne(ctx context.Context, client *metadata.Client, path metadata.Path) 
 // ip-sysctl.rst: 0 none, 1 strict, 2 loose. The greater of that of the link and of "all"
 // is in force.
 func (c *ctl) filterMode(link string) int {
-	text, err := os.ReadFile(filepath.Join("/", c.root, "proc/sys/net/ipv4/conf", link, "rp_filter"))
+	text, err := file.Read(filepath.Join("/", c.root, "proc/sys/net/ipv4/conf", link, "rp_filter"), file.Limit)
 	if err != nil {
 		return 0
 	}
-	mode, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	mode, _ := strconv.Atoi(strings.TrimSpace(text))
 	return mode
 }
 

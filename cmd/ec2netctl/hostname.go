@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ec2netd/service/bus"
+	"ec2netd/service/file"
 	"ec2netd/service/metadata"
 )
 
@@ -109,11 +110,11 @@ func (m *machine) static(ctx context.Context) (string, error) {
 	if text, ok := name.Value().(string); err == nil && ok {
 		return text, nil
 	}
-	text, err := os.ReadFile(filepath.Join("/", m.root, "etc/hostname"))
+	text, err := file.Read(filepath.Join("/", m.root, "etc/hostname"), file.Limit)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil
 	}
-	return staticIn(string(text)), err
+	return staticIn(text), err
 }
 
 // staticIn is the name in a hostname(5) file.

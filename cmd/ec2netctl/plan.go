@@ -94,8 +94,10 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 				return err
 			}
 			// What is not there would be planned for as if nothing were configured.
-			if _, err := os.ReadDir(root); err != nil {
+			if info, err := os.Stat(root); err != nil {
 				return fmt.Errorf("looking for the configuration below --root: %w", err)
+			} else if !info.IsDir() {
+				return fmt.Errorf("looking for the configuration below --root: %s is not a directory", root)
 			}
 		}
 		on, settings := &store.Store{Root: root}, config.Load("/"+root)

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"ec2netd/service/file"
 )
 
 // Defaults, as design and ec2netd.conf(5) tell them.
@@ -22,6 +24,15 @@ const (
 	DefaultRefresh = 60 * time.Second
 	minRefresh     = time.Second
 	maxRefresh     = 24 * time.Hour
+)
+
+// Limits of what is read: bounds of the work, and of the memory (J2).
+const (
+	mostBytes    = 128 << 10
+	mostDropIns  = 256
+	mostProblems = 50
+	mostSections = 1000
+	mostDrivers  = 64
 )
 
 // DefaultDrivers are the drivers of ENIs: Nitro, Xen with enhanced networking, Xen
@@ -76,20 +87,25 @@ func Load(root string) Config {
 	c := Config{Drivers: DefaultDrivers(), Refresh: DefaultRefresh}
 	main := filepath.Join(root, "etc/ec2netd.conf")
 	if _, err := os.Lstat(main); err == nil {
-		c.file(main)
+		c.read(main)
 	}
-	for _, path := range dropIns(root) {
-		c.file(path)
+	for _, path := range c.dropIns(root) {
+		c.read(path)
 	}
 	return c
 }
 
-func dropIns(root string) []string {
+func (c *Config) dropIns(root string) []string {
 	byName := make(map[string]string)
 	for _, dir := range []string{"usr/lib", "run", "etc"} {
-		found, _ := filepath.Glob(filepath.Join(root, dir, "ec2netd.conf.d/*.conf"))
-		for _, path := range found {
-			byName[filepath.Base(path)] = path
+		// Of more than anybody has the first ones count.
+		dir = filepath.Join(root, dir, "ec2netd.conf.d")
+		found, err := file.List(dir, "*.conf")
+		if err != nil {
+			c.Problems = append(c.Problems, Problem{File: dir, Message: fmt.Sprintf("not all of it is read: %v", file.Cause(err))})
+		}
+		for _, name := range found {
+			byName[name] = filepath.Join(dir, name)
 		}
 	}
 	names := make([]string, 0, len(byName))
@@ -100,6 +116,10 @@ func dropIns(root string) []string {
 		names = append(names, name)
 	}
 	slices.Sort(names)
+	if len(names) > mostDropIns {
+		c.Problems = append(c.Problems, Problem{File: byName[names[mostDropIns]], Message: fmt.Sprintf("it and those after it are ignored: %d drop-ins are the most", mostDropIns)})
+		names = names[:mostDropIns]
+	}
 	paths := make([]string, 0, len(names))
 	for _, name := range names {
 		paths = append(paths, byName[name])
@@ -107,14 +127,18 @@ func dropIns(root string) []string {
 	return paths
 }
 
-func (c *Config) file(path string) {
-	text, err := os.ReadFile(path)
+func (c *Config) read(path string) {
+	text, err := file.Read(path, mostBytes)
 	if err != nil {
-		c.Problems = append(c.Problems, Problem{File: path, Message: fmt.Sprintf("cannot be read and is ignored: %v", err)})
+		c.Problems = append(c.Problems, Problem{File: path, Message: fmt.Sprintf("cannot be read and is ignored: %v", file.Cause(err))})
 		return
 	}
 	c.Files = append(c.Files, path)
-	c.parse(path, string(text))
+	before := len(c.Problems)
+	c.parse(path, text)
+	if more := len(c.Problems) - before - mostProblems; more > 0 {
+		c.Problems = append(c.Problems[:before+mostProblems:before+mostProblems], Problem{File: path, Message: fmt.Sprintf("there are %d more mistakes", more)})
+	}
 }
 
 func (c *Config) parse(path, text string) {
@@ -123,7 +147,12 @@ func (c *Config) parse(path, text string) {
 	// eni is the [ENI] section that is being read; nil in others and once it is void.
 	var eni *Section
 	finish := func() {
-		if eni != nil {
+		switch {
+		case eni == nil:
+		case len(c.ENIs) == mostSections:
+			c.Problems = append(c.Problems, Problem{File: path, Line: eni.Line, Key: eniSection,
+				Message: fmt.Sprintf("it is ignored: %d sections [%s] are the most", mostSections, eniSection)})
+		default:
 			c.ENIs = append(c.ENIs, *eni)
 		}
 		eni = nil
@@ -247,6 +276,9 @@ func setDriver(c *Config, value string) error {
 	if value == "" {
 		c.Drivers = nil
 		return nil
+	}
+	if n := len(c.Drivers) + len(strings.Fields(value)); n > mostDrivers {
+		return fmt.Errorf("%d drivers are too many: %d are the most; the line is ignored", n, mostDrivers)
 	}
 	for driver := range strings.FieldsSeq(value) {
 		if !driverName.MatchString(driver) {

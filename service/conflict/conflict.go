@@ -48,6 +48,9 @@ type Facts struct {
 	// OldFiles are those of amazon-ec2-net-utils, or of ec2-net-utils before it: its udev
 	// rules in force, its own directory, and what it has written for ENIs.
 	OldFiles []string
+	// Unread are files and directories that were to be looked at and could not be read, with
+	// the reason.
+	Unread []string
 }
 
 // Find tells what conflicts. It is a pure function.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ec2netd/service/file"
 )
 
 // Link is an ENI's link.
@@ -23,6 +25,7 @@ type Looker struct {
 	Units func(ctx context.Context, patterns []string) ([]string, error)
 
 	active []string
+	files  file.Reader
 }
 
 // unitDirs are the directories of networkd, udevRules those of udevd.
@@ -43,8 +46,8 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 		}
 	}
 	f := Facts{Active: l.active, Managed: make(map[string]bool)}
-	for _, file := range l.below("/etc/systemd/system/*.wants", managerUnit, setupService, setupTimer) {
-		if unit := filepath.Base(file); !slices.Contains(f.Enabled, unit) && !l.masked("/etc/systemd/system/"+unit) {
+	for _, found := range l.below("/etc/systemd/system/*.wants", managerUnit, setupService, setupTimer) {
+		if unit := filepath.Base(found); !slices.Contains(f.Enabled, unit) && !l.masked("/etc/systemd/system/"+unit) {
 			f.Enabled = append(f.Enabled, unit)
 		}
 	}
@@ -61,6 +64,7 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 	}
 	f.PolicyRouting = l.policyRouting(links)
 	f.OldFiles = l.oldFiles()
+	f.Unread = l.files.Unread()
 	return f
 }
 
@@ -69,10 +73,10 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 func (l *Looker) policyRouting(links []Link) []string {
 	var found []string
 	look := func(pattern, rules string) {
-		for _, file := range l.glob(pattern) {
-			text := l.read(file)
+		for _, p := range l.glob(pattern) {
+			text := l.read(p)
 			if strings.Contains(text, rules) && slices.ContainsFunc(links, func(link Link) bool { return mentions(text, link) }) {
-				found = append(found, file)
+				found = append(found, p)
 			}
 		}
 	}
@@ -133,19 +137,26 @@ func (l *Looker) below(pattern string, names ...string) []string {
 
 func (l *Looker) at(p string) string { return filepath.Join("/", l.Root, p) }
 
-func (l *Looker) read(file string) string {
-	text, err := os.ReadFile(l.at(file))
+func (l *Looker) read(p string) string {
+	text, err := l.files.Read(l.at(p))
 	if err != nil {
-		return ""
+		return "" // Unread tells of it
 	}
-	return string(text)
+	return text
 }
 
-// glob returns paths without Root.
+// glob returns the paths, without Root, whose last part matches that of a pattern.
 func (l *Looker) glob(pattern string) []string {
-	matches, _ := filepath.Glob(l.at(pattern))
-	for i, m := range matches {
-		matches[i] = filepath.Join("/", strings.TrimPrefix(m, filepath.Join("/", l.Root)))
+	dir, last := filepath.Split(pattern)
+	if !strings.ContainsRune(last, '*') {
+		if _, err := os.Lstat(l.at(pattern)); err != nil {
+			return nil
+		}
+		return []string{pattern}
+	}
+	matches, _ := l.files.List(l.at(dir), last)
+	for i, name := range matches {
+		matches[i] = filepath.Join(dir, name)
 	}
 	return matches
 }

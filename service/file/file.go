@@ -1,71 +1,235 @@
-// Package file reads small files that seldom change, again only when they have.
+// Package file reads the files and directories of others within bounds (J2).
 //
-// A look at everything reads some 15 files of each kind, of which most often none has
-// changed. To ask the kernel whether a file is the same is a tenth of the work of reading it.
+// A directory that somebody else writes to may have anything in it under any name: a FIFO
+// that nobody writes to, a device, a directory, a link that leads to itself, a file of
+// gigabytes, a hundred thousand entries. No read of this package waits for another process,
+// and none takes more than its limit. Other packages of the daemon and of ec2netctl read
+// files through this one only; the linter refuses os.ReadFile and its like elsewhere.
 package file
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"io/fs"
-	"maps"
 	"os"
-	"sync"
-	"time"
+	"path"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// Reader reads files. Its zero value can be used, by several goroutines.
-type Reader struct {
-	mu   sync.Mutex
-	read map[string]content
+// Limit is the size of the largest unit file that is read. networkd takes lines of up to
+// 1 MiB; a drop-in with all addresses of the largest instance has 100 KiB.
+const Limit = 1 << 20
+
+// Limits of a directory.
+const (
+	// MostNames is how many matching names of a directory count: the first ones in their
+	// order, which is that in which systemd reads them.
+	MostNames = 4096
+	// mostScanned is how many entries of a directory are looked at.
+	mostScanned = 1 << 18
+	// chunk is how many entries are read at once.
+	chunk = 1024
+)
+
+// Why a file is not read.
+var (
+	ErrNotRegular = errors.New("it is not a regular file")
+	ErrTooLarge   = errors.New("it is too large")
+	ErrTooMany    = errors.New("it has too many entries")
+)
+
+// Read returns the content of a regular file of at most limit bytes. It follows links.
+// The null device, which systemd takes for a mask, is an empty file.
+func Read(path string, limit int64) (string, error) {
+	text, _, err := read(path, limit, 0)
+	return string(text), err
 }
 
-// content is that of a file, and what tells whether it is still the same.
-type content struct {
-	text string
-	of   unix.Stat_t
-	// proven: the file was old enough when it was read that a later change has another
-	// time. Several changes within one tick of the kernel's clock have one.
-	proven bool
-	// asked is when it was asked for last.
-	asked time.Time
-}
-
-// keepTime is how long what nobody asks for is kept: that of links that are gone.
-const keepTime = 10 * time.Minute
-
-// tick is more than any kernel's.
-const tick = time.Second
-
-// Read returns what is in a file. Nothing changes a file without its ctime, which only
-// the kernel sets, or puts another one in its place without another inode.
-func (r *Reader) Read(path string) (string, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var now unix.Stat_t
-	if err := unix.Stat(path, &now); err != nil {
-		delete(r.read, path)
-		return "", &fs.PathError{Op: "stat", Path: path, Err: err}
-	}
-	last, known := r.read[path]
-	if known && last.proven && last.of.Dev == now.Dev && last.of.Ino == now.Ino && last.of.Size == now.Size &&
-		last.of.Mtim == now.Mtim && last.of.Ctim == now.Ctim {
-		last.asked = time.Now()
-		r.read[path] = last
-		return last.text, nil
-	}
-	text, err := os.ReadFile(path)
+// ReadOwn is Read for a file that this program keeps for itself: not through a link, and
+// only if root or the own user owns it.
+func ReadOwn(path string, limit int64) ([]byte, fs.FileInfo, error) {
+	text, of, err := read(path, limit, unix.O_NOFOLLOW)
 	if err != nil {
-		delete(r.read, path)
-		return "", err
+		return nil, nil, err
 	}
-	if last.text != string(text) {
-		last.text = string(text)
+	if s, ok := of.Sys().(*unixStat); ok && s.Uid != 0 && int(s.Uid) != os.Geteuid() {
+		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("user %d owns it", s.Uid)}
 	}
-	if r.read == nil {
-		r.read = make(map[string]content)
+	return text, of, nil
+}
+
+func read(path string, limit int64, flags int) ([]byte, fs.FileInfo, error) {
+	// To open some devices does something, so that is not tried.
+	look := os.Stat
+	if flags&unix.O_NOFOLLOW != 0 {
+		look = os.Lstat
 	}
-	maps.DeleteFunc(r.read, func(_ string, c content) bool { return time.Since(c.asked) > keepTime })
-	r.read[path] = content{text: last.text, of: now, proven: time.Since(time.Unix(now.Ctim.Unix())) > tick, asked: time.Now()}
-	return last.text, nil
+	of, err := look(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if isNull(of) {
+		return nil, of, nil
+	}
+	fail := func(err error) ([]byte, fs.FileInfo, error) {
+		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: err}
+	}
+	if err := acceptable(of, limit); err != nil {
+		return fail(err)
+	}
+	// Something else may be there by now, whose opening must not wait.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|flags, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	if of, err = f.Stat(); err != nil {
+		return nil, nil, err
+	}
+	if err := acceptable(of, limit); err != nil {
+		return fail(err)
+	}
+	// It may grow, and the files of the kernel tell no size.
+	text := make([]byte, 0, min(of.Size(), limit)+bytesMore)
+	for {
+		n, err := f.Read(text[len(text):min(cap(text), int(limit)+1)])
+		text = text[:len(text)+n]
+		switch {
+		case int64(len(text)) > limit:
+			return fail(tooLarge(limit))
+		case errors.Is(err, io.EOF):
+			return text, of, nil
+		case err != nil:
+			return nil, nil, err
+		case len(text) == cap(text):
+			text = slices.Grow(text, len(text))
+		}
+	}
+}
+
+// bytesMore is the room for what a file has beyond the size that it tells.
+const bytesMore = 512
+
+func acceptable(of fs.FileInfo, limit int64) error {
+	if !of.Mode().IsRegular() {
+		return fmt.Errorf("%w but %s", ErrNotRegular, kindOf(of.Mode()))
+	}
+	if of.Size() > limit {
+		return tooLarge(limit)
+	}
+	return nil
+}
+
+func tooLarge(limit int64) error {
+	return fmt.Errorf("%w: %d KiB are the most", ErrTooLarge, limit>>10)
+}
+
+func kindOf(mode fs.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a directory"
+	case mode&fs.ModeNamedPipe != 0:
+		return "a FIFO"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	case mode&fs.ModeDevice != 0:
+		return "a device"
+	case mode&fs.ModeSymlink != 0:
+		return "a symbolic link"
+	}
+	return "something else"
+}
+
+// isNull reports whether a file is the null device, whatever its name.
+func isNull(of fs.FileInfo) bool {
+	s, ok := of.Sys().(*unixStat)
+	return ok && of.Mode()&fs.ModeCharDevice != 0 && s.Rdev == unix.Mkdev(1, 3)
+}
+
+// List returns the names in a directory that match a pattern (see [path.Match]), sorted. A
+// directory with more than MostNames of them yields the first ones, and [ErrTooMany]. One
+// that does not exist has none.
+func List(dir, pattern string) ([]string, error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var names []string
+	var many error
+	trim := func() {
+		if len(names) > MostNames {
+			slices.Sort(names)
+			names = slices.Delete(names, MostNames, len(names))
+			many = &fs.PathError{Op: "list", Path: dir, Err: fmt.Errorf("%w: the first %d count", ErrTooMany, MostNames)}
+		}
+	}
+	for scanned := 0; ; scanned += chunk {
+		if scanned >= mostScanned {
+			many = &fs.PathError{Op: "list", Path: dir, Err: fmt.Errorf("%w: %d are looked at", ErrTooMany, mostScanned)}
+			break
+		}
+		some, err := f.Readdirnames(chunk)
+		for _, name := range some {
+			if ok, _ := path.Match(pattern, name); ok {
+				names = append(names, name)
+			}
+		}
+		if len(names) > 2*MostNames {
+			trim()
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	trim()
+	slices.Sort(names)
+	return names, many
+}
+
+// Failed is an error of doing something to a file of the daemon's own: it names the file and
+// not a hidden one that is to replace it, and says what to do.
+func Failed(doing, path string, err error) error {
+	err = fmt.Errorf("%s %s: %w", doing, path, Cause(err))
+	if advice := advice(err); advice != "" {
+		return fmt.Errorf("%w: %s", err, advice)
+	}
+	return err
+}
+
+// Cause is an error of package os without the path.
+func Cause(err error) error {
+	var at *fs.PathError
+	var moved *os.LinkError
+	switch {
+	case errors.As(err, &at):
+		return at.Err
+	case errors.As(err, &moved):
+		return moved.Err
+	}
+	return err
+}
+
+// advice says what helps against the failure to write a file; empty if nothing general does.
+func advice(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return "free space in that file system (see df), and ec2netd writes it by itself"
+	case errors.Is(err, unix.EROFS):
+		return "have that file system mounted writable, and ec2netd writes it by itself"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return "root must be allowed to write there: see ls -ld, lsattr -d and the sandbox in systemctl cat ec2netd.service"
+	case errors.Is(err, fs.ErrNotExist):
+		return "the directory is gone: systemctl restart ec2netd.service makes it anew"
+	}
+	return ""
 }

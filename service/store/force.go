@@ -6,12 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/file"
 	"ec2netd/service/plan"
 )
 
@@ -85,31 +85,51 @@ func (s *Store) resolve(p string) string {
 	return s.at(p)
 }
 
-// masked: an empty file, or /dev/null.
+// masked: an empty file, or /dev/null; for systemd any device is.
 func (s *Store) masked(p string) bool {
 	info, err := s.stat(p)
-	return err == nil && (info.Mode()&fs.ModeCharDevice != 0 || (info.Mode().IsRegular() && info.Size() == 0))
+	return err == nil && (info.Mode()&fs.ModeDevice != 0 || (info.Mode().IsRegular() && info.Size() == 0))
+}
+
+// regular reports whether something is a regular file and no link.
+func (s *Store) regular(p string) bool {
+	info, err := os.Lstat(s.at(p))
+	return err == nil && info.Mode().IsRegular()
+}
+
+// readable reports whether something is a file that can be read, or leads to one that is not
+// there now: only what is there and is something else is not.
+func (s *Store) readable(p string) bool {
+	info, err := s.stat(p)
+	return err != nil || info.Mode().IsRegular()
 }
 
 // Look reads what networkd and udevd read under the name of a unit file.
-func (s *Store) Look(file string) plan.UnitText {
+func (s *Store) Look(name string) plan.UnitText {
 	var unit plan.UnitText
 	byName := make(map[string]string)
 	for _, dir := range slices.Backward(unitDirs) {
-		if p := path.Join(dir, file); s.exists(p) {
+		if p := path.Join(dir, name); s.exists(p) {
 			unit.Path, unit.Masked = p, s.masked(p)
 		}
-		entries, _ := os.ReadDir(s.at(path.Join(dir, file+".d")))
-		for _, entry := range entries {
-			if p := path.Join(dir, file+".d", entry.Name()); path.Ext(p) == ".conf" && s.exists(p) {
-				byName[entry.Name()] = p
+		for _, dropIn := range s.list(path.Join(dir, name+".d"), "*.conf") {
+			if p := path.Join(dir, name+".d", dropIn); s.exists(p) {
+				byName[dropIn] = p
 			}
 		}
 	}
 	if unit.Path == "" || unit.Masked {
 		return unit
 	}
-	unit.Texts = append(unit.Texts, s.text(unit.Path))
+	left := mostText
+	read := func(p string) {
+		text := s.text(p)
+		if left -= len(text.Content); left < 0 {
+			text.Content = ""
+		}
+		unit.Texts = append(unit.Texts, text)
+	}
+	read(unit.Path)
 	names := make([]string, 0, len(byName))
 	for name := range byName {
 		names = append(names, name)
@@ -120,10 +140,13 @@ func (s *Store) Look(file string) plan.UnitText {
 			unit.MaskedDropIns = append(unit.MaskedDropIns, byName[name])
 			continue
 		}
-		unit.Texts = append(unit.Texts, s.text(byName[name]))
+		read(byName[name])
 	}
 	return unit
 }
+
+// mostText is how much of a unit file and its drop-ins is read together.
+const mostText = 2 * file.Limit
 
 func (s *Store) text(p string) plan.Text {
 	source := p
@@ -133,11 +156,11 @@ func (s *Store) text(p string) plan.Text {
 			source = path.Join(path.Dir(p), target)
 		}
 	}
-	content, err := os.ReadFile(s.resolve(p))
+	content, err := s.files.Read(s.resolve(p))
 	if err != nil {
-		content = nil // networkd cannot read it either
+		content = "" // networkd does not read it either
 	}
-	return plan.Text{Path: p, Source: source, Content: string(content)}
+	return plan.Text{Path: p, Source: source, Content: content}
 }
 
 // Names lists the names of all .network files, in the order in which networkd looks at
@@ -145,15 +168,14 @@ func (s *Store) text(p string) plan.Text {
 func (s *Store) Names() []string {
 	var names []string
 	for _, dir := range unitDirs {
-		entries, _ := os.ReadDir(s.at(dir))
-		for _, entry := range entries {
-			if name := entry.Name(); path.Ext(name) == ".network" && !strings.HasPrefix(name, ".") && !slices.Contains(names, name) {
+		for _, name := range s.list(dir, "*.network") {
+			if !strings.HasPrefix(name, ".") {
 				names = append(names, name)
 			}
 		}
 	}
 	slices.Sort(names)
-	return names
+	return slices.Compact(names)
 }
 
 // Rules are the policy rules by source that stand in any .network file or drop-in,
@@ -161,30 +183,52 @@ func (s *Store) Names() []string {
 func (s *Store) Rules() ([]plan.Rule, error) {
 	var rules []plan.Rule
 	for _, dir := range unitDirs {
-		for _, pattern := range []string{"*.network", "*.network.d/*.conf"} {
-			files, err := filepath.Glob(s.at(path.Join(dir, pattern)))
-			if err != nil {
-				return nil, fmt.Errorf("looking for rules in %s: %w", dir, err)
+		names, err := s.files.List(s.at(dir), "*.network")
+		if err == nil {
+			var dropIns []string
+			dropIns, err = s.dropIns(dir)
+			names = append(names, dropIns...)
+		}
+		if err != nil && !errors.Is(err, unix.ENOTDIR) {
+			return nil, fmt.Errorf("looking for rules in %s: %w", dir, err)
+		}
+		for _, name := range names {
+			content, err := file.Read(s.at(path.Join(dir, name)), file.Limit)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, file.ErrNotRegular) {
+				// Whether it wants a rule is not known.
+				return nil, fmt.Errorf("looking for rules: %w", err)
 			}
-			for _, file := range files {
-				content, err := os.ReadFile(file)
-				if err != nil && !errors.Is(err, fs.ErrNotExist) {
-					// Whether it wants a rule is not known.
-					return nil, fmt.Errorf("looking for rules: %w", err)
-				}
-				rules = append(rules, plan.RulesIn(string(content))...)
-			}
+			rules = append(rules, plan.RulesIn(content)...)
 		}
 	}
 	return rules, nil
 }
 
+// dropIns lists the drop-ins of all .network files in a directory, without it.
+func (s *Store) dropIns(dir string) ([]string, error) {
+	var all []string
+	units, err := s.files.List(s.at(dir), "*.network.d")
+	if err != nil {
+		return nil, err
+	}
+	for _, unit := range units {
+		names, err := s.files.List(s.at(path.Join(dir, unit)), "*.conf")
+		if err != nil && !errors.Is(err, unix.ENOTDIR) {
+			return nil, err
+		}
+		for _, name := range names {
+			all = append(all, path.Join(unit, name))
+		}
+	}
+	return all, nil
+}
+
 // Stamp changes when one of some files does, in what networkd compares.
 func (s *Store) Stamp(files ...string) string {
 	var stamp strings.Builder
-	for _, file := range files {
-		if info, err := s.stat(file); err == nil {
-			fmt.Fprintf(&stamp, "%s %d %d\n", file, info.ModTime().UnixNano(), info.Size())
+	for _, p := range files {
+		if info, err := s.stat(p); err == nil {
+			fmt.Fprintf(&stamp, "%s %d %d\n", p, info.ModTime().UnixNano(), info.Size())
 		}
 	}
 	return stamp.String()

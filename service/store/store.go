@@ -78,6 +78,16 @@ func (s *Store) Read(p string) string {
 	return text
 }
 
+// list lists the matching names of a directory of networkd's. What cannot be listed has none;
+// Unread tells of it.
+func (s *Store) list(dir, pattern string) []string {
+	names, _ := s.files.List(s.at(dir), pattern)
+	return names
+}
+
+// Unread tells which files and directories could not be read when they were last needed.
+func (s *Store) Unread() []string { return s.files.Unread() }
+
 // Target returns where a symbolic link of the store leads, empty if it is none.
 func (s *Store) Target(p string) string {
 	target, err := os.Readlink(s.at(p))
@@ -100,23 +110,26 @@ func (s *Store) Base() (unit string, dropIns []string) {
 	unit = path.Join(unitDirs[len(unitDirs)-1], BaseName)
 	byName := make(map[string]string)
 	for _, dir := range slices.Backward(unitDirs) {
-		if _, err := os.Stat(s.at(path.Join(dir, BaseName))); err == nil {
+		if of, err := os.Stat(s.at(path.Join(dir, BaseName))); err == nil && (of.Mode().IsRegular() || of.Mode()&fs.ModeDevice != 0) {
 			unit = path.Join(dir, BaseName)
 		}
-		entries, _ := os.ReadDir(s.at(path.Join(dir, BaseName+".d")))
-		for _, entry := range entries {
-			if path.Ext(entry.Name()) == ".conf" && entry.Name() != plan.DropInName {
-				byName[entry.Name()] = path.Join(dir, BaseName+".d", entry.Name())
+		for _, name := range s.list(path.Join(dir, BaseName+".d"), "*.conf") {
+			if name != plan.DropInName {
+				byName[name] = path.Join(dir, BaseName+".d", name)
 			}
 		}
 	}
 	for _, p := range byName {
-		// A mask only takes away one of lower directories, which is not here any more.
-		if !s.masked(p) {
+		// A mask only takes away one of lower directories, which is not here any more. What is
+		// no file is not multiplied: networkd of 252 waits for a FIFO.
+		if !s.masked(p) && s.readable(p) {
 			dropIns = append(dropIns, p)
 		}
 	}
 	slices.SortFunc(dropIns, func(a, b string) int { return strings.Compare(path.Base(a), path.Base(b)) })
+	if len(dropIns) > file.MostNames {
+		dropIns = dropIns[:file.MostNames]
+	}
 	return unit, dropIns
 }
 
@@ -140,17 +153,15 @@ func (u Unit) dropIn() string { return u.unit() + ".d/" + plan.DropInName }
 
 // Units lists the generated units.
 func (s *Store) Units() ([]Unit, error) {
-	entries, err := os.ReadDir(s.at(plan.Directory))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	// More than count there are none of this daemon's.
+	names, err := s.files.List(s.at(plan.Directory), "70-*.d")
+	if err != nil && !errors.Is(err, file.ErrTooMany) {
 		return nil, fmt.Errorf("listing %s: %w", plan.Directory, err)
 	}
 	var units []Unit
-	for _, entry := range entries {
-		rest, ok := strings.CutPrefix(entry.Name(), "70-")
-		if !ok || !entry.IsDir() {
+	for _, found := range names {
+		rest := strings.TrimPrefix(found, "70-")
+		if dir, err := os.Lstat(s.at(path.Join(plan.Directory, found))); err != nil || !dir.IsDir() {
 			continue
 		}
 		for _, kind := range []string{Network, Link} {
@@ -233,9 +244,7 @@ func (s *Store) Policy(name, applied string) string {
 func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 	changes := Changes{Refused: make(map[string]string)}
 	if !s.swept {
-		if err := s.sweep(); err != nil {
-			return changes, err
-		}
+		s.sweep()
 		s.swept = true
 	}
 	units, err := s.Units()
@@ -313,16 +322,16 @@ func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
 			unwanted = append(unwanted, unit.unit())
 		}
 	}
-	entries, err := os.ReadDir(s.at(unit.dir()))
-	if err != nil {
+	names, err := s.files.List(s.at(unit.dir()), "*")
+	if err != nil && !errors.Is(err, file.ErrTooMany) {
 		return nil, fmt.Errorf("listing %s: %w", unit.dir(), err)
 	}
-	for _, entry := range entries {
-		p := path.Join(unit.dir(), entry.Name())
+	for _, name := range names {
+		p := path.Join(unit.dir(), name)
 		if p == own || wanted[p] {
 			continue
 		}
-		if target := s.Target(p); mirrored(target) || (entry.Type().IsRegular() && entry.Name() == plan.MatchDropIn) {
+		if mirrored(s.Target(p)) || (name == plan.MatchDropIn && s.regular(p)) {
 			unwanted = append(unwanted, p)
 		}
 	}
@@ -360,31 +369,27 @@ const linkSuffix = ".ec2netd"
 // sweep removes what a run that was killed while writing left: hidden files that were
 // not renamed yet, which networkd and udevd never look at, and directories without
 // anything in them.
-func (s *Store) sweep() error {
-	entries, err := os.ReadDir(s.at(plan.Directory))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("listing %s: %w", plan.Directory, err)
+func (s *Store) sweep() {
+	for _, pattern := range []string{".70-*" + linkSuffix, "." + plan.HoldName + "*"} {
+		for _, name := range s.list(plan.Directory, pattern) {
+			_ = os.Remove(s.at(path.Join(plan.Directory, name)))
+		}
 	}
-	for _, entry := range entries {
-		name := entry.Name()
-		p := s.at(path.Join(plan.Directory, name))
-		switch {
-		case strings.HasPrefix(name, ".70-") && strings.HasSuffix(name, linkSuffix), strings.HasPrefix(name, "."+plan.HoldName):
-			_ = os.Remove(p)
-		case strings.HasPrefix(name, "70-") && entry.IsDir() &&
-			(strings.HasSuffix(name, "."+Network+".d") || strings.HasSuffix(name, "."+Link+".d")):
-			inside, _ := os.ReadDir(p)
-			for _, file := range inside {
-				hidden, ok := strings.CutPrefix(file.Name(), ".")
-				if ok && (strings.HasPrefix(hidden, plan.DropInName) || strings.HasPrefix(hidden, plan.MatchDropIn) || strings.HasSuffix(hidden, linkSuffix)) {
-					_ = os.Remove(filepath.Join(p, file.Name()))
+	for _, kind := range []string{Network, Link} {
+		for _, dir := range s.list(plan.Directory, "70-*."+kind+".d") {
+			dir = path.Join(plan.Directory, dir)
+			if of, err := os.Lstat(s.at(dir)); err != nil || !of.IsDir() {
+				continue
+			}
+			for _, pattern := range []string{"." + plan.DropInName + "*", "." + plan.MatchDropIn + "*", ".*" + linkSuffix} {
+				for _, name := range s.list(dir, pattern) {
+					_ = os.Remove(s.at(path.Join(dir, name)))
 				}
 			}
 			// One that has something in it stays.
-			_ = os.Remove(p)
+			_ = unix.Rmdir(s.at(dir))
 		}
 	}
-	return nil
 }
 
 // leadsTo tells whether the unit of this daemon may be a link to target: the base
@@ -405,53 +410,53 @@ func mirrored(target string) bool {
 
 func (s *Store) remove(p string, changes *Changes) error {
 	if err := os.Remove(s.at(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing %s: %w", p, err)
+		return file.Failed("removing", p, err)
 	}
 	changes.Removed = append(changes.Removed, p)
 	s.step()
 	return nil
 }
 
-func (s *Store) write(file plan.File, units []Unit, changes *Changes) error {
-	if file.Target != "" {
-		return s.link(file, units, changes)
+func (s *Store) write(want plan.File, units []Unit, changes *Changes) error {
+	if want.Target != "" {
+		return s.link(want, units, changes)
 	}
 	var there unix.Stat_t
-	switch err := unix.Lstat(s.at(file.Path), &there); {
+	switch err := unix.Lstat(s.at(want.Path), &there); {
 	case err != nil:
-		if err := s.makeDir(file); err != nil {
+		if err := s.makeDir(want); err != nil {
 			return err
 		}
 	case there.Mode&unix.S_IFMT != unix.S_IFREG:
 		// A rename would replace it, a mask by an administrator too.
-		changes.Refused[file.Path] = "something of somebody else's, a mask maybe, is in its place"
+		changes.Refused[want.Path] = "something of somebody else's, a mask maybe, is in its place"
 		return nil
 	default:
-		present, err := s.files.Read(s.at(file.Path))
-		if err == nil && present == file.Content {
+		present, err := s.files.Read(s.at(want.Path))
+		if err == nil && present == want.Content {
 			return nil
 		}
-		if err == nil && file.Path == plan.HoldPath && !plan.Ours(present) {
-			changes.Refused[file.Path] = "a file of somebody else's is in its place"
+		if want.Path == plan.HoldPath && !plan.Ours(present) {
+			changes.Refused[want.Path] = "a file of somebody else's is in its place"
 			return nil
 		}
 	}
-	if err := s.replace(file); err != nil {
-		return fmt.Errorf("writing %s: %w", file.Path, err)
+	if err := s.replace(want); err != nil {
+		return file.Failed("writing", want.Path, err)
 	}
-	changes.wrote(file.Path)
+	changes.wrote(want.Path)
 	s.step()
 	return nil
 }
 
 // makeDir makes the directory of a file, if it is not there.
-func (s *Store) makeDir(file plan.File) error {
-	dir := s.at(path.Dir(file.Path))
+func (s *Store) makeDir(want plan.File) error {
+	dir := s.at(path.Dir(want.Path))
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("making the directory of %s: %w", file.Path, err)
+		return file.Failed("making the directory of", want.Path, err)
 	}
 	s.step()
 	return nil
@@ -461,68 +466,68 @@ func (s *Store) makeDir(file plan.File) error {
 // compares inode and time, not content (facts.md 1), and the next reload has it
 // configure the link anew, DHCP included.
 func (s *Store) Renew(p string) error {
-	content, err := os.ReadFile(s.at(p))
+	content, err := s.files.Read(s.at(p))
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", p, err)
 	}
-	if err := s.replace(plan.File{Path: p, Content: string(content)}); err != nil {
-		return fmt.Errorf("writing %s: %w", p, err)
+	if err := s.replace(plan.File{Path: p, Content: content}); err != nil {
+		return file.Failed("writing", p, err)
 	}
 	return nil
 }
 
 // replace writes a file under a hidden name and renames it.
-func (s *Store) replace(file plan.File) error {
-	pending, err := renameio.NewPendingFile(s.at(file.Path), renameio.WithTempDir(s.at(path.Dir(file.Path))),
+func (s *Store) replace(want plan.File) error {
+	pending, err := renameio.NewPendingFile(s.at(want.Path), renameio.WithTempDir(s.at(path.Dir(want.Path))),
 		renameio.WithPermissions(0o644), renameio.IgnoreUmask())
 	if err != nil {
 		return err
 	}
 	defer func() { _ = pending.Cleanup() }() // does nothing to a file that was renamed
 	s.step()
-	if _, err := pending.WriteString(file.Content); err != nil {
+	if _, err := pending.WriteString(want.Content); err != nil {
 		return err
 	}
 	s.step()
 	return pending.CloseAtomicallyReplace()
 }
 
-func (s *Store) link(file plan.File, units []Unit, changes *Changes) error {
-	target, err := os.Readlink(s.at(file.Path))
+func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
+	target, err := os.Readlink(s.at(want.Path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := s.makeDir(file); err != nil {
+		if err := s.makeDir(want); err != nil {
 			return err
 		}
 	case errors.Is(err, unix.EINVAL):
-		changes.Refused[file.Path] = "a file of somebody else's is in its place"
+		changes.Refused[want.Path] = "a file of somebody else's is in its place"
 		return nil
 	case err != nil:
-		return fmt.Errorf("looking at %s: %w", file.Path, err)
-	case target == file.Target:
+		return file.Failed("looking at", want.Path, err)
+	case target == want.Target:
 		return nil
 	default:
 		if target == os.DevNull {
-			changes.Refused[file.Path] = "it is masked"
+			changes.Refused[want.Path] = "it is masked"
 			return nil
 		}
-		if !known(file.Path, target, units) {
-			changes.Refused[file.Path] = "a link of somebody else's to " + target + " is in its place"
+		if !known(want.Path, target, units) {
+			changes.Refused[want.Path] = "a link of somebody else's to " + target + " is in its place"
 			return nil
 		}
 	}
 	// Not renameio.Symlink: what a kill leaves of it is a directory of any name.
-	hidden := s.at(path.Join(path.Dir(file.Path), "."+path.Base(file.Path)+linkSuffix))
+	hidden := s.at(path.Join(path.Dir(want.Path), "."+path.Base(want.Path)+linkSuffix))
 	_ = os.Remove(hidden)
-	err = os.Symlink(file.Target, hidden)
+	err = os.Symlink(want.Target, hidden)
 	s.step()
 	if err == nil {
-		err = os.Rename(hidden, s.at(file.Path))
+		err = os.Rename(hidden, s.at(want.Path))
 	}
 	if err != nil {
-		return fmt.Errorf("linking %s to %s: %w", file.Path, file.Target, err)
+		return file.Failed("linking", want.Path+" to "+want.Target, err)
 	}
-	changes.wrote(file.Path)
+	changes.wrote(want.Path)
 	s.step()
 	return nil
 }

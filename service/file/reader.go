@@ -1,0 +1,155 @@
+package file
+
+import (
+	"errors"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// unixStat is what the kernel tells of a file, as package os has it.
+type unixStat = syscall.Stat_t
+
+// Reader reads small files that seldom change, again only when they have: a look at
+// everything reads some 15 files of each kind, of which most often none has changed. To ask
+// the kernel whether a file is the same is a tenth of the work of reading it. It remembers
+// what it could not read. Its zero value can be used, by several goroutines.
+type Reader struct {
+	mu   sync.Mutex
+	read map[string]content
+	// size of all that is kept.
+	size   int
+	failed map[string]failure
+}
+
+// content is that of a file, and what tells whether it is still the same.
+type content struct {
+	text string
+	of   unixStat
+	// proven: the file was old enough when it was read that a later change has another
+	// time. Several changes within one tick of the kernel's clock have one.
+	proven bool
+	// asked is when it was asked for last.
+	asked time.Time
+}
+
+// failure is that to read a file or a directory.
+type failure struct {
+	err   error
+	asked time.Time
+}
+
+// keepTime is how long what nobody asks for is kept: that of links that are gone.
+const keepTime = 10 * time.Minute
+
+// tick is more than any kernel's.
+const tick = time.Second
+
+// Limits of what is kept.
+const (
+	mostKept     = 4 << 20
+	mostFailures = 16
+)
+
+// Read returns what is in a file, as the function [Read] does with Limit. Nothing changes a
+// file without its ctime, which only the kernel sets, or puts another one in its place
+// without another inode.
+func (r *Reader) Read(path string) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var now unixStat
+	last, known := r.read[path]
+	if known && last.proven && syscall.Stat(path, &now) == nil && same(&last.of, &now) {
+		last.asked = time.Now()
+		r.read[path] = last
+		return last.text, nil
+	}
+	text, of, err := read(path, Limit, 0)
+	r.note(path, err)
+	if err != nil {
+		r.forget(path)
+		return "", err
+	}
+	if last.text != string(text) {
+		last.text = string(text)
+	}
+	now = *of.Sys().(*unixStat)
+	r.keep(path, content{text: last.text, of: now, proven: time.Since(time.Unix(now.Ctim.Unix())) > tick, asked: time.Now()})
+	return last.text, nil
+}
+
+func same(a, b *unixStat) bool {
+	return a.Dev == b.Dev && a.Ino == b.Ino && a.Size == b.Size && a.Mtim == b.Mtim && a.Ctim == b.Ctim
+}
+
+func (r *Reader) forget(path string) {
+	r.size -= len(r.read[path].text)
+	delete(r.read, path)
+}
+
+func (r *Reader) keep(path string, c content) {
+	for old, kept := range r.read {
+		if time.Since(kept.asked) > keepTime {
+			r.forget(old)
+		}
+	}
+	r.forget(path)
+	if r.size+len(c.text) > mostKept {
+		return
+	}
+	if r.read == nil {
+		r.read = make(map[string]content)
+	}
+	r.read[path] = c
+	r.size += len(c.text)
+}
+
+// List is the function [List]. What it returns besides an error holds.
+func (r *Reader) List(dir, pattern string) ([]string, error) {
+	names, err := List(dir, pattern)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.note(dir, err)
+	return names, err
+}
+
+// note notes whether a file could be read.
+func (r *Reader) note(path string, err error) {
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		delete(r.failed, path)
+		return
+	}
+	if r.failed == nil {
+		r.failed = make(map[string]failure)
+	}
+	if _, known := r.failed[path]; known || len(r.failed) < mostFailures {
+		r.failed[path] = failure{err: err, asked: time.Now()}
+	}
+}
+
+// Unread returns why files and directories that exist could not be read when they were asked
+// for last, sorted; of many the first ones.
+func (r *Reader) Unread() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.failed, func(_ string, f failure) bool { return time.Since(f.asked) > keepTime })
+	var all []string
+	for _, f := range r.failed {
+		all = append(all, reason(f.err))
+	}
+	slices.SortFunc(all, strings.Compare)
+	return all
+}
+
+// reason says why a file could not be read, with its path first.
+func reason(err error) string {
+	var at *fs.PathError
+	if !errors.As(err, &at) {
+		return err.Error()
+	}
+	return at.Path + ": " + at.Err.Error()
+}

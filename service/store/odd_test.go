@@ -1,0 +1,128 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ec2netd/service/plan"
+)
+
+// strange puts things under the names of files that nobody expects there.
+var strange = map[string]func(p string) error{
+	"a FIFO":             func(p string) error { return unix.Mkfifo(p, 0o644) },
+	"a directory":        func(p string) error { return os.Mkdir(p, 0o755) },
+	"a link to itself":   func(p string) error { return os.Symlink(p, p) },
+	"a link to a device": func(p string) error { return os.Symlink("/dev/zero", p) },
+	"a sparse file":      func(p string) error { return errors.Join(os.WriteFile(p, nil, 0o644), os.Truncate(p, 1<<42)) },
+	"a link that is a loop": func(p string) error {
+		return errors.Join(os.Symlink(p+".2", p), os.Symlink(p, p+".2"))
+	},
+}
+
+// J2: whatever has the name of a unit file or a drop-in, of ours or of others, the store ends
+// its work in no time, and our files are as they shall be wherever nothing is in their place.
+func TestStrangeFiles(t *testing.T) {
+	const etc, run = "/etc/systemd/network/", plan.Directory + "/"
+	for name, put := range strange {
+		for _, at := range []string{
+			etc + "10-other.network", etc + "10-other.network.d/x.conf", etc + "70-ens6.network.d/x.conf", etc + "80-ec2.network.d/x.conf",
+			etc + "70-ens6.network.d", etc + "80-ec2.network.d", etc + "70-ens6.network", etc + BaseName, run + "70-ens6.network",
+			run + "70-ens6.network.d/50-ec2netd.conf", run + "70-ens6.network.d", run + plan.HoldName,
+		} {
+			t.Run(name+" "+strings.ReplaceAll(at, "/", "_"), func(t *testing.T) {
+				s := &Store{Root: t.TempDir()}
+				write(t, s.at(base), "[Match]\nDriver=ena\n")
+				write(t, s.at(etc+"99-x.network"), "[RoutingPolicyRule]\nFrom=10.0.0.1\nTable=10001\nPriority=10001\n")
+				if err := os.MkdirAll(filepath.Dir(s.at(at)), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := put(s.at(at)); err != nil {
+					t.Fatal(err)
+				}
+				before, err := os.Lstat(s.at(at))
+				if err != nil {
+					t.Fatal(err)
+				}
+				began := time.Now()
+				want := slices.Concat(files("ens5"), files("ens6"), []plan.File{{Path: plan.HoldPath, Content: "[X-EC2]\n"}})
+				_, _ = s.Apply(want, nil)
+				_ = s.Release()
+				s.Complete(&plan.Link{})
+				_, dropIns := s.Base()
+				for _, unit := range append(s.Names(), "70-ens6.network", BaseName, "10-other.network") {
+					s.Look(unit)
+				}
+				_, _ = s.Rules()
+				_, _ = s.Units()
+				s.Extent("ens6")
+				s.Assigned("")
+				s.Stamp(at)
+				s.Read(at)
+				if took := time.Since(began); took > 5*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				// A regular file with the name of our drop-in, or an empty directory with that of
+				// ours, is our own.
+				own := name == "a sparse file" && path.Base(at) == plan.DropInName || name == "a directory" && at == run+"70-ens6.network.d"
+				if after, err := os.Lstat(s.at(at)); !own && (err != nil || !os.SameFile(before, after)) {
+					t.Errorf("what was there is gone: %v", err)
+				}
+				// No other ENI is concerned.
+				if text := s.Read(plan.NetworkDropIn("ens5")); text != "[Match]\nName=ens5\n" || s.Target(plan.NetworkPath("ens5")) == "" {
+					t.Errorf("the files of another ENI: %q", text)
+				}
+				if slices.Contains(dropIns, at) && (name == "a FIFO" || name == "a directory") {
+					t.Errorf("%s is multiplied", at)
+				}
+				if at == etc+"10-other.network.d/x.conf" && strings.HasPrefix(name, "a FIFO") && len(s.Unread()) != 1 {
+					t.Errorf("unread are %q", s.Unread())
+				}
+			})
+		}
+	}
+}
+
+// J2: among many files of others ours are found.
+func TestManyFiles(t *testing.T) {
+	s := &Store{Root: t.TempDir()}
+	write(t, s.at(base), "")
+	apply(t, s, files("ens5"))
+	for i := range 10_000 {
+		f, err := os.Create(s.at(path.Join(plan.Directory, fmt.Sprintf("50-%06d.txt", i))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	began := time.Now()
+	units, err := s.Units()
+	if err != nil || len(units) != 1 || units[0].Name != "ens5" {
+		t.Errorf("%v, %v", units, err)
+	}
+	if names := s.Names(); !slices.Equal(names, []string{"70-ens5.network", BaseName}) {
+		t.Errorf("%q", names)
+	}
+	apply(t, s, slices.Concat(files("ens5"), files("ens6")))
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// E10: what keeps a file from being written is named with the file, and with what to do.
+func TestFailureSaysWhatToDo(t *testing.T) {
+	s := &Store{Root: t.TempDir()}
+	write(t, s.at(plan.NetworkPath("ens5")+".d"), "")
+	_, err := s.Apply(files("ens5"), nil)
+	if want := "writing " + plan.NetworkDropIn("ens5") + ": not a directory"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
