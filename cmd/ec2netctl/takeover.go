@@ -18,9 +18,11 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/file"
 	"ec2netd/service/kernel"
 	"ec2netd/service/networkd"
 	"ec2netd/service/orphan"
+	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/store"
 )
@@ -30,10 +32,8 @@ const (
 	presetFile = "usr/lib/systemd/system-preset/80-ec2netd.preset"
 	// takeoverTime is how long the ENIs may take to be configured.
 	takeoverTime = 60 * time.Second
-	// takenAway is where files of the old package are until it has worked out, and in
-	// staleRules which policy rules are not for anybody after that.
-	takenAway  = "/run/ec2netd.takeover"
-	staleRules = orphan.Record(takenAway + "/rules.json")
+	// takenAway is where files of the old package are until it has worked out.
+	takenAway = "/run/ec2netd.takeover"
 	// networkFiles and runtimeFiles are where the daemon's files are.
 	networkFiles = "/run/systemd/network/"
 	runtimeFiles = "/run/ec2netd/"
@@ -43,6 +43,11 @@ const (
 	daemonUnit     = "ec2netd.service"
 	manager        = "NetworkManager.service"
 )
+
+// staleRules are the policy rules that are not for anybody after that.
+func staleRules() *orphan.Record {
+	return orphan.NewRecord(persist.Place{Path: takenAway + "/rules.json"})
+}
 
 // oldFiles are what amazon-ec2-net-utils generates: of version 2.7 as for Amazon Linux,
 // and, with 07, as for Debian.
@@ -155,7 +160,7 @@ func (c *ctl) takeover(ctx context.Context, dryRun bool) error {
 	}
 	if err == nil {
 		// Not before: what ec2netd's files want by now stays.
-		if _, err := orphan.Remove(staleRules, &store.Store{}); err != nil {
+		if _, err := orphan.Remove(staleRules(), &store.Store{}); err != nil {
 			return advise("A reboot removes them.", "policy rules of what ran before stay: %w", err)
 		}
 		if err := os.RemoveAll(takenAway); err != nil || c.wantsJSON() {
@@ -275,17 +280,17 @@ func (t *takeover) do(ctx context.Context, wait func() error) (undo func(context
 // has set.
 // They go at the end, those that are wanted by then excepted.
 func (t *takeover) noteRules() error {
-	stale, err := staleRules.Read() // of an attempt that was killed
+	stale, err := staleRules().Read() // of an attempt that was killed
 	if err != nil {
 		return err
 	}
-	for _, file := range t.Remove {
-		if err := filepath.WalkDir(file, func(file string, entry fs.DirEntry, err error) error {
+	for _, removed := range t.Remove {
+		if err := filepath.WalkDir(removed, func(name string, entry fs.DirEntry, err error) error {
 			if err != nil || !entry.Type().IsRegular() {
 				return err
 			}
-			text, err := os.ReadFile(file)
-			stale = append(stale, plan.RulesIn(string(text))...)
+			text, err := file.Read(name, file.Limit)
+			stale = append(stale, plan.RulesIn(text)...)
 			return err
 		}); err != nil {
 			return fmt.Errorf("looking for policy rules of amazon-ec2-net-utils: %w", err)
@@ -321,7 +326,7 @@ func (t *takeover) noteRules() error {
 	if err := os.MkdirAll(takenAway, 0o700); err != nil {
 		return err
 	}
-	return staleRules.Write(stale)
+	return staleRules().Write(stale)
 }
 
 // generated lists what there is of the daemon's: files of the names that it gives them
@@ -413,13 +418,13 @@ func (c *ctl) showTakeover(t *takeover, would string) error {
 }
 
 // presetUnits are the units that a preset file names, see systemd.preset(5).
-func presetUnits(file string) ([]string, error) {
-	text, err := os.ReadFile(file)
+func presetUnits(name string) ([]string, error) {
+	text, err := file.Read(name, file.Limit)
 	if err != nil {
 		return nil, advise("Is ec2netd installed as a package, or with make install PREFIX=/usr?", "reading which units are concerned: %w", err)
 	}
 	var units []string
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		if f := strings.Fields(line); len(f) >= 2 && (f[0] == "enable" || f[0] == "disable") {
 			units = append(units, f[1])
 		}

@@ -35,6 +35,7 @@ import (
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
 	"ec2netd/service/orphan"
+	"ec2netd/service/persist"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
 )
@@ -42,18 +43,19 @@ import (
 // version is set by the linker, see Makefile.
 var version = ""
 
-// viewsFile keeps what is known over a restart; the unit's RuntimeDirectory= makes
-// its directory.
-const viewsFile = "/run/ec2netd/views.json"
+// The daemon's own files: views is what is known, over a restart, hint what the next boot can
+// begin with, and rules which policy rules are this daemon's. The unit's RuntimeDirectory= and
+// StateDirectory= make the directories, which lie in two file systems: each has the marks of
+// what is void in the other one.
+var (
+	viewsPlace = persist.Place{Path: "/run/ec2netd/views.json", Mark: "/var/lib/ec2netd/views.void"}
+	rulesPlace = persist.Place{Path: "/run/ec2netd/rules.json", Mark: "/var/lib/ec2netd/rules.void"}
+	hintPlace  = persist.Place{Path: "/var/lib/ec2netd/boot.json", Mark: "/run/ec2netd/boot.void"}
+)
 
-// hintFile keeps what the next boot can begin with; the unit's StateDirectory= makes its
-// directory.
-const hintFile = "/var/lib/ec2netd/boot.json"
-
-// rulesFile keeps which policy rules are this daemon's, and orphansUnit removes those of
-// them that networkd has forgotten, by running this program with --remove-orphans.
+// orphansUnit removes policy rules that networkd has forgotten, by running this program with
+// --remove-orphans.
 const (
-	rulesFile   = "/run/ec2netd/rules.json"
 	orphansUnit = "ec2netd-orphans.service"
 	ownUnit     = "ec2netd.service"
 )
@@ -144,7 +146,7 @@ func versionText() string {
 }
 
 func removeOrphans(log *slog.Logger) error {
-	removed, err := orphan.Remove(rulesFile, &store.Store{})
+	removed, err := orphan.Remove(orphan.NewRecord(rulesPlace), &store.Store{})
 	for _, rule := range removed {
 		log.Debug("removed a rule", "from", rule.From.String(), "table", rule.Table, "priority", rule.Priority)
 	}
@@ -203,9 +205,9 @@ func serve(ctx context.Context, control *journal.Log) error {
 		Sections:     settings.ENIs,
 		Drivers:      settings.Drivers,
 		Returns:      func(ctx context.Context) bool { return bus.Returns(ctx, ownUnit) },
-		Views:        viewsFile,
-		Hint:         hintFile,
-		Rules:        orphan.Record(rulesFile),
+		Views:        viewsPlace,
+		Hint:         hintPlace,
+		Rules:        orphan.NewRecord(rulesPlace),
 		RemoveOrphans: func(ctx context.Context) error {
 			return bus.Run(ctx, orphansUnit)
 		},

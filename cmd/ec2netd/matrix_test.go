@@ -410,7 +410,7 @@ func (l *lab) faultOfInstance(c cell) {
 	l.t.Helper()
 	files, deleted := l.files(), l.deletions()
 	l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
-	l.run("rm", "-f", viewsFile)
+	l.run("rm", "-f", viewsPlace.Path)
 	f := l.breakKey(l.inst.Primary(), c)
 	l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
 	l.t.Logf("instance: %q %s", f.key, f.failure)

@@ -22,6 +22,7 @@ import (
 	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
 	"ec2netd/service/networkd"
+	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -76,6 +77,7 @@ type Store interface {
 	Names() []string
 	Rules() ([]plan.Rule, error)
 	Stamp(files ...string) string
+	Unread() []string
 }
 
 // Others looks for other software that configures ENIs.
@@ -116,10 +118,8 @@ type Options struct {
 	// names that are another ENI's by now; nil for neither.
 	Rules         Rules
 	RemoveOrphans func(ctx context.Context) error
-	// Views is the file that keeps the last views over a restart, or empty.
-	Views string
-	// Hint is the file that keeps what the next boot can begin with, or empty.
-	Hint string
+	// Views keeps the last views over a restart, and Hint what the next boot can begin with.
+	Views, Hint persist.Place
 	// Problems of the configuration, shown in the state.
 	Problems []string
 	// CPU tells the processor time that the process has used, and Trim gives memory back
@@ -168,6 +168,10 @@ const (
 	// othersTime is the time between two looks at other software while nobody calls
 	// Refresh: they take as long as all else that is looked at each refresh time.
 	othersTime = 5 * time.Minute
+	// firstStore and slowestStore bound the time between two attempts to write files that could
+	// not be written (E10).
+	firstStore   = time.Second
+	slowestStore = 10 * time.Second
 	// trimTime is how long after the last change memory is given back.
 	trimTime = 2 * time.Second
 	// reconfigureTime is how long networkd has to take routes of an old metric away before
@@ -226,11 +230,16 @@ type Agent struct {
 	instanceGot bool
 	// presumed is the MAC address of the link that was taken for the primary ENI.
 	presumed string
-	// hint is what the last boot knew, nil for nothing; hintText is what is on disk.
-	hint     *lastBoot
-	hintText []byte
-	// hinted is the count of the plan that it was last seen to be right for.
-	hinted      uint64
+	// hint is what the last boot knew, nil for nothing, and hinted the count of the plan that
+	// it was last seen to be right for.
+	hint   *lastBoot
+	hinted uint64
+	// views and hintFile are files of the daemon's own. keepAt is when one that could not be
+	// written is tried again, zero if there is none, and unstored why it could not.
+	views       persist.File[remembered]
+	hintFile    persist.File[lastBoot]
+	keepAt      time.Time
+	unstored    string
 	technique   plan.Technique
 	instanceTry attempt
 	targets     map[string]*target
@@ -275,6 +284,7 @@ type Agent struct {
 	attachTime  time.Duration
 	instanceErr error
 	storeErr    string
+	storeTry    attempt
 	refused     map[string]string
 	// rules are this daemon's policy rules, with the time when each last stood in a file
 	// or in the kernel. orphanAt is when rules that networkd has forgotten are to be
@@ -291,7 +301,9 @@ type Agent struct {
 	// refresh last had that done, zero if the next one shall.
 	conflicts []state.Conflict
 	othersDue bool
-	othersAt  time.Time
+	// unreadFiles are files of others that could not be read, othersUnread those of other software.
+	unreadFiles, othersUnread []string
+	othersAt                  time.Time
 	// holdInForce: networkd has read the unit that has it leave new ENIs alone.
 	holdInForce bool
 	// baseStamp changes when the base unit or one of its drop-ins does.
@@ -404,6 +416,7 @@ func New(options Options) *Agent {
 		conflicts: []state.Conflict{},
 		said:      make(map[string]string),
 	}
+	a.views.Place, a.hintFile.Place = options.Views, options.Hint
 	for _, kind := range metadata.Kinds() {
 		a.reads[kind.String()] = 0
 	}
@@ -440,9 +453,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 
 	a.holdInForce = a.holdThere() // an earlier run had it read
-	a.load()
-	a.loadHint()
-	a.loadRules(time.Now())
+	a.load(time.Now())
 	a.othersDue = true
 	if owner, err := a.Networkd.Owner(ctx); err == nil {
 		a.networkdUp = owner != ""
@@ -509,6 +520,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.Trim()
 		}
 		a.finish(time.Now())
+		a.keep(time.Now())
 	}
 }
 
@@ -579,6 +591,7 @@ func (a *Agent) wake() time.Time {
 		earlier(t)
 	}
 	earlier(a.trimAt)
+	earlier(a.keepAt)
 	earlier(a.nextRead())
 	earlier(a.applied.next)
 	for _, r := range a.waiting {

@@ -1,18 +1,11 @@
 package agent
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/google/renameio/v2"
+	"time"
 
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
@@ -31,30 +24,6 @@ type lastBootOfIt struct {
 	ENI metadata.ENI `json:"eni"`
 	// Routers that advertised themselves to it.
 	Routers []netip.Addr `json:"routers,omitempty"`
-}
-
-// loadHint takes up what the last boot left. A file that cannot be used is none.
-func (a *Agent) loadHint() {
-	if a.Hint == "" {
-		return
-	}
-	sweepHalf(a.Hint)
-	text, err := os.ReadFile(a.Hint)
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	var hint lastBoot
-	if err == nil {
-		err = json.Unmarshal(text, &hint)
-	}
-	if err == nil {
-		err = hint.check()
-	}
-	if err != nil {
-		a.Log.Warn("What the last boot knew cannot be used; waiting for the metadata", "file", a.Hint, "reason", err.Error())
-		return
-	}
-	a.hint, a.hintText = &hint, text
 }
 
 // check refuses what no run of this daemon writes.
@@ -91,7 +60,7 @@ func (a *Agent) planHint() *plan.Hint {
 // saveHint keeps what the next boot can begin with, once that is certain, if it is not
 // what is kept already (E3).
 func (a *Agent) saveHint() {
-	if a.Hint == "" || !a.instanceGot || len(a.plan.ENIs) == 0 || a.hinted == a.planned {
+	if a.hintFile.Path == "" || !a.instanceGot || len(a.plan.ENIs) == 0 || a.hinted == a.planned {
 		return
 	}
 	technique, _ := plan.Choose(a.networkd())
@@ -120,27 +89,6 @@ func (a *Agent) saveHint() {
 		now.ENIs = append(now.ENIs, lastBootOfIt{ENI: eni.View.Sorted(), Routers: slices.Compact(routers)})
 	}
 	slices.SortFunc(now.ENIs, func(x, y lastBootOfIt) int { return strings.Compare(x.ENI.MAC, y.ENI.MAC) })
-	text, err := json.Marshal(now)
-	if err == nil && bytes.Equal(text, a.hintText) {
-		a.hinted = a.planned
-		return
-	}
-	if err == nil {
-		err = renameio.WriteFile(a.Hint, text, 0o600, renameio.WithTempDir(filepath.Dir(a.Hint)))
-	}
-	if err != nil {
-		a.say("hint", "Cannot keep what is known for the next boot", "file", a.Hint, "reason", err.Error())
-		return
-	}
-	a.unsay("hint")
-	a.hint, a.hintText = &now, text
-}
-
-// sweepHalf removes what a run that was killed while it wrote a file of its own, which this
-// one is beside, left.
-func sweepHalf(file string) {
-	half, _ := filepath.Glob(filepath.Join(filepath.Dir(file), ".*.json*"))
-	for _, f := range half {
-		_ = os.Remove(f)
-	}
+	a.hint, a.hinted = &now, a.planned
+	a.hintFile.Put(&now, time.Now())
 }

@@ -25,23 +25,9 @@ const (
 
 // Rules is the record of the rules that are this daemon's.
 type Rules interface {
-	Read() ([]plan.Rule, error)
-	Write(rules []plan.Rule) error
-}
-
-// loadRules takes up the record that an earlier run left. Without it no rule is known to
-// be this daemon's but those of its files.
-func (a *Agent) loadRules(now time.Time) {
-	if a.Rules == nil {
-		return
-	}
-	rules, err := a.Rules.Read()
-	if err != nil {
-		a.Log.Warn("What the last run knew cannot be used; rules that networkd forgot may stay", "reason", err.Error())
-	}
-	for _, rule := range rules {
-		a.rules[rule] = now
-	}
+	stored
+	Load() ([]plan.Rule, error)
+	Put(rules []plan.Rule, now time.Time)
 }
 
 // noteRules puts the rules of files that are, and of those that are about to be written,
@@ -88,11 +74,7 @@ func (a *Agent) noteRules(now time.Time) {
 		return
 	}
 	a.noted.count++
-	if err := a.Rules.Write(slices.Collect(maps.Keys(a.rules))); err != nil {
-		a.say("rules", "Rules that networkd forgets may stay", "reason", err.Error())
-		return
-	}
-	a.unsay("rules")
+	a.Rules.Put(slices.Collect(maps.Keys(a.rules)), now)
 }
 
 // noted is how far the record is: what it was brought up to date with.
@@ -186,7 +168,8 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	if a.orphanAt.IsZero() {
 		a.orphanAt = now.Add(orphanTime)
 	}
-	if !reached(a.orphanAt, now) || a.busDown {
+	// Whoever removes them reads the record.
+	if !reached(a.orphanAt, now) || a.busDown || a.Rules.Err() != nil {
 		return false
 	}
 	a.orphanDelay = min(max(2*a.orphanDelay, settleTime), slowestRepair)

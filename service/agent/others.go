@@ -9,6 +9,17 @@ import (
 	"ec2netd/service/state"
 )
 
+// tellUnread says which files of others could not be read (J2). They count as if they were
+// not there.
+func (a *Agent) tellUnread() {
+	a.unreadFiles = slices.Compact(slices.Sorted(slices.Values(slices.Concat(a.Store.Unread(), a.othersUnread))))
+	if len(a.unreadFiles) > 0 {
+		a.say("unread", "Failed to read files, which count as if they were not there: remove or mend them", "files", strings.Join(a.unreadFiles, "; "))
+	} else if a.unsay("unread") {
+		a.Log.Info("All files can be read again")
+	}
+}
+
 // lookAtOthers looks for other software that configures ENIs, where that is due, and says
 // once of each what to do (F5). At boot there is nobody to ask yet.
 func (a *Agent) lookAtOthers(ctx context.Context) {
@@ -21,7 +32,8 @@ func (a *Agent) lookAtOthers(ctx context.Context) {
 		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
 	}
 	before := a.conflicts
-	a.conflicts = conflict.Find(a.Others.Look(ctx, links))
+	facts := a.Others.Look(ctx, links)
+	a.conflicts, a.othersUnread = conflict.Find(facts), facts.Unread
 	for _, c := range a.conflicts {
 		a.say("conflict "+c.Name, "Something else configures ENIs too", "with", c.Name,
 			"evidence", strings.Join(c.Evidence, ", "), "advice", c.Advice)

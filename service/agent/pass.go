@@ -50,6 +50,7 @@ func (a *Agent) pass(ctx context.Context) {
 		a.decide()
 	}
 	a.lookAtOthers(ctx)
+	a.tellUnread()
 	a.publish(ctx, a.verify())
 }
 
@@ -360,8 +361,13 @@ func (a *Agent) act(ctx context.Context) bool {
 	a.storeErr = ""
 	if err != nil {
 		a.storeErr = err.Error()
-		a.say("store", "Cannot write configuration files", "reason", err.Error())
+		if now := time.Now(); !now.Before(a.storeTry.next) {
+			a.storeTry.delay = min(max(2*a.storeTry.delay, firstStore), slowestStore)
+			a.storeTry.next = now.Add(a.storeTry.delay)
+		}
+		a.say("store", "Cannot write configuration files; trying again", "reason", err.Error())
 	} else {
+		a.storeTry = attempt{}
 		a.unsay("store")
 	}
 	if changes.Any() {
@@ -696,7 +702,7 @@ func (a *Agent) verify() []state.Interface {
 		soonest(max(a.udev.next.Sub(now), firstLook))
 	}
 	if a.storeErr != "" {
-		soonest(settleTime)
+		soonest(max(a.storeTry.next.Sub(now), firstLook))
 	}
 	if !a.orphanAt.IsZero() {
 		soonest(max(a.orphanAt.Sub(now), firstLook))

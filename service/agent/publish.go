@@ -149,6 +149,12 @@ func (a *Agent) overall(interfaces []state.Interface) (state.Manager, string) {
 	if len(a.Problems) > 0 {
 		return state.Configured, "the configuration has mistakes: " + a.Problems[0]
 	}
+	if a.unstored != "" {
+		return state.Configured, a.unstored
+	}
+	if len(a.unreadFiles) > 0 {
+		return state.Configured, "a file cannot be read, and counts as if it were not there: " + a.unreadFiles[0]
+	}
 	if len(a.conflicts) > 0 {
 		return state.Configured, fmt.Sprintf("in conflict with %s: %s", a.conflicts[0].Name, strings.Join(a.conflicts[0].Evidence, ", "))
 	}

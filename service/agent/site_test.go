@@ -19,6 +19,7 @@ import (
 	"ec2netd/cmd/vpclab/imds"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -433,7 +434,7 @@ func (s *site) run() (*Agent, func()) {
 	a := New(Options{
 		Version: "test", Kernel: s, Metadata: s.client, Networkd: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote},
 		Log: slog.New(slog.NewTextHandler(logWriter{s.world}, nil)), Events: []<-chan struct{}{s.poke},
-		RefreshEvery: time.Minute, Views: filepath.Join(s.dir, "views.json"),
+		RefreshEvery: time.Minute, Views: persist.Place{Path: filepath.Join(s.dir, "views.json")},
 	})
 	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan error, 1)

@@ -1,15 +1,12 @@
 package agent
 
 import (
-	"encoding/json"
-	"errors"
+	"cmp"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
+	"maps"
+	"slices"
+	"strconv"
 	"time"
-
-	"github.com/google/renameio/v2"
 
 	"ec2netd/service/metadata"
 )
@@ -30,33 +27,34 @@ type rememberedView struct {
 	ENI     metadata.ENI `json:"eni"`
 }
 
-// load takes up what an earlier run left. A file that cannot be used is none.
-func (a *Agent) load() {
-	if a.Views == "" {
-		return
-	}
-	sweepHalf(a.Views)
-	text, err := os.ReadFile(a.Views)
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	var kept remembered
-	if err == nil {
-		err = json.Unmarshal(text, &kept)
-	}
-	if err == nil {
-		err = kept.check()
-	}
+// load takes up what earlier runs left. A file that cannot be used is none.
+func (a *Agent) load(now time.Time) {
+	a.views.Check, a.hintFile.Check = (*remembered).check, (*lastBoot).check
+	kept, err := a.views.Load()
 	if err != nil {
-		a.Log.Warn("What the last run knew cannot be used; reading the metadata anew", "file", a.Views, "reason", err.Error())
+		a.Log.Warn("What the last run knew cannot be used; reading the metadata anew", "reason", err.Error())
+	} else if kept != nil {
+		if kept.Instance != nil {
+			a.instance, a.instanceGot = *kept.Instance, true
+		}
+		a.presumed = kept.Presumed
+		for _, v := range kept.Views {
+			a.targets[v.ENI.MAC] = &target{mac: v.ENI.MAC, index: v.Ifindex, view: &v.ENI, attempt: attempt{next: now}}
+		}
+	}
+	if a.hint, err = a.hintFile.Load(); err != nil {
+		a.Log.Warn("What the last boot knew cannot be used; waiting for the metadata", "reason", err.Error())
+	}
+	if a.Rules == nil {
 		return
 	}
-	if kept.Instance != nil {
-		a.instance, a.instanceGot = *kept.Instance, true
+	// Without the record no rule is known to be this daemon's but those of its files.
+	rules, err := a.Rules.Load()
+	if err != nil {
+		a.Log.Warn("What the last run knew cannot be used; rules that networkd forgot may stay", "reason", err.Error())
 	}
-	a.presumed = kept.Presumed
-	for _, v := range kept.Views {
-		a.targets[v.ENI.MAC] = &target{mac: v.ENI.MAC, index: v.Ifindex, view: &v.ENI, attempt: attempt{next: time.Now()}}
+	for _, rule := range rules {
+		a.rules[rule] = now
 	}
 }
 
@@ -82,25 +80,46 @@ func (r *remembered) check() error {
 
 // save keeps what is known over a restart of the daemon.
 func (a *Agent) save() {
-	if a.Views == "" {
-		return
-	}
-	kept := remembered{Views: []rememberedView{}, Presumed: a.presumed}
+	kept := &remembered{Views: []rememberedView{}, Presumed: a.presumed}
 	if a.instanceGot {
-		kept.Instance = &a.instance
+		instance := a.instance
+		kept.Instance = &instance
 	}
-	for _, t := range a.targets {
-		if t.view != nil {
+	for _, mac := range slices.Sorted(maps.Keys(a.targets)) {
+		if t := a.targets[mac]; t.view != nil {
 			kept.Views = append(kept.Views, rememberedView{Ifindex: t.index, ENI: *t.view})
 		}
 	}
-	text, err := json.Marshal(kept)
-	if err == nil {
-		err = renameio.WriteFile(a.Views, text, 0o600, renameio.WithTempDir(filepath.Dir(a.Views)))
+	a.views.Put(kept, time.Now())
+}
+
+// stored is a file of the daemon's own.
+type stored interface {
+	Step(now time.Time) time.Time
+	Err() error
+}
+
+// keep stores what could not be stored once it can be (E10), and says what is not.
+func (a *Agent) keep(now time.Time) {
+	files := []stored{&a.views, &a.hintFile}
+	if a.Rules != nil {
+		files = append(files, a.Rules)
 	}
-	if err != nil {
-		a.say("views", "Cannot keep what is known for a restart", "file", a.Views, "reason", err.Error())
-		return
+	before := a.unstored
+	a.keepAt, a.unstored = time.Time{}, ""
+	for i, f := range files {
+		if next := f.Step(now); a.keepAt.IsZero() || (!next.IsZero() && next.Before(a.keepAt)) {
+			a.keepAt = next
+		}
+		key := "stored " + strconv.Itoa(i)
+		if err := f.Err(); err != nil {
+			a.say(key, "Failed to keep what a restart needs; trying again", "reason", err.Error())
+			a.unstored = cmp.Or(a.unstored, err.Error())
+		} else if a.unsay(key) {
+			a.Log.Info("What a restart needs is kept again")
+		}
 	}
-	a.unsay("views")
+	if a.unstored != before {
+		a.ask(0) // the state tells of it
+	}
 }

@@ -22,6 +22,7 @@ import (
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
 	"ec2netd/service/orphan"
+	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -59,6 +60,8 @@ type world struct {
 	// drivers of ENIs; leaving: the daemon is about to be stopped for good.
 	drivers []string
 	leaving bool
+	// own is the directory of the daemon's own files, below dir.
+	own string
 	// late are links, by name, that have no lease yet, and left metrics of an earlier file
 	// whose routes networkd has left, until it is asked to configure the link anew.
 	late map[string]bool
@@ -376,7 +379,7 @@ func (w *world) removeOrphans(context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.runs++
-	record, err := orphan.Record(filepath.Join(w.dir, "rules.json")).Read()
+	record, err := orphan.NewRecord(w.place("rules.json")).Read()
 	if err != nil || w.helpless {
 		return err
 	}
@@ -506,13 +509,18 @@ func (w *world) hasAltname(name string) bool {
 	return slices.ContainsFunc(w.links, func(l kernel.Link) bool { return slices.Contains(l.Altnames, name) })
 }
 
+// place is where a file of the daemon's own is.
+func (w *world) place(name string) persist.Place {
+	return persist.Place{Path: filepath.Join(w.dir, w.own, name)}
+}
+
 // start runs an agent in the world until the returned function is called.
 func (w *world) start(t testing.TB) (*Agent, func()) {
 	t.Helper()
 	a := New(Options{
-		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.Record(filepath.Join(w.dir, "rules.json")), RemoveOrphans: w.removeOrphans,
+		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
-		RefreshEvery: time.Minute, Views: filepath.Join(w.dir, "views.json"), Hint: filepath.Join(w.dir, "boot.json"), Sections: w.sections,
+		RefreshEvery: time.Minute, Views: w.place("views.json"), Hint: w.place("boot.json"), Sections: w.sections,
 		CPU: w.cpu, Trim: func() {}, Drivers: w.drivers, Returns: func(context.Context) bool { return !w.leaving },
 	})
 	ctx, stop := context.WithCancel(t.Context())

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 )
 
@@ -17,8 +18,8 @@ func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"rules":[{"from":"10.0.1.20/24","table":1e3}]}`))
 	f.Add([]byte(`{"rules":`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		record := Record(filepath.Join(t.TempDir(), "rules.json"))
-		if err := os.WriteFile(string(record), text, 0o600); err != nil {
+		record := NewRecord(persist.Place{Path: filepath.Join(t.TempDir(), "rules.json")})
+		if err := os.WriteFile(record.Path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		rules, err := record.Read()

@@ -8,61 +8,77 @@
 package orphan
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
+	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"ec2netd/service/kernel"
+	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 )
 
 // Record is the file with the rules that stand or stood in this daemon's files, as long
-// as the kernel may have them. It is lost with the kernel's rules, at the next boot.
-type Record string
+// as the kernel may have them. It is lost with the kernel's rules, at the next boot. A rule
+// that is not in it is never removed, so a record that is lost costs nothing but rules that
+// stay, and one that is older than what the daemon knows must not be acted on: package
+// persist sees to that.
+type Record struct {
+	persist.File[content]
+}
 
 // content of the file.
 type content struct {
 	Rules []plan.Rule `json:"rules"`
 }
 
+// NewRecord returns the record that is kept in a place.
+func NewRecord(place persist.Place) *Record {
+	r := &Record{}
+	r.Place, r.Check = place, (*content).check
+	return r
+}
+
+func (c *content) check() error {
+	if slices.ContainsFunc(c.Rules, func(rule plan.Rule) bool { return !rule.From.IsValid() }) {
+		return errors.New("a rule without a source")
+	}
+	return nil
+}
+
+// Load returns the rules that an earlier run has left, none if there is no file yet. It is for
+// the daemon; others use Read.
+func (r *Record) Load() ([]plan.Rule, error) { return rulesOf(r.File.Load()) }
+
 // Read returns the rules, none if there is no file yet.
-func (r Record) Read() ([]plan.Rule, error) {
-	text, err := os.ReadFile(string(r))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	var c content
-	if err == nil {
-		err = json.Unmarshal(text, &c)
-	}
-	if err == nil && slices.ContainsFunc(c.Rules, func(rule plan.Rule) bool { return !rule.From.IsValid() }) {
-		err = errors.New("a rule without a source")
-	}
+func (r *Record) Read() ([]plan.Rule, error) { return rulesOf(r.Peek()) }
+
+func rulesOf(c *content, err error) ([]plan.Rule, error) {
 	if err != nil {
-		return nil, fmt.Errorf("reading which rules are ec2netd's, from %s: %w", string(r), err)
+		return nil, fmt.Errorf("reading which rules are ec2netd's: %w", err)
+	}
+	if c == nil {
+		return nil, nil
 	}
 	return c.Rules, nil
 }
 
-// Write replaces the file. The order of rules does not matter.
-func (r Record) Write(rules []plan.Rule) error {
+// Put makes rules the record, see [persist.File]. Their order does not matter.
+func (r *Record) Put(rules []plan.Rule, now time.Time) {
 	sorted := slices.AppendSeq(make([]plan.Rule, 0, len(rules)), slices.Values(rules))
 	slices.SortFunc(sorted, plan.Rule.Compare)
-	text, err := json.Marshal(content{Rules: sorted})
-	if err == nil {
-		err = renameio.WriteFile(string(r), text, 0o600, renameio.WithTempDir(filepath.Dir(string(r))))
-	}
-	if err != nil {
+	r.File.Put(&content{Rules: sorted}, now)
+}
+
+// Write replaces the record at once.
+func (r *Record) Write(rules []plan.Rule) error {
+	r.Put(rules, time.Now())
+	if err := r.Err(); err != nil {
 		return fmt.Errorf("noting which rules are ec2netd's: %w", err)
 	}
 	return nil
@@ -75,7 +91,7 @@ type Files interface {
 
 // Remove removes the orphans of this network namespace and returns them. Whatever it is
 // not sure of stays.
-func Remove(record Record, files Files) ([]plan.Rule, error) {
+func Remove(record *Record, files Files) ([]plan.Rule, error) {
 	known, err := record.Read()
 	if err != nil {
 		return nil, err
