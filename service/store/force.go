@@ -97,11 +97,15 @@ func (s *Store) regular(p string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// readable reports whether something is a file that can be read, or leads to one that is not
-// there now: only what is there and is something else is not.
+// readable reports whether something is a regular file, or a link to one or to nothing. What
+// else there is Unread tells of.
 func (s *Store) readable(p string) bool {
 	info, err := s.stat(p)
-	return err != nil || info.Mode().IsRegular()
+	if errors.Is(err, fs.ErrNotExist) || (err == nil && info.Mode().IsRegular()) {
+		return true
+	}
+	_, _ = s.files.Read(s.resolve(p))
+	return false
 }
 
 // Look reads what networkd and udevd read under the name of a unit file.

@@ -20,11 +20,11 @@ import (
 var strange = map[string]func(p string) error{
 	"a FIFO":             func(p string) error { return unix.Mkfifo(p, 0o644) },
 	"a directory":        func(p string) error { return os.Mkdir(p, 0o755) },
-	"a link to itself":   func(p string) error { return os.Symlink(p, p) },
+	"a link to itself":   func(p string) error { return os.Symlink(filepath.Base(p), p) },
 	"a link to a device": func(p string) error { return os.Symlink("/dev/zero", p) },
 	"a sparse file":      func(p string) error { return errors.Join(os.WriteFile(p, nil, 0o644), os.Truncate(p, 1<<42)) },
 	"a link that is a loop": func(p string) error {
-		return errors.Join(os.Symlink(p+".2", p), os.Symlink(p, p+".2"))
+		return errors.Join(os.Symlink(filepath.Base(p)+".2", p), os.Symlink(filepath.Base(p), p+".2"))
 	},
 }
 
@@ -80,7 +80,7 @@ func TestStrangeFiles(t *testing.T) {
 				if text := s.Read(plan.NetworkDropIn("ens5")); text != "[Match]\nName=ens5\n" || s.Target(plan.NetworkPath("ens5")) == "" {
 					t.Errorf("the files of another ENI: %q", text)
 				}
-				if slices.Contains(dropIns, at) && (name == "a FIFO" || name == "a directory") {
+				if slices.Contains(dropIns, at) && name != "a sparse file" && name != "a link to a device" {
 					t.Errorf("%s is multiplied", at)
 				}
 				if at == etc+"10-other.network.d/x.conf" && strings.HasPrefix(name, "a FIFO") && len(s.Unread()) != 1 {

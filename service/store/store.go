@@ -120,8 +120,9 @@ func (s *Store) Base() (unit string, dropIns []string) {
 		}
 	}
 	for _, p := range byName {
-		// A mask only takes away one of lower directories, which is not here any more. What is
-		// no file is not multiplied: networkd of 252 waits for a FIFO.
+		// A mask only takes away one of lower directories, which is not here any more. Of what
+		// is no file there is no copy: networkd drops a unit with a drop-in that is a directory
+		// or a link to itself (measured on 257), and that would be those of all ENIs.
 		if !s.masked(p) && s.readable(p) {
 			dropIns = append(dropIns, p)
 		}
