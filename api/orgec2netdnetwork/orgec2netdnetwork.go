@@ -86,14 +86,17 @@ type ItemKind string
 // last change, and for alternative names, which are systemd-udevd's.
 // kernel: it is there, and an address can be used.
 // reason: why the places differ, in words; empty where all is well.
+// notApplicable: why the host is not to have it though the metadata does, in words: it has
+// no IPv6. Such an item is no gap. Empty for all others.
 type Item struct {
-	Kind     ItemKind `json:"kind"`
-	Value    string   `json:"value"`
-	Metadata *bool    `json:"metadata,omitempty"`
-	Rendered bool     `json:"rendered"`
-	Networkd *bool    `json:"networkd,omitempty"`
-	Kernel   bool     `json:"kernel"`
-	Reason   string   `json:"reason"`
+	Kind          ItemKind `json:"kind"`
+	Value         string   `json:"value"`
+	Metadata      *bool    `json:"metadata,omitempty"`
+	Rendered      bool     `json:"rendered"`
+	Networkd      *bool    `json:"networkd,omitempty"`
+	Kernel        bool     `json:"kernel"`
+	Reason        string   `json:"reason"`
+	NotApplicable string   `json:"notApplicable"`
 }
 
 // One ENI.
@@ -118,31 +121,34 @@ type Item struct {
 // gaps: those of the items that have a reason, in words.
 // missing: what is wanted and not in the kernel, in words.
 // unwanted: what was withdrawn and still is in the kernel, in words.
+// ipv6NotApplicable: why the IPv6 addresses and prefixes of the metadata do not apply, in
+// words: the link or the host has no IPv6. Empty where they do.
 // since: when state was entered.
 type Interface struct {
-	EniId       string         `json:"eniId"`
-	Mac         string         `json:"mac"`
-	Name        string         `json:"name"`
-	Ifindex     int64          `json:"ifindex"`
-	Primary     bool           `json:"primary"`
-	DeviceIndex int64          `json:"deviceIndex"`
-	NetworkCard int64          `json:"networkCard"`
-	Metric      int64          `json:"metric"`
-	Table       int64          `json:"table"`
-	Priority    int64          `json:"priority"`
-	Addresses   []string       `json:"addresses"`
-	Prefixes    []string       `json:"prefixes"`
-	Subnets     []string       `json:"subnets"`
-	Altnames    []string       `json:"altnames"`
-	Files       []string       `json:"files"`
-	NetworkFile string         `json:"networkFile"`
-	State       InterfaceState `json:"state"`
-	Reason      string         `json:"reason"`
-	Items       []Item         `json:"items"`
-	Gaps        []string       `json:"gaps"`
-	Missing     []string       `json:"missing"`
-	Unwanted    []string       `json:"unwanted"`
-	Since       *string        `json:"since,omitempty"`
+	EniId             string         `json:"eniId"`
+	Mac               string         `json:"mac"`
+	Name              string         `json:"name"`
+	Ifindex           int64          `json:"ifindex"`
+	Primary           bool           `json:"primary"`
+	DeviceIndex       int64          `json:"deviceIndex"`
+	NetworkCard       int64          `json:"networkCard"`
+	Metric            int64          `json:"metric"`
+	Table             int64          `json:"table"`
+	Priority          int64          `json:"priority"`
+	Addresses         []string       `json:"addresses"`
+	Prefixes          []string       `json:"prefixes"`
+	Subnets           []string       `json:"subnets"`
+	Altnames          []string       `json:"altnames"`
+	Files             []string       `json:"files"`
+	NetworkFile       string         `json:"networkFile"`
+	State             InterfaceState `json:"state"`
+	Reason            string         `json:"reason"`
+	Items             []Item         `json:"items"`
+	Gaps              []string       `json:"gaps"`
+	Missing           []string       `json:"missing"`
+	Unwanted          []string       `json:"unwanted"`
+	Ipv6NotApplicable string         `json:"ipv6NotApplicable"`
+	Since             *string        `json:"since,omitempty"`
 }
 
 // What one Refresh changed on one ENI.
@@ -868,6 +874,8 @@ type ItemKind (
 # last change, and for alternative names, which are systemd-udevd's.
 # kernel: it is there, and an address can be used.
 # reason: why the places differ, in words; empty where all is well.
+# notApplicable: why the host is not to have it though the metadata does, in words: it has
+# no IPv6. Such an item is no gap. Empty for all others.
 type Item (
   kind: ItemKind,
   value: string,
@@ -875,7 +883,8 @@ type Item (
   rendered: bool,
   networkd: ?bool,
   kernel: bool,
-  reason: string
+  reason: string,
+  notApplicable: string
 )
 
 # One ENI.
@@ -900,6 +909,8 @@ type Item (
 # gaps: those of the items that have a reason, in words.
 # missing: what is wanted and not in the kernel, in words.
 # unwanted: what was withdrawn and still is in the kernel, in words.
+# ipv6NotApplicable: why the IPv6 addresses and prefixes of the metadata do not apply, in
+# words: the link or the host has no IPv6. Empty where they do.
 # since: when state was entered.
 type Interface (
   eniId: string,
@@ -924,6 +935,7 @@ type Interface (
   gaps: []string,
   missing: []string,
   unwanted: []string,
+  ipv6NotApplicable: string,
   since: ?string
 )
 

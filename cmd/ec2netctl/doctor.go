@@ -313,7 +313,9 @@ func (d *diagnosis) enis(s *state.State) {
 		more := "ec2netctl diff " + cmp.Or(e.Name, e.ID()) + " shows what differs"
 		switch e.State {
 		case state.ENIConfigured:
-			if e.Reason == "" {
+			if e.Reason == "" && e.IPv6NotApplicable != "" {
+				d.ok("eni", "%s; %s", text, ipv6Words(e))
+			} else if e.Reason == "" {
 				d.ok("eni", "%s", text)
 			} else {
 				d.warn("eni", "", "%s", text)

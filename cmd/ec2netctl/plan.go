@@ -220,10 +220,10 @@ func settle(eni *plan.ENI, links []plan.Link) {
 	if eni.Want.Primary.IsValid() {
 		lease(eni.Want.Primary)
 	}
-	if eni.Primary && len(eni.View.IPv6) > 0 && !slices.ContainsFunc(l.Addresses, func(a kernel.Address) bool {
-		return a.Dynamic && slices.Contains(eni.View.IPv6, a.Prefix.Addr())
+	if eni.Primary && len(eni.Applies.IPv6) > 0 && !slices.ContainsFunc(l.Addresses, func(a kernel.Address) bool {
+		return a.Dynamic && slices.Contains(eni.Applies.IPv6, a.Prefix.Addr())
 	}) {
-		lease(eni.View.IPv6[0])
+		lease(eni.Applies.IPv6[0])
 	}
 }
 

@@ -72,9 +72,13 @@ func (c *ctl) itemTable(items []state.Item) string {
 		if i.Reason != "" {
 			mark = itemColour(i)
 		}
+		reason := i.Reason
+		if i.NotApplicable != "" {
+			mark, reason = grey, "not applicable: "+i.NotApplicable
+		}
 		rows = append(rows, []cell{
 			text(string(i.Kind) + " " + i.Value).in(mark), text(answer(i.Metadata)), text(answer(state.Told(i.Rendered))),
-			text(answer(i.Networkd)), text(answer(state.Told(i.Kernel))), text(strings.Join(strings.Fields(i.Reason), " ")),
+			text(answer(i.Networkd)), text(answer(state.Told(i.Kernel))), text(strings.Join(strings.Fields(reason), " ")),
 		})
 	}
 	return table(rows, c.width, c.colour, "REASON")

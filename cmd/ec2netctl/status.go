@@ -141,12 +141,23 @@ func (c *ctl) statusTable(s *state.State) string {
 			text(e.ID()), text(e.Name), text(device(s, e)),
 			lines(c.shorten(e.Addresses)), lines(c.shorten(e.Prefixes)),
 			text(number(e.Table)), text(number(e.Metric)),
-			text(string(e.State)).in(eniColour(e.State)), text(strings.ReplaceAll(e.Reason, "\n", " ")),
+			text(string(e.State)).in(eniColour(e.State)), text(strings.ReplaceAll(worthKnowing(e), "\n", " ")),
 		})
 	}
 	// On a narrow screen the state is what matters; status ENI has the rest.
 	return table(rows, c.width, c.colour, "REASON", "METRIC", "TABLE", "PREFIXES", "DEVICE", "INTERFACE")
 }
+
+// worthKnowing is the reason for the state of an ENI or, where all is well, why its IPv6 does
+// not apply.
+func worthKnowing(e *state.Interface) string {
+	if e.Reason == "" && e.IPv6NotApplicable != "" {
+		return ipv6Words(e)
+	}
+	return e.Reason
+}
+
+func ipv6Words(e *state.Interface) string { return "IPv6 is not applicable: " + e.IPv6NotApplicable }
 
 // shorten keeps a long list from filling the screen.
 func (c *ctl) shorten(list []string) []string {
@@ -194,6 +205,9 @@ func (c *ctl) detail(e *state.Interface) string {
 		{"Altnames", lines(e.Altnames)},
 		{"Network file", text(e.NetworkFile)},
 		{"Files", lines(e.Files)},
+	}
+	if e.IPv6NotApplicable != "" {
+		fields = append(fields, field{"IPv6", lines([]string{"not applicable: " + e.IPv6NotApplicable})})
 	}
 	return paint("●", eniColour(e.State), c.colour) + " " + paint(clean(title), bold, c.colour) + "\n" + c.fields(fields)
 }

@@ -381,6 +381,8 @@ type link struct {
 	triggered time.Time
 	// nameElsewhere: another link had one of its alternative names.
 	nameElsewhere bool
+	// ipv6 is whether it had IPv6 when last seen.
+	ipv6 kernel.IPv6
 	// file is the .network file that networkd used for it last.
 	file    string
 	state   state.ENI

@@ -170,10 +170,13 @@ func (a *Agent) observe() bool {
 		if a.links[l.Index] == nil {
 			// While the daemon was down it was attached anew, if it was another link before.
 			t := a.targets[l.MAC]
-			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index), held: held}
+			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index), held: held, ipv6: l.IPv6}
 			a.othersAt = time.Time{}
 			// networkd would configure it by files that are gone, if they matched.
 			a.reloadDue = a.reloadDue || a.forgotten
+		} else if memory := a.links[l.Index]; memory.ipv6 != l.IPv6 {
+			// DHCPv6 begins anew, and gets its time.
+			memory.since, memory.ipv6 = now, l.IPv6
 		}
 		// Identity is the MAC address and the link: the same MAC on a new link is a
 		// new attachment (C3).
@@ -893,6 +896,7 @@ func (a *Agent) describeAnew(eni *plan.ENI) state.Interface {
 	entry.Prefixes = texts(slices.Concat(eni.View.IPv4Prefixes, eni.View.IPv6Prefixes))
 	entry.Subnets = texts(slices.Concat(eni.View.IPv4Subnets, eni.View.IPv6Subnets))
 	entry.Altnames = orEmpty(eni.Want.Altnames)
+	entry.IPv6NotApplicable = eni.IPv6NotApplicable()
 	return entry
 }
 

@@ -19,8 +19,6 @@ type dumper struct {
 	sequence uint32
 	request  []byte
 	answer   []byte
-	// listed is how many rules there were last.
-	listed int
 }
 
 // Sizes of what rtnetlink sends. The kernel fills at most 32 KiB at a time.
@@ -54,6 +52,9 @@ func newDumper() (*dumper, error) {
 
 func (d *dumper) close() { _ = unix.Close(d.fd) }
 
+// dumping is the asking for a list: [dumper.dump], or a test's own.
+type dumping func(kind uint16, header []byte, start func(), each func(item []byte)) error
+
 // dump sends a request of a type and has each item of the answer looked at, which is of
 // the dumper and only to be read until the function returns. A dump that a change in the
 // kernel interrupted is none; it is made again.
@@ -61,18 +62,23 @@ func (d *dumper) dump(kind uint16, header []byte, start func(), each func(item [
 	var err error
 	for range 10 {
 		start()
-		if err = d.once(kind, header, each); !errors.Is(err, netlink.ErrDumpInterrupted) {
+		if err = d.once(kind, unix.NLM_F_DUMP, header, each); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return err
 		}
 	}
 	return err
 }
 
-func (d *dumper) once(kind uint16, header []byte, each func(item []byte)) error {
+// get asks for one object. The acknowledgement ends the answer.
+func (d *dumper) get(kind uint16, header []byte, each func(item []byte)) error {
+	return d.once(kind, unix.NLM_F_ACK, header, each)
+}
+
+func (d *dumper) once(kind, how uint16, header []byte, each func(item []byte)) error {
 	d.sequence++
 	d.request = binary.NativeEndian.AppendUint32(d.request[:0], uint32(unix.SizeofNlMsghdr+len(header)))
 	d.request = binary.NativeEndian.AppendUint16(d.request, kind)
-	d.request = binary.NativeEndian.AppendUint16(d.request, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	d.request = binary.NativeEndian.AppendUint16(d.request, unix.NLM_F_REQUEST|how)
 	d.request = binary.NativeEndian.AppendUint32(d.request, d.sequence)
 	d.request = binary.NativeEndian.AppendUint32(d.request, 0)
 	d.request = append(d.request, header...)

@@ -36,9 +36,27 @@ type Link struct {
 	Altnames []string
 	// Carrier: the link is up and has one.
 	Carrier bool
+	// IPv6 says whether the link has IPv6, and what has switched it off.
+	IPv6 IPv6
 	// Addresses in the order of the kernel, IPv4 before IPv6.
 	Addresses []Address
 }
+
+// IPv6 says whether a link has IPv6 (A13).
+type IPv6 int
+
+// The answers. The zero value is that of most links.
+const (
+	// IPv6On: the link can have IPv6 addresses.
+	IPv6On IPv6 = iota
+	// IPv6OffHost: the kernel was booted with ipv6.disable=1, or has no IPv6 at all.
+	IPv6OffHost
+	// IPv6OffLink: the sysctl disable_ipv6 of the link is 1. Writing that of "all" sets it
+	// on every link, and that of "default" on every link that comes afterwards.
+	IPv6OffLink
+	// IPv6None: the kernel has given the link no IPv6, as it does where the MTU is below 1280.
+	IPv6None
+)
 
 // Address on a link.
 type Address struct {

@@ -24,6 +24,8 @@ type Observer struct {
 	// known caches the driver by link index: the answer costs a system call for every
 	// container's veth otherwise.
 	known map[int]known
+	// listed is how many rules there were last.
+	listed int
 }
 
 // known is the driver of a link. A link that comes from another network namespace may
@@ -80,7 +82,7 @@ func (o *Observer) Observe() (*Snapshot, error) {
 			Altnames: slices.Sorted(slices.Values(attrs.AltNames)),
 			Carrier:  attrs.RawFlags&unix.IFF_LOWER_UP != 0,
 		}
-		if err := o.addresses(&entry); err != nil {
+		if err := errors.Join(o.addresses(&entry), o.ipv6(&entry)); err != nil {
 			if gone(err) {
 				continue
 			}
@@ -95,11 +97,18 @@ func (o *Observer) Observe() (*Snapshot, error) {
 	}
 	slices.SortFunc(snapshot.Links, func(a, b Link) int { return a.Index - b.Index })
 	if len(snapshot.Links) > 0 {
-		if err := o.routes(snapshot); err != nil {
+		if err := listRoutes(o.dumper.dump, snapshot); err != nil {
 			return nil, err
 		}
-		if snapshot.Rules, err = o.dumper.rules(); err != nil {
+		rules, host, err := listRules(o.dumper.dump, o.listed)
+		if err != nil {
 			return nil, err
+		}
+		snapshot.Rules, o.listed = rules, len(rules)
+		for i := range snapshot.Links {
+			if host == IPv6OffHost {
+				snapshot.Links[i].IPv6 = host
+			}
 		}
 	}
 	return snapshot, nil
@@ -171,21 +180,73 @@ func (o *Observer) addresses(entry *Link) error {
 	return nil
 }
 
-// routes adds the routes of the links of the snapshot. They are asked for by type, so that
+// ipv6 finds out whether a link has IPv6. It asks the kernel, since the daemon cannot read
+// sysctls in its sandbox (ProcSubset=pid).
+func (o *Observer) ipv6(entry *Link) error {
+	entry.IPv6 = IPv6None
+	err := o.dumper.get(unix.RTM_GETLINK, linkRequest(entry.Index), func(item []byte) { entry.IPv6 = ipv6Of(item) })
+	if err != nil {
+		return fmt.Errorf("looking for the IPv6 of %s: %w", entry.Name, err)
+	}
+	return nil
+}
+
+// skipStatistics is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h, and disableIPv6 the place
+// of disable_ipv6 among the numbers of IFLA_INET6_CONF, DEVCONF_DISABLE_IPV6 of linux/ipv6.h.
+const (
+	skipStatistics = 1 << 3
+	disableIPv6    = 26
+)
+
+// linkRequest asks for the link of an index.
+func linkRequest(index int) []byte {
+	request := make([]byte, unix.SizeofIfInfomsg, unix.SizeofIfInfomsg+attributeSize+4)
+	binary.NativeEndian.PutUint32(request[4:], uint32(index))
+	request = binary.NativeEndian.AppendUint16(request, attributeSize+4)
+	request = binary.NativeEndian.AppendUint16(request, unix.IFLA_EXT_MASK)
+	return binary.NativeEndian.AppendUint32(request, skipStatistics)
+}
+
+// ipv6Of reads a struct ifinfomsg.
+func ipv6Of(item []byte) IPv6 {
+	found := IPv6None
+	attributes(item, unix.SizeofIfInfomsg, func(kind uint16, families []byte) {
+		if kind != unix.IFLA_AF_SPEC {
+			return
+		}
+		attributes(families, 0, func(family uint16, settings []byte) {
+			if family != unix.AF_INET6 {
+				return
+			}
+			found = IPv6On
+			attributes(settings, 0, func(kind uint16, value []byte) {
+				if at := 4 * disableIPv6; kind == unix.IFLA_INET6_CONF && len(value) >= at+4 && number(value[at:]) != 0 {
+					found = IPv6OffLink
+				}
+			})
+		})
+	})
+	return found
+}
+
+// listRoutes adds the routes of the links of the snapshot. They are asked for by type, so that
 // the kernel's own local ones, one for each address, stay with the kernel; for each link by
 // itself the kernel would go through all of them each time.
-func (o *Observer) routes(snapshot *Snapshot) error {
+func listRoutes(dump dumping, snapshot *Snapshot) error {
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		for _, filter := range []struct{ kind, protocol byte }{{kind: unix.RTN_UNICAST}, {unix.RTN_LOCAL, ProtocolStatic}} {
 			header := make([]byte, unix.SizeofRtMsg)
 			header[0], header[5], header[7] = family, filter.protocol, filter.kind
 			before := len(snapshot.Routes)
-			err := o.dumper.dump(unix.RTM_GETROUTE, header, func() { snapshot.Routes = snapshot.Routes[:before] }, func(item []byte) {
+			err := dump(unix.RTM_GETROUTE, header, func() { snapshot.Routes = snapshot.Routes[:before] }, func(item []byte) {
 				route, ok := routeOf(item, family)
 				if ok && slices.ContainsFunc(snapshot.Links, func(l Link) bool { return l.Index == route.Link }) {
 					snapshot.Routes = append(snapshot.Routes, route)
 				}
 			})
+			if withoutIPv6(family, err) {
+				break
+			}
 			if err != nil {
 				return fmt.Errorf("listing routes: %w", err)
 			}
@@ -235,26 +296,37 @@ func Rules() ([]Rule, error) {
 		return nil, err
 	}
 	defer dumper.close()
-	return dumper.rules()
+	all, _, err := listRules(dumper.dump, 0)
+	return all, err
 }
 
-func (d *dumper) rules() ([]Rule, error) {
-	all := make([]Rule, 0, d.listed)
+// withoutIPv6 reports whether an answer is that of a kernel without IPv6. Such a one, booted
+// with ipv6.disable=1, refuses the rules of that family (6.1 and 6.12), and has no routes.
+func withoutIPv6(family byte, err error) bool {
+	return family == unix.AF_INET6 && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP))
+}
+
+// listRules lists the policy rules, of which there are about as many as expected, and reports
+// whether the host has IPv6.
+func listRules(dump dumping, expected int) ([]Rule, IPv6, error) {
+	all := make([]Rule, 0, expected)
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		header := make([]byte, ruleSize)
 		header[0] = family
 		before := len(all)
-		err := d.dump(unix.RTM_GETRULE, header, func() { all = all[:before] }, func(item []byte) {
+		err := dump(unix.RTM_GETRULE, header, func() { all = all[:before] }, func(item []byte) {
 			if rule, ok := ruleOf(item, family); ok {
 				all = append(all, rule)
 			}
 		})
+		if withoutIPv6(family, err) {
+			return all, IPv6OffHost, nil
+		}
 		if err != nil {
-			return nil, fmt.Errorf("listing policy rules: %w", err)
+			return nil, IPv6On, fmt.Errorf("listing policy rules: %w", err)
 		}
 	}
-	d.listed = len(all)
-	return all, nil
+	return all, IPv6On, nil
 }
 
 // toTable is the action of a rule that looks a table up (FR_ACT_TO_TBL of

@@ -3,6 +3,10 @@ package plan
 import (
 	"net/netip"
 	"slices"
+	"strings"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
 )
 
 // Networkd is what was observed of the networkd that runs.
@@ -12,6 +16,48 @@ type Networkd struct {
 	// Varlink: it has its socket io.systemd.Network.
 	Varlink bool
 }
+
+// applicable is what of a view applies to a link: all, or all but IPv6 where the link has
+// none (A13).
+func applicable(view metadata.ENI, ipv6 kernel.IPv6) metadata.ENI {
+	if ipv6 != kernel.IPv6On {
+		view.IPv6, view.IPv6Prefixes, view.IPv6Subnets = nil, nil, nil
+	}
+	return view
+}
+
+// IPv6NotApplicable says why the IPv6 of the metadata does not apply to the ENI. It is empty
+// where it does, and where the metadata has none.
+func (e *ENI) IPv6NotApplicable() string {
+	if len(e.View.IPv6)+len(e.View.IPv6Prefixes) == 0 {
+		return ""
+	}
+	switch e.Link.IPv6 {
+	case kernel.IPv6OffHost:
+		return "the host has no IPv6 (ipv6.disable=1 on the kernel command line)"
+	case kernel.IPv6OffLink:
+		return "IPv6 is disabled on the link (sysctl net.ipv6.conf." + strings.ReplaceAll(e.Link.Name, ".", "/") + ".disable_ipv6=1)"
+	case kernel.IPv6None:
+		return "the kernel has given the link no IPv6, as it does where the MTU is below 1280"
+	}
+	return ""
+}
+
+// ipv6Off keeps networkd from switching IPv6 on, which it does on a link that is to have a
+// link-local or any static IPv6 address, with each reload and restart (measured on 252, 257
+// and 262): the administrator's sysctl shall win.
+func ipv6Off(u *unitWriter) {
+	u.section("Network")
+	u.set("DHCP", "ipv4")
+	u.set(linkLocal, "no")
+	u.set("IPv6AcceptRA", "no")
+}
+
+// linkLocal is the key that stands in generated drop-ins for links without IPv6 alone.
+const linkLocal = "LinkLocalAddressing"
+
+// offIn reports whether a generated drop-in is for a link without IPv6.
+func offIn(content string) bool { return strings.Contains(content, "\n"+linkLocal+"=no\n") }
 
 // Technique is how the IPv6 of the primary ENI outlives a reload. A secondary ENI's is
 // static in any case: it can be so from the first moment, when there is nothing to lose.

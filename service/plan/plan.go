@@ -241,6 +241,8 @@ type ENI struct {
 	Hinted  bool
 	View    metadata.ENI
 	Numbers Numbers
+	// Applies is what of View applies to the link: all, or all but IPv6 where it has none.
+	Applies metadata.ENI
 	// Settings of the configuration for it.
 	Settings config.Settings
 	// Files that belong to the ENI; they are in Plan.Files too.
@@ -297,6 +299,7 @@ func Make(in Input) Plan {
 			eni.View, eni.Hinted = view, hinted[link.MAC]
 			eni.Known, eni.Numbers, eni.Reason = number(view, eni.Primary, cards)
 		}
+		eni.Applies = applicable(eni.View, link.IPv6)
 		plan.ENIs = append(plan.ENIs, eni)
 	}
 	settleNumbers(plan.ENIs, in.Assigned)
@@ -411,6 +414,9 @@ func pendingMetrics(enis []ENI, in Input, holding bool) {
 		if ok && !taken[metric] {
 			taken[metric] = true
 			eni.Want.Metric = metric
+			if offIn(eni.Link.Current) != (eni.Link.IPv6 != kernel.IPv6On) {
+				eni.Keep, eni.Files = false, pendingFiles(eni, in)
+			}
 			continue
 		}
 		without = append(without, eni)
@@ -426,7 +432,9 @@ func pendingMetrics(enis []ENI, in Input, holding bool) {
 	for i, eni := range without {
 		eni.Want.Metric = UnknownMetric
 		// networkd 252 takes routes of an old metric away only where it has the ENI's unit.
-		if (i == 0 || eni.Link.New || (holding && waits(eni)) || eni.Settings.Undecided) && !eni.yields {
+		// With the base unit networkd would switch IPv6 on (A13).
+		onBase := i == 0 && eni.Link.IPv6 == kernel.IPv6On
+		if (onBase || eni.Link.New || (holding && waits(eni)) || eni.Settings.Undecided) && !eni.yields {
 			continue
 		}
 		for next++; taken[next]; next++ {
@@ -587,7 +595,7 @@ func order(a, b ENI) int {
 
 // render fills in what a known ENI shall have.
 func render(eni *ENI, in Input) {
-	view := &eni.View
+	view := &eni.Applies
 	want := &eni.Want
 	want.Metric = eni.Numbers.Metric()
 	want.IPv4 = len(view.IPv4) > 0
@@ -637,7 +645,7 @@ const mostAssigned = 256
 
 // delegate fills in what the delegated prefixes are on this host.
 func delegate(eni *ENI) {
-	view, want := &eni.View, &eni.Want
+	view, want := &eni.Applies, &eni.Want
 	if eni.Settings.Prefixes == config.PrefixesRule {
 		return
 	}
@@ -701,7 +709,7 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 			add(address, ready)
 		}
 	}
-	for _, address := range slices.SortedFunc(slices.Values(eni.View.IPv6), netip.Addr.Compare) {
+	for _, address := range slices.SortedFunc(slices.Values(eni.Applies.IPv6), netip.Addr.Compare) {
 		switch {
 		case !want.StaticIPv6 && !inDropIn(link.Current, address) && leftToDHCPv6(eni, address):
 		case !want.StaticIPv6:
@@ -768,7 +776,7 @@ func leftToDHCPv6(eni *ENI, address netip.Addr) bool {
 	if link.dynamic(address) {
 		return true
 	}
-	return address == eni.View.IPv6[0] && !link.LeaseOverdue && !slices.ContainsFunc(eni.View.IPv6, link.dynamic)
+	return address == eni.Applies.IPv6[0] && !link.LeaseOverdue && !slices.ContainsFunc(eni.Applies.IPv6, link.dynamic)
 }
 
 func (l *Link) dynamic(address netip.Addr) bool {

@@ -792,6 +792,9 @@ func anyInput(t *rapid.T) Input {
 		if rapid.Bool().Draw(t, "no lease") {
 			link.Addresses = nil
 		}
+		if rapid.IntRange(0, 3).Draw(t, "without IPv6") == 0 {
+			link.IPv6 = kernel.IPv6(rapid.IntRange(1, 3).Draw(t, "why"))
+		}
 		in.Links = append(in.Links, link)
 		if rapid.IntRange(0, 4).Draw(t, "viewed") > 0 {
 			in.Views[v.MAC] = v
@@ -817,8 +820,17 @@ func TestProperties(t *testing.T) {
 			if e.Primary && len(e.Want.Rules) > 0 {
 				t.Fatal("the primary has rules") // B3
 			}
-			if !e.Primary && e.Known && len(e.Want.Rules) != len(e.View.IPv4)+len(e.View.IPv6) {
+			sources := len(e.View.IPv4) + len(e.View.IPv6)
+			if e.Link.IPv6 != kernel.IPv6On {
+				sources -= len(e.View.IPv6)
+			}
+			if !e.Primary && e.Known && len(e.Want.Rules) != sources {
 				t.Fatalf("%d rules for %d addresses", len(e.Want.Rules), len(e.Want.Addresses)) // B2
+			}
+			for _, f := range e.Files {
+				if e.Link.IPv6 != kernel.IPv6On && f.Path == NetworkDropIn(e.Link.Name) && (strings.Contains(f.Content, "2001:db8") || !offIn(f.Content)) {
+					t.Fatalf("the link has no IPv6:\n%s", f.Content) // A13
+				}
 			}
 			if len(e.View.IPv4) > 0 && slices.Contains(e.Want.Static, e.View.IPv4[0]) {
 				t.Fatal("the primary address is a secondary one")

@@ -26,6 +26,8 @@ type entry struct {
 	wanted, late bool
 	// unwanted: the kernel shall not have it, and it is surely this daemon's to take away.
 	unwanted bool
+	// cause is why it is unwanted, where that is not the metadata.
+	cause string
 	// words are for people, if they are others than those of the item.
 	words string
 }
@@ -45,6 +47,7 @@ func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, wi
 	c.addresses(withdrawn)
 	c.routes()
 	c.rules()
+	c.inapplicable()
 	for _, altname := range eni.Want.Altnames {
 		e := c.add(state.ItemAltname, altname, true)
 		e.Rendered = slices.Contains(c.files.altnames, altname)
@@ -61,7 +64,7 @@ func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, wi
 func (t *Truth) Items(whole string) []state.Item {
 	items := make([]state.Item, len(t.entries))
 	for i, e := range t.entries {
-		if whole != "" && !e.unwanted && (!e.Kernel || (!e.Rendered && e.Metadata != state.No)) {
+		if whole != "" && !e.unwanted && e.NotApplicable == "" && (!e.Kernel || (!e.Rendered && e.Metadata != state.No)) {
 			e.Reason = whole
 		}
 		items[i] = e.Item
@@ -129,6 +132,48 @@ func (c *comparison) add(kind state.Kind, value string, asked bool) *entry {
 	return &c.entries[len(c.entries)-1]
 }
 
+// notApplicable says why an address of the metadata, or what is for it, does not apply.
+func (c *comparison) notApplicable(address netip.Addr) string {
+	if address.Is4() {
+		return ""
+	}
+	return c.eni.IPv6NotApplicable()
+}
+
+// inapplicable adds the routes and rules that the ENI would have if its link had IPv6.
+func (c *comparison) inapplicable() {
+	eni, want := c.eni, &c.eni.Want
+	reason := eni.IPv6NotApplicable()
+	if reason == "" || !eni.Known || !eni.Settings.Managed {
+		return
+	}
+	add := func(kind state.Kind, value string) {
+		e := c.add(kind, value, true)
+		e.wanted, e.NotApplicable = false, reason
+	}
+	const everywhere = "::/0"
+	if !want.NoDefault {
+		add(state.ItemRoute, fmt.Sprintf("%s metric %d", everywhere, want.Metric))
+	}
+	if want.Table == 0 {
+		return
+	}
+	add(state.ItemRoute, fmt.Sprintf("%s table %d", everywhere, want.Table))
+	for _, subnet := range eni.View.IPv6Subnets {
+		add(state.ItemRoute, fmt.Sprintf("%s table %d", subnet, want.Table))
+	}
+	now, _ := sourceRules(c.snapshot, want.Table)
+	sources := slices.Clone(eni.View.IPv6Prefixes)
+	for _, address := range eni.View.IPv6 {
+		sources = append(sources, netip.PrefixFrom(address, address.BitLen()))
+	}
+	for _, from := range sources {
+		if _, there := now[from]; !there { // else it is told of already
+			add(state.ItemRule, fmt.Sprintf("from %s lookup %d", from, want.Table))
+		}
+	}
+}
+
 // networkd tells whether networkd counts something as its own.
 func (c *comparison) networkd(has func(*kernel.Snapshot) bool) state.Answer {
 	if c.applied == nil {
@@ -154,6 +199,9 @@ func (c *comparison) addresses(withdrawn []netip.Addr) {
 		done[address] = true
 		e := c.add(state.ItemAddress, address.String(), asked)
 		e.wanted = wanted
+		if asked {
+			e.NotApplicable = c.notApplicable(address)
+		}
 		e.Rendered = c.files.addresses[address] || (wanted && c.byDHCP(address))
 		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return applied[address] })
 		e.Kernel = eni.Link.Has(address)
@@ -288,6 +336,7 @@ func (c *comparison) rules() {
 		}
 		e := c.add(state.ItemRule, fmt.Sprintf("from %s lookup %d", from, want.Table), false)
 		e.unwanted, e.Kernel = true, true
+		e.cause = c.notApplicable(from.Addr())
 		e.Rendered = c.files.rules[tableRoute{from, want.Table}]
 		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return in(applied, from) })
 	}
@@ -312,8 +361,12 @@ func sourceRules(s *kernel.Snapshot, table int) (plain, guarded map[netip.Prefix
 func (c *comparison) why(e *entry) string {
 	eni := c.eni
 	switch {
+	case e.NotApplicable != "":
+		return ""
 	case e.unwanted && e.Kind == state.ItemRoute:
 		return "the ENI has no such route any more; networkd has not taken it away"
+	case e.unwanted && e.cause != "":
+		return e.cause + "; networkd has not taken it away"
 	case e.unwanted && e.Rendered:
 		return "the metadata has withdrawn it; the files are about to follow"
 	case e.unwanted:

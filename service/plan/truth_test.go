@@ -58,7 +58,7 @@ func whole(eni *ENI) *kernel.Snapshot {
 		}
 	}
 	if eni.Want.Table != 0 {
-		for _, subnet := range slices.Concat(eni.View.IPv4Subnets, eni.View.IPv6Subnets) {
+		for _, subnet := range slices.Concat(eni.Applies.IPv4Subnets, eni.Applies.IPv6Subnets) {
 			add(subnet, eni.Want.Table, 0)
 		}
 	}

@@ -259,10 +259,15 @@ func holdFile(enis []ENI, drivers []string) File {
 func pendingFiles(eni *ENI, in Input) []File {
 	u := &unitWriter{}
 	matchLink(u, &eni.Link)
+	if eni.Link.IPv6 != kernel.IPv6On {
+		ipv6Off(u)
+	}
 	u.section("DHCPv4")
 	u.number("RouteMetric", eni.Want.Metric)
-	u.section("IPv6AcceptRA")
-	u.number("RouteMetric", eni.Want.Metric)
+	if eni.Link.IPv6 == kernel.IPv6On {
+		u.section("IPv6AcceptRA")
+		u.number("RouteMetric", eni.Want.Metric)
+	}
 	return unitFiles(eni.Link.Name, u.String(), in)
 }
 
@@ -288,11 +293,14 @@ func matchLink(u *unitWriter, link *Link) {
 }
 
 func networkDropIn(eni *ENI) string {
-	view, want := &eni.View, &eni.Want
+	view, want := &eni.Applies, &eni.Want
 	u := &unitWriter{}
 	matchLink(u, &eni.Link)
 
-	if want.StaticIPv6 {
+	off := eni.Link.IPv6 != kernel.IPv6On
+	if off {
+		ipv6Off(u)
+	} else if want.StaticIPv6 {
 		u.section("Network")
 		u.set("DHCP", "ipv4")
 	}
@@ -305,17 +313,8 @@ func networkDropIn(eni *ENI) string {
 
 	// The primary ENI's router in the main table: with it stands a static route.
 	beside := eni.Primary && want.StaticIPv6 && want.IPv6 && len(want.Routers) > 0
-	u.section("IPv6AcceptRA")
-	if beside {
-		u.number("RouteMetric", want.Metric-1)
-	} else {
-		u.number("RouteMetric", want.Metric)
-	}
-	if want.NoDefault {
-		u.set("UseGateway", "no")
-	}
-	if want.StaticIPv6 {
-		u.set("DHCPv6Client", "no")
+	if !off {
+		advertisements(u, want, beside)
 	}
 
 	if want.Ahead.IsValid() {
@@ -411,6 +410,23 @@ func networkDropIn(eni *ENI) string {
 		u.number("Priority", want.Table)
 	}
 	return u.String()
+}
+
+// advertisements says what becomes of router advertisements; beside: static routes stand
+// with those that they bring.
+func advertisements(u *unitWriter, want *Want, beside bool) {
+	u.section("IPv6AcceptRA")
+	if beside {
+		u.number("RouteMetric", want.Metric-1)
+	} else {
+		u.number("RouteMetric", want.Metric)
+	}
+	if want.NoDefault {
+		u.set("UseGateway", "no")
+	}
+	if want.StaticIPv6 {
+		u.set("DHCPv6Client", "no")
+	}
 }
 
 // linkFiles add the altnames. The unit is a link to the .link file in force, so

@@ -37,5 +37,6 @@ func (i Interface) same(o Interface) bool {
 		i.State == o.State && i.Reason == o.Reason &&
 		slices.Equal(i.Items, o.Items) && slices.Equal(i.Gaps, o.Gaps) &&
 		slices.Equal(i.Missing, o.Missing) && slices.Equal(i.Unwanted, o.Unwanted) &&
+		i.IPv6NotApplicable == o.IPv6NotApplicable &&
 		i.Since.Equal(o.Since)
 }

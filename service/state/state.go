@@ -162,6 +162,9 @@ type Interface struct {
 	// 10001", "default route (IPv4) in table 10001", "altname eni-…".
 	Missing  []string `json:"missing"`
 	Unwanted []string `json:"unwanted"`
+	// IPv6NotApplicable says in words why the IPv6 addresses and prefixes of the metadata
+	// do not apply to this ENI: its link or the host has no IPv6 (A13). Empty where they do.
+	IPv6NotApplicable string `json:"ipv6NotApplicable"`
 	// Since is when State was entered.
 	Since time.Time `json:"since,omitzero"`
 }
@@ -198,6 +201,9 @@ type Item struct {
 	Kernel bool `json:"kernel"`
 	// Reason says in words why the places differ, and is empty where all is well.
 	Reason string `json:"reason"`
+	// NotApplicable says in words why the host is not to have it although the metadata
+	// does: it has no IPv6 (A13). Such an item is no gap. Empty for all others.
+	NotApplicable string `json:"notApplicable"`
 }
 
 // GapsOf are those of the items that have a reason, in words, see [Interface.Gaps].

@@ -1,0 +1,167 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
+	"ec2netd/service/state"
+)
+
+// withoutIPv6 are the ways in which a link can have none, and what is said of it.
+var withoutIPv6 = map[kernel.IPv6]string{
+	kernel.IPv6OffHost: "ipv6.disable=1",
+	kernel.IPv6OffLink: "net.ipv6.conf.ens",
+	kernel.IPv6None:    "MTU",
+}
+
+// dualStackENIs are the views of a primary and a secondary ENI with all that IPv6 can have,
+// and the same without IPv6.
+func dualStackENIs() (both, ipv4 []metadata.ENI) {
+	for index := range 2 {
+		v := view(index, addrs(fmt.Sprintf("10.0.1.%d0", index+1), fmt.Sprintf("10.0.1.%d1", index+1)),
+			addrs(fmt.Sprintf("2001:db8:1::%d0", index+1), fmt.Sprintf("2001:db8:1::%d1", index+1)))
+		v.IPv6Prefixes = prefixes(fmt.Sprintf("2001:db8:1:0:%d::/80", index+1))
+		both = append(both, v)
+		ipv4 = append(ipv4, view(index, v.IPv4, nil))
+	}
+	return both, ipv4
+}
+
+// A13: an ENI whose link has no IPv6 gets all of IPv4 and nothing of IPv6, networkd has no
+// reason to switch IPv6 on, and each item of IPv6 is there as one that does not apply.
+func TestWithoutIPv6(t *testing.T) {
+	both, ipv4 := dualStackENIs()
+	for _, networkd := range []Networkd{oldNetworkd, newNetworkd, {}} {
+		for why, words := range withoutIPv6 {
+			links := []Link{leased(0, &both[0]), leased(1, &both[1])}
+			for i := range links {
+				links[i].IPv6, links[i].Done = why, true
+			}
+			in := input(links, both...)
+			in.Networkd = networkd
+			plan, without := Make(in), Make(input(links, ipv4...))
+			for i := range plan.ENIs {
+				eni := &plan.ENIs[i]
+				if diff := cmp.Diff(eni.Files, without.ENIs[i].Files); diff != "" {
+					t.Errorf("%d: not the files of an ENI without IPv6:\n%s", why, diff)
+				}
+				dropIn := rendered(eni).Network
+				for _, line := range []string{"DHCP=ipv4", "LinkLocalAddressing=no", "IPv6AcceptRA=no"} {
+					if strings.Count(dropIn, "\n"+line+"\n") != 1 {
+						t.Errorf("%d: no %s in\n%s", why, line, dropIn)
+					}
+				}
+				checkInapplicable(t, eni, words)
+			}
+		}
+	}
+}
+
+// checkInapplicable compares the items of an ENI with those that it would have with IPv6.
+func checkInapplicable(t *testing.T, eni *ENI, words string) {
+	t.Helper()
+	if reason := eni.IPv6NotApplicable(); !strings.Contains(reason, words) {
+		t.Errorf("the reason is %q, want one with %q", reason, words)
+	}
+	kernelHas := whole(eni)
+	eni.Link.Addresses, eni.Link.Altnames = kernelHas.Links[0].Addresses, eni.Want.Altnames
+	truth := Compare(eni, rendered(eni), kernelHas, kernelHas, nil, anyRule)
+	items := truth.Items("")
+	if gaps := state.GapsOf(items); len(gaps)+len(truth.Missing())+len(truth.Unwanted())+len(truth.Late()) > 0 {
+		t.Errorf("%s: gaps: %q, %q, %q, %q", eni.Link.Name, gaps, truth.Missing(), truth.Unwanted(), truth.Late())
+	}
+	var got, want []string
+	for _, item := range items {
+		if item.NotApplicable == "" {
+			continue
+		}
+		got = append(got, string(item.Kind)+" "+item.Value)
+		if item.NotApplicable != eni.IPv6NotApplicable() || item.Rendered || item.Kernel || item.Metadata != state.Yes {
+			t.Errorf("%s: %+v", eni.Link.Name, item)
+		}
+	}
+	dual := input([]Link{eni.Link}, eni.View)
+	dual.Links[0].IPv6, dual.PrimaryMAC = kernel.IPv6On, primaryMAC
+	applying := Make(dual).ENIs[0]
+	all := whole(&applying)
+	compared := Compare(&applying, rendered(&applying), all, all, nil, anyRule)
+	for _, item := range compared.Items("") {
+		if strings.Contains(item.Value, ":") {
+			want = append(want, string(item.Kind)+" "+item.Value)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s: what does not apply (-want +got):\n%s", eni.Link.Name, diff)
+	}
+}
+
+// A13: what is on disk follows the link's IPv6 both ways, and rules of IPv6 that networkd has
+// not taken away yet are told of with the reason.
+func TestIPv6Switched(t *testing.T) {
+	both, _ := dualStackENIs()
+	in := input([]Link{leased(0, &both[0]), leased(1, &both[1])}, both...)
+	in.Networkd = newNetworkd
+	written := func() []string {
+		var texts []string
+		for i := range in.Links {
+			in.Links[i].LeaseOverdue = true
+		}
+		plan := Make(in)
+		for i := range in.Links {
+			eni := plan.ENIs[i]
+			in.Links[i].Current = rendered(&eni).Network
+			texts = append(texts, in.Links[i].Current)
+		}
+		return texts
+	}
+	on := written()
+	with := whole(&Make(in).ENIs[1])
+	in.Links[1].IPv6 = kernel.IPv6OffLink
+	off := written()
+	if off[0] != on[0] || off[1] == on[1] || strings.Contains(off[1], "2001:db8") {
+		t.Errorf("of the first, which has IPv6:\n%s\nof the second, which has none:\n%s", off[0], off[1])
+	}
+	eni := Make(in).ENIs[1]
+	truth := Compare(&eni, rendered(&eni), nil, with, nil, anyRule)
+	items := truth.Items("")
+	at := slices.IndexFunc(items, func(i state.Item) bool { return i.Value == "from 2001:db8:1::20/128 lookup 10001" })
+	if at < 0 || !strings.Contains(items[at].Reason, "IPv6 is disabled") || !strings.Contains(items[at].Reason, "networkd") {
+		t.Errorf("a rule that is still there: %+v", items)
+	}
+	in.Links[1].IPv6 = kernel.IPv6On
+	if again := written(); !slices.Equal(again, on) {
+		t.Errorf("after off and on:\n%s\nbefore:\n%s", again[1], on[1])
+	}
+}
+
+// A13: so it is before the metadata is known: the base unit alone would have networkd switch
+// IPv6 on.
+func TestUnknownWithoutIPv6(t *testing.T) {
+	both, _ := dualStackENIs()
+	in := Input{PrimaryMAC: primaryMAC, Base: base, Links: []Link{leased(0, &both[0]), leased(1, &both[1])}}
+	for i := range in.Links {
+		in.Links[i].IPv6 = kernel.IPv6OffLink
+	}
+	for _, eni := range Make(in).ENIs {
+		if text := rendered(&eni).Network; !offIn(text) {
+			t.Errorf("%s:\n%s", eni.Link.Name, text)
+		}
+	}
+	in.Links = in.Links[1:]
+	in.Links[0].Current = rendered(&Make(in).ENIs[0]).Network
+	if eni := Make(in).ENIs[0]; !eni.Keep {
+		t.Errorf("what is right does not stay: %+v", eni)
+	}
+	in.Links[0].IPv6 = kernel.IPv6On
+	if text := rendered(&Make(in).ENIs[0]).Network; text == "" || offIn(text) {
+		t.Errorf("IPv6 on again:\n%s", text)
+	}
+}
