@@ -71,7 +71,7 @@ func TestFieldNames(t *testing.T) { // H2
 		return names
 	}
 	if got, want := values("ManagerState"), []string{
-		string(state.Starting), string(state.Configured), string(state.Degraded), string(state.Offline),
+		string(state.Starting), string(state.Configured), string(state.Degraded), string(state.Offline), string(state.Unsupported),
 	}; !reflect.DeepEqual(got, want) {
 		t.Errorf("ManagerState: %q, want %q", got, want)
 	}

@@ -24,6 +24,7 @@ import (
 // degraded: an ENI is not as EC2 says, the metadata service answers with errors, or
 // systemd-networkd does not do its part.
 // offline: the metadata service does not answer; what was configured stays.
+// unsupported: the machine is no EC2 instance; nothing is asked and nothing configured.
 type ManagerState string
 
 // The state of one ENI.
@@ -794,11 +795,13 @@ interface org.ec2netd.Network
 # degraded: an ENI is not as EC2 says, the metadata service answers with errors, or
 # systemd-networkd does not do its part.
 # offline: the metadata service does not answer; what was configured stays.
+# unsupported: the machine is no EC2 instance; nothing is asked and nothing configured.
 type ManagerState (
   starting,
   configured,
   degraded,
-  offline
+  offline,
+  unsupported
 )
 
 # The state of one ENI.

@@ -17,6 +17,7 @@ import (
 	"ec2netd/service/file"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
+	"ec2netd/service/platform"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
 )
@@ -30,7 +31,7 @@ const (
 
 // finding is what doctor says of one thing.
 type finding struct {
-	// Check names the thing: ec2netd, configuration, eni, conflict, metadata, unit, file,
+	// Check names the thing: platform, ec2netd, configuration, eni, conflict, metadata, unit, file,
 	// systemd, rp_filter.
 	Check string `json:"check"`
 	Level string `json:"level"`
@@ -44,6 +45,8 @@ type symptoms struct {
 	// state of ec2netd, or nil and why there is none, with what to do.
 	state           *state.State
 	silence, remedy string
+	// notEC2 says why ec2netd has nothing to do on this machine; empty where it has.
+	notEC2 string
 	// mistakes in the configuration.
 	mistakes  []string
 	conflicts []state.Conflict
@@ -128,6 +131,11 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 	}
 	if _, found.state, err = c.describe(ctx); err != nil {
 		found.silence, found.remedy, _ = strings.Cut(hinted(err), "\n")
+	}
+	if s.notEC2 != "" && (found.state == nil || found.state.State == state.Unsupported) {
+		// Nothing else has to be so here, and no other machine's service is asked.
+		found.notEC2 = s.notEC2
+		return found, nil
 	}
 	bus := &networkd.Client{Root: c.root}
 	defer bus.Close()
@@ -231,10 +239,13 @@ func unitsOf(ctx context.Context, bus *networkd.Client) ([]unitStatus, error) {
 // diagnose says what symptoms mean.
 func diagnose(s *symptoms) []finding {
 	var d diagnosis
-	d.daemon(s)
-	for _, mistake := range s.mistakes {
-		d.problem("configuration", "correct it, then: systemctl restart ec2netd.service", "%s", mistake)
+	if s.notEC2 != "" {
+		d.warn("platform", platform.Advice, "%s: ec2netd configures nothing", s.notEC2)
+		d.mistakes(s.mistakes)
+		return d.findings
 	}
+	d.daemon(s)
+	d.mistakes(s.mistakes)
 	d.enis(s.state)
 	for _, c := range s.conflicts {
 		d.problem("conflict", c.Advice, "%s configures ENIs too: %s", c.Name, strings.Join(c.Evidence, ", "))
@@ -286,10 +297,18 @@ func (d *diagnosis) daemon(s *symptoms) {
 	switch s.state.State {
 	case state.Configured:
 		d.ok("ec2netd", "%s", said)
+	case state.Unsupported:
+		d.problem("ec2netd", "the configuration has changed since it was started: systemctl restart ec2netd.service", "%s", said)
 	case state.Starting:
 		d.warn("ec2netd", "if it stays so: journalctl -u ec2netd.service", "%s", said)
 	default:
 		d.problem("ec2netd", "see what else is found, and journalctl -u ec2netd.service", "%s", said)
+	}
+}
+
+func (d *diagnosis) mistakes(all []string) {
+	for _, mistake := range all {
+		d.problem("configuration", "correct it, then: systemctl restart ec2netd.service", "%s", mistake)
 	}
 }
 

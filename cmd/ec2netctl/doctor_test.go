@@ -41,7 +41,12 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		level, check, text, advice string
 	}{
 		{name: "healthy", change: func(*symptoms) {}},
+		{name: "without IPv6", change: func(s *symptoms) { s.state.Interfaces[1].IPv6NotApplicable = "it is disabled" }},
 		{"silent", func(s *symptoms) { s.state, s.silence, s.remedy = nil, "ec2netd is not there", "start it" }, levelProblem, "ec2netd", "not there", "start it"},
+		{"no EC2 instance", func(s *symptoms) {
+			*s = symptoms{state: unsupported(), notEC2: "this machine is no EC2 instance"}
+		}, levelWarning, "platform", "no EC2 instance: ec2netd configures nothing", "Platform=any"},
+		{"unsupported until restarted", func(s *symptoms) { s.state.State, s.state.Reason = state.Unsupported, "no EC2" }, levelProblem, "ec2netd", "unsupported (no EC2)", "systemctl restart"},
 		{"starting", func(s *symptoms) { s.state.State = state.Starting }, levelWarning, "ec2netd", "starting", "journalctl"},
 		{"offline", func(s *symptoms) { s.state.State, s.state.Reason = state.Offline, "no answer" }, levelProblem, "ec2netd", "offline (no answer)", "journalctl"},
 		{"mistake", func(s *symptoms) { s.mistakes = []string{"/etc/ec2netd.conf:3: bad"} }, levelProblem, "configuration", "/etc/ec2netd.conf:3", "systemctl restart ec2netd"},

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/platform"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
 )
@@ -44,7 +46,23 @@ type site struct {
 	config config.Config
 	store  *store.Store
 	kernel *kernel.Snapshot
+	// notEC2 says why ec2netd has nothing to do here; empty where it has.
+	notEC2 string
 }
+
+// supported is the error where this machine is no EC2 instance: what answers at the address of
+// the metadata service there is not EC2's.
+func (s *site) supported() error {
+	if s.notEC2 == "" {
+		return nil
+	}
+	return advise(strings.ToUpper(platform.Advice[:1])+platform.Advice[1:], "%w", notEC2Error(s.notEC2))
+}
+
+// notEC2Error says why this machine is no EC2 instance.
+type notEC2Error string
+
+func (e notEC2Error) Error() string { return string(e) }
 
 // look looks at this machine.
 func (c *ctl) look() (*site, error) {
@@ -54,6 +72,9 @@ func (c *ctl) look() (*site, error) {
 		return nil, err
 	}
 	defer observer.Close()
+	if s.config.Platform != config.PlatformAny {
+		s.notEC2 = platform.Read("/" + c.root).NotEC2()
+	}
 	if s.kernel, err = observer.Observe(); err != nil {
 		return nil, fmt.Errorf("looking at the links: %w", err)
 	}
@@ -80,6 +101,9 @@ func (s *site) linkFile(l *kernel.Link) string {
 
 // readDump reads the metadata here and now.
 func (c *ctl) readDump(ctx context.Context, s *site) (*metadata.Dump, error) {
+	if err := s.supported(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.within(dumpTime))
 	defer cancel()
 	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion()})

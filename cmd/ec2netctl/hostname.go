@@ -51,6 +51,11 @@ func (c *ctl) setHostname(ctx context.Context, h host, read func(context.Context
 		return c.print("The hostname stays " + clean(static) + ", which is static.\n")
 	}
 	name, err := read(ctx)
+	var elsewhere notEC2Error
+	if errors.As(err, &elsewhere) {
+		// An image with the service enabled is to boot on other machines too.
+		return c.print("The hostname stays: " + clean(elsewhere.Error()) + ".\n")
+	}
 	if err != nil {
 		return advise("The hostname stays. See also ec2netctl doctor.", "%w", err)
 	}
@@ -82,6 +87,9 @@ func (c *ctl) readHostname(ctx context.Context) (string, error) {
 	delays.InitialInterval, delays.MaxInterval = 100*time.Millisecond, 5*time.Second
 	for {
 		s, err := c.look()
+		if err == nil {
+			err = s.supported()
+		}
 		if err != nil {
 			return "", err
 		}

@@ -76,10 +76,34 @@ func machineAt(t *testing.T, service http.Handler) string {
 	t.Cleanup(server.Close)
 	root := t.TempDir()
 	if err := errors.Join(os.Mkdir(filepath.Join(root, "etc"), 0o755),
-		os.WriteFile(filepath.Join(root, "etc/ec2netd.conf"), []byte("[Metadata]\nEndpoint="+server.URL+"\n"), 0o644)); err != nil {
+		os.WriteFile(filepath.Join(root, "etc/ec2netd.conf"), []byte("[Match]\nPlatform=any\n[Metadata]\nEndpoint="+server.URL+"\n"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	return root
+}
+
+// TestHostnameElsewhere: on a machine that is no EC2 instance nobody is asked, and a boot does
+// not fail for it.
+func TestHostnameElsewhere(t *testing.T) { // issue 13
+	root := machineAt(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the service was asked") }))
+	text, err := os.ReadFile(filepath.Join(root, "etc/ec2netd.conf"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(root, "etc/ec2netd.conf"), bytes.ReplaceAll(text, []byte("Platform=any"), []byte("Platform=ec2")), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	c := &ctl{environment: environment{root: root, stdout: &out}}
+	h := &fakeHost{}
+	if err := c.setHostname(t.Context(), h, c.readHostname); err != nil || len(h.set) > 0 || !strings.Contains(out.String(), "EC2 instance") {
+		t.Errorf("%v, set %q: %s", err, h.set, &out)
+	}
+	if s, err := c.look(); err != nil {
+		t.Error(err)
+	} else if _, err := c.readDump(t.Context(), s); err == nil || !strings.Contains(hinted(err), "Platform=any") {
+		t.Errorf("a dump: %v", err)
+	}
 }
 
 // TestReadHostname: it is asked until there is an answer, and no longer.

@@ -20,6 +20,7 @@ import (
 	"ec2netd/api"
 	"ec2netd/api/apitest"
 	"ec2netd/api/varlinkserver"
+	"ec2netd/service/platform"
 	"ec2netd/service/state"
 )
 
@@ -135,6 +136,20 @@ func differ() *state.State {
 	return s
 }
 
+// unsupported is a machine that is no EC2 instance.
+func unsupported() *state.State {
+	return platform.NewUnsupported(platform.Options{Version: "1.2.3", Reason: platform.Identity{SystemVendor: "QEMU"}.NotEC2()}).State()
+}
+
+// ipv4 is an instance of which one link has no IPv6.
+func ipv4() *state.State {
+	s := online()
+	e := &s.Interfaces[1]
+	e.IPv6NotApplicable = "IPv6 is disabled on the link (sysctl net.ipv6.conf.ens6.disable_ipv6=1)"
+	e.Items = append(e.Items[:1:1], state.Item{Kind: state.ItemAddress, Value: "2001:db8::20", Metadata: state.Yes, Networkd: state.No, NotApplicable: e.IPv6NotApplicable})
+	return s
+}
+
 // same is an instance on which all is as the metadata says.
 func same() *state.State {
 	s := online()
@@ -169,6 +184,14 @@ func TestOutput(t *testing.T) { // H5
 		{name: "status-cards", state: cards(), args: []string{"status"}},
 		{name: "status-full", state: cards(), args: []string{"status", "-l"}},
 		{name: "status-starting", state: &state.State{Version: "1.2.3", State: state.Starting}, args: []string{"status"}},
+		{name: "status-unsupported", state: unsupported(), args: []string{"status"}},
+		{name: "status-ipv4", state: ipv4(), args: []string{"status"}},
+		{name: "status-ipv4-one", state: ipv4(), args: []string{"status", "ens6"}},
+		{name: "show-ipv4", state: ipv4(), args: []string{"show", "ens6"}},
+		{name: "diff-ipv4", state: ipv4(), args: []string{"diff", "ens6"}},
+		{name: "list-unsupported", state: unsupported(), args: []string{"list"}},
+		{name: "wait-online-unsupported", state: unsupported(), args: []string{"wait-online", "--timeout=60", "-i", "ens5"}},
+		{name: "wait-online-unsupported-quiet", state: unsupported(), args: []string{"wait-online", "--quiet"}},
 		{name: "status-one", state: apitest.State(), args: []string{"status", "ens6"}},
 		{name: "status-two", state: apitest.State(), colour: true, args: []string{"status", "02:00:00:00:00:01", "4"}},
 		{name: "status-no-link", state: cards(), args: []string{"status", "eni-0a1b2c3d4e5f60004"}},

@@ -175,7 +175,8 @@ thing: whether ec2netd answers, the state of each ENI and files that are in its 
 other software that configures ENIs, leftovers of amazon-ec2-net-utils, each way to the
 metadata service (as root; otherwise what ec2netd says of it), units that are not as the
 presets have them, the version of systemd and what it implies, and reverse path
-filtering. It changes nothing.`,
+filtering. On a machine that is no EC2 instance it says that and looks no further. It
+changes nothing.`,
 		Args: noArgs,
 		Annotations: map[string]string{
 			"failure": "there is a problem; warnings alone are none",
@@ -299,6 +300,9 @@ until the state of each is configured. ENIs that are unmanaged do not count; an
 instance on which no ENI is known yet is not online. It says nothing when all is
 well; if time is up it names each ENI that is not there, and the reason. With --json
 it prints the state in which it ended, as status --json does.
+
+On a machine that is no EC2 instance it says so and succeeds at once, so that an image
+for EC2 boots elsewhere too.
 
 An ENI that was configured counts also while the metadata service does not answer.
 It does not matter whether ec2netd runs yet, or restarts meanwhile.

@@ -27,6 +27,9 @@ func (c *ctl) status(ctx context.Context, args []string) error {
 	if c.wantsJSON() {
 		return c.printJSON(raw)
 	}
+	if s.State == state.Unsupported {
+		return c.page(c.title(s))
+	}
 	return c.page(c.summary(s) + "\n" + c.statusTable(s))
 }
 
@@ -67,7 +70,7 @@ func (c *ctl) list(ctx context.Context, _ []string) error {
 		return c.printJSON(map[string][]json.RawMessage{"interfaces": elements})
 	}
 	if len(s.Interfaces) == 0 {
-		return c.print("No ENI is known yet.\n")
+		return c.print(noENI(s))
 	}
 	rows := [][]cell{header("ENI", "INTERFACE", "DEVICE", "ADDRESS", "STATE")}
 	for i := range s.Interfaces {
@@ -87,12 +90,25 @@ func (c *ctl) list(ctx context.Context, _ []string) error {
 	return c.page(table(rows, c.width, c.colour, "DEVICE", "ADDRESS"))
 }
 
-// summary is the head of status: the daemon and the two that it works between.
-func (c *ctl) summary(s *state.State) string {
+// noENI is said where there is none.
+func noENI(s *state.State) string {
+	if s.State == state.Unsupported {
+		return "There is no ENI: " + clean(s.Reason) + ".\n"
+	}
+	return "No ENI is known yet.\n"
+}
+
+// title is the daemon with its state.
+func (c *ctl) title(s *state.State) string {
 	title := "ec2netd " + s.Version + ": " + paint(string(s.State), managerColour(s.State), c.colour)
 	if s.Reason != "" {
 		title += " (" + clean(s.Reason) + ")"
 	}
+	return paint("●", managerColour(s.State), c.colour) + " " + title + "\n"
+}
+
+// summary is the head of status: the daemon and the two that it works between.
+func (c *ctl) summary(s *state.State) string {
 	metadata := s.Metadata.Endpoint
 	if metadata == "" {
 		metadata = "no answer yet"
@@ -126,7 +142,7 @@ func (c *ctl) summary(s *state.State) string {
 	if !s.LastChange.IsZero() {
 		fields = append(fields, field{"Last change", text(c.moment(s.LastChange))})
 	}
-	return paint("●", managerColour(s.State), c.colour) + " " + title + "\n" + c.fields(fields)
+	return c.title(s) + c.fields(fields)
 }
 
 // statusTable is the table of all ENIs.
@@ -306,6 +322,8 @@ func managerColour(s state.Manager) colour {
 		return green
 	case state.Starting, state.Offline:
 		return yellow
+	case state.Unsupported:
+		return grey
 	default:
 		return red
 	}

@@ -115,6 +115,9 @@ func (c *ctl) takeover(ctx context.Context, dryRun bool) error {
 		return err
 	}
 	site, err := c.look()
+	if err == nil {
+		err = site.supported()
+	}
 	if err != nil {
 		return err
 	}

@@ -81,6 +81,10 @@ func (c *ctl) waitOnline(ctx context.Context, o *waitOptions) error {
 			}
 			last = v
 			if len(waiting) == 0 {
+				if v.state.State == state.Unsupported && !o.quiet {
+					line.clear()
+					fmt.Fprintf(c.stderr, "ec2netctl: not waiting: %s\n", clean(v.state.Reason))
+				}
 				if c.wantsJSON() {
 					return c.printJSON(v.raw)
 				}
@@ -121,7 +125,13 @@ func (c *ctl) notOnline(o *waitOptions, last view, waiting []string) error {
 //   - there is an ENI;
 //   - every ENI is configured, those that are unmanaged excepted. If ids name some,
 //     all of these, and no other.
+//
+// On a machine that is no EC2 instance nothing will ever come of it, and an image that is
+// made for EC2 is to boot there too: nothing is waited for.
 func unfinished(s *state.State, ids []string) []string {
+	if s.State == state.Unsupported {
+		return nil
+	}
 	var waiting []string
 	add := func(format string, args ...any) {
 		// One line for each, whatever is in a reason.

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"ec2netd/api"
 	"ec2netd/api/dbusserver"
 	"ec2netd/api/polkit"
 	"ec2netd/api/varlinkserver"
@@ -36,6 +37,7 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/orphan"
 	"ec2netd/service/persist"
+	"ec2netd/service/platform"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
 )
@@ -163,6 +165,12 @@ type task interface {
 	String() string
 }
 
+// part is a task for which the servers wait.
+type part interface {
+	task
+	Ready() <-chan struct{}
+}
+
 func serve(ctx context.Context, control *journal.Log) error {
 	log := control.Logger()
 	// With 15 ENIs of 50 addresses there are 4 MiB to keep, and 22 MiB would be resident, 21 if
@@ -219,16 +227,27 @@ func serve(ctx context.Context, control *journal.Log) error {
 		options.WatchdogEvery = every / 3
 		options.Watchdog = func() { notify(log, daemon.SdNotifyWatchdog) }
 	}
-	loop := agent.New(options)
+	var served api.Agent
+	var parts []part
+	if reason := notEC2(settings.Platform); reason != "" {
+		idle := platform.NewUnsupported(platform.Options{
+			Version: versionText(), Reason: reason, Store: &store.Store{}, Networkd: bus, Log: log,
+			Watchdog: options.Watchdog, WatchdogEvery: options.WatchdogEvery,
+		})
+		served, parts = idle, []part{idle}
+	} else {
+		loop := agent.New(options)
+		served, parts = loop, []part{watcher, loop}
+	}
 	authorizer := &polkit.Authorizer{}
 	defer authorizer.Close()
-	bussed, err := dbusserver.New(dbusserver.Options{Agent: loop, Authorizer: authorizer, Log: control, Logger: log})
+	bussed, err := dbusserver.New(dbusserver.Options{Agent: served, Authorizer: authorizer, Log: control, Logger: log})
 	if err != nil {
 		return err
 	}
 	servers := []task{bussed}
 	if len(listeners) > 0 {
-		linked, err := varlinkserver.New(varlinkserver.Options{Agent: loop, Authorizer: authorizer, Listeners: listeners, Version: versionText(), Logger: log})
+		linked, err := varlinkserver.New(varlinkserver.Options{Agent: served, Authorizer: authorizer, Listeners: listeners, Version: versionText(), Logger: log})
 		if err != nil {
 			return err
 		}
@@ -248,13 +267,15 @@ func serve(ctx context.Context, control *journal.Log) error {
 			})
 		}
 	}
-	start(watcher, loop)
+	for _, p := range parts {
+		start(p)
+	}
 	group.Go(func() error {
-		for _, ready := range []<-chan struct{}{watcher.Ready(), loop.Ready()} {
+		for _, p := range parts {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-ready:
+			case <-p.Ready():
 			}
 		}
 		// Clients that made systemd start the daemon wait until there is something to
@@ -266,6 +287,14 @@ func serve(ctx context.Context, control *journal.Log) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// notEC2 says why there is nothing to do on this machine; it is empty where there is.
+func notEC2(where config.Platform) string {
+	if where == config.PlatformAny {
+		return ""
+	}
+	return platform.Read("/").NotEC2()
 }
 
 // used is the processor time that this process has used.

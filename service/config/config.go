@@ -39,10 +39,23 @@ const (
 // without.
 func DefaultDrivers() []string { return []string{"ena", "ixgbevf", "vif"} }
 
+// Platform is where the daemon works.
+type Platform string
+
+// The platforms.
+const (
+	// PlatformEC2: on EC2 instances alone.
+	PlatformEC2 Platform = "ec2"
+	// PlatformAny: everywhere, such as in tests and on compatible clouds.
+	PlatformAny Platform = "any"
+)
+
 // Config is the configuration in force.
 type Config struct {
 	// Drivers whose links are ENIs, as ethtool reports them. [Match] Driver=
 	Drivers []string
+	// Platform on which the daemon works. [Match] Platform=
+	Platform Platform
 	// Endpoint is the base URL of the metadata service in place of the two
 	// well-known ones, or empty. [Metadata] Endpoint=
 	Endpoint string
@@ -84,7 +97,7 @@ func (p Problem) String() string {
 // order of their names; of two with one name the one in etc wins over run, and run
 // over usr/lib, and a link to /dev/null masks the others, as systemd does it.
 func Load(root string) Config {
-	c := Config{Drivers: DefaultDrivers(), Refresh: DefaultRefresh}
+	c := Config{Drivers: DefaultDrivers(), Platform: PlatformEC2, Refresh: DefaultRefresh}
 	main := filepath.Join(root, "etc/ec2netd.conf")
 	if _, err := os.Lstat(main); err == nil {
 		c.read(main)
@@ -250,7 +263,8 @@ func (c *Config) parse(path, text string) {
 // error what is used instead.
 var sections = map[string]map[string]func(*Config, string) error{
 	"Match": {
-		"Driver": setDriver,
+		"Driver":   setDriver,
+		"Platform": setPlatform,
 	},
 	"Metadata": {
 		"Endpoint":   setEndpoint,
@@ -289,6 +303,18 @@ func setDriver(c *Config, value string) error {
 		if !slices.Contains(c.Drivers, driver) {
 			c.Drivers = append(c.Drivers, driver)
 		}
+	}
+	return nil
+}
+
+func setPlatform(c *Config, value string) error {
+	c.Platform = PlatformEC2
+	switch platform := Platform(value); platform {
+	case PlatformEC2, PlatformAny:
+		c.Platform = platform
+	case "":
+	default:
+		return fmt.Errorf("%q is neither %s nor %s; %s is used", value, PlatformEC2, PlatformAny, PlatformEC2)
 	}
 	return nil
 }

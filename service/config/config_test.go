@@ -39,7 +39,7 @@ func load(t *testing.T, files map[string]string) Config {
 }
 
 func TestDefaults(t *testing.T) {
-	want := Config{Drivers: []string{"ena", "ixgbevf", "vif"}, Refresh: time.Minute}
+	want := Config{Drivers: []string{"ena", "ixgbevf", "vif"}, Platform: PlatformEC2, Refresh: time.Minute}
 	if diff := cmp.Diff(want, load(t, nil)); diff != "" {
 		t.Error(diff)
 	}
@@ -93,7 +93,7 @@ func TestDropIns(t *testing.T) {
 		"etc/ec2netd.conf.d/readme":             "[Metadata]\nRefreshSec=50\n",
 	})
 	want := Config{
-		Drivers: []string{"ena", "ixgbevf", "vif", "veth"}, Refresh: 20 * time.Second, Endpoint: "http://192.0.2.1",
+		Drivers: []string{"ena", "ixgbevf", "vif", "veth"}, Platform: PlatformEC2, Refresh: 20 * time.Second, Endpoint: "http://192.0.2.1",
 		Files: []string{"/etc/ec2netd.conf", "/usr/lib/ec2netd.conf.d/10-vendor.conf", "/etc/ec2netd.conf.d/20-both.conf"},
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
@@ -113,6 +113,25 @@ func TestDrivers(t *testing.T) {
 		c := load(t, map[string]string{"etc/ec2netd.conf": "[Match]\n" + text})
 		if !slices.Equal(c.Drivers, want) || len(c.Problems) > 0 {
 			t.Errorf("%q: %v, %v", text, c.Drivers, c.Problems)
+		}
+	}
+}
+
+func TestPlatform(t *testing.T) {
+	for text, want := range map[string]Platform{
+		"Platform=any": PlatformAny, "Platform=ec2": PlatformEC2, "": PlatformEC2,
+		"Platform=any\nPlatform=": PlatformEC2, "Platform=any\nPlatform=ec2": PlatformEC2,
+	} {
+		c := load(t, map[string]string{"etc/ec2netd.conf": "[Match]\n" + text})
+		if c.Platform != want || len(c.Problems) > 0 {
+			t.Errorf("%q: %s, %v", text, c.Platform, c.Problems)
+		}
+	}
+	for _, value := range []string{"EC2", "gce", "any ec2"} {
+		c := load(t, map[string]string{"etc/ec2netd.conf": "[Match]\nPlatform=any\nPlatform=" + value})
+		if c.Platform != PlatformEC2 || len(c.Problems) != 1 || !strings.Contains(c.Problems[0].String(), "/etc/ec2netd.conf:3: Match.Platform: ") ||
+			!strings.Contains(c.Problems[0].Message, "neither ec2 nor any") {
+			t.Errorf("%q: %s, %v", value, c.Platform, c.Problems)
 		}
 	}
 }

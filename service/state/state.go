@@ -26,6 +26,8 @@ const (
 	Degraded Manager = "degraded"
 	// Offline: the metadata service does not answer. What was configured stays.
 	Offline Manager = "offline"
+	// Unsupported: the machine is no EC2 instance. Nothing is asked and nothing configured.
+	Unsupported Manager = "unsupported"
 )
 
 // ENI is the state of one ENI, [Interface.State].

@@ -14,11 +14,12 @@ import (
 )
 
 // LabFiles are what ec2netd needs in the lab beyond its installation: its ENIs
-// are veth links here. By path, for [InstanceOptions].Files.
+// are veth links here, and the machine below is hardly an EC2 instance. By path, for
+// [InstanceOptions].Files.
 func LabFiles() map[string]string {
 	const match = "[Match]\nDriver=veth\n"
 	return map[string]string{
-		"/etc/ec2netd.conf.d/lab.conf":                   match,
+		"/etc/ec2netd.conf.d/lab.conf":                   match + "Platform=any\n",
 		"/etc/systemd/network/80-ec2.network.d/lab.conf": match,
 	}
 }
