@@ -146,7 +146,11 @@ func (c *ctl) loadDump(file string) (*dump, error) {
 	in := c.stdin
 	if file != "-" {
 		// A pipe too, as of a shell's <(…): the user named it.
-		opened, err := os.Open(file) //nolint:forbidigo // what is read is bounded below
+		open := os.Open //nolint:forbidigo // what is read is bounded below
+		if c.who.elevated {
+			open = openRegular
+		}
+		opened, err := open(file)
 		if err != nil {
 			return nil, fmt.Errorf("opening the metadata dump: %w", err)
 		}
@@ -161,6 +165,10 @@ func (c *ctl) loadDump(file string) (*dump, error) {
 		return nil, fmt.Errorf("reading the metadata dump %s: %w", file, err)
 	}
 	d, err := parseDump(text)
+	if err != nil && c.who.elevated && file != "-" {
+		// The error has what is in the file (J4).
+		return nil, advise("To see why, run it with your own rights, or give it the file on standard input.", "%s is no metadata dump", file)
+	}
 	if err != nil {
 		return nil, advise("Write one on the instance with: ec2netctl dump-metadata > FILE", "%s is no metadata dump: %w", file, err)
 	}

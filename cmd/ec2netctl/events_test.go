@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -133,39 +132,6 @@ func TestMonitorJSON(t *testing.T) { // H5
 }
 
 func TestPager(t *testing.T) { // H5
-	env := func(pairs ...string) func(string) (string, bool) {
-		return func(name string) (string, bool) {
-			for _, p := range pairs {
-				if n, v, _ := strings.Cut(p, "="); n == name {
-					return v, true
-				}
-			}
-			return "", false
-		}
-	}
-	for _, c := range []struct {
-		env  []string
-		want string
-	}{
-		{nil, "[[less] [more]]"},
-		{[]string{"PAGER=most -x"}, "[[most -x] [less] [more]]"},
-		{[]string{"PAGER=most", "SYSTEMD_PAGER=pg"}, "[[pg] [less] [more]]"},
-		{[]string{"PAGER=most", "SYSTEMD_PAGER="}, "[]"},
-		{[]string{"PAGER=cat"}, "[]"},
-	} {
-		if got := fmt.Sprint(pagerCommands(env(c.env...))); got != c.want {
-			t.Errorf("%v: %s, want %s", c.env, got, c.want)
-		}
-	}
-	if got := pagerEnvironment(nil, env("SYSTEMD_LESS=FR")); !slices.Contains(got, "LESS=FR") {
-		t.Error(got)
-	}
-	if got := pagerEnvironment(nil, env("SUDO_UID=1000")); !slices.Contains(got, "LESSSECURE=1") {
-		t.Errorf("a pager as root that starts shells: %v", got)
-	}
-	if got := pagerEnvironment(nil, env()); slices.Contains(got, "LESSSECURE=1") {
-		t.Error(got)
-	}
 	for _, c := range []struct {
 		name    string
 		noPager bool

@@ -31,6 +31,10 @@ const (
 )
 
 func main() {
+	who := thisCaller()
+	if who.elevated {
+		replaceEnvironment(safeEnvironment(os.Environ()))
+	}
 	env := environment{
 		stdin:   os.Stdin,
 		stdout:  os.Stdout,
@@ -39,11 +43,13 @@ func main() {
 		columns: columns(os.Stderr),
 		width:   columns(os.Stdout),
 		uid:     os.Getuid(),
+		who:     who,
+		asks:    isTerminal(os.Stdin) && isTerminal(os.Stderr),
 		now:     time.Now,
 		journal: journal,
 	}
 	if env.width > 0 {
-		env.pager = runPager
+		env.pager = func(text string) bool { return runPager(text, who) }
 	}
 	os.Exit(run(os.Args[1:], env))
 }
@@ -59,7 +65,10 @@ type environment struct {
 	// width of stdout, likewise; 0: tables may be as wide as they are.
 	width int
 	uid   int
-	now   func() time.Time
+	who   caller
+	// asks: stdin and stderr are a terminal, so that a question can be answered.
+	asks bool
+	now  func() time.Time
 	// pager shows a text, and tells whether it did; nil for none.
 	pager func(text string) bool
 	// root is put before the paths of files, in tests; empty for the system.

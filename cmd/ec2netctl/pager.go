@@ -6,48 +6,94 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// pagerCommands are the programs to try, as networkctl does: $SYSTEMD_PAGER, else $PAGER,
-// else the usual ones. None: no pager is wanted.
-func pagerCommands(getenv func(string) (string, bool)) [][]string {
-	for _, name := range []string{"SYSTEMD_PAGER", "PAGER"} {
-		value, ok := getenv(name)
-		if !ok {
-			continue
-		}
-		words := strings.Fields(value)
-		if len(words) == 0 || (len(words) == 1 && words[0] == "cat") {
-			return nil
-		}
-		return [][]string{words, {"less"}, {"more"}}
-	}
-	return [][]string{{"less"}, {"more"}}
+// pager is what shows long output on a terminal.
+type pager struct {
+	// commands are the programs to try. None: no pager is wanted.
+	commands [][]string
+	// secure: a pager that starts no program and opens no other file, as only less(1) can.
+	secure bool
 }
 
-// pagerEnvironment has less quit where all is on one screen (F), keep colours (R) and the
-// screen (X), and end with Ctrl-C (K), unless SYSTEMD_LESS says otherwise.
-func pagerEnvironment(environ []string, getenv func(string) (string, bool)) []string {
+// pagerFor decides which pager to use as systemd's tools do, see $SYSTEMD_PAGERSECURE in
+// networkctl(1): $SYSTEMD_PAGER, or else $PAGER, can always say that none is wanted, and can name
+// one only with $SYSTEMD_PAGERSECURE. Secure mode is that variable, or else wherever the rights
+// are not those of the owner of the login session.
+//
+// With the rights of somebody else (J4) it is less in secure mode or nothing, whatever that
+// variable says: systemd leaves it to sudo to keep it from users.
+func pagerFor(getenv func(string) (string, bool), who caller) pager {
+	value, named := getenv("SYSTEMD_PAGER")
+	if !named {
+		value, named = getenv("PAGER")
+	}
+	words := strings.Fields(value)
+	if named && (len(words) == 0 || (len(words) == 1 && words[0] == "cat")) {
+		return pager{}
+	}
+	p := pager{secure: !who.ownsSession}
+	trusted := false
+	if said, ok := getenv("SYSTEMD_PAGERSECURE"); ok {
+		if p.secure, trusted = parseBoolean(said); !trusted {
+			p.secure = true
+		}
+	}
+	if who.elevated {
+		p.secure, trusted = true, false
+	}
+	if named && trusted {
+		p.commands = append(p.commands, words)
+	}
+	if p.commands = append(p.commands, []string{"less"}); !p.secure {
+		p.commands = append(p.commands, []string{"more"})
+	}
+	return p
+}
+
+// parseBoolean reads a boolean as systemd's tools do.
+func parseBoolean(s string) (value, ok bool) {
+	switch strings.ToLower(s) {
+	case "1", "yes", "y", "true", "t", "on":
+		return true, true
+	case "0", "no", "n", "false", "f", "off":
+		return false, true
+	default:
+		return false, false
+	}
+}
+
+// environment of the pager has less quit where all is on one screen (F), keep colours (R) and the
+// screen (X), and end with Ctrl-C (K), unless SYSTEMD_LESS says otherwise. In secure mode nothing
+// else is handed on that could name a file or a program for less.
+func (p *pager) environment(environ []string, getenv func(string) (string, bool)) []string {
 	less, _ := getenv("SYSTEMD_LESS")
 	charset, _ := getenv("SYSTEMD_LESSCHARSET")
-	environ = append(environ, "LESS="+cmp.Or(less, "FRSXMK"), "LESSCHARSET="+cmp.Or(charset, "utf-8"))
-	// From sudo, a pager that starts no shell and opens no other file.
-	_, viaSudo := getenv("SUDO_UID")
-	if secure, ok := getenv("SYSTEMD_PAGERSECURE"); secure == "1" || (!ok && viaSudo) {
-		environ = append(environ, "LESSSECURE=1")
+	if p.secure {
+		environ = append(safeEnvironment(environ), "LESSSECURE=1", "LESSHISTFILE=-")
+		if !lessOptions.MatchString(less) {
+			less = ""
+		}
+		if !lessCharset.MatchString(charset) {
+			charset = ""
+		}
+	} else {
+		environ = slices.DeleteFunc(slices.Clone(environ), func(pair string) bool { return strings.HasPrefix(pair, "LESSSECURE=") })
 	}
-	return environ
+	return append(environ, "LESS="+cmp.Or(less, "FRSXMK"), "LESSCHARSET="+cmp.Or(charset, "utf-8"))
 }
 
-// runPager shows text in a pager on the terminal; without one that starts it is false.
-func runPager(text string) bool {
-	for _, words := range pagerCommands(os.LookupEnv) {
+// runPager shows text in a pager on the terminal; it reports whether one started.
+func runPager(text string, who caller) bool {
+	p := pagerFor(os.LookupEnv, who)
+	for _, words := range p.commands {
 		cmd := exec.Command(words[0], words[1:]...) //nolint:noctx // it ends when the user ends it
-		cmd.Env = pagerEnvironment(os.Environ(), os.LookupEnv)
+		cmd.Env = p.environment(os.Environ(), os.LookupEnv)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		pipe, err := cmd.StdinPipe()
 		if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -79,6 +80,10 @@ type plannedFile struct {
 // plan shows which files would be written: of a saved dump, or on this machine now.
 func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 	var result planned
+	if o.root != "" && c.who.elevated {
+		// Messages about a file there have what is in it, and it may be a link (J4).
+		return advise("It needs no rights of root: run it with your own.", "plan --root is not for sudo")
+	}
 	if o.metadata != "" {
 		d, err := c.loadDump(o.metadata)
 		if err != nil {
@@ -105,6 +110,9 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 		in := plan.Input{Links: links, Sections: settings.ENIs}
 		in.Base, in.BaseDropIns = on.Base()
 		if result, err = makePlan(&d.Dump, in); err != nil { //nolint:contextcheck // it waits for nothing
+			if c.who.elevated && o.metadata != "-" {
+				err = errors.New("it is not complete, or has values that cannot be") // J4, see loadDump
+			}
 			return advise("Write a dump on the instance with: ec2netctl dump-metadata > FILE", "%s: %w", o.metadata, err)
 		}
 	} else {

@@ -62,7 +62,7 @@ Exit codes:
 
 Environment:
   NO_COLOR              no colours, if set to anything
-  SYSTEMD_PAGER, PAGER  the pager for long output on a terminal; cat for none
+  SYSTEMD_PAGER, PAGER  cat for no pager on a terminal; for another, see ec2netctl(1)
 `)
 	f := root.PersistentFlags()
 	f.Var(&jsonFlag{&c.json}, "json", "print JSON: pretty, short or off")
@@ -333,6 +333,9 @@ for the addresses that DHCP and router advertisements bring.`,
 // run makes a command of f whose errors are told apart from those of usage.
 func (c *ctl) run(f func(context.Context, []string) error) func(*cobra.Command, []string) error {
 	return func(_ *cobra.Command, args []string) error {
+		if c.foreignAddress() {
+			return &failure{advise("Run it with your own rights.", "--address is not for sudo")}
+		}
 		if err := f(context.Background(), args); err != nil {
 			return &failure{err}
 		}
@@ -340,8 +343,15 @@ func (c *ctl) run(f func(context.Context, []string) error) func(*cobra.Command, 
 	}
 }
 
+// foreignAddress reports whether somebody without root's rights has named a socket, to which would
+// be written with root's rights, and whose answer would be shown (J4).
+func (c *ctl) foreignAddress() bool { return c.who.elevated && c.address != api.VarlinkSocket }
+
 // completeENI offers the IDs of the ENIs that were not given yet.
 func (c *ctl) completeENI(_ *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if c.foreignAddress() {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
 	c.timeout = span(time.Second)
 	_, s, err := c.describe(context.Background())
 	if err != nil {
