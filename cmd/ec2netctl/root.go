@@ -14,6 +14,7 @@ import (
 
 	"ec2netd/api"
 	"ec2netd/service/state"
+	"ec2netd/service/takeover"
 )
 
 // ctl is what the commands share.
@@ -26,6 +27,8 @@ type ctl struct {
 	lines   int
 	noPager bool
 	timeout span // 0: what is usual
+	// deaf: what was printed may have reached nobody.
+	deaf bool
 }
 
 func newRoot(env environment) *cobra.Command {
@@ -206,21 +209,7 @@ are given.`,
 		},
 		RunE: c.run(c.diff),
 	}
-	var dryRun bool
-	takeover := &cobra.Command{
-		Use:   "takeover",
-		Short: "Make networkd and ec2netd own the ENIs now, as after a reboot (as root)",
-		Long: `takeover does on the running system what the next boot would do: it stops those of the
-units of the preset file of ec2netd that are disabled, NetworkManager above all, and
-starts those that are enabled. It enables and disables nothing. What amazon-ec2-net-utils
-has generated goes, and what NetworkManager has set on the ENIs: they are down for a moment
-where NetworkManager had them, or networkd of systemd before 257 has. If they are not
-configured after --timeout (1m), what ran before runs again.`,
-		Args: noArgs,
-		RunE: c.run(func(ctx context.Context, _ []string) error { return c.takeover(ctx, dryRun) }),
-	}
-	takeover.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
-	root.AddCommand(takeover, status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, numbers, hostname)
+	root.AddCommand(c.newTakeover(), status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, numbers, hostname)
 	for _, cmd := range root.Commands() {
 		if cmd.ValidArgsFunction == nil {
 			cmd.ValidArgsFunction = cobra.NoFileCompletions
@@ -287,6 +276,38 @@ route to it.`,
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
 	}
 	must(cmd.MarkFlagDirname("root"))
+	return cmd
+}
+
+func (c *ctl) newTakeover() *cobra.Command {
+	var o takeoverOptions
+	cmd := &cobra.Command{
+		Use:   "takeover",
+		Short: "Make networkd and ec2netd own the ENIs now, as after a reboot (as root)",
+		Long: `takeover does on the running system what the next boot would do: it stops those of the
+units of the preset file of ec2netd that are disabled, NetworkManager above all, and
+starts those that are enabled. It enables and disables nothing. What amazon-ec2-net-utils
+has generated goes, and what NetworkManager has set on the ENIs: they are down for a moment
+where NetworkManager had them, or networkd of systemd before 257 has. Files without the
+mark of amazon-ec2-net-utils stay where they are.
+
+It shows what it will do and asks on the terminal; without a terminal it needs --yes. If the
+ENIs are not configured after --timeout (1m), or something fails, or on Ctrl-C, it puts back
+what ran before. It does not need its terminal: ec2netd-takeover.service, a transient unit,
+does the work and ends in one of the two states also if the connection of the terminal breaks
+or something is killed. The journal says what it did, and so does ec2netctl takeover when it
+is run again.`,
+		Args: noArgs,
+		Annotations: map[string]string{
+			"failure": "nothing was changed, or what ran before runs again",
+		},
+		RunE: c.run(func(ctx context.Context, _ []string) error { return c.takeover(ctx, &o) }),
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be done, and do nothing")
+	f.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	f.StringVar(&o.phase, "phase", "", "what "+takeover.Unit+" does")
+	must(f.MarkHidden("phase"))
 	return cmd
 }
 

@@ -18,8 +18,8 @@ import (
 	"ec2netd/service/state"
 )
 
-// packageTools are what the tests of packages need of Debian besides the image.
-var packageTools = []string{"dnf", "network-manager", "rpm"}
+// packageTools are what the tests of packages and of those that run as root need of Debian besides the image.
+var packageTools = []string{"dnf", "less", "network-manager", "rpm", "sudo"}
 
 // builtPackage returns a package of ec2netd: its first or second version, deb or rpm.
 func builtPackage(t testing.TB, version int, kind string) string {
@@ -546,7 +546,7 @@ func TestLabTakeover(t *testing.T) { // I2
 		l.ownedByNetworkManager()
 
 		l.put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
-		if out := l.fails("ec2netctl", "takeover", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
+		if out := l.fails("ec2netctl", "takeover", "--yes", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
 			t.Errorf("a takeover that fails: %s", out)
 		}
 		if left := l.run("sh", "-c", "ls /run/systemd/network"); left != "" {
@@ -559,7 +559,7 @@ func TestLabTakeover(t *testing.T) { // I2
 		l.until("its policy rule is there again", func() (bool, error) { return ruleOfNetworkManager(), nil })
 		l.run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
 
-		t.Log(l.run("ec2netctl", "takeover"))
+		t.Log(l.run("ec2netctl", "takeover", "--yes"))
 		l.networkManagerIsOff()
 		l.asAfterBoot("ens5", "ens6")
 	})

@@ -1,0 +1,355 @@
+package takeover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ec2netd/service/plan"
+)
+
+const (
+	networkdSockets = "systemd-networkd*.socket"
+	orphansUnit     = "ec2netd-orphans.service"
+)
+
+// oldUnits are the instances of units of amazon-ec2-net-utils.
+var oldUnits = []string{"refresh-policy-routes@*.timer", "refresh-policy-routes@*.service", "policy-routes@*.service"}
+
+// System is what a takeover does to the system.
+type System interface {
+	// Systemctl runs systemctl(1), whose output it returns.
+	Systemctl(ctx context.Context, args ...string) (string, error)
+	// Reload tells networkd to read its files again.
+	Reload(ctx context.Context) error
+	// Flush takes all addresses and routes from a link and leaves it down; SetUp sets it up.
+	Flush(link string) error
+	SetUp(link string) error
+	// NoteRules writes to a file the policy rules that nobody removes who stops, and
+	// RemoveRules removes those of them that nobody wants by then.
+	NoteRules(file string, p *Plan) error
+	RemoveRules(file string) error
+}
+
+// Takeover carries out the attempt of which the files are in [Dir].
+type Takeover struct {
+	// Root is put before every path; empty for the system.
+	Root   string
+	System System
+	// Wait waits until the ENIs are configured.
+	Wait func(ctx context.Context, request *Request) error
+	// Out is told what is noted.
+	Out io.Writer
+}
+
+func (t *Takeover) at(p string) string    { return filepath.Join("/", t.Root, p) }
+func (t *Takeover) in(file string) string { return filepath.Join(t.at(Dir), file) }
+
+// Do goes through the steps of a takeover. It never goes back: whatever ends it, [Takeover.Settle]
+// is to be called after it, by another process.
+func (t *Takeover) Do(ctx context.Context) error {
+	var request Request
+	if err := read(t.in(planFile), &request); err != nil {
+		return err
+	}
+	if err := t.prepare(ctx, &request.Plan); err != nil {
+		return errors.Join(err, t.note(Record{Error: err.Error()}))
+	}
+	for _, s := range t.steps(&request) {
+		if err := t.note(Record{Step: s.step, Text: s.text}); err != nil {
+			return err
+		}
+		if err := s.do(ctx); err != nil {
+			return errors.Join(err, t.note(Record{Error: err.Error()}))
+		}
+	}
+	if err := t.note(Record{Step: Commit}); err != nil {
+		return err
+	}
+	return t.complete()
+}
+
+// prepare writes down what undoing needs.
+func (t *Takeover) prepare(ctx context.Context, p *Plan) error {
+	var before prior
+	var err error
+	if before.Generated, err = t.generated(); err != nil {
+		return err
+	}
+	// The service that a timer starts is not started again: the timer does it.
+	patterns := []string{oldUnits[0], oldUnits[2]}
+	if len(p.Flush) > 0 {
+		patterns = append(patterns, networkdSockets)
+	}
+	out, err := t.System.Systemctl(ctx, append([]string{"list-units", "--plain", "--no-legend", "--state=active"}, patterns...)...)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) > 0 {
+			before.Active = append(before.Active, f[0])
+		}
+	}
+	if err := t.System.NoteRules(t.in(rulesFile), p); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(t.in(movedDir), 0o700); err != nil {
+		return fmt.Errorf("making room for the files of amazon-ec2-net-utils: %w", err)
+	}
+	return write(t.in(priorFile), &before)
+}
+
+type step struct {
+	step Step
+	text string
+	do   func(context.Context) error
+}
+
+// steps lists the steps that a plan takes.
+func (t *Takeover) steps(r *Request) []step {
+	p := &r.Plan
+	var steps []step
+	add := func(needed bool, name Step, text string, do func(context.Context) error) {
+		if needed {
+			steps = append(steps, step{name, text, do})
+		}
+	}
+	each := func(verb string, units []string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			for _, unit := range units {
+				if _, err := t.System.Systemctl(ctx, verb, unit); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	wait := func(ctx context.Context) error { return t.Wait(ctx, r) }
+	add(true, Stop, "Stopping what ran before", func(ctx context.Context) error {
+		_, err := t.System.Systemctl(ctx, append([]string{"stop"}, slices.Concat(p.Stop, oldUnits, p.quiet())...)...)
+		return err
+	})
+	add(len(p.Remove) > 0, Remove, "Removing the files of amazon-ec2-net-utils", func(context.Context) error { return t.move(p) })
+	add(len(p.Flush) > 0, Flush, "Taking the addresses and routes from "+strings.Join(p.Flush, ", "), func(context.Context) error {
+		for _, link := range p.Flush {
+			if err := t.System.Flush(link); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	add(len(p.Start) > 0, Start, "Starting "+strings.Join(p.Start, ", "), each("start", p.Start))
+	// networkd that runs removes what was generated as it reads what ec2netd writes instead;
+	// one that has just started would not know that it was its own.
+	running := len(p.Restart) > 0 && len(p.Flush) == 0
+	// Where the daemon runs already its files are there, in the place of those that went.
+	add(running && !p.startsDaemon(), Reload, "Reloading systemd-networkd", t.System.Reload)
+	add(running, Wait, "Waiting for the ENIs", wait)
+	add(len(p.Restart) > 0, Restart, "Restarting "+strings.Join(p.Restart, ", "), each("restart", p.Restart))
+	add(true, Wait, "Waiting until the ENIs are configured", wait)
+	return steps
+}
+
+// move moves the files of amazon-ec2-net-utils away, and removes directories that they leave
+// empty.
+func (t *Takeover) move(p *Plan) error {
+	for i, file := range p.Remove {
+		if err := os.Rename(t.at(file), t.moved(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing %s: %w", file, err)
+		}
+	}
+	for _, file := range p.Remove {
+		// 70-IFNAME.network.d is where ec2netd's own drop-in is.
+		if dir := filepath.Dir(file); strings.HasPrefix(filepath.Base(dir), "07-") {
+			if err := os.Remove(t.at(dir)); err != nil && !isAny(err, fs.ErrNotExist, unix.ENOTEMPTY, unix.EEXIST) {
+				return fmt.Errorf("removing %s: %w", dir, err)
+			}
+		}
+	}
+	return nil
+}
+
+// moved is where a file of the plan is meanwhile.
+func (t *Takeover) moved(i int) string { return t.in(filepath.Join(movedDir, strconv.Itoa(i))) }
+
+// complete removes what the new owners of the links do not want.
+func (t *Takeover) complete() error {
+	record := Record{Outcome: Configured, Text: "The ENIs are configured, as after a boot."}
+	if err := t.System.RemoveRules(t.in(rulesFile)); err != nil {
+		record.Error, record.Hint = fmt.Sprintf("policy rules of what ran before stay: %v", err), "A reboot removes them."
+	}
+	return errors.Join(os.RemoveAll(t.in(movedDir)), t.note(record))
+}
+
+// Settle brings an attempt to one of its two ends after [Takeover.Do] is gone: it completes the
+// attempt if the ENIs were configured, and otherwise puts back what was there before. It does so
+// again after an attempt at that which failed or was killed. Died says how the process that did
+// it ended, in case it could not say so itself.
+func (t *Takeover) Settle(ctx context.Context, died string) error {
+	records, exists, err := Read(t.Root)
+	if err != nil || !exists {
+		return err
+	}
+	switch last := records.Last(); {
+	case last.Outcome == Configured, last.Outcome == Restored:
+		return nil
+	case records.Began(Commit):
+		return t.complete()
+	}
+	cause := records.failure()
+	if cause == "" {
+		cause = died
+	}
+	if err := t.note(Record{Step: Undo, Text: "Putting back what ran before"}); err != nil {
+		return err
+	}
+	if err := t.undo(ctx, records); err != nil {
+		return errors.Join(err, t.note(Record{
+			Outcome: Broken, Error: fmt.Sprintf("%s; and putting back what was there failed: %v", cause, err),
+			Hint: "Try again with: ec2netctl takeover. A reboot makes the system what is enabled. See also ec2netctl doctor.",
+		}))
+	}
+	return errors.Join(os.RemoveAll(t.in(movedDir)), t.note(Record{
+		Outcome: Restored, Error: cause + "; what ran before runs again",
+		Hint: "See journalctl -u " + Unit + " -u ec2netd -u systemd-networkd. What is enabled has not changed.",
+	}))
+}
+
+// undo puts back what was there, as far as the attempt came. Each of its parts may have been
+// done before.
+func (t *Takeover) undo(ctx context.Context, records Records) error {
+	if !records.Began(Stop) {
+		return nil
+	}
+	var r Request
+	var before prior
+	if err := errors.Join(read(t.in(planFile), &r), read(t.in(priorFile), &before)); err != nil {
+		return err
+	}
+	p := &r.Plan
+	var errs []error
+	systemctl := func(args ...string) {
+		_, err := t.System.Systemctl(ctx, args...)
+		errs = append(errs, err)
+	}
+	var stop []string
+	if records.Began(Start) {
+		stop = slices.Clone(p.Start)
+	}
+	// NetworkManager that starts again finds its own addresses. networkd of before 257 does not
+	// recognise them as its own, see [Make].
+	flush := records.Began(Flush) || len(p.Restart) > 0
+	if stop = append(stop, p.quiet()...); flush {
+		// Undoing that was killed may have started them: NetworkManager takes half a minute to
+		// come back to a link that it loses.
+		stop = append(stop, p.Stop...)
+	}
+	if len(stop) > 0 {
+		systemctl(append([]string{"stop"}, stop...)...)
+	}
+	errs = append(errs, t.takeBack(p, &before, networkFiles), t.moveBack(p))
+	if records.Began(Start) {
+		// Rules that no file wants any more, and networkd leaves when it stops.
+		systemctl("start", orphansUnit)
+		errs = append(errs, t.takeBack(p, &before, runtimeFiles))
+	}
+	if flush {
+		for _, link := range p.Flush {
+			// NetworkManager takes a link for up that was so when it stopped.
+			errs = append(errs, t.System.Flush(link), t.System.SetUp(link))
+		}
+	}
+	sockets := slices.DeleteFunc(slices.Clone(before.Active), func(unit string) bool { return !strings.HasSuffix(unit, ".socket") })
+	if len(sockets) > 0 {
+		systemctl(append([]string{"start"}, sockets...)...)
+	}
+	for _, unit := range p.Restart {
+		systemctl("restart", unit)
+	}
+	if len(p.Stop) > 0 {
+		systemctl(append([]string{"start"}, p.Stop...)...)
+	}
+	old := slices.DeleteFunc(slices.Clone(before.Active), func(unit string) bool { return strings.HasSuffix(unit, ".socket") })
+	if len(old) > 0 {
+		// Each waits for networkd and the metadata service.
+		systemctl(append([]string{"start", "--no-block"}, old...)...)
+	}
+	return errors.Join(errs...)
+}
+
+// takeBack removes the files below a directory that the daemon has made meanwhile, if it did
+// not run before.
+func (t *Takeover) takeBack(p *Plan, before *prior, below string) error {
+	if !p.startsDaemon() {
+		return nil
+	}
+	now, err := t.generated()
+	errs := []error{err}
+	for _, file := range slices.Backward(now) { // what is in a directory comes after it
+		if !strings.HasPrefix(file, below) || slices.Contains(before.Generated, file) {
+			continue
+		}
+		// A directory stays that has something of others' in it.
+		if err := os.Remove(t.at(file)); err != nil && !isAny(err, fs.ErrNotExist, unix.ENOTEMPTY, unix.EEXIST) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// moveBack undoes move.
+func (t *Takeover) moveBack(p *Plan) error {
+	var errs []error
+	for i, file := range p.Remove {
+		if _, err := os.Lstat(t.moved(i)); errors.Is(err, fs.ErrNotExist) {
+			continue // it was not moved, or is back
+		}
+		errs = append(errs, os.MkdirAll(filepath.Dir(t.at(file)), 0o755), os.Rename(t.moved(i), t.at(file)))
+	}
+	return errors.Join(errs...)
+}
+
+// generated lists the daemon's files that there are: those that it gives networkd and udevd,
+// with their directories, and its own. It links to others' drop-ins besides writing its own.
+func (t *Takeover) generated() ([]string, error) {
+	all, err := glob(t.Root, networkFiles+"70-*.network", networkFiles+"70-*.link", networkFiles+"70-*.network.d", networkFiles+"70-*.link.d",
+		networkFiles+"*.d/"+plan.DropInName, networkFiles+"*.d/"+plan.MatchDropIn, plan.HoldPath)
+	if err != nil {
+		return nil, err
+	}
+	within, err := glob(t.Root, networkFiles+"70-*.network.d/*", networkFiles+"70-*.link.d/*")
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range within {
+		if info, err := os.Lstat(t.at(file)); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+			all = append(all, file)
+		}
+	}
+	if err := filepath.WalkDir(t.at(runtimeFiles), func(file string, _ fs.DirEntry, err error) error {
+		if file = "/" + strings.TrimPrefix(file, t.at("/")); file+"/" != runtimeFiles {
+			all = append(all, filepath.Clean(file))
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it goes as the daemon stops
+		}
+		return err
+	}); err != nil {
+		return nil, fmt.Errorf("looking for the files of ec2netd: %w", err)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+}
