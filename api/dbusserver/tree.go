@@ -200,7 +200,11 @@ func (t *tree) answer(c *call) (out []any, err error) {
 	case "Set":
 		t.admitted.Slow(c.sender, c.msg.Serial())
 	}
-	return handler(c)
+	out, err = handler(c)
+	if t.admitted.Quiet(c.sender, c.msg.Serial()) {
+		out = nil // nobody reads it
+	}
+	return out, err
 }
 
 // now is what is described. The signals of a change may still be to come, but whoever has

@@ -76,10 +76,11 @@ type call struct {
 	slow, started bool
 }
 
-// queue is what one user has waiting.
+// queue is what one user has waiting. Its connections take turns too.
 type queue struct {
 	load
-	waiting []*call
+	turns   []string
+	waiting map[string][]*call
 }
 
 // load is a number of calls, running ones included, and the bytes of those that wait.
@@ -115,6 +116,12 @@ func (c *Calls) Dropped(sender string, serial uint32) bool {
 	defer c.mu.Unlock()
 	in := c.flight[callKey{sender, serial}]
 	return in != nil && in.dropped
+}
+
+// Quiet reports whether nobody expects an answer to a call that is under way. The guard does
+// not send one, so that it need not have anything in it.
+func (c *Calls) Quiet(sender string, serial uint32) bool {
+	return c.isQuiet(callKey{sender, serial})
 }
 
 // Slow says that a call takes its time. It does not keep others waiting any more; whoever
@@ -214,7 +221,7 @@ func (c *Calls) admit(in *call, uid uint32) bool {
 	n := len(in.bytes)
 	own := c.users[uid]
 	if own == nil {
-		own = &queue{}
+		own = &queue{waiting: map[string][]*call{}}
 	}
 	all, maxOwn, maxBytes := &c.all, load{maxUser, userBytes}, usersBytes
 	if uid == 0 {
@@ -229,9 +236,10 @@ func (c *Calls) admit(in *call, uid uint32) bool {
 	all.add(1, n)
 	own.add(1, n)
 	c.users[uid] = own
-	if own.waiting = append(own.waiting, in); len(own.waiting) == 1 {
+	if len(own.turns) == 0 {
 		c.turns = append(c.turns, uid)
 	}
+	own.push(in)
 	return true
 }
 
@@ -249,18 +257,38 @@ func (c *Calls) next() *call {
 	uid := c.turns[i]
 	c.turns = slices.Delete(c.turns, i, i+1)
 	own := c.users[uid]
-	in := own.waiting[0]
-	own.waiting[0] = nil
-	if own.waiting = own.waiting[1:]; len(own.waiting) > 0 {
+	in := own.pop()
+	if len(own.turns) > 0 {
 		c.turns = append(c.turns, uid)
-	} else {
-		own.waiting = nil
 	}
 	c.loadOf(uid).add(0, -len(in.bytes))
 	own.add(0, -len(in.bytes))
 	in.started = true
 	*c.slots(uid)++
 	return in
+}
+
+func (q *queue) push(in *call) {
+	sender := in.key.sender
+	if len(q.waiting[sender]) == 0 {
+		q.turns = append(q.turns, sender)
+	}
+	q.waiting[sender] = append(q.waiting[sender], in)
+}
+
+// pop takes the next call out of a queue that is not empty.
+func (q *queue) pop() *call {
+	sender := q.turns[0]
+	q.turns = slices.Delete(q.turns, 0, 1)
+	calls := q.waiting[sender]
+	first := calls[0]
+	if len(calls) > 1 {
+		q.waiting[sender] = slices.Delete(calls, 0, 1)
+		q.turns = append(q.turns, sender)
+	} else {
+		delete(q.waiting, sender)
+	}
+	return first
 }
 
 func (c *Calls) loadOf(uid uint32) *load {
@@ -270,8 +298,8 @@ func (c *Calls) loadOf(uid uint32) *load {
 	return &c.all
 }
 
-// lookup reports whether a call is under way, and whether its caller expects no answer.
-func (c *Calls) lookup(key callKey) (quiet bool) {
+// isQuiet reports whether a call is under way whose caller expects no answer.
+func (c *Calls) isQuiet(key callKey) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	in := c.flight[key]

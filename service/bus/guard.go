@@ -210,7 +210,7 @@ func (g *guard) Write(b []byte) (int, error) {
 		if g.calls != nil {
 			key := callKey{m.destination, m.replySerial}
 			defer g.calls.finish(key)
-			if g.calls.lookup(key) {
+			if g.calls.isQuiet(key) {
 				return len(b), nil
 			}
 		}
