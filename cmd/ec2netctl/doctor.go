@@ -332,9 +332,10 @@ func (d *diagnosis) enis(s *state.State) {
 		more := "ec2netctl diff " + cmp.Or(e.Name, e.ID()) + " shows what differs"
 		switch e.State {
 		case state.ENIConfigured:
-			if e.Reason == "" && e.IPv6NotApplicable != "" {
-				d.ok("eni", "%s; %s", text, ipv6Words(e))
-			} else if e.Reason == "" {
+			if e.IPv6NotApplicable != "" {
+				text += "; " + ipv6Words(e)
+			}
+			if e.Reason == "" {
 				d.ok("eni", "%s", text)
 			} else {
 				d.warn("eni", "", "%s", text)
