@@ -98,9 +98,15 @@ func installOldRPM(t testing.TB, root, name string) error {
 }
 
 // systemRPM stands in for what ec2netd needs: rpm and dnf know nothing of Debian's packages.
-const systemRPM = "Name: debian\nVersion: 1\nProvides: systemd = 252, systemd-networkd, systemd-udev, dbus, /bin/sh\n%description\n%files\n"
+const systemRPM = "Name: debian\nVersion: 1\nProvides: systemd = 252, systemd-networkd, systemd-resolved, systemd-udev, dbus, /bin/sh\n%description\n%files\n"
 
-// installRPM makes an rpm of a spec that has the rest, and installs it.
+// rpmRepo and debRepo are repositories in an image.
+const (
+	rpmRepo = "/root/rpms"
+	debRepo = "/root/debs"
+)
+
+// installRPM makes an rpm of a spec that has the rest, installs it, and puts it into rpmRepo.
 func installRPM(t testing.TB, root, spec string) error {
 	t.Helper()
 	if err := vpc.WriteFile(root, "/root/a.spec", "Summary: Stands in\nLicense: Apache-2.0\nRelease: 1\nBuildArch: noarch\n"+spec); err != nil {
@@ -108,7 +114,7 @@ func installRPM(t testing.TB, root, spec string) error {
 	}
 	for _, argv := range [][]string{
 		{"rpmbuild", "-bb", "--quiet", "--define", "_topdir /root/rpmbuild", "--define", "debug_package %{nil}", "/root/a.spec"},
-		{"sh", "-c", "rpm --install --nodeps /root/rpmbuild/RPMS/noarch/*.rpm && rm -r /root/rpmbuild"},
+		{"sh", "-c", "rpm --install --nodeps /root/rpmbuild/RPMS/noarch/*.rpm && mkdir -p " + rpmRepo + " && mv /root/rpmbuild/RPMS/noarch/*.rpm " + rpmRepo + " && rm -r /root/rpmbuild"},
 	} {
 		if out, err := inRoot(t, root, argv...); err != nil {
 			return fmt.Errorf("the rpm of\n%s: %w\n%s", spec, err, out)
@@ -206,6 +212,30 @@ func (l *lab) replacesOld(when string) {
 	}
 }
 
+// staysOnUpgrade checks that apt, with a repository that has ec2netd and the old package, takes
+// the one for no upgrade of the other.
+func (l *lab) staysOnUpgrade() {
+	l.t.Helper()
+	l.run("sh", "-ec", "mkdir "+debRepo+" && cp /root/1.deb /root/old.deb "+debRepo+" && cd "+debRepo+` && for f in *.deb; do
+		dpkg-deb --field $f; echo "Filename: ./$f"; echo "Size: $(stat -c %s $f)"; echo "SHA256: $(sha256sum $f | cut -d' ' -f1)"; echo
+	done >Packages; chmod -R a+rX /root`)
+	repo := []string{"-o", "Dir::Etc::SourceList=/dev/null", "-o", "Dir::Etc::SourceParts=/root/sources", "-o", "APT::Sandbox::User=root"}
+	l.put("/root/sources/both.list", "deb [trusted=yes] file:"+debRepo+" ./\n")
+	apt := func(args ...string) string { return l.run(slices.Concat([]string{"apt-get"}, repo, args)...) }
+	apt("update")
+	if out := l.run(slices.Concat([]string{"apt-cache"}, repo, []string{"policy", "ec2netd"})...); !strings.Contains(out, "Candidate: 0.0.1") {
+		l.t.Fatalf("the repository has no ec2netd:\n%s", out)
+	}
+	for _, how := range []string{"upgrade", "dist-upgrade"} {
+		if out := apt(how, "--yes"); strings.Contains(out, "ec2netd") {
+			l.t.Errorf("apt-get %s installs ec2netd:\n%s", how, out)
+		}
+		if out := l.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "amazon-ec2-net-utils"); out != "installed" {
+			l.t.Errorf("after apt-get %s the old package is %s", how, out)
+		}
+	}
+}
+
 // TestLabOldPackage: the deb is installed over amazon-ec2-net-utils that runs, which costs
 // no packet; a takeover that fails gives back what was there, and one that does not leaves
 // nothing of it. [TestLabRPM] has the boot without a takeover.
@@ -236,6 +266,7 @@ func TestLabOldPackage(t *testing.T) { // I4
 		})
 		l.onNetworkd("80-ec2.network")
 		l.oldRuns(number)
+		l.staysOnUpgrade()
 		l.hitless("installing", func() { l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb") })
 		if out := l.leftOfOld(); out != "" {
 			t.Errorf("after installing there is of the old package:\n%s", out)

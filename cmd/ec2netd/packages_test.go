@@ -19,7 +19,7 @@ import (
 )
 
 // packageTools are what the tests of packages and of those that run as root need of Debian besides the image.
-var packageTools = []string{"dnf", "less", "network-manager", "rpm", "sudo"}
+var packageTools = []string{"createrepo-c", "dnf", "less", "network-manager", "rpm", "sudo"}
 
 // builtPackage returns a package of ec2netd: its first or second version, deb or rpm.
 func builtPackage(t testing.TB, version int, kind string) string {
@@ -148,9 +148,37 @@ func (l *lab) onNetworkd(file string) {
 	l.pingFrom(primary.IPv4()[0])
 }
 
+// swapped has dnf put ec2netd in the place of an old package, from a repository with both,
+// where neither an upgrade nor an installation that does not say so has replaced it.
+func (l *lab) swapped(old string) {
+	l.t.Helper()
+	l.run("sh", "-c", "cp /root/1.rpm "+rpmRepo+" && createrepo_c --quiet "+rpmRepo)
+	dnf := func(args ...string) []string {
+		return append([]string{"dnf", "--assumeyes", "--repofrompath=both," + rpmRepo, "--repo=both", "--nogpgcheck"}, args...)
+	}
+	if all := l.run(dnf("list", "--showduplicates", "ec2netd", old)...); !strings.Contains(all, "ec2netd") {
+		l.t.Fatalf("the repository has no ec2netd:\n%s", all)
+	}
+	installed := func(when string) {
+		l.t.Helper()
+		if out := l.run("sh", "-c", "rpm --query "+old+"; ! rpm --query ec2netd"); !strings.Contains(out, old+"-2.7.4") {
+			l.t.Errorf("%s: %s", when, out)
+		}
+	}
+	for _, args := range [][]string{{"upgrade"}, {"upgrade", old}, {"distro-sync"}} {
+		l.run(dnf(args...)...)
+		installed(fmt.Sprint("after dnf ", args))
+	}
+	if out := l.fails(dnf("install", "ec2netd")...); !strings.Contains(out, "conflicts with") {
+		l.t.Errorf("dnf install beside the old package: %s", out)
+	}
+	installed("after an installation that was refused")
+	l.hitless("swapping", func() { l.run(dnf("swap", old, "ec2netd")...) })
+}
+
 // TestLabRPM: the rpm is installed into the root of an image and removed from it; then, on a
-// system with the old package and the masks that images for Kubernetes have, by dnf in the place
-// of that, which a boot completes; it is upgraded, downgraded, and removed.
+// system with the old package and the masks that images for Kubernetes have, by dnf swap in the
+// place of that, which a boot completes; it is upgraded, downgraded, and removed.
 func TestLabRPM(t *testing.T) { // I2, I4, E6
 	eachSuite(t, func(t *testing.T, suite string) {
 		name := "amazon-ec2-net-utils"
@@ -186,7 +214,7 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6
 		for _, file := range masksOfOld {
 			l.put(file, masked)
 		}
-		l.hitless("installing", func() { l.run("dnf", "install", "--assumeyes", "--disablerepo=*", "/root/1.rpm") })
+		l.swapped(name)
 		if _, err := l.inst.Exec(t.Context(), "rpm", "--query", "--whatprovides", name, "--queryformat=%{NAME}\n"); err != nil {
 			t.Errorf("%s is not provided: %v", name, err)
 		}
@@ -214,8 +242,8 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6
 				t.Errorf("%s is %s, want %s", unit, got[unit], state)
 			}
 		}
-		if out := l.run("rpm", "--query", "--conflicts", "--obsoletes", "ec2netd"); strings.Count(out, "amazon-ec2-net-utils") != 2 {
-			t.Errorf("conflicts and obsoletes:\n%s", out)
+		if out := l.run("rpm", "--query", "--obsoletes", "ec2netd"); out != "" {
+			t.Errorf("an upgrade of others would install it, since it obsoletes\n%s", out)
 		}
 		l.run("sh", "-c", "echo '# mine' >>/etc/ec2netd.conf")
 		files, pid := l.files(), l.run("systemctl", "show", "--property=MainPID", "ec2netd.service")
