@@ -120,3 +120,41 @@ func TestLabStrangeFiles(t *testing.T) {
 		}
 	})
 }
+
+// TestLabFIFO: a FIFO among the unit files, for which networkd itself waits (252 and 257 for a
+// file, 262 for a drop-in), holds up neither the daemon nor ec2netctl, and once it is gone and
+// networkd runs again all is as before (J2).
+func TestLabFIFO(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, nil)
+		l.configured("ens5")
+		files := l.files()
+		for _, file := range []string{"/etc/systemd/network/10-cloud-init-x.network", "/etc/systemd/network/80-ec2.network.d/x.conf"} {
+			l.run("sh", "-ec", "mkdir -p ${1%/*}; mkfifo $1", "sh", file)
+			l.run("systemd-run", "--no-block", "--collect", "--quiet", "networkctl", "reload")
+			for _, command := range []string{"refresh", "status", "show ens5", "doctor"} {
+				began := time.Now()
+				_, err := l.inst.Exec(t.Context(), append([]string{"timeout", "40", "ec2netctl"}, strings.Fields(command)...)...)
+				if took := time.Since(began); took > 30*time.Second || (err != nil && command == "status") {
+					t.Errorf("%s: ec2netctl %s took %v, %v", file, command, took, err)
+				}
+			}
+			text := ""
+			l.untilOr("the log names it", func() (bool, error) {
+				text = l.run("journalctl", "--unit=ec2netd.service", "--output=cat")
+				return strings.Contains(text, file+": it is not a regular file but a FIFO"), nil
+			}, &text)
+			l.run("rm", file)
+			l.run("systemctl", "kill", "--signal=KILL", "systemd-networkd.service")
+			l.until("networkd answers again", func() (bool, error) {
+				_, err := l.inst.Exec(t.Context(), "timeout", "5", "networkctl", "--no-pager", "status", "ens5")
+				return err == nil, nil
+			})
+			l.configured("ens5")
+			l.onNetworkd("70-ens5.network")
+		}
+		if now := l.files(); now != files {
+			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
+		}
+	})
+}

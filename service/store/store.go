@@ -121,8 +121,8 @@ func (s *Store) Base() (unit string, dropIns []string) {
 	}
 	for _, p := range byName {
 		// A mask only takes away one of lower directories, which is not here any more. Of what
-		// is no file there is no copy: networkd drops a unit with a drop-in that is a directory
-		// or a link to itself (measured on 257), and that would be those of all ENIs.
+		// is no file there is no copy among the drop-ins of ENIs: networkd drops a unit that has
+		// a link to itself there (measured on 257), and waits for a FIFO (252, 262).
 		if !s.masked(p) && s.readable(p) {
 			dropIns = append(dropIns, p)
 		}
