@@ -196,12 +196,15 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
 	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd-orphans.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service
+	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd-release.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service
 	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-wait-online.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
 	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-hostname.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/ec2netd.socket units/ec2netd-metrics.socket
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network units/80-ec2.network
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d units/udev/80-ec2netd.rules
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d units/networkd.conf.d/80-ec2netd.conf
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system-preset presets/80-ec2netd.preset
@@ -228,6 +231,8 @@ uninstall: ## remove what install put there, the configuration in /etc excepted
 	  $(foreach dir,$(ZSH_COMPLETIONS),$(DESTDIR)$(dir)/_ec2netctl) \
 	  $(foreach page,$(MAN_PAGES),$(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service \
+	  $(DESTDIR)$(PREFIX)/lib/udev/rules.d/80-ec2netd.rules \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/network/80-ec2.network \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/80-ec2netd.conf \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/80-ec2netd.preset \

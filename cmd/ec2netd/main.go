@@ -37,6 +37,7 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/orphan"
 	"ec2netd/service/persist"
+	"ec2netd/service/plan"
 	"ec2netd/service/platform"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
@@ -60,6 +61,13 @@ var (
 const (
 	orphansUnit = "ec2netd-orphans.service"
 	ownUnit     = "ec2netd.service"
+)
+
+// runsLink is what 80-ec2netd.rules looks at, and releaseUnit runs this program with
+// --release when the daemon has ended (E9).
+const (
+	runsLink    = "/run/ec2netd/running"
+	releaseUnit = "ec2netd-release.service"
 )
 
 // socketName is FileDescriptorName= of ec2netd.socket, metricsName that of
@@ -97,6 +105,7 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	}
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	orphans := flags.Bool("remove-orphans", false, "remove policy rules that networkd has forgotten, and exit: see "+orphansUnit)
+	released := flags.Bool("release", false, "let networkd configure new ENIs without the daemon, and exit: see "+releaseUnit)
 	verbose := flags.Bool("debug", false, "log what is done in each step")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -121,6 +130,13 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	if *orphans {
 		if err := removeOrphans(log); err != nil {
 			log.Error("Rules that networkd forgot stay", "reason", err.Error())
+			return exitFailure
+		}
+		return 0
+	}
+	if *released {
+		if err := release(context.Background(), log); err != nil {
+			log.Error("Failed to let networkd configure new ENIs without ec2netd", "reason", err.Error())
 			return exitFailure
 		}
 		return 0
@@ -189,6 +205,9 @@ func serve(ctx context.Context, control *journal.Log) error {
 		log.Warn("Configuration: " + problem.String())
 		problems = append(problems, problem.String())
 	}
+	if err := udev.Announce(runsLink, plan.NoPolicy); err != nil {
+		log.Warn("networkd configures new ENIs before their own files are there", "reason", err.Error())
+	}
 	observer, err := kernel.NewObserver(settings.Drivers)
 	if err != nil {
 		return err
@@ -212,7 +231,6 @@ func serve(ctx context.Context, control *journal.Log) error {
 		RefreshEvery: settings.Refresh,
 		Sections:     settings.ENIs,
 		Drivers:      settings.Drivers,
-		Returns:      func(ctx context.Context) bool { return bus.Returns(ctx, ownUnit) },
 		Views:        viewsPlace,
 		Hint:         hintPlace,
 		Rules:        orphan.NewRecord(rulesPlace),

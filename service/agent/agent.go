@@ -111,8 +111,6 @@ type Options struct {
 	Sections []config.Section
 	// Drivers of ENIs; empty for not to have networkd wait for the files of new ones.
 	Drivers []string
-	// Returns tells, at the end, whether the daemon is about to be back; nil for not to care.
-	Returns func(ctx context.Context) bool
 	// Rules keeps the record of the policy rules that are this daemon's, and
 	// RemoveOrphans has those of them removed that networkd has forgotten, and alternative
 	// names that are another ENI's by now; nil for neither.
@@ -142,8 +140,6 @@ const (
 	leaseTime = 10 * time.Second
 	// newTime is how long a link counts as new. Its metadata is there sooner as a rule.
 	newTime = 60 * time.Millisecond
-	// releaseTime bounds what is done at the end.
-	releaseTime = 5 * time.Second
 	// holdTime is how long networkd leaves a new ENI alone that is not known yet. Then it gets
 	// the base unit.
 	holdTime = 2 * time.Second
@@ -435,8 +431,8 @@ func (a *Agent) String() string { return "agent" }
 // and what was configured is known.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
-// Run loops until ctx ends. It leaves files and kernel as they are (E6), but for new ENIs,
-// which are networkd's to configure again where the daemon is not about to be back.
+// Run loops until ctx ends. It leaves files and kernel as they are (E6). The unit that has
+// networkd leave new ENIs alone is for whoever sees the process end to remove.
 func (a *Agent) Run(ctx context.Context) error {
 	// Readers end with the loop.
 	reads, stop := context.WithCancel(ctx)
@@ -480,7 +476,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		timer.Reset(time.Until(a.wake()))
 		select {
 		case <-ctx.Done():
-			a.release(context.WithoutCancel(ctx))
 			return nil
 		case <-watchdog:
 			a.Watchdog()

@@ -232,24 +232,6 @@ func (a *Agent) elsewhere(link *plan.Link, said networkd.LinkState, now time.Tim
 	return memory.elsewhere
 }
 
-// release has networkd configure new ENIs by the base unit again if nobody will be there to
-// write files for them.
-func (a *Agent) release(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, releaseTime)
-	defer cancel()
-	if a.Returns == nil || !a.holdThere() || a.Returns(ctx) {
-		return
-	}
-	err := a.Store.Release()
-	// What was seen last may have been seen with a context that had ended.
-	if owner, ownerErr := a.Networkd.Owner(ctx); err == nil && ownerErr == nil && owner != "" {
-		err = a.Networkd.Reload(ctx)
-	}
-	if err != nil {
-		a.Log.Warn("networkd goes on to leave new ENIs alone: remove "+plan.HoldPath+" and call networkctl reload", "reason", err.Error())
-	}
-}
-
 // drop ends what goes on for a target: nobody waits for the metadata of a link that is
 // gone (C6), and a reader is free for others.
 func (a *Agent) drop(t *target) {

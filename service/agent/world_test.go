@@ -57,9 +57,8 @@ type world struct {
 	sections  []config.Section
 	// cpu is the processor time that the daemon has used; nil for nobody to care.
 	cpu func() time.Duration
-	// drivers of ENIs; leaving: the daemon is about to be stopped for good.
+	// drivers of ENIs.
 	drivers []string
-	leaving bool
 	// own is the directory of the daemon's own files, below dir.
 	own string
 	// late are links, by name, that have no lease yet, and left metrics of an earlier file
@@ -521,7 +520,7 @@ func (w *world) start(t testing.TB) (*Agent, func()) {
 		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
 		RefreshEvery: time.Minute, Views: w.place("views.json"), Hint: w.place("boot.json"), Sections: w.sections,
-		CPU: w.cpu, Trim: func() {}, Drivers: w.drivers, Returns: func(context.Context) bool { return !w.leaving },
+		CPU: w.cpu, Trim: func() {}, Drivers: w.drivers,
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -56,6 +56,12 @@ const (
 // sorts right before the base unit.
 const HoldName = "80-ec2-new.network"
 
+// HoldProperty is the udev property, set to 1, of the links that the unit is for. Only the
+// udev rule 80-ec2netd.rules sets it, and only while the daemon runs. So the unit has no
+// effect on a link that comes after the daemon ended in whatever way (E9), although it may
+// be on disk and in networkd's memory then.
+const HoldProperty = "EC2NETD_RUNS"
+
 // HoldPath is where that unit is generated.
 const HoldPath = Directory + "/" + HoldName
 

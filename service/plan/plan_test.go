@@ -553,7 +553,7 @@ func TestHold(t *testing.T) {
 		if at >= 0 && at != len(p.Files)-1 {
 			t.Error("it is written before files that it keeps the base unit from")
 		}
-		if at >= 0 && !strings.Contains(p.Files[at].Content, "\nDriver=ena vif\nName=!ens5\n\n[Link]\nUnmanaged=yes\n") {
+		if at >= 0 && !strings.Contains(p.Files[at].Content, "\nDriver=ena vif\nProperty=EC2NETD_RUNS=1\nName=!ens5\n\n[Link]\nUnmanaged=yes\n") {
 			t.Errorf("%s", p.Files[at].Content)
 		}
 		return at >= 0

@@ -242,9 +242,11 @@ func Ours(content string) bool { return strings.HasPrefix(content, "# Written by
 func holdFile(enis []ENI, drivers []string) File {
 	u := &unitWriter{}
 	u.comment("Written by ec2netd, see ec2netd(8). An ENI that is attached waits here for its own")
-	u.comment("unit, for a moment: so it is configured once. Without ec2netd this is not there.")
+	u.comment("unit, for a moment: so it is configured once. 80-ec2netd.rules sets the property of")
+	u.comment("links that come while ec2netd runs, so this has no effect on others.")
 	u.section("Match")
 	u.set("Driver", strings.Join(drivers, " "))
+	u.set("Property", HoldProperty+"=1")
 	for i := range enis {
 		if enis[i].Primary {
 			u.set("Name", "!"+enis[i].Link.Name)

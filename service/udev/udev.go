@@ -7,7 +7,9 @@ package udev
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,6 +79,28 @@ func (u *Udev) Apply(ctx context.Context, names []string) error {
 		}
 		names = present
 	}
+}
+
+// Announce makes a symbolic link that leads somewhere as long as this process runs, and
+// nowhere from its end on, whatever the end is: 80-ec2netd.rules tests it (E9). The link
+// leads to file by the process's working directory, which becomes that of file, since a
+// process that has the same number later has another one.
+func Announce(link, file string) error {
+	if err := os.Chdir(filepath.Dir(file)); err != nil {
+		return fmt.Errorf("changing to the directory of %s: %w", file, err)
+	}
+	target := filepath.Join("/proc", strconv.Itoa(os.Getpid()), "cwd", filepath.Base(file))
+	hidden := filepath.Join(filepath.Dir(link), "."+filepath.Base(link))
+	if err := os.Remove(hidden); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing what an earlier run left: %w", err)
+	}
+	if err := os.Symlink(target, hidden); err != nil {
+		return fmt.Errorf("linking %s to %s: %w", link, target, err)
+	}
+	if err := os.Rename(hidden, link); err != nil {
+		return fmt.Errorf("linking %s to %s: %w", link, target, err)
+	}
+	return nil
 }
 
 func (u *Udev) device(name string) string { return filepath.Join("/", u.Root, "sys/class/net", name) }

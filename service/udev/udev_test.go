@@ -36,3 +36,41 @@ func TestLinkFile(t *testing.T) {
 		}
 	}
 }
+
+// The link leads to the file from wherever it is looked at, and to nothing once the process
+// that made it has ended or works elsewhere.
+func TestAnnounce(t *testing.T) { // E9
+	dir := t.TempDir()
+	t.Chdir(dir)
+	file, link := filepath.Join(dir, "lib", "none.link"), filepath.Join(dir, "running")
+	if err := Announce(link, file); err == nil {
+		t.Error("there is no directory for it, and nothing was said")
+	}
+	if err := os.Mkdir(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("here"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// What an earlier run left is in its place, and what one left that was killed meanwhile.
+	for _, left := range []string{link, filepath.Join(dir, ".running")} {
+		if err := os.Symlink("/proc/1/cwd/none.link", left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := Announce(link, file); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(link); err != nil || string(text) != "here" {
+			t.Errorf("%q, %v", text, err)
+		}
+	}
+	t.Chdir(dir)
+	if _, err := os.Stat(link); err == nil {
+		t.Error("it leads somewhere, and nobody works there")
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}

@@ -26,6 +26,7 @@ purge)
 	for dir in /etc/systemd/system/*.wants; do
 		rm -f "$dir"/ec2netd.service "$dir"/ec2netd.socket "$dir"/ec2netd-*.service "$dir"/ec2netd-*.socket
 	done
+	rm -f /etc/systemd/system/dbus-org.ec2netd1.service
 	rm -rf /var/lib/ec2netd
 	;;
 esac

@@ -33,7 +33,7 @@ if [ -e "$base" ] && systemctl is-enabled --quiet systemd-networkd.service; then
 fi
 
 if [ -d /run/systemd/system ]; then
-	systemctl stop ec2netd-wait-online.service ec2netd.service ec2netd.socket ec2netd-metrics.socket || :
+	systemctl stop ec2netd-wait-online.service ec2netd.service ec2netd.socket ec2netd-metrics.socket ec2netd-release.service || :
 fi
 # dpkg keeps what is enabled until the purge, as for every package.
 if [ "$1" = 0 ]; then
