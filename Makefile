@@ -9,7 +9,9 @@ BUILD      := build
 BIN        := $(BUILD)/bin
 VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
-GOBUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+# Position-independent, so that the kernel loads them anywhere. They link with no library; the
+# loader of glibc, which relocates them, is all that they need of the system.
+GOBUILD    := CGO_ENABLED=0 $(GO) build -buildmode=pie -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 PROGRAMS   := ec2netd ec2netctl vpclab
 STAGE      := $(abspath $(BUILD)/stage)
 # How long the tests of one package may take.
@@ -18,6 +20,12 @@ TIMEOUT    := 40m
 # The linter is a tool of the build machine, pinned here and not a dependency.
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT         := $(abspath $(BUILD)/tools/golangci-lint)
+
+# What looks for known vulnerabilities, the same way. It takes the database from vuln.go.dev,
+# or from GOVULNDB: a URL, file:///DIRECTORY for a copy (see go.dev/doc/security/vuln/database).
+GOVULNCHECK_VERSION := v1.9.0
+GOVULNCHECK         := $(abspath $(BUILD)/tools/govulncheck)
+GOVULNDB            ?=
 
 # What runs the tests on real systemd, the same way. A test that fails runs once more, on a
 # machine that may have been busy: how it failed stays in the output. Three that fail are no
@@ -56,7 +64,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build the static binaries into build/bin
+build: ## build the programs, which need no library, into build/bin
 	@mkdir -p $(BUILD)/bin
 	@set -e; for p in $(PROGRAMS); do $(GOBUILD) -o $(BUILD)/bin/$$p ./cmd/$$p; done
 
@@ -115,6 +123,20 @@ lint: $(GOLANGCI_LINT) ## gofmt, go vet, golangci-lint
 
 $(GOLANGCI_LINT):
 	GOBIN=$(patsubst %/,%,$(dir $(abspath $@))) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
+# A machine that cannot reach the database must be able to run the gate, so that only warns.
+# A database that somebody names must answer.
+.PHONY: vulncheck
+vulncheck: $(GOVULNCHECK) ## whether a known vulnerability is in what the programs call (GOVULNDB)
+	@out=$$($(GOVULNCHECK) $(if $(GOVULNDB),-db '$(GOVULNDB)') ./... 2>&1) && status=0 || status=$$?; echo "$$out"; \
+	case "$(GOVULNDB)$$status$$out" in \
+	1*'fetching vulnerabilities: '*) echo; echo 'WARNING: NOT CHECKED for known vulnerabilities: the database at vuln.go.dev'; \
+	  echo 'WARNING: does not answer. Run "make vulncheck" where it does, or with GOVULNDB=.' ;; \
+	*) exit $$status ;; \
+	esac
+
+$(GOVULNCHECK):
+	GOBIN=$(patsubst %/,%,$(dir $(abspath $@))) $(GO) install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
 
 .PHONY: generate
 generate: ## regenerate the Varlink code from its interface description
