@@ -197,6 +197,20 @@ func (e RefreshFailed) Error() string {
 	return s
 }
 
+// The daemon holds or does as much for this user, or for all users of its kind, as it
+// ever does, or a request is larger than 16 KiB. The reason says which. A connection that
+// is refused gets this error in place of the reply to its first call. Root is never
+// refused, but for a request that is too large.
+type LimitsExceeded struct {
+	Reason string `json:"reason"`
+}
+
+func (e LimitsExceeded) Error() string {
+	s := "org.ec2netd.Network.LimitsExceeded"
+	s += fmt.Sprintf("(Reason: %v)", e.Reason)
+	return s
+}
+
 func Dispatch_Error(err error) error {
 	if e, ok := err.(*varlink.Error); ok {
 		switch e.Name {
@@ -228,6 +242,17 @@ func Dispatch_Error(err error) error {
 				return e
 			}
 			var param RefreshFailed
+			err := json.Unmarshal(*errorRawParameters, &param)
+			if err != nil {
+				return e
+			}
+			return &param
+		case "org.ec2netd.Network.LimitsExceeded":
+			errorRawParameters := e.Parameters.(*json.RawMessage)
+			if errorRawParameters == nil {
+				return e
+			}
+			var param LimitsExceeded
 			err := json.Unmarshal(*errorRawParameters, &param)
 			if err != nil {
 				return e
@@ -611,6 +636,16 @@ func (c *VarlinkCall) ReplyRefreshFailed(ctx context.Context, reason_ string) er
 	var out RefreshFailed
 	out.Reason = reason_
 	return c.ReplyError(ctx, "org.ec2netd.Network.RefreshFailed", &out)
+}
+
+// The daemon holds or does as much for this user, or for all users of its kind, as it
+// ever does, or a request is larger than 16 KiB. The reason says which. A connection that
+// is refused gets this error in place of the reply to its first call. Root is never
+// refused, but for a request that is too large.
+func (c *VarlinkCall) ReplyLimitsExceeded(ctx context.Context, reason_ string) error {
+	var out LimitsExceeded
+	out.Reason = reason_
+	return c.ReplyError(ctx, "org.ec2netd.Network.LimitsExceeded", &out)
 }
 
 // Generated reply methods for all varlink methods
@@ -1025,6 +1060,12 @@ error NotPermitted (reason: string)
 
 # The refresh failed. The reason says where; what was configured stays.
 error RefreshFailed (reason: string)
+
+# The daemon holds or does as much for this user, or for all users of its kind, as it
+# ever does, or a request is larger than 16 KiB. The reason says which. A connection that
+# is refused gets this error in place of the reply to its first call. Root is never
+# refused, but for a request that is too large.
+error LimitsExceeded (reason: string)
 `
 }
 

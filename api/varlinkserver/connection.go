@@ -2,7 +2,9 @@ package varlinkserver
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ec2netd/api"
+	"ec2netd/service/state"
 )
 
 // hangupPoll is how often a connection is looked at that is in a call and is not
@@ -24,20 +27,23 @@ var (
 	errIdle     = errors.New("no call for too long")
 	errTooLarge = errors.New("the request is too large")
 	errGone     = errors.New("the client has gone")
+	errBehind   = errors.New("the client does not read, and is too many states behind")
 	errNoRaw    = errors.New("reading is the server's, not a method's")
 )
 
 // connection is one client.
 type connection struct {
-	net  *net.UnixConn
-	peer api.Caller
-	// limits of the server.
+	net    *net.UnixConn
+	peer   api.Caller
+	server *Server
 	limits Limits
+	// drop ends the connection from outside; it is set while the connection is served.
+	drop context.CancelCauseFunc
 }
 
 // newConnection asks the kernel who the client is, once and for all: the process may
 // pass the socket on or execute another program later.
-func newConnection(nc *net.UnixConn, o *Options) (*connection, error) {
+func (s *Server) newConnection(nc *net.UnixConn) (*connection, error) {
 	raw, err := nc.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("reading the credentials of a Varlink client: %w", err)
@@ -53,19 +59,28 @@ func newConnection(nc *net.UnixConn, o *Options) (*connection, error) {
 	return &connection{
 		net:    nc,
 		peer:   api.Caller{UID: cred.Uid, PID: cred.Pid},
-		limits: o.Limits,
+		server: s,
+		limits: s.options.Limits,
 	}, nil
+}
+
+// request is one message of a client, or the last thing that it sent.
+type request struct {
+	message []byte
+	// tooLarge: the message was not read to its end, and nothing after it will be.
+	tooLarge bool
 }
 
 // serve answers the calls of a client, one after the other, until it has gone or ctx
 // is done.
-func (c *connection) serve(ctx context.Context, service *varlink.Service) error {
-	ctx, cancel := context.WithCancelCause(withPeer(ctx, c.peer))
+func (c *connection) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(withConnection(ctx, c))
 	defer cancel(nil)
+	c.drop = cancel
 	// Unblocks the reader and any writer; of a closed socket there is none.
 	stop := context.AfterFunc(ctx, func() { _ = c.net.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	requests := make(chan []byte)
+	requests := make(chan request)
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
@@ -84,29 +99,90 @@ func (c *connection) serve(ctx context.Context, service *varlink.Service) error 
 			return context.Cause(ctx)
 		case <-idle.C:
 			return errIdle
-		case request, ok := <-requests:
+		case r, ok := <-requests:
 			if !ok {
 				return nil
 			}
-			if err := service.HandleMessage(ctx, c, request); err != nil {
+			if err := c.answer(ctx, r); err != nil {
 				return err
 			}
 		}
 	}
 }
 
+// answer answers one request. An error ends the connection.
+func (c *connection) answer(ctx context.Context, r request) error {
+	if r.tooLarge {
+		return errors.Join(errTooLarge, c.refuse(ctx, fmt.Sprintf("a request has %d bytes at most: send less", c.limits.Message)))
+	}
+	var call struct {
+		Method     string          `json:"method"`
+		Parameters json.RawMessage `json:"parameters"`
+		Oneway     bool            `json:"oneway"`
+	}
+	if err := json.Unmarshal(r.message, &call); err != nil {
+		return fmt.Errorf("parsing a request: %w", err)
+	}
+	if !c.server.calls.take(c.peer.UID, 1) {
+		if call.Oneway {
+			return nil
+		}
+		return c.refuse(ctx, fmt.Sprintf("too many calls of UID %d, or of users like it, are being answered: wait for some of them", c.peer.UID))
+	}
+	defer c.server.calls.give(c.peer.UID, 1)
+	if name := c.server.contract.check(call.Method, call.Parameters); name != "" {
+		if call.Oneway {
+			return nil
+		}
+		return c.reply(ctx, errorReply{serviceInterface + ".InvalidParameter", map[string]string{"parameter": name}})
+	}
+	return c.server.service.HandleMessage(ctx, c, r.message)
+}
+
+// errorReply is a reply that the library does not send for a service.
+type errorReply struct {
+	Error      string            `json:"error"`
+	Parameters map[string]string `json:"parameters"`
+}
+
+// reply sends an error.
+func (c *connection) reply(ctx context.Context, e errorReply) error {
+	text, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	_, err = c.Write(ctx, append(text, 0))
+	return err
+}
+
+// refuse tells the client in place of a reply that a limit is reached.
+func (c *connection) refuse(ctx context.Context, reason string) error {
+	return c.reply(ctx, errorReply{api.VarlinkInterface + ".LimitsExceeded", map[string]string{"reason": reason}})
+}
+
+// turnAway tells a client that is not served why, if that can be done without waiting
+// for it, and returns the reason.
+func (c *connection) turnAway(reason string) error {
+	if err := c.net.SetWriteDeadline(time.Now().Add(time.Millisecond)); err == nil {
+		// The buffer of a new socket has room for it.
+		text, _ := json.Marshal(errorReply{api.VarlinkInterface + ".LimitsExceeded", map[string]string{"reason": reason}})
+		_, _ = c.net.Write(append(text, 0))
+	}
+	return errors.New(reason)
+}
+
 // read sends each request of the client to requests. It goes on while a call runs,
 // which is how it learns that the client has gone, and then ends the call by cancel.
-func (c *connection) read(ctx context.Context, cancel context.CancelCauseFunc, requests chan<- []byte) {
+func (c *connection) read(ctx context.Context, cancel context.CancelCauseFunc, requests chan<- request) {
 	poll := time.NewTicker(hangupPoll)
 	defer poll.Stop()
-	// wait hands request over to taken; it gives up when there is nobody to read for.
-	wait := func(request []byte, taken chan<- []byte) (more bool) {
+	// wait hands over to taken; it gives up when there is nobody to read for.
+	wait := func(r request, taken chan<- request) (more bool) {
 		for {
 			select {
 			case <-ctx.Done():
 				return false
-			case taken <- request:
+			case taken <- r:
 				return true
 			case <-poll.C:
 				if c.hungUp() {
@@ -116,18 +192,24 @@ func (c *connection) read(ctx context.Context, cancel context.CancelCauseFunc, r
 			}
 		}
 	}
-	r := bufio.NewReader(c.net)
+	// The buffer takes one message and its NUL, and is all that is read ahead.
+	r := bufio.NewReaderSize(c.net, c.limits.Message+1)
 	for {
-		request, err := readMessage(r, c.limits.Message)
+		message, err := r.ReadSlice(0)
 		switch {
 		case err == nil:
-			if !wait(request, requests) {
+			if !wait(request{message: bytes.Clone(message[:len(message)-1])}, requests) {
 				return
 			}
+		case errors.Is(err, bufio.ErrBufferFull):
+			if wait(request{tooLarge: true}, requests) {
+				wait(request{}, nil)
+			}
+			return
 		case errors.Is(err, io.EOF) && !c.hungUp():
 			// The client says no more, but still listens: it gets its answer.
 			close(requests)
-			wait(nil, nil)
+			wait(request{}, nil)
 			return
 		case errors.Is(err, io.EOF):
 			cancel(errGone)
@@ -139,25 +221,7 @@ func (c *connection) read(ctx context.Context, cancel context.CancelCauseFunc, r
 	}
 }
 
-// readMessage reads one message without the NUL that ends it.
-func readMessage(r *bufio.Reader, limit int) ([]byte, error) {
-	var message []byte
-	for {
-		part, err := r.ReadSlice(0)
-		if len(message)+len(part) > limit {
-			return nil, errTooLarge
-		}
-		message = append(message, part...)
-		switch {
-		case err == nil:
-			return message[:len(message)-1], nil
-		case !errors.Is(err, bufio.ErrBufferFull):
-			return nil, err
-		}
-	}
-}
-
-// hungUp tells whether the client has closed the connection, as opposed to having
+// hungUp reports whether the client has closed the connection, as opposed to having
 // said its last word.
 func (c *connection) hungUp() bool {
 	raw, err := c.net.SyscallConn()
@@ -173,16 +237,46 @@ func (c *connection) hungUp() bool {
 	return err != nil || gone
 }
 
-// Write implements varlink.ReadWriterContext for the replies.
+// Write implements varlink.ReadWriterContext for the replies that are made for this
+// client alone.
 func (c *connection) Write(ctx context.Context, b []byte) (int, error) {
-	if err := c.net.SetWriteDeadline(time.Now().Add(c.limits.Write)); err != nil {
-		return 0, err
+	if !c.server.bytes.take(c.peer.UID, len(b)) {
+		return 0, c.turnAway(fmt.Sprintf("too many bytes wait for UID %d, or for users like it: read the replies", c.peer.UID))
 	}
-	// Looked at after the deadline is set: the end of ctx sets one too.
-	if err := ctx.Err(); err != nil {
+	defer c.server.bytes.give(c.peer.UID, len(b))
+	if err := c.startWriting(ctx); err != nil {
 		return 0, err
 	}
 	return c.net.Write(b)
+}
+
+// sendState sends the state of now as a reply to call, and returns it. The clients share
+// the text, see [publisher].
+func (c *connection) sendState(ctx context.Context, call *varlink.Call) (*state.State, error) {
+	e, r, err := c.server.published.acquire(func() { c.drop(errBehind) })
+	if err != nil {
+		return nil, err
+	}
+	defer c.server.published.release(e, r)
+	if err := c.startWriting(ctx); err != nil {
+		return nil, err
+	}
+	end := "}\x00"
+	if call.Continues {
+		end = `,"continues":true` + end
+	}
+	parts := net.Buffers{[]byte(`{"parameters":`), e.json, []byte(end)}
+	_, err = parts.WriteTo(c.net)
+	return e.state, err
+}
+
+// startWriting sets how long the client may take to read.
+func (c *connection) startWriting(ctx context.Context) error {
+	if err := c.net.SetWriteDeadline(time.Now().Add(c.limits.Write)); err != nil {
+		return err
+	}
+	// Looked at after the deadline is set: the end of ctx sets one too.
+	return ctx.Err()
 }
 
 // Read and ReadBytes are for methods that take the connection over; there is none.

@@ -1,37 +1,20 @@
 package varlinkserver
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"ec2netd/api"
 	"ec2netd/api/apitest"
 )
-
-// replies take what a client would get. A stream ends with the client, after some replies.
-type replies struct {
-	bytes.Buffer
-	left int
-}
-
-func (r *replies) Write(_ context.Context, b []byte) (int, error) {
-	if r.left--; r.left < 0 {
-		return 0, errGone
-	}
-	return r.Buffer.Write(b)
-}
-
-func (r *replies) Read(context.Context, []byte) (int, error)       { return 0, errNoRaw }
-func (r *replies) ReadBytes(context.Context, byte) ([]byte, error) { return nil, errNoRaw }
 
 // noted is a log that says whether a call panicked.
 type noted struct {
@@ -45,66 +28,62 @@ func (n noted) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// FuzzFrames: whatever a client sends is cut into messages of the size that is allowed, and
-// each is answered in JSON or ends the connection; no call panics, and nothing is refreshed
-// for somebody who may not (D4).
-func FuzzFrames(f *testing.F) {
+// FuzzConnection: whatever bytes a client sends, in whatever pieces, each message is answered
+// in JSON or ends the connection; no call panics, nothing is refreshed for somebody who may
+// not, and nothing of what was set aside for the client stays taken (D4, J1).
+func FuzzConnection(f *testing.F) {
+	const limit = 1 << 10
 	for _, seed := range []string{
 		`{"method":"org.ec2netd.Network.Describe"}` + "\x00" + `{"method":"org.ec2netd.Network.ListInterfaces","more":true,"parameters":{}}` + "\x00",
 		`{"method":"org.ec2netd.Network.Refresh","parameters":{"id":"ens5","wait":true}}` + "\x00",
 		`{"method":"org.ec2netd.Network.Monitor","more":true}` + "\x00" + `{"method":"org.varlink.service.GetInfo"}` + "\x00",
+		`{"method":"org.ec2netd.Network.Monitor","more":true,"oneway":true}` + "\x00" + `{"method":"io.systemd.Metrics.List","more":true}` + "\x00",
 		`{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"x"}}` + "\x00",
 		`{"method":"Describe","oneway":true,"parameters":[]}` + "\x00", `{"method":"."}` + "\x00", "null\x00", "\x00\x00", "{",
+		`{"method":"org.ec2netd.Network.Describe","parameters":{"x":` + strings.Repeat("[", 400) + strings.Repeat("]", 400) + "}}\x00",
+		`{"method":"org.ec2netd.Network.Describe"}` + "\x00" + strings.Repeat("x", limit) + "\x00",
+		strings.Repeat("{", 4*limit),
 	} {
-		f.Add([]byte(seed))
+		f.Add([]byte(seed), uint16(1))
+		f.Add([]byte(seed), uint16(len(seed)))
 	}
-	dir, err := os.MkdirTemp("", "ec2netd-fuzz")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { os.RemoveAll(dir) })
-	listener, err := net.Listen("unix", filepath.Join(dir, "s"))
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { listener.Close() })
-	const limit = 1 << 10
-	f.Fuzz(func(t *testing.T, raw []byte) {
+	f.Fuzz(func(t *testing.T, raw []byte, piece uint16) {
 		panicked := false
 		agent := apitest.NewAgent(apitest.State())
-		s, err := New(Options{Listeners: []net.Listener{listener}, Agent: agent, Logger: slog.New(noted{slog.DiscardHandler, &panicked}),
-			Authorizer: refuses{}, Version: "1"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if refreshed := len(agent.Refreshed()) > 0; refreshed || panicked {
-				t.Errorf("%q: refreshed %v, panicked %v", raw, refreshed, panicked)
-			}
-		}()
-		r, rest := bufio.NewReader(bytes.NewReader(raw)), raw
-		for {
-			message, err := readMessage(r, limit)
-			if err != nil {
-				return
-			}
-			if len(message) >= limit || !bytes.HasPrefix(rest, append(message[:len(message):len(message)], 0)) {
-				t.Fatalf("read %q of %q", message, rest)
-			}
-			rest = rest[len(message)+1:]
-			// What streams ends when the client goes.
-			ctx, cancel := context.WithTimeout(withPeer(t.Context(), api.Caller{UID: 1000}), 100*time.Millisecond)
-			out := &replies{left: 8}
-			err = s.service.HandleMessage(ctx, out, message)
-			cancel()
-			for reply := range bytes.SplitSeq(bytes.TrimSuffix(out.Bytes(), []byte{0}), []byte{0}) {
-				if out.Len() > 0 && !json.Valid(reply) {
-					t.Errorf("%q was answered %q", message, reply)
+		s := newServer(t, Options{
+			Agent: agent, Logger: slog.New(noted{slog.DiscardHandler, &panicked}), Authorizer: refuses{}, Limits: Limits{Message: limit},
+		})
+		c := connect(t, s, 1000)
+		go func() {
+			for part := range slices.Chunk(raw, max(int(piece), 1+len(raw)/64)) {
+				if _, err := c.Write(part); err != nil {
+					return // the server has ended the connection
 				}
 			}
+			_ = c.CloseWrite()
+		}()
+		for {
+			_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			reply, err := c.r.ReadBytes(0)
 			if err != nil {
-				return
+				if len(reply) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Fatalf("%q ended with %q, %v", raw, reply, err)
+				}
+				break
 			}
+			if !json.Valid(reply[:len(reply)-1]) {
+				t.Fatalf("%q was answered %q", raw, reply)
+			}
+			// A Monitor ends with its client.
+			if bytes.HasSuffix(reply, []byte(`"continues":true}`+"\x00")) && bytes.Contains(reply, []byte(`"instanceId"`)) {
+				break
+			}
+		}
+		c.Close()
+		<-c.ended
+		s.idle(t)
+		if refreshed := len(agent.Refreshed()) > 0; refreshed || panicked {
+			t.Errorf("%q: refreshed %v, panicked %v", raw, refreshed, panicked)
 		}
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
-	"sync/atomic"
 
 	"github.com/varlink/go/varlink"
 
@@ -15,11 +14,17 @@ import (
 	"ec2netd/service/state"
 )
 
-// peerKey is the key of the caller in a call's context.
-type peerKey struct{}
+// connectionKey is the key of the connection in a call's context.
+type connectionKey struct{}
 
-func withPeer(ctx context.Context, peer api.Caller) context.Context {
-	return context.WithValue(ctx, peerKey{}, peer)
+func withConnection(ctx context.Context, c *connection) context.Context {
+	return context.WithValue(ctx, connectionKey{}, c)
+}
+
+// connectionOf returns the connection of a call.
+func connectionOf(ctx context.Context) *connection {
+	c, _ := ctx.Value(connectionKey{}).(*connection)
+	return c
 }
 
 // dispatcher stands around the generated one and does for every method what each
@@ -53,31 +58,15 @@ func (o *Options) recovered(method string, err *error) {
 // network implements the methods of the IDL. It replies with the model itself where
 // the generated replies would have every field as an argument; a test holds the
 // field names of both together.
-type network struct {
-	options *Options
-	// last is what was last described: with many ENIs the JSON costs milliseconds.
-	last atomic.Pointer[described]
-}
-
-// described is a state and its JSON.
-type described struct {
-	state *state.State
-	json  json.RawMessage
-}
+type network struct{ *Server }
 
 // Describe implements the method of the IDL.
 func (n *network) Describe(ctx context.Context, c orgec2netdnetwork.VarlinkCall) error {
-	s := n.options.Agent.State()
-	last := n.last.Load()
-	if last == nil || last.state != s {
-		text, err := json.Marshal(api.NonNil(s))
-		if err != nil {
-			return err
-		}
-		last = &described{s, text}
-		n.last.Store(last)
+	if c.IsOneway() {
+		return nil
 	}
-	return c.Reply(ctx, last.json)
+	_, err := connectionOf(ctx).sendState(ctx, &c.Call)
+	return err
 }
 
 // interfaceReply is the reply of ListInterfaces.
@@ -111,7 +100,11 @@ func (n *network) ListInterfaces(ctx context.Context, c orgec2netdnetwork.Varlin
 
 // Refresh implements the method of the IDL.
 func (n *network) Refresh(ctx context.Context, c orgec2netdnetwork.VarlinkCall, id *string, wait, interactive *bool) error {
-	peer, _ := ctx.Value(peerKey{}).(api.Caller)
+	peer := connectionOf(ctx).peer
+	if !n.refreshes.take(peer.UID, 1) {
+		return c.ReplyLimitsExceeded(ctx, fmt.Sprintf("too many refreshes by UID %d, or by users like it, are under way: wait for them", peer.UID))
+	}
+	defer n.refreshes.give(peer.UID, 1)
 	peer.Interactive = interactive != nil && *interactive
 	if err := n.options.Authorizer.Authorize(ctx, peer, api.ActionRefresh); err != nil {
 		return c.ReplyNotPermitted(ctx, err.Error())
@@ -194,18 +187,22 @@ func (n *network) Monitor(ctx context.Context, c orgec2netdnetwork.VarlinkCall) 
 	if !c.WantsMore() {
 		return replyExpectedMore(ctx, &c.Call)
 	}
+	if c.IsOneway() {
+		return nil
+	}
 	ctx, cancel := context.WithCancel(ctx) // ends the watch
 	defer cancel()
 	c.Continues = true
 	var last *state.State
 	for s := range n.options.Agent.Watch(ctx) {
-		if last != nil && last.Same(s) {
+		// What was sent last may be newer than what the watch has only now told of.
+		if last != nil && (last.Same(s) || last.Same(n.options.Agent.State())) {
 			continue
 		}
-		if err := c.Reply(ctx, api.NonNil(s)); err != nil {
+		var err error
+		if last, err = connectionOf(ctx).sendState(ctx, &c.Call); err != nil {
 			return err
 		}
-		last = s
 	}
 	return context.Cause(ctx)
 }

@@ -40,27 +40,15 @@ type Options struct {
 	Limits Limits
 }
 
-// Limits bound what clients can make the daemon hold.
-type Limits struct {
-	// Connections at once, 512 by default, and ConnectionsPerUser of any user but
-	// root, half of that by default. One too many is closed at once.
-	Connections, ConnectionsPerUser int
-	// Message is the size of the largest request in bytes, 1 MiB by default.
-	Message int
-	// Idle is how long a connection may be without a call, 2 minutes by default.
-	Idle time.Duration
-	// Write is how long a client may take to read one reply, 10 seconds by default.
-	Write time.Duration
-}
-
 // Server serves Varlink.
 type Server struct {
-	options Options
-	service *varlink.Service
+	options   Options
+	service   *varlink.Service
+	contract  contract
+	published *publisher
 
-	mu          sync.Mutex
-	connections int
-	users       map[uint32]int
+	// What the clients share, see [Limits].
+	connections, calls, refreshes, bytes *pool
 }
 
 // New makes a Server; nothing happens before Run, but that clients may connect and
@@ -81,17 +69,26 @@ func New(o Options) (*Server, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	o.RefreshTimeout = cmp.Or(o.RefreshTimeout, 90*time.Second)
-	o.Limits.Connections = cmp.Or(o.Limits.Connections, 512)
-	o.Limits.ConnectionsPerUser = cmp.Or(o.Limits.ConnectionsPerUser, (o.Limits.Connections+1)/2)
-	o.Limits.Message = cmp.Or(o.Limits.Message, 1<<20)
-	o.Limits.Idle = cmp.Or(o.Limits.Idle, 2*time.Minute)
-	o.Limits.Write = cmp.Or(o.Limits.Write, 10*time.Second)
+	o.Limits = o.Limits.withDefaults()
 	service, err := varlink.NewService("ec2netd", "ec2netd", o.Version, "man:ec2netd(8)")
 	if err != nil {
 		return nil, fmt.Errorf("making the Varlink server: %w", err)
 	}
-	s := &Server{options: o, service: service, users: map[uint32]int{}}
-	d := &dispatcher{VarlinkInterface: orgec2netdnetwork.VarlinkNew(&network{options: &s.options}), options: &s.options}
+	known, err := newContract()
+	if err != nil {
+		return nil, fmt.Errorf("making the Varlink server: %w", err)
+	}
+	s := &Server{
+		options:     o,
+		service:     service,
+		contract:    known,
+		published:   &publisher{agent: o.Agent, limit: o.Limits.Bytes / 8},
+		connections: newPool(o.Limits.Connections),
+		calls:       newPool(o.Limits.Calls),
+		refreshes:   newPool(o.Limits.Refreshes),
+		bytes:       newPool(o.Limits.Bytes),
+	}
+	d := &dispatcher{VarlinkInterface: orgec2netdnetwork.VarlinkNew(&network{s}), options: &s.options}
 	if err := errors.Join(service.RegisterInterface(d), service.RegisterInterface(&metricsInterface{&s.options})); err != nil {
 		return nil, fmt.Errorf("making the Varlink server: %w", err)
 	}
@@ -148,43 +145,47 @@ func (s *Server) accept(ctx context.Context, listener net.Listener) error {
 			continue
 		}
 		pause = 5 * time.Millisecond
+		// A client that is refused is so at once and here: the queue of those that wait to
+		// be accepted, which root has to pass too, empties faster than it can be filled.
+		c, err := s.newConnection(nc.(*net.UnixConn))
+		if err == nil {
+			err = s.admit(c)
+		}
+		if err != nil {
+			s.options.Logger.Debug("Varlink client refused", "error", err)
+			nc.Close()
+			continue
+		}
 		running.Go(func() {
-			defer nc.Close()
-			c, err := newConnection(nc.(*net.UnixConn), &s.options)
-			if err != nil {
-				s.options.Logger.Debug("Varlink client refused", "error", err)
-				return
-			}
-			if !s.admit(c.peer.UID) {
-				s.options.Logger.Debug("Varlink client refused: too many connections", "uid", c.peer.UID)
-				return
-			}
-			defer s.dismiss(c.peer.UID)
-			if err := c.serve(ctx, s.service); err != nil {
+			defer s.dismiss(c)
+			if err := c.serve(ctx); err != nil {
 				s.options.Logger.Debug("Varlink connection ended", "uid", c.peer.UID, "pid", c.peer.PID, "error", err)
 			}
 		})
 	}
 }
 
-// admit counts a connection in, or says that there are too many. Root always gets
-// one, so that users cannot lock the administrator out.
-func (s *Server) admit(uid uint32) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if uid != 0 && (s.connections >= s.options.Limits.Connections || s.users[uid] >= s.options.Limits.ConnectionsPerUser) {
-		return false
+// admit counts a connection in, or tells its client that it has too many.
+func (s *Server) admit(c *connection) error {
+	uid := c.peer.UID
+	if !s.connections.take(uid, 1) {
+		return c.turnAway(fmt.Sprintf("too many connections of UID %d, or of users like it: close some of them", uid))
 	}
-	s.connections++
-	s.users[uid]++
-	return true
+	if !s.bytes.take(uid, s.options.Limits.held()) {
+		s.connections.give(uid, 1)
+		return c.turnAway(fmt.Sprintf("too many bytes wait for UID %d, or for users like it: read the replies", uid))
+	}
+	if classOf(uid) != root {
+		if err := c.net.SetWriteBuffer(s.options.Limits.sendBuffer()); err != nil {
+			s.options.Logger.Debug("Could not limit the send buffer of a Varlink client", "error", err)
+		}
+	}
+	return nil
 }
 
-func (s *Server) dismiss(uid uint32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.connections--
-	if s.users[uid]--; s.users[uid] == 0 {
-		delete(s.users, uid)
-	}
+// dismiss ends a connection that was admitted.
+func (s *Server) dismiss(c *connection) {
+	_ = c.net.Close() // it may be closed already
+	s.bytes.give(c.peer.UID, s.options.Limits.held())
+	s.connections.give(c.peer.UID, 1)
 }

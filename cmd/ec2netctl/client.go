@@ -93,6 +93,7 @@ func (c *ctl) explain(err error, method string) error {
 	var notPermitted *orgec2netdnetwork.NotPermitted
 	var noSuch *orgec2netdnetwork.NoSuchInterface
 	var refreshFailed *orgec2netdnetwork.RefreshFailed
+	var exceeded *orgec2netdnetwork.LimitsExceeded
 	var noInterface *varlink.InterfaceNotFound
 	var noMethod *varlink.MethodNotFound
 	switch {
@@ -121,6 +122,8 @@ func (c *ctl) explain(err error, method string) error {
 			"there is no ENI %q: give an ENI ID, MAC address, interface name, altname or index", noSuch.Id)
 	case errors.As(err, &refreshFailed):
 		return advise("What was configured stays.", "the refresh failed: %s", refreshFailed.Reason)
+	case errors.As(err, &exceeded):
+		return advise("Try again later, or as root, for whom there is always room.", "ec2netd has refused the call: %s", exceeded.Reason)
 	case errors.As(err, &noInterface), errors.As(err, &noMethod):
 		return advise("Is it another version of ec2netd than this "+currentVersion()+"?",
 			"what listens on %s does not know %s", path, full)

@@ -1,0 +1,133 @@
+package varlinkserver
+
+import (
+	"cmp"
+	"sync"
+	"time"
+)
+
+// Limits bound what clients can make the daemon hold; zero values mean the defaults.
+//
+// The numbers of connections, calls, refreshes and bytes are for all users together.
+// Ordinary users get half of each, system users another quarter, and the last quarter is
+// root's, who is never refused. A user other than root can have an eighth of what its
+// class can: one user cannot lock out the others of its class, and a class cannot lock
+// out the ones above it (J1).
+type Limits struct {
+	// Connections, 256 by default.
+	Connections int
+	// Calls that run at once, 128 by default. A Monitor runs until its client leaves.
+	Calls int
+	// Refreshes that run or wait for polkit at once, 32 by default.
+	Refreshes int
+	// Bytes of requests and unsent replies that are held, 16 MiB by default. The
+	// encoded state is shared by all clients and counts only once a newer one has
+	// taken its place; see [publisher].
+	Bytes int
+	// Message is the size of the largest request in bytes, 16 KiB by default.
+	Message int
+	// Idle is how long a connection may be without a call, 2 minutes by default.
+	Idle time.Duration
+	// Write is how long a client may take to read one reply, 10 seconds by default.
+	Write time.Duration
+}
+
+// withDefaults returns l with the default for each value that is zero.
+func (l Limits) withDefaults() Limits {
+	l.Connections = cmp.Or(l.Connections, 256)
+	l.Calls = cmp.Or(l.Calls, 128)
+	l.Refreshes = cmp.Or(l.Refreshes, 32)
+	l.Bytes = cmp.Or(l.Bytes, 16<<20)
+	l.Message = cmp.Or(l.Message, 16<<10)
+	l.Idle = cmp.Or(l.Idle, 2*time.Minute)
+	l.Write = cmp.Or(l.Write, 10*time.Second)
+	return l
+}
+
+// held is what one connection is charged for its requests: the one in work, and the
+// one that is being read.
+func (l Limits) held() int { return 2 * l.Message }
+
+// sendBuffer is how many bytes of replies the kernel keeps for a client that does not
+// read, in place of its default of 208 KiB, which counts as the daemon's memory.
+func (l Limits) sendBuffer() int { return l.Message }
+
+// class is how much a user is trusted with.
+type class int
+
+// The classes.
+const (
+	ordinary class = iota
+	system
+	root
+)
+
+// classOf returns the class of a user. System users are those below SYS_UID_MAX of
+// login.defs(5), 999 on every distribution of the last ten years, and the dynamic users
+// of systemd services, see systemd.exec(5): no one can log in as one of these. The users
+// of a user namespace are ordinary ones.
+func classOf(uid uint32) class {
+	const (
+		systemMax  = 999
+		dynamicMin = 61184
+		dynamicMax = 65519
+	)
+	switch {
+	case uid == 0:
+		return root
+	case uid <= systemMax, uid >= dynamicMin && uid <= dynamicMax:
+		return system
+	}
+	return ordinary
+}
+
+// pool is an amount of something that the clients share, with a reserve for those who
+// are trusted more.
+type pool struct {
+	limit int
+
+	mu    sync.Mutex
+	below [root]int // used by each class and those below it
+	users map[uint32]int
+}
+
+func newPool(limit int) *pool { return &pool{limit: limit, users: map[uint32]int{}} }
+
+// of returns the part of the pool that a class and those below it can use together.
+func (p *pool) of(c class) int { return p.limit * (int(c) + 2) / 4 }
+
+// take takes n for a user, and reports whether there was so much left for it. Root
+// always gets it.
+func (p *pool) take(uid uint32, n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := classOf(uid)
+	if c != root {
+		for above := c; above < root; above++ {
+			if p.below[above]+n > p.of(above) {
+				return false
+			}
+		}
+		if p.users[uid]+n > max(p.of(c)/8, 1) {
+			return false
+		}
+	}
+	p.add(uid, c, n)
+	return true
+}
+
+// give gives back what was taken.
+func (p *pool) give(uid uint32, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.add(uid, classOf(uid), -n)
+}
+
+func (p *pool) add(uid uint32, c class, n int) {
+	for above := c; above < root; above++ {
+		p.below[above] += n
+	}
+	if p.users[uid] += n; p.users[uid] == 0 {
+		delete(p.users, uid)
+	}
+}
