@@ -163,9 +163,12 @@ func (c *connection) refuse(ctx context.Context, reason string) error {
 // turnAway tells a client that is not served why, if that can be done without waiting
 // for it, and returns the reason.
 func (c *connection) turnAway(reason string) error {
-	if err := c.net.SetWriteDeadline(time.Now().Add(time.Millisecond)); err == nil {
+	text, err := json.Marshal(errorReply{api.VarlinkInterface + ".LimitsExceeded", map[string]string{"reason": reason}})
+	if err == nil {
+		err = c.net.SetWriteDeadline(time.Now().Add(time.Millisecond))
+	}
+	if err == nil {
 		// The buffer of a new socket has room for it.
-		text, _ := json.Marshal(errorReply{api.VarlinkInterface + ".LimitsExceeded", map[string]string{"reason": reason}})
 		_, _ = c.net.Write(append(text, 0))
 	}
 	return errors.New(reason)
@@ -192,8 +195,12 @@ func (c *connection) read(ctx context.Context, cancel context.CancelCauseFunc, r
 			}
 		}
 	}
-	// The buffer takes one message and its NUL, and is all that is read ahead.
-	r := bufio.NewReaderSize(c.net, c.limits.Message+1)
+	r, _ := c.server.readers.Get().(*bufio.Reader)
+	r.Reset(c.net)
+	defer func() {
+		r.Reset(nil)
+		c.server.readers.Put(r)
+	}()
 	for {
 		message, err := r.ReadSlice(0)
 		switch {

@@ -69,6 +69,39 @@ func TestPool(t *testing.T) {
 	}
 }
 
+// J1: how often a user may connect, and that users who do not are forgotten.
+func TestPace(t *testing.T) {
+	p, now := newPace(10), time.Now()
+	allowed := func(uid uint32) (n int) {
+		for n < 1000 && p.allow(uid, now) {
+			n++
+		}
+		return n
+	}
+	for i, want := range []int{20, 0} {
+		if got := allowed(1000); got != want {
+			t.Errorf("%d: %d", i, got)
+		}
+	}
+	now = now.Add(500 * time.Millisecond)
+	if got := allowed(1000); got != 5 {
+		t.Errorf("after half a second: %d", got)
+	}
+	if got := allowed(1001); got != 20 {
+		t.Errorf("another user: %d", got)
+	}
+	if got := allowed(0); got != 1000 {
+		t.Errorf("root: %d", got)
+	}
+	for uid := range uint32(10000) {
+		now = now.Add(10 * time.Millisecond)
+		p.allow(2000+uid, now)
+	}
+	if len(p.users) > 500 {
+		t.Errorf("%d users are remembered", len(p.users))
+	}
+}
+
 // newServer makes a Server that does not listen: see [client.connect].
 func newServer(t testing.TB, o Options) *Server {
 	t.Helper()
@@ -256,7 +289,7 @@ func TestRefreshLimits(t *testing.T) {
 
 // J1: requests that do not end cost what was set aside for them, and no more.
 func TestEndless(t *testing.T) {
-	s := newServer(t, Options{})
+	s := newServer(t, Options{Limits: Limits{ConnectionsPerSecond: 1000}})
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -483,12 +516,14 @@ func TestParameters(t *testing.T) {
 		<-conn.ended
 	}
 	// Deeper than what the decoder takes: nobody can say what it was.
-	s.options.Limits.Message = 1 << 19
+	s.idle(t)
+	s = newServer(t, Options{Limits: Limits{Message: 1 << 19}})
 	conn := connect(t, s, 0)
 	conn.send(strings.Repeat(`{"parameters":`, 20000))
 	if got := conn.reply(); got != "" {
 		t.Errorf("got %.100q", got)
 	}
+	<-conn.ended
 	s.idle(t)
 }
 

@@ -16,6 +16,9 @@ import (
 type Limits struct {
 	// Connections, 256 by default.
 	Connections int
+	// ConnectionsPerSecond are how many connections a user other than root can make in a
+	// second, and twice as many at once; 100 by default.
+	ConnectionsPerSecond int
 	// Calls that run at once, 128 by default. A Monitor runs until its client leaves.
 	Calls int
 	// Refreshes that run or wait for polkit at once, 32 by default.
@@ -35,6 +38,7 @@ type Limits struct {
 // withDefaults returns l with the default for each value that is zero.
 func (l Limits) withDefaults() Limits {
 	l.Connections = cmp.Or(l.Connections, 256)
+	l.ConnectionsPerSecond = cmp.Or(l.ConnectionsPerSecond, 100)
 	l.Calls = cmp.Or(l.Calls, 128)
 	l.Refreshes = cmp.Or(l.Refreshes, 32)
 	l.Bytes = cmp.Or(l.Bytes, 16<<20)
@@ -130,4 +134,61 @@ func (p *pool) add(uid uint32, c class, n int) {
 	if p.users[uid] += n; p.users[uid] == 0 {
 		delete(p.users, uid)
 	}
+}
+
+// pace bounds how often each user does something.
+type pace struct {
+	perSecond int
+
+	mu    sync.Mutex
+	users map[uint32]*allowance
+	// most is how many users there may be before those are forgotten that have done
+	// nothing for some time.
+	most int
+}
+
+// allowance is what a user had left when it was last asked for.
+type allowance struct {
+	left float64
+	at   time.Time
+}
+
+func newPace(perSecond int) *pace {
+	return &pace{perSecond: perSecond, users: map[uint32]*allowance{}, most: 64}
+}
+
+// allow reports whether a user may do it once more. Root always may.
+func (p *pace) allow(uid uint32, now time.Time) bool {
+	if classOf(uid) == root {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	full := float64(2 * p.perSecond)
+	a := p.users[uid]
+	if a == nil {
+		p.forget(now)
+		a = &allowance{left: full, at: now}
+		p.users[uid] = a
+	}
+	a.left = min(full, a.left+now.Sub(a.at).Seconds()*float64(p.perSecond))
+	a.at = now
+	if a.left < 1 {
+		return false
+	}
+	a.left--
+	return true
+}
+
+// forget forgets the users who have all of their allowance again.
+func (p *pace) forget(now time.Time) {
+	if len(p.users) < p.most {
+		return
+	}
+	for uid, a := range p.users {
+		if now.Sub(a.at) > 2*time.Second {
+			delete(p.users, uid)
+		}
+	}
+	p.most = max(64, 2*len(p.users))
 }

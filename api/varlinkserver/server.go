@@ -5,12 +5,14 @@
 package varlinkserver
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -49,6 +51,10 @@ type Server struct {
 
 	// What the clients share, see [Limits].
 	connections, calls, refreshes, bytes *pool
+	connecting                           *pace
+	// readers are *bufio.Reader of one message. Clients that come and go often would
+	// otherwise make much garbage.
+	readers sync.Pool
 }
 
 // New makes a Server; nothing happens before Run, but that clients may connect and
@@ -84,10 +90,13 @@ func New(o Options) (*Server, error) {
 		contract:    known,
 		published:   &publisher{agent: o.Agent, limit: o.Limits.Bytes / 8},
 		connections: newPool(o.Limits.Connections),
+		connecting:  newPace(o.Limits.ConnectionsPerSecond),
 		calls:       newPool(o.Limits.Calls),
 		refreshes:   newPool(o.Limits.Refreshes),
 		bytes:       newPool(o.Limits.Bytes),
 	}
+	// One message and its NUL, and all that is read ahead.
+	s.readers.New = func() any { return bufio.NewReaderSize(nil, o.Limits.Message+1) }
 	d := &dispatcher{VarlinkInterface: orgec2netdnetwork.VarlinkNew(&network{s}), options: &s.options}
 	if err := errors.Join(service.RegisterInterface(d), service.RegisterInterface(&metricsInterface{&s.options})); err != nil {
 		return nil, fmt.Errorf("making the Varlink server: %w", err)
@@ -145,6 +154,10 @@ func (s *Server) accept(ctx context.Context, listener net.Listener) error {
 			continue
 		}
 		pause = 5 * time.Millisecond
+		// While there is always one more connection this loop never waits, and would run
+		// for 10 ms each time that it gets the daemon's one processor. A Refresh of root,
+		// which waits for many answers of the metadata service, then took seconds.
+		runtime.Gosched()
 		// A client that is refused is so at once and here: the queue of those that wait to
 		// be accepted, which root has to pass too, empties faster than it can be filled.
 		c, err := s.newConnection(nc.(*net.UnixConn))
@@ -168,6 +181,9 @@ func (s *Server) accept(ctx context.Context, listener net.Listener) error {
 // admit counts a connection in, or tells its client that it has too many.
 func (s *Server) admit(c *connection) error {
 	uid := c.peer.UID
+	if !s.connecting.allow(uid, time.Now()) {
+		return c.turnAway(fmt.Sprintf("UID %d has made too many connections in one second: wait, or use one for several calls", uid))
+	}
 	if !s.connections.take(uid, 1) {
 		return c.turnAway(fmt.Sprintf("too many connections of UID %d, or of users like it: close some of them", uid))
 	}
