@@ -74,8 +74,20 @@ func (c *ctl) call(ctx context.Context, timeout time.Duration, method string, in
 // socket is the path of the socket of ec2netd.
 func (c *ctl) socket() string { return strings.TrimPrefix(c.address, "unix:") }
 
+// connect connects to ec2netd. It waits while the queue of those that do is full, as it
+// is while somebody connects all the time (J1).
 func (c *ctl) connect(ctx context.Context) (*varlink.Connection, error) {
-	return varlink.NewConnection(ctx, "unix:"+c.socket())
+	for {
+		conn, err := varlink.NewConnection(ctx, "unix:"+c.socket())
+		if !errors.Is(err, syscall.EAGAIN) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // noAnswer is the error of a daemon that is there and says nothing.
