@@ -422,6 +422,9 @@ PATTERN is matched against the key, the path below meta-data/, as a shell would;
   vpclab fault '**' --status 503
   vpclab fault 'network/interfaces/macs/*/local-ipv4s' --effect hang
   vpclab fault token --effect reset --count 3
+  vpclab fault token --status 403        (the service is switched off; see --revoke-tokens)
+  vpclab fault 'network/**' --effect endless
+  vpclab fault 'network/interfaces/macs/*' --effect unknown
   vpclab fault 'network/interfaces/macs/**' --effect delay --delay 2s
   vpclab fault --clear
   vpclab fault --override network/interfaces/macs/02:…/device-number=x

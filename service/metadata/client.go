@@ -34,8 +34,6 @@ const (
 	// requestTimeout bounds one request on one path. The service answers in a few
 	// milliseconds.
 	requestTimeout = 2 * time.Second
-	// maxBody bounds an answer: 4096 lines of the longest value are less.
-	maxBody = 256 << 10
 	// deadTime is how long a path that gave no answer is tried after all others.
 	deadTime = 5 * time.Minute
 	// probeTime is how long what the routing tables say holds.
@@ -109,7 +107,7 @@ func NewClient(options Options) *Client {
 	if options.Timeout == 0 {
 		options.Timeout = requestTimeout
 	}
-	t := &transport{byLink: make(map[linkKey]*http.Transport), agent: options.UserAgent, dial: options.Dial}
+	t := &transport{idle: make(map[connKey][]*conn), agent: options.UserAgent, dial: options.Dial}
 	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1), dead: make(map[Path]time.Time)}
 	c.imdsd.busy = make(chan struct{}, 1)
 	c.prohibited = prohibited
@@ -202,6 +200,11 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 			c.alive(path)
 			return body, path, nil
 		}
+		if KindOf(err) == Disabled && path.Endpoint == EndpointIPv6 && failure != nil {
+			// It has a switch of its own, which is off by default: how the other endpoint
+			// fails says more.
+			continue
+		}
 		// Why the way that is left fails says more than that the other is closed.
 		direct := path.Socket == ""
 		closed := (direct && viaImdsd && locked(err)) || (!direct && absent(err))
@@ -215,6 +218,12 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 		case Timeout:
 			silent++
 		case Unreachable, Reset:
+		case Disabled:
+			c.alive(path)
+			if path.Endpoint == EndpointIPv6 {
+				continue // as above, where the other comes later
+			}
+			return "", path, err
 		case ServerError:
 			// Over another link systemd-imdsd may have more luck.
 			if path.Socket != "" && i+1 < len(paths) && paths[i+1].Socket != "" {
@@ -328,36 +337,36 @@ func (c *Client) getOver(ctx context.Context, path Path, key string) (body strin
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	trace := trace{path: path}
-	out, err := c.ask(ctx, &trace, key)
-	if err != nil && trace.key == http.StatusUnauthorized {
-		trace.token, trace.key, trace.err = 0, 0, nil
-		out, err = c.ask(ctx, &trace, key)
+	err = c.ask(ctx, &trace, key)
+	if err != nil && refused(trace.key) && trace.token == 0 {
+		// It may be the token of an earlier read that is refused, or the service was
+		// switched off meanwhile: a new one tells (D12).
+		trace.key, trace.err = 0, nil
+		err = c.ask(ctx, &trace, key)
 	}
 	if err != nil {
 		return "", trace.asked, classify(key, path, &trace, err)
 	}
-	defer out.Content.Close()
-	text, err := io.ReadAll(io.LimitReader(out.Content, maxBody+1))
-	if err != nil {
-		return "", trace.asked, classify(key, path, &trace, err)
-	}
-	if len(text) > maxBody {
-		return "", true, &Error{Key: key, Kind: Malformed, Status: http.StatusOK, Err: fmt.Errorf("the answer is longer than %d bytes", maxBody)}
-	}
-	return string(text), true, nil
+	return trace.body, true, nil
+}
+
+// refused reports whether a status may be due to the token.
+func refused(status int) bool {
+	return status == http.StatusUnauthorized || status == http.StatusForbidden
 }
 
 // ask has the SDK read a key, and fetch a token first where that is needed. A token
 // that was refused, or that is none, is given up: the SDK would keep it
-// for its life (D1).
-func (c *Client) ask(ctx context.Context, trace *trace, key string) (*imds.GetMetadataOutput, error) {
+// for its life (D1). One that the service has just given is kept where it forbids the
+// key.
+func (c *Client) ask(ctx context.Context, trace *trace, key string) error {
 	trace.session = c.session.Load()
 	if !trace.session.usable() {
 		trace.atToken = true
 		select {
 		case c.renewing <- struct{}{}:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 		// Whoever waits goes on as soon as there is one: the key may hang.
 		trace.renewed = sync.OnceFunc(func() { <-c.renewing })
@@ -366,15 +375,16 @@ func (c *Client) ask(ctx context.Context, trace *trace, key string) (*imds.GetMe
 			trace.renewed()
 		}
 	}
-	out, err := trace.session.sdk.GetMetadata(context.WithValue(ctx, traceKey{}, trace), &imds.GetMetadataInput{Path: key})
+	_, err := trace.session.sdk.GetMetadata(context.WithValue(ctx, traceKey{}, trace), &imds.GetMetadataInput{Path: key})
 	if err != nil && trace.err == nil {
 		trace.err = ctx.Err() // the SDK hides it where it fetches a token
 	}
 	busy := trace.key == http.StatusTooManyRequests || trace.key >= http.StatusInternalServerError
-	if err != nil && (trace.key == http.StatusUnauthorized || (!trace.session.got.Load() && !busy)) {
+	stale := trace.key == http.StatusUnauthorized || (trace.key == http.StatusForbidden && trace.token == 0)
+	if err != nil && (stale || (!trace.session.got.Load() && !busy)) {
 		c.session.CompareAndSwap(trace.session, newSession(c.transport))
 	}
-	return out, err
+	return err
 }
 
 // classify turns a failure of the SDK into an Error. The SDK hides why a token was
@@ -385,12 +395,11 @@ func classify(key string, path Path, trace *trace, err error) error {
 		e.Key, e.Status = "token", trace.token
 	}
 	if e.Status != 0 && e.Status != http.StatusOK {
-		e.Kind = kindOfStatus(e.Status)
-		if trace.atToken && e.Kind == NotFound {
-			// It says nothing of the key (D3).
-			e.Kind = ServerError
-		}
+		e.Kind = kindOfStatus(e.Status, trace.atToken)
 		e.Err = fmt.Errorf("%s answered %d %s", path, e.Status, http.StatusText(e.Status))
+		if e.Kind == Disabled {
+			e.Err = fmt.Errorf("%w: %s", e.Err, enable(path))
+		}
 		if e.Status == http.StatusUnauthorized && !trace.atToken {
 			e.Err = fmt.Errorf("%w to a token that it had just given", e.Err)
 		}
@@ -413,6 +422,9 @@ func classify(key string, path Path, trace *trace, err error) error {
 	case Reset:
 		e.Err = fmt.Errorf("%s ended the connection within the answer: %w", path, cause)
 		return e
+	case Malformed:
+		e.Err = fmt.Errorf("%s: %w", path, cause)
+		return e
 	}
 	e.Err = fmt.Errorf("%s: %w", path, cause)
 	if errors.Is(cause, syscall.EACCES) {
@@ -425,7 +437,10 @@ func classify(key string, path Path, trace *trace, err error) error {
 func kindOfCause(cause error) Kind {
 	var canceled *smithy.CanceledError
 	var network net.Error
+	var protocol *protocolError
 	switch {
+	case errors.As(cause, &protocol):
+		return Malformed
 	case errors.Is(cause, context.DeadlineExceeded), errors.Is(cause, os.ErrDeadlineExceeded),
 		errors.As(cause, &canceled), errors.As(cause, &network) && network.Timeout():
 		return Timeout
@@ -435,16 +450,34 @@ func kindOfCause(cause error) Kind {
 	return Unreachable
 }
 
-func kindOfStatus(status int) Kind {
-	switch status {
-	case http.StatusNotFound:
+// kindOfStatus is the kind of an answer that is not 200, to the request for a token or for
+// a key.
+func kindOfStatus(status int, token bool) Kind {
+	switch {
+	case token && status == http.StatusForbidden:
+		return Disabled
+	case token && status == http.StatusNotFound:
+		return ServerError // it says nothing of the key (D3)
+	case status == http.StatusNotFound:
 		return NotFound
-	case http.StatusUnauthorized, http.StatusForbidden:
+	case refused(status):
 		return Denied
-	case http.StatusTooManyRequests:
+	case status == http.StatusTooManyRequests:
 		return Throttled
 	}
 	return ServerError
+}
+
+// enable says what a 403 for a token means and what to do: EC2 gives it where the service
+// is switched off for the instance (AWS: "the request is not allowed or the IMDS is turned
+// off", of which the first is for proxies, and this client passes none).
+func enable(path Path) string {
+	const command = "aws ec2 modify-instance-metadata-options --instance-id INSTANCE-ID --http-endpoint enabled"
+	option := ""
+	if path.Endpoint == EndpointIPv6 {
+		option = " --http-protocol-ipv6 enabled" // it has a switch of its own
+	}
+	return "the metadata service is switched off for this instance; switch it on with: " + command + option
 }
 
 // trace goes with a read's context: the path that it shall take, and what the
@@ -457,7 +490,9 @@ type trace struct {
 	atToken bool
 	// asked: a request was sent.
 	asked bool
-	err   error
+	// body is what the key holds.
+	body string
+	err  error
 	// session whose token is used.
 	session *session
 	// renewed lets others use it; nil for a request that fetches none.
@@ -470,7 +505,7 @@ type traceKey struct{}
 type counters struct {
 	sent, failed atomic.Uint64
 	// results has what went well first, and then each Kind.
-	results [Malformed + 2]atomic.Uint64
+	results [Disabled + 2]atomic.Uint64
 	// took is in nanoseconds.
 	took atomic.Int64
 }

@@ -20,19 +20,22 @@ const (
 	Reset
 	// NotFound: 404. Of a key that may be absent it is an answer, not a failure.
 	NotFound
-	// Denied: 401 or 403, a token refused.
+	// Denied: 401 or 403 for a key, to a token that a running service has given; or 401 for
+	// a token.
 	Denied
 	// Throttled: 429.
 	Throttled
 	// ServerError: 5xx, and every other status.
 	ServerError
-	// Malformed: an answer that is not what the key holds.
+	// Malformed: an answer that is not what the key holds, is too long or no HTTP.
 	Malformed
+	// Disabled: 403 for a token. The service is switched off for the instance (D12).
+	Disabled
 )
 
 // Kinds returns all of them.
 func Kinds() []Kind {
-	return []Kind{Unreachable, Timeout, Reset, NotFound, Denied, Throttled, ServerError, Malformed}
+	return []Kind{Unreachable, Timeout, Reset, NotFound, Denied, Throttled, ServerError, Malformed, Disabled}
 }
 
 // String names the kind as it is counted and logged.
@@ -54,6 +57,8 @@ func (k Kind) String() string {
 		return "server-error"
 	case Malformed:
 		return "malformed"
+	case Disabled:
+		return "disabled"
 	}
 	return "unknown"
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -42,7 +43,7 @@ func (d *imdsd) get(ctx context.Context, path Path, key string) (string, error) 
 	case <-ctx.Done():
 		return "", &Error{Key: key, Kind: Timeout, Err: fmt.Errorf("%s did not answer in time", path)}
 	}
-	conn, err := varlink.NewConnection(ctx, "unix:"+path.Socket)
+	conn, err := varlink.NewConnectionWithDialer(ctx, "unix:"+path.Socket, boundedDialer{})
 	if err != nil {
 		return "", &Error{Key: key, Kind: Unreachable, Err: fmt.Errorf("%s: %w", path, err)}
 	}
@@ -62,8 +63,8 @@ func (d *imdsd) get(ctx context.Context, path Path, key string) (string, error) 
 		return "", classifyImdsd(ctx, key, path, err)
 	}
 	body, err := base64.StdEncoding.DecodeString(out.Data)
-	if err == nil && len(body) > maxBody {
-		err = fmt.Errorf("the answer is longer than %d bytes", maxBody)
+	if err == nil && len(body) > maxValue {
+		err = tooLong("the answer is", maxValue)
 	}
 	if err != nil {
 		return "", &Error{Key: key, Kind: Malformed, Status: http.StatusOK, Err: fmt.Errorf("%s: %w", path, err)}
@@ -71,14 +72,52 @@ func (d *imdsd) get(ctx context.Context, path Path, key string) (string, error) 
 	return string(body), nil
 }
 
+// maxReply is how long a reply of systemd-imdsd may be: the longest value in base64, and the
+// JSON around it.
+const maxReply = (maxValue+2)/3*4 + 4<<10
+
+// boundedDialer makes connections that end where a reply is too long: the Varlink library
+// reads up to a NUL, however long that takes (D13).
+type boundedDialer struct{}
+
+// DialContext implements varlink.ContextDialer.
+func (boundedDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	raw, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &boundedConn{Conn: raw, left: maxReply}, nil
+}
+
+// boundedConn is a connection that so many bytes can be read from. It is none that takes file
+// descriptors.
+type boundedConn struct {
+	net.Conn
+	left int
+}
+
+func (c *boundedConn) Read(p []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, tooLong("the reply is", maxReply)
+	}
+	n, err := c.Conn.Read(p[:min(len(p), c.left)])
+	c.left -= n
+	return n, err
+}
+
 // classifyImdsd turns a failed call into an Error.
 func classifyImdsd(ctx context.Context, key string, path Path, err error) error {
 	e := &Error{Key: key, Kind: ServerError}
 	var answer *varlink.Error
 	if !errors.As(err, &answer) {
-		e.Kind, e.Err = Reset, fmt.Errorf("%s: %w", path, err)
-		if ctx.Err() != nil {
+		e.Kind, e.Err = kindOfCause(err), fmt.Errorf("%s: %s", path, clip(err.Error()))
+		switch {
+		case ctx.Err() != nil:
 			e.Kind, e.Err = Timeout, fmt.Errorf("%s did not answer in time", path)
+		case e.Kind == Unreachable:
+			// There was a connection, so it is the reply: no JSON, or an error of the
+			// Varlink interface itself.
+			e.Kind = Malformed
 		}
 		return e
 	}
@@ -93,7 +132,7 @@ func classifyImdsd(ctx context.Context, key string, path Path, err error) error 
 	case "org.varlink.service.PermissionDenied", "io.systemd.InteractiveAuthenticationRequired":
 		e.Kind = Denied
 	}
-	e.Err = fmt.Errorf("%s answered %s", path, answer.Name)
+	e.Err = fmt.Errorf("%s answered %s", path, clip(answer.Name))
 	// An error of the system says which in its parameters.
 	if raw, ok := answer.Parameters.(*json.RawMessage); ok && raw != nil {
 		var of struct {

@@ -3,7 +3,6 @@ package metadata
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -18,19 +17,30 @@ import (
 // transport sends each request over the path in its context. It never uses a proxy
 // (D1): link-local addresses are not reachable through one, and a token must not
 // pass one.
+//
+// It takes the place of net/http's Transport, which reads as much as a service sends. That
+// one also takes surplus bytes after an answer for the answer to the next request,
+// and waits for the end of what follows a 101 without a deadline. Here an answer has been
+// read, within the limits of D13, before anybody sees it.
 type transport struct {
 	counters
 	agent string
 	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 
-	mu     sync.Mutex
-	byLink map[linkKey]*http.Transport
+	mu   sync.Mutex
+	idle map[connKey][]*conn
 }
 
-// idleTime is how long a connection is kept that no request uses: until the next look at
-// the same ENI, which by default comes within 15 s. Without it an idle daemon took a third
-// more CPU time.
-const idleTime = 20 * time.Second
+const (
+	// idleTime is how long a connection is kept that no request uses: until the next look at
+	// the same ENI, which by default comes within 15 s. Without it an idle daemon took a third
+	// more CPU time.
+	idleTime = 20 * time.Second
+	// maxIdle is how many connections of one kind are kept.
+	maxIdle = 4
+	// dialTimeout bounds the time for a connection.
+	dialTimeout = time.Second
+)
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
@@ -64,32 +74,44 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	seen.asked = true
 	t.sent.Add(1)
 	began := time.Now()
-	response, err := t.over(seen.path).RoundTrip(request)
+	a, err := t.exchange(request, seen.path, seen.limit())
+	t.ended(began, seen.take(a, err))
 	if err != nil {
-		seen.err = err
 		t.failed.Add(1)
-		t.ended(began, &Error{Kind: kindOfCause(err), Err: err})
 		return nil, err
 	}
-	if response.StatusCode >= 400 && response.StatusCode != http.StatusNotFound {
+	if a.status != http.StatusOK && a.status != http.StatusNotFound {
 		t.failed.Add(1)
 	}
-	if seen.atToken {
-		seen.token = response.StatusCode
-		life, _ := strconv.Atoi(response.Header.Get(tokenLifeHeader)) // without it the SDK takes no token
-		seen.session.expires.Store(time.Now().Add(time.Duration(life) * time.Second).UnixNano())
-		seen.session.got.Store(false)
-	} else {
-		seen.key = response.StatusCode
+	return a.response(request, seen.atToken)
+}
+
+// limit is how long the body of the answer may be (D13).
+func (s *trace) limit() int {
+	if s.atToken {
+		return maxToken
 	}
-	made := &body{ReadCloser: response.Body, trace: seen}
-	if response.StatusCode < 400 {
-		made.ended = func(err error) { t.ended(began, err) }
+	return maxValue
+}
+
+// take records how a request ended, and returns it as an error for the counters.
+func (s *trace) take(a answer, err error) error {
+	if s.atToken {
+		s.token = a.status
+		life, _ := strconv.Atoi(a.header.Get(tokenLifeHeader)) // without it the SDK takes no token
+		s.session.expires.Store(time.Now().Add(time.Duration(life) * time.Second).UnixNano())
+		s.session.got.Store(false)
 	} else {
-		t.ended(began, &Error{Kind: kindOfStatus(response.StatusCode)})
+		s.key, s.body = a.status, a.body
 	}
-	response.Body = made
-	return response, nil
+	if err != nil {
+		s.err = err
+		return &Error{Kind: kindOfCause(err), Err: err}
+	}
+	if a.status != http.StatusOK {
+		return &Error{Kind: kindOfStatus(a.status, s.atToken)}
+	}
+	return nil
 }
 
 // Headers of IMDSv2.
@@ -101,81 +123,120 @@ const (
 // errToken: what the service gave as a token can be none. It is not sent.
 var errToken = errors.New("the answer is not a token")
 
-// validToken tells whether a text can be a token: one word of printable ASCII. EC2's
+// validToken reports whether a text can be a token: one word of printable ASCII. EC2's
 // have 56 characters.
 func validToken(text string) bool {
-	return text != "" && len(text) <= 1024 && !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' })
+	return text != "" && len(text) <= maxToken && !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
-// body records why reading an answer failed.
-type body struct {
-	io.ReadCloser
-	trace *trace
-	// ended is told once how the answer ended; nil if that is of no interest any more.
-	ended func(error)
+// connKey tells connections apart: links, those that had the same name one after the other
+// too, and where a connection leads.
+type connKey struct {
+	device  string
+	index   int
+	address string
 }
 
-func (b *body) end(err error) {
-	if b.ended != nil {
-		b.ended(err)
-		b.ended = nil
+// exchange sends a request over a path and reads the answer, over a connection of an
+// earlier request if there is one. The service may have closed that one: then another is
+// used, so that a request fails only over a connection that was made for it.
+func (t *transport) exchange(request *http.Request, path Path, limit int) (answer, error) {
+	address := request.URL.Host
+	if request.URL.Port() == "" {
+		address = net.JoinHostPort(request.URL.Hostname(), "80")
+	}
+	key := connKey{path.Device, path.Index, address}
+	for {
+		c := t.reuse(key)
+		reused := c != nil
+		if !reused {
+			raw, err := t.connect(request.Context(), path, address)
+			if err != nil {
+				return answer{}, err
+			}
+			c = newConn(raw)
+		}
+		a, keep, err := c.exchange(request, limit)
+		if keep {
+			t.keep(key, c)
+		} else {
+			_ = c.Close() // it is of no use, whatever it says
+		}
+		if err != nil && reused && !c.heard && request.Context().Err() == nil {
+			continue
+		}
+		return a, err
 	}
 }
 
-// Close implements io.Closer.
-func (b *body) Close() error {
-	b.end(nil)
-	return b.ReadCloser.Close()
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	switch {
-	case errors.Is(err, io.EOF):
-		b.end(nil)
-	case err != nil:
-		b.trace.err = err
-		b.end(&Error{Kind: kindOfCause(err), Err: err})
+// reuse returns a connection of an earlier request, nil if there is none.
+func (t *transport) reuse(key connKey) *conn {
+	for {
+		t.mu.Lock()
+		all := t.idle[key]
+		if len(all) == 0 {
+			t.mu.Unlock()
+			return nil
+		}
+		c := all[len(all)-1]
+		t.forget(key, c)
+		t.mu.Unlock()
+		if c.pending() == nothing {
+			return c
+		}
+		_ = c.Close() // it has ended, or what it has is no answer of ours
 	}
-	return n, err
 }
 
-// linkKey tells links apart, those that had the same name one after the other too.
-type linkKey struct {
-	name  string
-	index int
-}
-
-func (t *transport) over(path Path) *http.Transport {
+// keep keeps a connection for the next request.
+func (t *transport) keep(key connKey, c *conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	key, name := linkKey{path.Device, path.Index}, path.Device
-	if known, ok := t.byLink[key]; ok {
-		return known
+	if len(t.idle[key]) >= maxIdle {
+		_ = c.Close() // there are enough
+		return
 	}
-	dialer := &net.Dialer{Timeout: time.Second, KeepAlive: -1}
-	if name != "" {
+	c.expiry = time.AfterFunc(idleTime, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.forget(key, c) {
+			_ = c.Close() // nobody uses it
+		}
+	})
+	t.idle[key] = append(t.idle[key], c)
+}
+
+// forget takes a connection out of those that are kept, and reports whether it was one.
+// t.mu is held.
+func (t *transport) forget(key connKey, c *conn) bool {
+	for i, kept := range t.idle[key] {
+		if kept != c {
+			continue
+		}
+		c.expiry.Stop()
+		t.idle[key] = append(t.idle[key][:i:i], t.idle[key][i+1:]...)
+		if len(t.idle[key]) == 0 {
+			delete(t.idle, key)
+		}
+		return true
+	}
+	return false
+}
+
+// connect makes a connection over a path.
+func (t *transport) connect(ctx context.Context, path Path, address string) (net.Conn, error) {
+	if t.dial != nil {
+		return t.dial(context.WithValue(ctx, dialKey{}, path), "tcp", address)
+	}
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: -1}
+	if path.Device != "" {
 		dialer.Control = func(_, _ string, raw syscall.RawConn) error {
 			var bound error
-			err := raw.Control(func(fd uintptr) { bound = unix.BindToDevice(int(fd), name) })
+			err := raw.Control(func(fd uintptr) { bound = unix.BindToDevice(int(fd), path.Device) })
 			return errors.Join(err, bound)
 		}
 	}
-	made := &http.Transport{
-		Proxy:                 nil,
-		DialContext:           dialer.DialContext,
-		DisableCompression:    true,
-		MaxIdleConnsPerHost:   4,
-		IdleConnTimeout:       idleTime,
-		ResponseHeaderTimeout: requestTimeout,
-	}
-	if t.dial != nil {
-		made.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-			return t.dial(context.WithValue(ctx, dialKey{}, path), network, address)
-		}
-	}
-	t.byLink[key] = made
-	return made
+	return dialer.DialContext(ctx, "tcp", address)
 }
 
 type dialKey struct{}
@@ -187,13 +248,15 @@ func DialedPath(ctx context.Context) Path {
 	return path
 }
 
-// closeIdle closes idle connections and forgets devices, so that those that went
-// away leave nothing behind.
+// closeIdle closes idle connections, so that devices that went away leave nothing behind.
 func (t *transport) closeIdle() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for key, known := range t.byLink {
-		known.CloseIdleConnections()
-		delete(t.byLink, key)
+	for _, all := range t.idle {
+		for _, c := range all {
+			c.expiry.Stop()
+			_ = c.Close() // nobody uses it
+		}
 	}
+	clear(t.idle)
 }

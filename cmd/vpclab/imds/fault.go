@@ -26,11 +26,23 @@ const (
 	Family   Effect = "family"   // 200 with the value in the other IP family
 	Inject   Effect = "inject"   // 200 with lines of a unit file after the value
 	Huge     Effect = "huge"     // 200 with 1 MiB of lines
+	Endless  Effect = "endless"  // 200 with lines and lines, as fast as they are read
+	Header   Effect = "header"   // 200 with 1 MiB of headers
+	Drip     Effect = "drip"     // 200 with a byte now and then
+	Interim  Effect = "interim"  // answers of status 103, one after the other
+	Surplus  Effect = "surplus"  // 200 with another answer after the end of the first
+	Redirect Effect = "redirect" // 302 to another host
+	Partial  Effect = "partial"  // 206 with half of the value
+	Upgrade  Effect = "upgrade"  // 101, and then silence
+	Unknown  Effect = "unknown"  // 200 with names that nobody knows around the lines: for listings
 )
 
 // Effects lists all effects.
 func Effects() []Effect {
-	return []Effect{Delay, Status, Hang, Reset, Empty, Truncate, HTML, Body, Family, Inject, Huge}
+	return []Effect{
+		Delay, Status, Hang, Reset, Empty, Truncate, HTML, Body, Family, Inject, Huge,
+		Endless, Header, Drip, Interim, Surplus, Redirect, Partial, Upgrade, Unknown,
+	}
 }
 
 // Failures are all the ways in which the answer to one request fails, by name: faults
@@ -39,6 +51,8 @@ func Failures() map[string]Fault {
 	failures := map[string]Fault{
 		"hang": {Effect: Hang}, "reset": {Effect: Reset}, "empty": {Effect: Empty}, "truncated": {Effect: Truncate},
 		"HTML": {Effect: HTML}, "wrong family": {Effect: Family}, "injected": {Effect: Inject}, "1 MiB": {Effect: Huge},
+		"endless": {Effect: Endless}, "header": {Effect: Header}, "drip": {Effect: Drip}, "interim": {Effect: Interim},
+		"surplus": {Effect: Surplus}, "redirect": {Effect: Redirect}, "partial": {Effect: Partial}, "upgrade": {Effect: Upgrade},
 	}
 	for _, status := range []int{401, 403, 404, 429, 500, 503} {
 		failures[strconv.Itoa(status)] = Fault{Effect: Status, Status: status}
@@ -46,8 +60,19 @@ func Failures() map[string]Fault {
 	return failures
 }
 
-// hugeSize is the least size of a body of the effect Huge.
+// hugeSize is the least size of a body of the effect Huge, and of the headers of Header.
 const hugeSize = 1 << 20
+
+// dripTime is the time between two bytes of the effect Drip, and dripBytes how many more it
+// announces than the value has.
+const (
+	dripTime  = 100 * time.Millisecond
+	dripBytes = 500
+)
+
+// UnknownNames are those that the effect Unknown puts around the lines of a listing: kinds of key
+// that EC2 may have one day.
+var UnknownNames = []string{"Future_Key.v2", "new-directory/", "x", "odd name", "lni-0123456789abcdef0/", strings.Repeat("long", 50)}
 
 // altered is the body that an effect makes of the true one.
 func (f Fault) altered(body string) string {
@@ -60,6 +85,9 @@ func (f Fault) altered(body string) string {
 		return otherFamily(body)
 	case Inject:
 		return body + "\n[Match]\nName=*"
+	case Unknown:
+		half := len(UnknownNames) / 2
+		return strings.Join(UnknownNames[:half], "\n") + "\n" + body + "\n" + strings.Join(UnknownNames[half:], "\n")
 	case Huge:
 		line := body + "\n"
 		return strings.Repeat(line, hugeSize/len(line)+1)
@@ -135,7 +163,8 @@ func (f Fault) Check() error {
 		if f.Delay <= 0 {
 			return fmt.Errorf("fault on %s: effect delay without a delay", f.Pattern)
 		}
-	case Hang, Reset, Empty, Truncate, HTML, Body, Family, Inject, Huge:
+	case Hang, Reset, Empty, Truncate, HTML, Body, Family, Inject, Huge,
+		Endless, Header, Drip, Interim, Surplus, Redirect, Partial, Upgrade, Unknown:
 	default:
 		return fmt.Errorf("fault on %s: unknown effect %q, want one of %v", f.Pattern, f.Effect, Effects())
 	}

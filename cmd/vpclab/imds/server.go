@@ -302,46 +302,126 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		write(w, a)
 		return
 	}
+	s.fail(w, r, fault, key, entry)
+}
+
+// fail answers a request as a fault has it.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, fault Fault, key string, entry *Request) {
 	switch fault.Effect {
 	case Status:
 		s.note(entry, "", "", fault.Status)
 		write(w, answer{status: fault.Status})
+		return
 	case Hang:
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)
 	case Reset:
 		reset(w)
-	case Empty, HTML, Body, Family, Inject, Huge:
-		// A token has its header all the same: nothing but its text is wrong.
-		a := s.answer(r, key, entry)
+		return
+	}
+	// A token has its header all the same: nothing but what the effect says is wrong.
+	a := s.answer(r, key, entry)
+	switch fault.Effect {
+	case Interim:
+		hijacked(w, func(conn net.Conn) {
+			for err := error(nil); err == nil; {
+				_, err = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n")
+			}
+		})
+		return
+	case Upgrade:
+		s.note(entry, "", "", http.StatusSwitchingProtocols)
+		hijacked(w, func(conn net.Conn) {
+			send(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+			_, _ = io.Copy(io.Discard, conn) // until the client has had enough
+		})
+		return
+	case Redirect:
+		s.note(entry, "", "", http.StatusFound)
+		w.Header().Set("Location", "http://192.0.2.1/latest/meta-data/")
+		w.WriteHeader(http.StatusFound)
+		return
+	}
+	s.note(entry, "", "", a.status)
+	switch fault.Effect {
+	case Empty, HTML, Body, Family, Inject, Huge, Unknown:
 		a.status, a.body = http.StatusOK, fault.altered(a.body)
 		s.note(entry, "", "", a.status)
 		if fault.Effect == HTML {
 			w.Header().Set("Content-Type", "text/html")
 		}
 		write(w, a)
-	case Truncate:
-		a := s.answer(r, key, entry)
+	case Header:
+		w.Header().Set("X-Padding", strings.Repeat("x", hugeSize))
+		write(w, a)
+	case Partial:
+		a.status, a.body = http.StatusPartialContent, a.body[:len(a.body)/2]
 		s.note(entry, "", "", a.status)
+		write(w, a)
+	case Surplus:
+		hijacked(w, func(conn net.Conn) { send(conn, raw(a)+raw(answer{status: http.StatusOK, body: "0", ttl: a.ttl})) })
+	case Truncate:
 		w.Header().Set("Content-Type", "text/plain")
 		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)+1))
 		w.WriteHeader(a.status)
 		send(w, a.body[:len(a.body)/2])
 		_ = http.NewResponseController(w).Flush() // see send
 		panic(http.ErrAbortHandler)
+	case Endless:
+		if a.ttl > 0 {
+			w.Header().Set(ttlHeader, strconv.Itoa(a.ttl))
+		}
+		lines := strings.Repeat(a.body+"\n", 1+(32<<10)/(len(a.body)+1))
+		for err := error(nil); err == nil; {
+			_, err = io.WriteString(w, lines)
+		}
+	case Drip:
+		drip(w, r, a)
 	}
 }
 
-// reset closes the connection with a RST: SO_LINGER of 0 makes close do that.
-func reset(w http.ResponseWriter) {
+// drip sends a byte of an answer now and then.
+func drip(w http.ResponseWriter, r *http.Request, a answer) {
+	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)+dripBytes))
+	w.WriteHeader(a.status)
+	next := time.NewTicker(dripTime)
+	defer next.Stop()
+	for _, one := range a.body + strings.Repeat("\n", dripBytes) {
+		send(w, string(one))
+		if http.NewResponseController(w).Flush() != nil {
+			break // the client has gone
+		}
+		select {
+		case <-next.C:
+		case <-r.Context().Done():
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+// raw is an answer as it goes over the wire.
+func raw(a answer) string {
+	return fmt.Sprintf("HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%s: %d\r\n\r\n%s",
+		a.status, http.StatusText(a.status), len(a.body), ttlHeader, a.ttl, a.body)
+}
+
+// hijacked gives f the connection of a request, and closes it then.
+func hijacked(w http.ResponseWriter, f func(net.Conn)) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // it fails when the client was faster
-	}
-	conn.Close()
+	defer conn.Close()
+	f(conn)
+}
+
+// reset closes the connection with a RST: SO_LINGER of 0 makes close do that.
+func reset(w http.ResponseWriter) {
+	hijacked(w, func(conn net.Conn) {
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // it fails when the client was faster
+		}
+	})
 }
 
 func write(w http.ResponseWriter, a answer) {
