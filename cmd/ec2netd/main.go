@@ -219,7 +219,7 @@ func serve(ctx context.Context, control *journal.Log) error {
 	options := agent.Options{
 		Version:      versionText(),
 		Kernel:       observer,
-		Metadata:     metadata.NewClient(metadata.Options{UserAgent: "ec2netd/" + versionText()}),
+		Metadata:     metadata.NewClient(metadata.Options{UserAgent: "ec2netd/" + versionText(), Ignored: ignored(log)}),
 		Networkd:     bus,
 		Udev:         &udev.Udev{},
 		Store:        &store.Store{},
@@ -313,6 +313,13 @@ func notEC2(where config.Platform) string {
 		return ""
 	}
 	return platform.Read("/").NotEC2()
+}
+
+// ignored logs what the metadata lists and this version does not know.
+func ignored(log *slog.Logger) func(what, name string) {
+	return func(what, name string) {
+		log.Info("Ignoring what the metadata lists and this version does not know", "what", what, "name", name)
+	}
 }
 
 // used is the processor time that this process has used.

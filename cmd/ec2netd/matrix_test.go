@@ -54,6 +54,9 @@ func cellsOf(random *rand.Rand, keys []string) []cell {
 	var cells []cell
 	for _, failure := range slices.Sorted(maps.Keys(imds.Failures())) {
 		for _, key := range keys {
+			if key == "" && imds.Failures()[failure].Effect == imds.Inject {
+				continue // names that nobody knows in a listing are ignored (D13)
+			}
 			cells = append(cells, cell{key, failure})
 		}
 	}
@@ -129,7 +132,7 @@ func (f *faulted) explained(reason string) bool {
 		how = "not" // "does not list", "not complete yet"
 	case fault.Status != 0:
 		how = strconv.Itoa(fault.Status)
-	case fault.Effect == imds.Hang:
+	case fault.Effect == imds.Hang || fault.Effect == imds.Drip:
 		how = "did not answer in time"
 	case fault.Effect == imds.Reset || fault.Effect == imds.Truncate:
 		how = "ended the connection"

@@ -257,7 +257,8 @@ func setPrefixes(s *Section, value string) error {
 	return nil
 }
 
-var eniID = regexp.MustCompile(`^eni-([0-9a-f]{8}|[0-9a-f]{17})$`)
+// eniID is as package metadata takes it from the service.
+var eniID = regexp.MustCompile(`^eni-[0-9a-f]{1,64}$`)
 
 func parseENIID(text string) (string, error) {
 	if !eniID.MatchString(text) {

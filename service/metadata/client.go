@@ -75,6 +75,10 @@ type Options struct {
 	// Dial makes connections in place of the network, for a service in the same
 	// process; nil for the network. [DialedPath] tells it the path.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Ignored is told, once for each, of names in the listings of the service that this client does
+	// not know and therefore ignores: what it is, and the name, which is any printable text of a
+	// bounded length. Nil for not to care. Several goroutines may call it.
+	Ignored func(what, name string)
 }
 
 // Client reads keys. One token serves all paths: EC2 issues it for the instance,
@@ -88,6 +92,7 @@ type Client struct {
 	transport *transport
 	timeout   time.Duration
 	answered  atomic.Pointer[Path]
+	ignored   ignored
 
 	mu sync.Mutex
 	// dead are the paths that gave no answer, and since when.
@@ -109,6 +114,7 @@ func NewClient(options Options) *Client {
 	}
 	t := &transport{idle: make(map[connKey][]*conn), agent: options.UserAgent, dial: options.Dial}
 	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1), dead: make(map[Path]time.Time)}
+	c.ignored.told, c.ignored.to = make(map[string]bool), options.Ignored
 	c.imdsd.busy = make(chan struct{}, 1)
 	c.prohibited = prohibited
 	if options.Dial != nil {

@@ -31,7 +31,7 @@ var topKeys = []string{"mac", "instance-id", "instance-type", keyHostname}
 // error is that of the service as a whole.
 func (c *Client) ReadDump(ctx context.Context, paths []Path) (*Dump, error) {
 	d := &Dump{Keys: make(map[string]string), Errors: make(map[string]string)}
-	r := &reader{source: c, paths: c.order(paths)}
+	r := c.reader(paths)
 	take := func(key string) error {
 		err := r.read(ctx, key, func(body string) error { d.Keys[key] = body; return nil })
 		switch {
@@ -54,14 +54,9 @@ func (c *Client) ReadDump(ctx context.Context, paths []Path) (*Dump, error) {
 	}
 	var listed []string
 	if err := r.read(ctx, macs, func(body string) error {
-		all, err := lines(body)
-		for _, line := range all {
-			mac, err := ParseMAC(strings.TrimSuffix(line, "/"))
-			if err != nil {
-				return err
-			}
-			listed = append(listed, mac)
-		}
+		found, unknown, err := parseMACs(body)
+		listed = found
+		r.ignore("interface", unknown)
 		return err
 	}); err != nil {
 		return nil, err
@@ -70,13 +65,8 @@ func (c *Client) ReadDump(ctx context.Context, paths []Path) (*Dump, error) {
 		dir := macs + mac + "/"
 		var exists map[string]bool
 		err := r.read(ctx, dir, func(body string) (err error) {
-			exists, err = parseKeys(body)
-			// parseKeys takes the slash off.
-			for line := range strings.Lines(body) {
-				if name, ok := strings.CutSuffix(strings.TrimSuffix(line, "\n"), "/"); ok {
-					delete(exists, name)
-				}
-			}
+			exists, err = r.keys(body)
+			maps.DeleteFunc(exists, func(name string, _ bool) bool { return strings.HasSuffix(name, "/") })
 			return err
 		})
 		switch {

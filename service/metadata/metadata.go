@@ -118,14 +118,19 @@ func (e *ENI) Check() error {
 	}{
 		{texts(e.IPv4), func(s string) error { _, err := parseAddresses(s, true); return err }},
 		{texts(e.IPv6), func(s string) error { _, err := parseAddresses(s, false); return err }},
-		{texts(slices.Concat(e.IPv4Prefixes, e.IPv4Subnets)), func(s string) error { _, err := parsePrefixes(s, true); return err }},
-		{texts(slices.Concat(e.IPv6Prefixes, e.IPv6Subnets)), func(s string) error { _, err := parsePrefixes(s, false); return err }},
+		{texts(e.IPv4Prefixes), func(s string) error { _, err := parseDelegated(s, true); return err }},
+		{texts(e.IPv6Prefixes), func(s string) error { _, err := parseDelegated(s, false); return err }},
+		{texts(e.IPv4Subnets), func(s string) error { _, err := parseSubnets(s, true); return err }},
+		{texts(e.IPv6Subnets), func(s string) error { _, err := parseSubnets(s, false); return err }},
 	} {
 		for _, value := range check.values {
 			if err := check.parse(value); err != nil {
 				return fmt.Errorf("%s: %w", e.ID, err)
 			}
 		}
+	}
+	if _, err := e.misplaced(); err != nil {
+		return fmt.Errorf("%s: %w", e.ID, err)
 	}
 	return nil
 }

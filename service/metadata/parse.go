@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Limits that no honest answer comes near. An instance has at most a few dozen
@@ -18,11 +19,12 @@ const (
 	maxNumber = 99
 )
 
-// The shapes of identifiers: a prefix and 8 (old) or 17 hexadecimal digits.
+// The shapes of identifiers: a prefix and hexadecimal digits. They have been 8 and are 17,
+// and may become more; an ENI ID is an alternative name too, which has 127 characters at
+// most (ALTIFNAMSIZ), and part of a unit's name.
 var (
-	eniID      = regexp.MustCompile(`^eni-([0-9a-f]{8}|[0-9a-f]{17})$`)
-	instanceID = regexp.MustCompile(`^i-([0-9a-f]{8}|[0-9a-f]{17})$`)
-	keyName    = regexp.MustCompile(`^[a-z0-9-]{1,64}/?$`)
+	eniID      = regexp.MustCompile(`^eni-[0-9a-f]{1,64}$`)
+	instanceID = regexp.MustCompile(`^i-[0-9a-f]{1,64}$`)
 )
 
 // lines splits a body into its lines. Only a newline ends a line, and only one at
@@ -68,20 +70,49 @@ func parseMAC(body string) (string, error) {
 	return ParseMAC(line)
 }
 
-// parseKeys reads the listing of an ENI's directory: which keys exist.
-func parseKeys(body string) (map[string]bool, error) {
+// parseKeys reads the listing of an ENI's directory: which of the keys exist that EC2 is known
+// to have, and what else is listed. A line that is no printable text, or a listing without any
+// known key, is no listing, as are web pages (D4): what it seems to lack is not gone.
+func parseKeys(body string) (exists map[string]bool, unknown []string, err error) {
 	all, err := lines(body)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	keys := make(map[string]bool, len(all))
+	exists = make(map[string]bool, len(all))
 	for _, line := range all {
-		if !keyName.MatchString(line) {
-			return nil, fmt.Errorf("%q is not the name of a key", clip(line))
+		switch {
+		case knownKeys[line]:
+			exists[line] = true
+		case line == "" || !utf8.ValidString(line) || strings.ContainsFunc(line, func(r rune) bool { return !strconv.IsPrint(r) }):
+			return nil, nil, fmt.Errorf("%q is not the name of a key", clip(line))
+		default:
+			unknown = append(unknown, line)
 		}
-		keys[strings.TrimSuffix(line, "/")] = true
 	}
-	return keys, nil
+	if len(exists) == 0 {
+		return nil, nil, fmt.Errorf("none of the %d lines is the name of a key that an ENI has: %q", len(all), clip(all[0]))
+	}
+	return exists, unknown, nil
+}
+
+// parseMACs reads the listing of the ENIs: the MAC addresses, and what else is listed.
+func parseMACs(body string) (macs, unknown []string, err error) {
+	all, err := lines(body)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, line := range all {
+		mac, err := ParseMAC(strings.TrimSuffix(line, "/"))
+		if err != nil {
+			unknown = append(unknown, line)
+			continue
+		}
+		macs = append(macs, mac)
+	}
+	if len(macs) == 0 {
+		return nil, nil, fmt.Errorf("none of the %d lines is a MAC address: %q", len(all), clip(all[0]))
+	}
+	return macs, unknown, nil
 }
 
 func parseID(body string, shape *regexp.Regexp, what string) (string, error) {
@@ -137,52 +168,73 @@ func parseNumber(body string) (int, error) {
 	return int(number), nil
 }
 
-// parseAddresses reads unicast addresses of one family, one a line.
+// parseAddresses reads addresses of one family, one a line.
 func parseAddresses(body string, ipv4 bool) ([]netip.Addr, error) {
-	all, err := lines(body)
-	if err != nil {
-		return nil, err
-	}
-	addresses := make([]netip.Addr, 0, len(all))
-	seen := make(map[netip.Addr]bool, len(all))
-	for _, line := range all {
+	return parseEach(body, func(line string) (netip.Addr, error) {
 		address, err := netip.ParseAddr(line)
-		if err != nil || address.Is4() != ipv4 || address.Zone() != "" || address.Is4In6() ||
-			address.IsUnspecified() || address.IsLoopback() || address.IsMulticast() || address.IsLinkLocalUnicast() {
-			return nil, fmt.Errorf("%q is not %s address that an ENI can have", clip(line), family(ipv4))
+		if err != nil || address.Is4() != ipv4 || address.Zone() != "" || !possible(address) {
+			return netip.Addr{}, fmt.Errorf("%q is not %s address that an ENI can have", clip(line), family(ipv4))
 		}
-		if seen[address] {
-			return nil, fmt.Errorf("%s is listed twice", address)
-		}
-		seen[address] = true
-		addresses = append(addresses, address)
-	}
-	return addresses, nil
+		return address, nil
+	})
 }
 
-// parsePrefixes reads prefixes of one family in CIDR notation, one a line, with no
-// host bits.
-func parsePrefixes(body string, ipv4 bool) ([]netip.Prefix, error) {
+// parseDelegated reads delegated prefixes of one family in CIDR notation, one a line.
+func parseDelegated(body string, ipv4 bool) ([]netip.Prefix, error) {
+	return parseEach(body, func(line string) (netip.Prefix, error) {
+		prefix, err := parsePrefix(line, ipv4)
+		if err != nil || prefix.Bits() != delegatedBits(ipv4) {
+			return netip.Prefix{}, fmt.Errorf("%q is not %s prefix of /%d that an ENI can have", clip(line), family(ipv4), delegatedBits(ipv4))
+		}
+		return prefix, nil
+	})
+}
+
+// parseSubnets reads CIDR blocks of a subnet of one family, one a line.
+func parseSubnets(body string, ipv4 bool) ([]netip.Prefix, error) {
+	return parseEach(body, func(line string) (netip.Prefix, error) {
+		prefix, err := parsePrefix(line, ipv4)
+		if err != nil || !subnetSize(prefix) {
+			return netip.Prefix{}, fmt.Errorf("%q is not %s CIDR block that a subnet can have", clip(line), family(ipv4))
+		}
+		return prefix, nil
+	})
+}
+
+// parsePrefix reads a prefix without host bits, of addresses that are possible in a VPC.
+func parsePrefix(line string, ipv4 bool) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(line)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if prefix.Addr().Is4() != ipv4 || prefix.Masked() != prefix || !possible(prefix.Addr()) {
+		return netip.Prefix{}, fmt.Errorf("%s is none of a VPC", prefix)
+	}
+	return prefix, nil
+}
+
+// parseEach reads one value a line, each of them once.
+func parseEach[T interface {
+	comparable
+	fmt.Stringer
+}](body string, parse func(string) (T, error)) ([]T, error) {
 	all, err := lines(body)
 	if err != nil {
 		return nil, err
 	}
-	prefixes := make([]netip.Prefix, 0, len(all))
-	seen := make(map[netip.Prefix]bool, len(all))
+	values, seen := make([]T, 0, len(all)), make(map[T]bool, len(all))
 	for _, line := range all {
-		prefix, err := netip.ParsePrefix(line)
-		// A prefix of under 8 bits would be a route or rule for much of the world.
-		if err != nil || prefix.Addr().Is4() != ipv4 || prefix.Addr().Is4In6() || prefix.Masked() != prefix ||
-			prefix.Bits() < 8 || prefix.Addr().IsLoopback() || prefix.Addr().IsMulticast() || prefix.Addr().IsLinkLocalUnicast() {
-			return nil, fmt.Errorf("%q is not %s prefix that a subnet or an ENI can have", clip(line), family(ipv4))
+		value, err := parse(line)
+		if err != nil {
+			return nil, err
 		}
-		if seen[prefix] {
-			return nil, fmt.Errorf("%s is listed twice", prefix)
+		if seen[value] {
+			return nil, fmt.Errorf("%s is listed twice", value)
 		}
-		seen[prefix] = true
-		prefixes = append(prefixes, prefix)
+		seen[value] = true
+		values = append(values, value)
 	}
-	return prefixes, nil
+	return values, nil
 }
 
 func family(ipv4 bool) string {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 )
 
 // The keys of an ENI that are read, below network/interfaces/macs/MAC/.
@@ -21,6 +22,16 @@ const (
 	keyIPv6Subnets  = "subnet-ipv6-cidr-blocks"
 )
 
+// knownKeys are the keys of an ENI that EC2 is known to have (EC2 User Guide, "Instance metadata
+// categories"). Others are named once and ignored (D13).
+var knownKeys = map[string]bool{
+	keyDeviceNumber: true, keyInterfaceID: true, keyNetworkCard: true, keyIPv4: true, keyIPv6: true,
+	keyIPv4Prefixes: true, keyIPv6Prefixes: true, keyIPv4Subnet: true, keyIPv6Subnets: true,
+	"ipv4-associations/": true, "local-hostname": true, "mac": true, "owner-id": true, "public-hostname": true,
+	"public-ipv4s": true, "security-group-ids": true, "security-groups": true, "subnet-id": true, "vpc-id": true,
+	"vpc-ipv4-cidr-block": true, "vpc-ipv4-cidr-blocks": true, "vpc-ipv6-cidr-blocks": true,
+}
+
 // keyHostname is the private DNS name of the primary ENI.
 const keyHostname = "local-hostname"
 
@@ -28,7 +39,7 @@ const macs = "network/interfaces/macs/"
 
 // ReadInstance reads what does not change while the instance runs.
 func (c *Client) ReadInstance(ctx context.Context, paths []Path) (Instance, error) {
-	return (&reader{source: c, paths: c.order(paths)}).instance(ctx)
+	return c.reader(paths).instance(ctx)
 }
 
 func (r *reader) instance(ctx context.Context) (Instance, error) {
@@ -51,7 +62,7 @@ func (r *reader) instance(ctx context.Context) (Instance, error) {
 // ReadHostname reads the private DNS name of the primary ENI, as a name that a host can
 // have.
 func (c *Client) ReadHostname(ctx context.Context, paths []Path) (name string, err error) {
-	err = (&reader{source: c, paths: c.order(paths)}).read(ctx, keyHostname, func(body string) (err error) {
+	err = c.reader(paths).read(ctx, keyHostname, func(body string) (err error) {
 		name, err = parseHostname(body)
 		return err
 	})
@@ -105,11 +116,11 @@ var mutable = []struct {
 		return equalSets(e.IPv6, now, netip.Addr.Compare), err
 	}},
 	{keyIPv4Prefixes, func(e *ENI) bool { return len(e.IPv4Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
-		now, err := parsePrefixes(body, true)
+		now, err := parseDelegated(body, true)
 		return equalSets(e.IPv4Prefixes, now, netip.Prefix.Compare), err
 	}},
 	{keyIPv6Prefixes, func(e *ENI) bool { return len(e.IPv6Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
-		now, err := parsePrefixes(body, false)
+		now, err := parseDelegated(body, false)
 		return equalSets(e.IPv6Prefixes, now, netip.Prefix.Compare), err
 	}},
 }
@@ -181,7 +192,7 @@ func (r *reader) unchanged(ctx context.Context, known *ENI, turn, often int) (bo
 	round := known.round(often)
 	for _, key := range round[min(turn, len(round))-1] {
 		check := func(body string) (bool, error) {
-			exists, err := parseKeys(body)
+			exists, err := r.keys(body)
 			return known.has(exists), err
 		}
 		if key == keyDeviceNumber {
@@ -224,7 +235,7 @@ func (e *ENI) has(exists map[string]bool) bool {
 // exist, so that none is probed in vain (D5). The error is an [*Error], or an
 // [*IncompleteError] where the service answered but does not tell all yet.
 func (c *Client) ReadENI(ctx context.Context, paths []Path, want Wanted) (*ENI, error) {
-	return (&reader{source: c, paths: c.order(paths)}).eni(ctx, want)
+	return c.reader(paths).eni(ctx, want)
 }
 
 func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
@@ -248,9 +259,44 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 			return known, nil
 		}
 	}
-	var exists map[string]bool
+	exists, err := r.listing(ctx, mac)
+	if err != nil {
+		return nil, err
+	}
+	eni := &ENI{MAC: mac}
+	settled := numbered && exists[keyNetworkCard] == (known.NetworkCard != nil)
+	if settled {
+		eni.ID, eni.DeviceIndex, eni.NetworkCard = known.ID, known.DeviceIndex, known.NetworkCard
+	}
+	if known != nil && exists[keyIPv4Subnet] {
+		eni.IPv4Subnets = known.IPv4Subnets
+	}
+	if known != nil && exists[keyIPv6Subnets] {
+		eni.IPv6Subnets = known.IPv6Subnets
+	}
+	for _, key := range eni.keys() {
+		if !exists[key.name] || (settled && key.once) || (key.lacks != nil && !key.lacks()) {
+			continue
+		}
+		err := r.read(ctx, key.name, key.parse)
+		if err != nil && KindOf(err) == NotFound {
+			// Listed a moment ago and gone now: the view is changing under us.
+			return nil, incomplete(mac, key.name)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if key, err := eni.misplaced(); err != nil {
+		return nil, &Error{Key: r.base + key, Kind: Malformed, Status: http.StatusOK, Err: err}
+	}
+	return eni, nil
+}
+
+// listing reads which keys an ENI has.
+func (r *reader) listing(ctx context.Context, mac string) (exists map[string]bool, err error) {
 	err = r.read(ctx, "", func(body string) (err error) {
-		exists, err = parseKeys(body)
+		exists, err = r.keys(body)
 		return err
 	})
 	if KindOf(err) == NotFound && err != nil {
@@ -262,66 +308,67 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	if missing := missingKeys(exists); len(missing) > 0 {
 		return nil, incomplete(mac, missing...)
 	}
-
-	eni := &ENI{MAC: mac}
-	settled := numbered && exists[keyNetworkCard] == (known.NetworkCard != nil)
-	if settled {
-		eni.ID, eni.DeviceIndex, eni.NetworkCard = known.ID, known.DeviceIndex, known.NetworkCard
-	}
-	steps := []struct {
-		key   string
-		skip  bool
-		parse func(string) error
-	}{
-		{keyInterfaceID, settled, func(body string) (err error) { eni.ID, err = parseENIID(body); return err }},
-		{keyDeviceNumber, settled, func(body string) (err error) { eni.DeviceIndex, err = parseNumber(body); return err }},
-		{keyNetworkCard, settled, func(body string) error {
-			card, err := parseNumber(body)
-			eni.NetworkCard = &card
-			return err
-		}},
-		{keyIPv4, false, func(body string) (err error) { eni.IPv4, err = parseAddresses(body, true); return err }},
-		{keyIPv6, false, func(body string) (err error) { eni.IPv6, err = parseAddresses(body, false); return err }},
-		{keyIPv4Prefixes, false, func(body string) (err error) { eni.IPv4Prefixes, err = parsePrefixes(body, true); return err }},
-		{keyIPv6Prefixes, false, func(body string) (err error) { eni.IPv6Prefixes, err = parsePrefixes(body, false); return err }},
-		{keyIPv4Subnet, known != nil && len(known.IPv4Subnets) > 0, func(body string) (err error) {
-			eni.IPv4Subnets, err = parsePrefixes(body, true)
-			return err
-		}},
-		{keyIPv6Subnets, known != nil && len(known.IPv6Subnets) > 0, func(body string) (err error) {
-			eni.IPv6Subnets, err = parsePrefixes(body, false)
-			return err
-		}},
-	}
-	for _, step := range steps {
-		// A subnet can be given another IPv6 block.
-		moved := step.key == keyIPv6Subnets &&
-			(slices.ContainsFunc(eni.IPv6, func(address netip.Addr) bool { return !within(address, known) }) ||
-				slices.ContainsFunc(eni.IPv6Prefixes, func(prefix netip.Prefix) bool { return !within(prefix.Addr(), known) }))
-		if (step.skip && !moved) || !exists[step.key] {
-			continue
-		}
-		err := r.read(ctx, step.key, step.parse)
-		if err != nil && KindOf(err) == NotFound {
-			// Listed a moment ago and gone now: the view is changing under us.
-			return nil, incomplete(mac, step.key)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	if known != nil && eni.IPv4Subnets == nil && exists[keyIPv4Subnet] {
-		eni.IPv4Subnets = known.IPv4Subnets
-	}
-	if known != nil && eni.IPv6Subnets == nil && exists[keyIPv6Subnets] {
-		eni.IPv6Subnets = known.IPv6Subnets
-	}
-	return eni, nil
+	return exists, nil
 }
 
-// within tells whether an IPv6 address is in a subnet of a view.
-func within(address netip.Addr, known *ENI) bool {
-	return known != nil && slices.ContainsFunc(known.IPv6Subnets, func(subnet netip.Prefix) bool { return subnet.Contains(address) })
+// keys reads the listing of an ENI's directory, and passes on what of it is not known.
+func (r *reader) keys(body string) (map[string]bool, error) {
+	exists, unknown, err := parseKeys(body)
+	r.ignore("key of an ENI", unknown)
+	return exists, err
+}
+
+// ignore names what a listing has and nobody knows.
+func (r *reader) ignore(what string, names []string) {
+	for _, name := range names {
+		if r.ignored != nil {
+			r.ignored(what, name)
+		}
+	}
+}
+
+// eniKey is a key that makes a part of a view.
+type eniKey struct {
+	name string
+	// once: it is not read again while the ENI is attached.
+	once  bool
+	parse func(string) error
+	// lacks reports whether the view lacks it, after what was read before; nil: always. A
+	// subnet can be given another IPv6 block, and what is outside of a subnet that was read
+	// earlier may be outside of an old one.
+	lacks func() bool
+}
+
+// keys are those of a view, in the order in which they are read.
+func (e *ENI) keys() []eniKey {
+	ofSubnet := func(subnets *[]netip.Prefix, addresses *[]netip.Addr, prefixes *[]netip.Prefix) func() bool {
+		return func() bool {
+			outside := func(a netip.Addr) bool { _, ok := blockOf(a, *subnets); return !ok }
+			return len(*subnets) == 0 || slices.ContainsFunc(*addresses, outside) ||
+				slices.ContainsFunc(*prefixes, func(p netip.Prefix) bool { return outside(p.Addr()) })
+		}
+	}
+	return []eniKey{
+		{name: keyInterfaceID, once: true, parse: func(body string) (err error) { e.ID, err = parseENIID(body); return err }},
+		{name: keyDeviceNumber, once: true, parse: func(body string) (err error) { e.DeviceIndex, err = parseNumber(body); return err }},
+		{name: keyNetworkCard, once: true, parse: func(body string) error {
+			card, err := parseNumber(body)
+			e.NetworkCard = &card
+			return err
+		}},
+		{name: keyIPv4, parse: func(body string) (err error) { e.IPv4, err = parseAddresses(body, true); return err }},
+		{name: keyIPv6, parse: func(body string) (err error) { e.IPv6, err = parseAddresses(body, false); return err }},
+		{name: keyIPv4Prefixes, parse: func(body string) (err error) { e.IPv4Prefixes, err = parseDelegated(body, true); return err }},
+		{name: keyIPv6Prefixes, parse: func(body string) (err error) { e.IPv6Prefixes, err = parseDelegated(body, false); return err }},
+		{
+			name: keyIPv4Subnet, lacks: ofSubnet(&e.IPv4Subnets, &e.IPv4, &e.IPv4Prefixes),
+			parse: func(body string) (err error) { e.IPv4Subnets, err = parseSubnets(body, true); return err },
+		},
+		{
+			name: keyIPv6Subnets, lacks: ofSubnet(&e.IPv6Subnets, &e.IPv6, &e.IPv6Prefixes),
+			parse: func(body string) (err error) { e.IPv6Subnets, err = parseSubnets(body, false); return err },
+		},
+	}
 }
 
 // missingKeys tells what a listing lacks for the ENI to be configured. Which family
@@ -368,6 +415,40 @@ type reader struct {
 	base   string
 	// proven is the path that answered last.
 	proven Path
+	// ignored is told of names in listings that are not known, as [Options].Ignored; nil for nobody.
+	ignored func(what, name string)
+}
+
+// reader returns one for the paths.
+func (c *Client) reader(paths []Path) *reader {
+	return &reader{source: c, paths: c.order(paths), ignored: c.ignored.tell}
+}
+
+// ignored tells of each name in a listing that is not known, once (D13).
+type ignored struct {
+	mu   sync.Mutex
+	told map[string]bool
+	to   func(what, name string)
+}
+
+// maxIgnored bounds how many names are kept as told. Beyond that nobody is told: the service
+// is making them up.
+const maxIgnored = 64
+
+func (i *ignored) tell(what, name string) {
+	if i.to == nil {
+		return
+	}
+	name = clip(name)
+	i.mu.Lock()
+	known := i.told[name] || len(i.told) >= maxIgnored
+	if !known {
+		i.told[name] = true
+	}
+	i.mu.Unlock()
+	if !known {
+		i.to(what, name)
+	}
 }
 
 func (r *reader) read(ctx context.Context, key string, parse func(string) error) error {
