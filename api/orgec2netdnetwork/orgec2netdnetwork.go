@@ -23,7 +23,8 @@ import (
 // configured: every managed ENI is as EC2 says, or on the way there.
 // degraded: an ENI is not as EC2 says, the metadata service answers with errors, or
 // systemd-networkd does not do its part.
-// offline: the metadata service does not answer; what was configured stays.
+// offline: the metadata service does not answer, or is switched off for the instance; what
+// was configured stays.
 // unsupported: the machine is no EC2 instance; nothing is asked and nothing configured.
 type ManagerState string
 
@@ -829,7 +830,8 @@ interface org.ec2netd.Network
 # configured: every managed ENI is as EC2 says, or on the way there.
 # degraded: an ENI is not as EC2 says, the metadata service answers with errors, or
 # systemd-networkd does not do its part.
-# offline: the metadata service does not answer; what was configured stays.
+# offline: the metadata service does not answer, or is switched off for the instance; what
+# was configured stays.
 # unsupported: the machine is no EC2 instance; nothing is asked and nothing configured.
 type ManagerState (
   starting,

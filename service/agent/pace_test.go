@@ -281,6 +281,8 @@ func TestFailuresAreBounded(t *testing.T) {
 		{"401", fault("**", imds.Status, 401)},
 		{"401 with tokens", fault("network/**", imds.Status, 401)},
 		{"403", fault("**", imds.Status, 403)},
+		{"403 with tokens", fault("network/**", imds.Status, 403)},
+		{"switched off", fault(imds.TokenKey, imds.Status, 403)},
 		{"429", fault("**", imds.Status, 429)},
 		{"500", fault("**", imds.Status, 500)},
 		{"503", fault("**", imds.Status, 503)},
@@ -291,10 +293,16 @@ func TestFailuresAreBounded(t *testing.T) {
 		{"empty", fault("**", imds.Empty, 0)},
 		{"truncated", fault("**", imds.Truncate, 0)},
 		{"page", fault("**", imds.HTML, 0)},
+		{"endless", fault("**", imds.Endless, 0)},
+		{"headers", fault("**", imds.Header, 0)},
+		{"drip", fault("**", imds.Drip, 0)},
+		{"interim", fault("**", imds.Interim, 0)},
+		{"surplus", fault("**", imds.Surplus, 0)},
 		{"one key: 404", fault("network/interfaces/macs/*/ipv6-prefix", imds.Status, 404)},
 		{"one key: 500", fault("network/interfaces/macs/*/ipv6-prefix", imds.Status, 500)},
 		{"one key: hang", fault("network/interfaces/macs/*/ipv6-prefix", imds.Hang, 0)},
 		{"one key: page", fault("network/interfaces/macs/*/ipv6-prefix", imds.HTML, 0)},
+		{"one key: 403", fault("network/interfaces/macs/*/ipv6-prefix", imds.Status, 403)},
 		{"refused", refuse(syscall.ECONNREFUSED)},
 		{"no route", refuse(syscall.ENETUNREACH)},
 		{"silent", refuse(errSilent)},
@@ -319,6 +327,9 @@ func TestFailuresAreBounded(t *testing.T) {
 					return max(int(base-before), len(s.server.Requests()))
 				}
 				test.fail(s)
+				if test.name == "switched off" {
+					s.server.RevokeTokens() // keys are refused too
+				}
 				first := max(minute(), minute()) // the last ENI meets it after a minute
 				later := 0
 				for range 8 {
@@ -360,6 +371,61 @@ func TestFailuresAreBounded(t *testing.T) {
 			})
 		})
 	}
+}
+
+// D12, D7: a service that is switched off for the instance is offline at once and with one log
+// line, is asked slowly, and all is well when it is on again; also where the daemon starts
+// with it off.
+func TestSwitchedOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const enis = 4
+		s, a := inTurns(t, enis, nil)
+		tree := s.tree(t)
+		for range 3 {
+			_, _, lines := s.counts()
+			s.server.RevokeTokens()
+			s.addFault(imds.Fault{Pattern: imds.TokenKey, Effect: imds.Status, Status: 403})
+			settle(a.RefreshEvery / 4)
+			if got := a.State(); got.State != state.Offline || !strings.Contains(got.Reason, "--http-endpoint enabled") {
+				t.Errorf("%s: %s", got.State, got.Reason)
+			}
+			settle(time.Hour)
+			s.server.ResetRequests()
+			settle(time.Hour)
+			if got := a.State(); got.State != state.Offline {
+				t.Errorf("two hours later %s: %s", got.State, got.Reason)
+			}
+			if n := len(s.server.Requests()); n == 0 || n > 80 {
+				t.Errorf("%d requests in an hour", n)
+			}
+			if _, _, now := s.counts(); now-lines != 1 {
+				t.Errorf("%d log lines, want 1: %q", now-lines, s.log[lines:])
+			}
+			s.server.ClearFaults()
+			settle(70 * time.Second)
+			if got := a.State(); got.State != state.Configured || got.Reason != "" {
+				t.Errorf("switched on again it is %s: %s", got.State, got.Reason)
+			}
+			for i := range enis {
+				if got := must(t, a, macOf(i), state.ENIConfigured); got.Reason != "" {
+					t.Errorf("switched on again %s: %s", got.Name, got.Reason)
+				}
+			}
+			if _, _, now := s.counts(); now-lines != 2 {
+				t.Errorf("%d log lines, want 2: %q", now-lines, s.log[lines:])
+			}
+		}
+		// A Refresh says why it has read nothing.
+		s.server.RevokeTokens()
+		s.addFault(imds.Fault{Pattern: imds.TokenKey, Effect: imds.Status, Status: 403})
+		if _, err := a.Refresh(t.Context(), true); err == nil || !strings.Contains(err.Error(), "switched off") {
+			t.Errorf("Refresh: %v", err)
+		}
+		if now := s.tree(t); now != tree {
+			t.Errorf("files changed:\n%s\nbefore:\n%s", now, tree)
+		}
+	})
 }
 
 // D6: ENIs that hang hold up none that are answered: those are looked at as ever.

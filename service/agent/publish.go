@@ -136,6 +136,8 @@ func (a *Agent) overall(interfaces []state.Interface) (state.Manager, string) {
 		}
 	}
 	switch {
+	case a.switchedOff() != nil:
+		return state.Offline, "what is configured stays: " + a.switchedOff().Error()
 	case a.offline():
 		return state.Offline, "the metadata service does not answer, what is configured stays: " + errorText(a.lastError())
 	case !a.instanceGot && a.instanceErr != nil:

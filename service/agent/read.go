@@ -103,6 +103,7 @@ func (a *Agent) take(r result) bool {
 		a.lastSuccess = now
 		if a.unsay("metadata") {
 			a.Log.Info("The metadata service answers again")
+			a.resume(now)
 		}
 	}
 	if r.target == nil {
@@ -181,6 +182,9 @@ func (a *Agent) tellFailure(t *target, now time.Time) {
 	kind := metadata.KindOf(t.err)
 	switch {
 	case isIncomplete(t.err):
+		return
+	case a.switchedOff() != nil:
+		a.sayOnce("metadata", metadata.Disabled.String(), "The metadata service is switched off; what is configured stays", "reason", a.switchedOff().Error())
 		return
 	case !noAnswer(kind):
 	case a.offline():
@@ -266,8 +270,11 @@ func (a *Agent) lastError() error {
 	return first.err
 }
 
-// offline tells whether the metadata service gives no answer at all.
+// offline reports whether the metadata service gives no answer at all, or is switched off.
 func (a *Agent) offline() bool {
+	if a.switchedOff() != nil {
+		return true
+	}
 	if !a.instanceGot {
 		return a.instanceErr != nil && noAnswer(metadata.KindOf(a.instanceErr))
 	}
@@ -277,6 +284,29 @@ func (a *Agent) offline() bool {
 		}
 	}
 	return len(a.targets) > 0
+}
+
+// switchedOff is how the service said that it is switched off for the instance, nil if it has
+// not or has answered since. A token is the instance's, so one read tells it for all ENIs (D12).
+func (a *Agent) switchedOff() error {
+	if !a.instanceGot && a.instanceErr != nil && metadata.KindOf(a.instanceErr) == metadata.Disabled {
+		return a.instanceErr
+	}
+	for _, t := range a.targets {
+		if t.err != nil && metadata.KindOf(t.err) == metadata.Disabled && !a.lastSuccess.After(t.failing) {
+			return t.err
+		}
+	}
+	return nil
+}
+
+// resume has those read at once that failed while the service was off: it is not any more.
+func (a *Agent) resume(now time.Time) {
+	for _, t := range a.targets {
+		if ofService(t.err) {
+			t.next = now
+		}
+	}
 }
 
 func noAnswer(kind metadata.Kind) bool {

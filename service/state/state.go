@@ -24,7 +24,8 @@ const (
 	// Degraded: at least one ENI is not as EC2 says, or networkd does not do its
 	// part. Reason says which.
 	Degraded Manager = "degraded"
-	// Offline: the metadata service does not answer. What was configured stays.
+	// Offline: the metadata service does not answer, or is switched off for the instance.
+	// What was configured stays.
 	Offline Manager = "offline"
 	// Unsupported: the machine is no EC2 instance. Nothing is asked and nothing configured.
 	Unsupported Manager = "unsupported"
