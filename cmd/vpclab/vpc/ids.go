@@ -68,6 +68,11 @@ func (p *pool) free(addr netip.Addr) bool {
 	return true
 }
 
+// reserved reports whether EC2 keeps an address of a subnet for itself.
+func reserved(addr netip.Addr, subnet netip.Prefix) bool {
+	return addr.Less(addOffset(subnet.Addr(), 4)) || !subnet.Contains(addr.Next())
+}
+
 // take reserves one address of a family, a given one or any.
 func (p *pool) take(owner string, subnet netip.Prefix, want netip.Addr) (netip.Addr, error) {
 	if !subnet.IsValid() {
@@ -76,6 +81,9 @@ func (p *pool) take(owner string, subnet netip.Prefix, want netip.Addr) (netip.A
 	if want.IsValid() {
 		if !subnet.Contains(want) {
 			return netip.Addr{}, fmt.Errorf("%s is not in %s", want, subnet)
+		}
+		if reserved(want, subnet) {
+			return netip.Addr{}, fmt.Errorf("%s is reserved in %s, as the first four addresses and the last one of each subnet are", want, subnet)
 		}
 		if !p.free(want) {
 			return netip.Addr{}, fmt.Errorf("%s is in use by %s", want, p.used[want])
@@ -88,7 +96,7 @@ func (p *pool) take(owner string, subnet netip.Prefix, want netip.Addr) (netip.A
 		if !subnet.Contains(addr) {
 			break
 		}
-		if p.free(addr) {
+		if p.free(addr) && !reserved(addr, subnet) {
 			p.used[addr] = owner
 			return addr, nil
 		}

@@ -63,6 +63,17 @@ type Subnet struct {
 // defaultRouter is the link-local address of every subnet's router.
 var defaultRouter = netip.MustParseAddr("fe80::ec2:1")
 
+// check refuses blocks that EC2 would refuse.
+func (s SubnetSpec) check() error {
+	if b := s.IPv4; b.IsValid() && (!b.Addr().Is4() || b != b.Masked() || b.Bits() < 16 || b.Bits() > 28) {
+		return fmt.Errorf("IPv4 block %s: want one of /16 to /28", b)
+	}
+	if b := s.IPv6; b.IsValid() && (!b.Addr().Is6() || b != b.Masked() || b.Bits() < 44 || b.Bits() > 64 || b.Bits()%4 != 0) {
+		return fmt.Errorf("IPv6 block %s: want one of /44 to /64 in steps of 4", b)
+	}
+	return nil
+}
+
 // newSubnet makes the bridge and starts the router's services on it.
 func (v *VPC) newSubnet(spec SubnetSpec) (*Subnet, error) {
 	if len(spec.Name) > 12 || !validName.MatchString(spec.Name) {
@@ -70,6 +81,9 @@ func (v *VPC) newSubnet(spec SubnetSpec) (*Subnet, error) {
 	}
 	if !spec.IPv4.IsValid() && !spec.IPv6.IsValid() {
 		return nil, fmt.Errorf("it has neither an IPv4 nor an IPv6 block")
+	}
+	if err := spec.check(); err != nil {
+		return nil, err
 	}
 	sn := &Subnet{
 		vpc: v, spec: spec, id: resourceID("subnet"), router: defaultRouter, mac: randomMAC(),
