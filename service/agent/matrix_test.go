@@ -336,6 +336,9 @@ func (s *site) units() map[string]string {
 			return err
 		}
 		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // half a file, which has its name by now
+		}
 		if err != nil {
 			return err
 		}
