@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ec2netd/service/file"
 )
 
 // caller is who has started the program, as far as that matters for what it may do with root's
@@ -62,12 +64,12 @@ func sessionOwner(cgroup string) (uid int, known bool) {
 
 // thisCaller is who has started this process.
 func thisCaller() caller {
-	read := func(file string) string {
-		text, err := os.ReadFile(file)
+	read := func(path string) string {
+		text, err := file.Read(path, 4<<10)
 		if err != nil {
 			return ""
 		}
-		return string(text)
+		return text
 	}
 	return callerOf(os.LookupEnv, os.Getuid(), os.Geteuid(), read("/proc/self/cgroup"), read("/proc/self/loginuid"))
 }
@@ -138,19 +140,20 @@ func replaceEnvironment(environ []string) {
 
 // openRegular opens a file with the rights of somebody else, if it is a regular one: opening a
 // device or a FIFO can do something.
-func openRegular(file string) (*os.File, error) {
+func openRegular(name string) (*os.File, error) {
 	// O_PATH looks up and does not open.
-	fd, err := unix.Open(file, unix.O_PATH|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: file, Err: err}
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }()
 	var what unix.Stat_t
 	if err := unix.Fstat(fd, &what); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: file, Err: err}
+		return nil, &os.PathError{Op: "stat", Path: name, Err: err}
 	}
 	if what.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, &os.PathError{Op: "open", Path: file, Err: unix.EINVAL}
+		return nil, &os.PathError{Op: "open", Path: name, Err: unix.EINVAL}
 	}
+	//nolint:forbidigo // it is a regular file, and its reader bounds it
 	return os.Open(path.Join("/proc/self/fd", strconv.Itoa(fd)))
 }

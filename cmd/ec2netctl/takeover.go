@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/file"
 	"ec2netd/service/networkd"
 	"ec2netd/service/takeover"
 )
@@ -322,13 +323,13 @@ func (c *ctl) endOfTakeover() error {
 }
 
 // presetUnits are the units that a preset file names, see systemd.preset(5).
-func presetUnits(file string) ([]string, error) {
-	text, err := os.ReadFile(file)
+func presetUnits(path string) ([]string, error) {
+	text, err := file.Read(path, file.Limit)
 	if err != nil {
 		return nil, advise("Is ec2netd installed as a package, or with make install PREFIX=/usr?", "reading which units are concerned: %w", err)
 	}
 	var units []string
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		if f := strings.Fields(line); len(f) >= 2 && (f[0] == "enable" || f[0] == "disable") {
 			units = append(units, f[1])
 		}

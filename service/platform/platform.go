@@ -8,12 +8,10 @@ package platform
 
 import (
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"ec2netd/service/file"
 )
 
 // Identity is what a machine says of itself, without the space around it. What cannot be
@@ -50,18 +48,10 @@ func Read(root string) Identity {
 	}
 }
 
-// text is what a small regular file has, without anything that is not printable. It waits for
-// nothing, whatever is in its place (J2).
+// text is what a small regular file has, without anything that is not printable; it is empty for
+// anything else (J2).
 func text(path string) string {
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = file.Close() }() // it was only read
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return ""
-	}
-	content, err := io.ReadAll(io.LimitReader(file, mostText))
+	content, err := file.Read(path, mostText)
 	if err != nil {
 		return ""
 	}
@@ -70,7 +60,7 @@ func text(path string) string {
 			return ' '
 		}
 		return r
-	}, string(content)))
+	}, content))
 }
 
 const (
