@@ -244,6 +244,75 @@ func TestPropagation(t *testing.T) {
 	})
 }
 
+// A new ENI is listed late, its secondary addresses later, its number last.
+func TestPropagationStages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newService(t, imds.Options{})
+		e := eni()
+		e.DeviceNumber = 3
+		e.IPv6 = append(e.IPv6, netip.MustParseAddr("2001:db8::b"))
+		p := imds.Propagation{
+			Listed: time.Second, Secondaries: 2 * time.Second,
+			Keys: map[string]time.Duration{"device-number": 3 * time.Second, "mac": time.Millisecond},
+		}
+		start := time.Now()
+		s.PutInterface(e, p)
+		if at, ok := s.Complete(mac); !ok || at.Sub(start) != 3*time.Second {
+			t.Errorf("complete after %s, %t", at.Sub(start), ok)
+		}
+		time.Sleep(time.Second - 1)
+		s.want(macs, 404, "")
+		// What is assigned meanwhile lists it no sooner, and is a secondary.
+		e.IPv4 = append(e.IPv4, netip.MustParseAddr("10.0.0.77"))
+		e.IPv6Prefixes = []netip.Prefix{netip.MustParsePrefix("2001:db8:0:0:1::/80")}
+		s.PutInterface(e, imds.Propagation{})
+		s.want(macs, 404, "")
+		time.Sleep(1)
+		s.want(macs, 200, mac+"/")
+		s.want(macs+mac+"/mac", 200, mac)
+		s.want(macs+mac+"/device-number", 200, "0")
+		s.want(macs+mac+"/local-ipv4s", 200, "10.0.0.20")
+		s.want(macs+mac+"/ipv6s", 200, "2001:db8::a")
+		s.want(macs+mac+"/ipv4-prefix", 404, "")
+		time.Sleep(time.Second)
+		s.want(macs+mac+"/local-ipv4s", 200, "10.0.0.20\n10.0.0.9\n10.0.0.77")
+		s.want(macs+mac+"/ipv6s", 200, "2001:db8::a\n2001:db8::b")
+		s.want(macs+mac+"/ipv4-prefix", 200, "10.0.0.32/28")
+		s.want(macs+mac+"/ipv6-prefix", 200, "2001:db8:0:0:1::/80")
+		s.want(macs+mac+"/device-number", 200, "0")
+		time.Sleep(time.Second)
+		s.want(macs+mac+"/device-number", 200, "3")
+
+		// An ENI that is there already does not go back.
+		e.IPv4 = e.IPv4[:2]
+		s.PutInterface(e, p)
+		s.want(macs+mac+"/local-ipv4s", 200, "10.0.0.20\n10.0.0.9")
+
+		// Withdrawn before it was listed, it never is.
+		s.RemoveInterface(mac, 0)
+		s.PutInterface(e, p)
+		s.RemoveInterface(mac, 0)
+		time.Sleep(time.Minute)
+		s.renew()
+		s.want(macs, 404, "")
+
+		p.Listed = imds.Held
+		s.PutInterface(e, p)
+		e.IPv6Prefixes = nil
+		s.PutInterface(e, imds.Propagation{})
+		time.Sleep(time.Hour)
+		s.renew()
+		s.want(macs, 404, "")
+		if at, ok := s.Complete(mac); ok {
+			t.Errorf("a held ENI is complete at %s", at)
+		}
+		s.Reveal(mac)
+		s.want(macs+mac+"/device-number", 200, "3")
+		s.want(macs+mac+"/local-ipv4s", 200, "10.0.0.20\n10.0.0.9")
+		s.want(macs+mac+"/ipv6-prefix", 404, "")
+	})
+}
+
 func TestOverride(t *testing.T) {
 	s := newService(t, imds.Options{})
 	s.PutInterface(eni(), imds.Propagation{})

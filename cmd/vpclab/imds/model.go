@@ -134,6 +134,13 @@ func (i Interface) Keys() map[string]string {
 	return k
 }
 
+// withoutSecondaries is the ENI with the primary address of each family only.
+func (i Interface) withoutSecondaries() Interface {
+	i.IPv4, i.IPv6 = i.IPv4[:min(1, len(i.IPv4))], i.IPv6[:min(1, len(i.IPv6))]
+	i.IPv4Prefixes, i.IPv6Prefixes = nil, nil
+	return i
+}
+
 func texts[T fmt.Stringer](list []T) []string {
 	out := make([]string, len(list))
 	for n, v := range list {
@@ -152,6 +159,14 @@ const Held = time.Duration(-1)
 // that, and the top-level mac is right from the start). The zero value makes
 // everything visible at once.
 type Propagation struct {
+	// Listed is how long nothing at all is known of an ENI that is new: no key of
+	// it appears before, whatever its own delay, and device-number reads 0 from
+	// then on. [Held] waits for Reveal, as everywhere here.
+	Listed time.Duration
+	// Secondaries is the delay of the secondary addresses of both families and of
+	// the delegated prefixes of an ENI that is new. A key that has the primary
+	// address too reads only that until then.
+	Secondaries time.Duration
 	// Default is the delay of the keys that Keys does not name.
 	Default time.Duration
 	// Keys is the delay of single keys, by their name relative to the ENI's
@@ -159,11 +174,40 @@ type Propagation struct {
 	Keys map[string]time.Duration
 }
 
+// later returns the longer of two delays; none is longer than Held.
+func later(a, b time.Duration) time.Duration {
+	if a == Held || b == Held {
+		return Held
+	}
+	return max(a, b)
+}
+
 func (p Propagation) of(key string) time.Duration {
 	if d, ok := p.Keys[key]; ok {
 		return d
 	}
 	return p.Default
+}
+
+// A step is what a key reads after a delay.
+type step struct {
+	text  string
+	delay time.Duration
+}
+
+// steps are what a key of a new ENI goes through until it reads text. Without the
+// secondary addresses and prefixes it reads primary, "" if it is absent then.
+func (p Propagation) steps(key, primary, text string, listed time.Duration) []step {
+	delay := later(listed, p.of(key))
+	switch {
+	case key == "device-number":
+		return []step{{"0", listed}, {text, delay}}
+	case primary == text:
+		return []step{{text, delay}}
+	case primary == "":
+		return []step{{text, later(delay, p.Secondaries)}}
+	}
+	return []step{{primary, delay}, {text, later(delay, p.Secondaries)}}
 }
 
 // A value is what one key reads from some moment on.
@@ -205,6 +249,33 @@ func (t tree) set(key, text string, exists bool, now time.Time, delay time.Durat
 	default:
 		t[key] = []value{next}
 	}
+}
+
+// add makes key read text after all else that it is going to read.
+func (t tree) add(key, text string, now time.Time, delay time.Duration) {
+	t[key] = append(t[key], value{from: now.Add(max(delay, 0)), held: delay == Held, exists: true, text: text})
+}
+
+// amend changes the last value of key, which keeps its time.
+func (t tree) amend(key, text string) {
+	t[key][len(t[key])-1].text = text
+}
+
+// appears returns the delay until the first key of a directory can be read, and
+// whether none can be yet.
+func (t tree) appears(dir string, now time.Time) (delay time.Duration, pending bool) {
+	delay = Held
+	for _, key := range t.under(dir) {
+		if _, visible := t.at(key, now); visible {
+			return 0, false
+		}
+		for _, v := range t[key] {
+			if left := v.from.Sub(now); v.exists && !v.held && (delay == Held || left < delay) {
+				delay = left
+			}
+		}
+	}
+	return delay, true
 }
 
 // reveal makes the last value of key the current one.

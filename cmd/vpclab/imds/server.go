@@ -100,11 +100,11 @@ func (s *Server) PutInterface(i Interface, p Propagation) {
 	defer s.mu.Unlock()
 	now := time.Now()
 	dir := macsDir + "/" + i.MAC
-	want := i.Keys()
-	isNew := !slices.ContainsFunc(s.tree.under(dir), func(key string) bool {
-		_, visible := s.tree.at(key, now)
-		return visible
-	})
+	want, primary := i.Keys(), i.withoutSecondaries().Keys()
+	listed, isNew := s.tree.appears(dir, now)
+	if len(s.tree.under(dir)) == 0 {
+		listed = p.Listed
+	}
 	for _, key := range s.tree.under(dir) {
 		name := strings.TrimPrefix(key, dir+"/")
 		if _, ok := want[name]; !ok && s.last(key).exists {
@@ -113,14 +113,45 @@ func (s *Server) PutInterface(i Interface, p Propagation) {
 	}
 	for name, text := range want {
 		key := dir + "/" + name
-		if last := s.last(key); last.exists && last.text == text {
+		switch last := s.last(key); {
+		case last.exists && last.text == text:
+			continue
+		case last.exists && isNew:
+			s.tree.amend(key, text)
 			continue
 		}
-		if name == "device-number" && isNew && p.of(name) != 0 {
-			s.tree.set(key, "0", true, now, 0)
+		if !isNew {
+			s.tree.set(key, text, true, now, p.of(name))
+			continue
 		}
-		s.tree.set(key, text, true, now, p.of(name))
+		for n, step := range p.steps(name, primary[name], text, listed) {
+			if n == 0 {
+				s.tree.set(key, step.text, true, now, step.delay)
+			} else {
+				s.tree.add(key, step.text, now, step.delay)
+			}
+		}
 	}
+}
+
+// Complete returns the moment from which every key of an ENI reads what was last
+// said of it, and whether there is one: a key that is held has none before its
+// [Server.Reveal].
+func (s *Server) Complete(mac string) (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var at time.Time
+	keys := s.tree.under(macsDir + "/" + mac)
+	for _, key := range keys {
+		last := s.last(key)
+		if last.held {
+			return time.Time{}, false
+		}
+		if last.from.After(at) {
+			at = last.from
+		}
+	}
+	return at, len(keys) > 0
 }
 
 func (s *Server) last(key string) value {
