@@ -430,7 +430,7 @@ func TestLabCards(t *testing.T) {
 		if got.Metric != 512 || !slices.Contains(got.Altnames, "device-number-0.0") {
 			t.Errorf("the primary: %+v", got)
 		}
-		eni := l.attach(vpc.ENISpec{NetworkCard: &one, DeviceIndex: 1, IPv4Count: 2, Subnet: "b", Propagation: imds.Propagation{
+		eni := l.attach(vpc.ENISpec{NetworkCard: &one, DeviceIndex: 1, IPv4Count: 2, Subnet: "b", Propagation: &imds.Propagation{
 			Keys: map[string]time.Duration{"device-number": imds.Held, "network-card": imds.Held, "local-ipv4s": imds.Held},
 		}})
 		pending := func(why string) {
@@ -465,7 +465,7 @@ func TestLabCards(t *testing.T) {
 		}
 		l.noDrops()
 		// The same on card 0: there 0 means that it has not propagated.
-		second := l.attach(vpc.ENISpec{DeviceIndex: 1, IPv4Count: 2, Propagation: imds.Propagation{
+		second := l.attach(vpc.ENISpec{DeviceIndex: 1, IPv4Count: 2, Propagation: &imds.Propagation{
 			Keys: map[string]time.Duration{"device-number": imds.Held},
 		}})
 		l.reaches(second.ID(), func(i *state.Interface) bool {

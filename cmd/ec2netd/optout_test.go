@@ -325,7 +325,7 @@ func TestLabSeveralUnknown(t *testing.T) {
 		l.configured("ens5")
 		var enis []*vpc.ENI
 		for range 3 {
-			enis = append(enis, l.attach(vpc.ENISpec{IPv4Count: 2, Propagation: imds.Propagation{Keys: map[string]time.Duration{"device-number": imds.Held}}}))
+			enis = append(enis, l.attach(vpc.ENISpec{IPv4Count: 2, Propagation: &imds.Propagation{Keys: map[string]time.Duration{"device-number": imds.Held}}}))
 		}
 		for _, family := range []string{"-4", "-6"} {
 			l.until("default routes ("+family+") of four ENIs with different metrics", func() (bool, error) {

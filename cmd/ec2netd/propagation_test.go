@@ -33,8 +33,8 @@ func TestLabPropagation(t *testing.T) {
 func propagation(t *testing.T, suite string) {
 	random := luck(t)
 	within := func(limit time.Duration) time.Duration { return time.Duration(random.Int64N(int64(limit))) }
-	late := func(spec imds.Interface) imds.Propagation {
-		p := imds.Propagation{Keys: map[string]time.Duration{}}
+	late := func(spec imds.Interface) *imds.Propagation {
+		p := &imds.Propagation{Keys: map[string]time.Duration{}}
 		for _, key := range slices.Sorted(maps.Keys(spec.Keys())) {
 			p.Keys[key] = within(10 * time.Second)
 		}

@@ -371,7 +371,7 @@ func (s *life) spec() vpc.ENISpec {
 		spec.IPv4Count, spec.PrefixV4Count, spec.IPv6Count = 0, 0, max(1, spec.IPv6Count)
 	}
 	if random.IntN(3) == 0 {
-		spec.Propagation.Keys = map[string]time.Duration{}
+		spec.Propagation = &imds.Propagation{Keys: map[string]time.Duration{}}
 		keys := slices.Sorted(maps.Keys(imds.Interface{IPv4: s.inst.Primary().IPv4(), SubnetIPv4: s.inst.Primary().Subnet().IPv4()}.Keys()))
 		for _, key := range keys {
 			spec.Propagation.Keys[key] = time.Duration(random.IntN(1000)) * time.Millisecond

@@ -126,6 +126,8 @@ func printENIs(out io.Writer, enis ...vpc.ENIStatus) error {
 func printENI(w io.Writer, e vpc.ENIStatus) {
 	attached := "no"
 	switch {
+	case e.NoCarrier:
+		attached = "no carrier"
 	case e.Published && e.Plugged:
 		attached = "yes"
 	case e.Published:
@@ -218,15 +220,20 @@ func logCommand(c *client) *cobra.Command {
 
 func attachCommand(c *client) *cobra.Command {
 	var r attachRequest
-	var ipv4, ipv6, prefixes []string
+	var ipv4, ipv6, prefixes, hold []string
 	var card int
+	var p imds.Propagation
+	var number time.Duration
 	cmd := &cobra.Command{
 		Use:   "attach [ENI]",
 		Short: "Attach a new ENI, or a detached one again",
 		Long: `Attach a new ENI, or a detached one again (by ENI ID, MAC or name).
 
-Its metadata appear, then its link. With --hold, keys of the metadata stay back
-until "vpclab fault --reveal"; device-number reads 0 until then.`,
+Its link and its metadata appear as the lab's behaviour has it ("vpclab set"), or
+exactly as the flags say: all at once but for what --listed-after, --secondaries-after,
+--number-after and --delay put off, and but for the keys of --hold, which stay back
+until "vpclab fault --reveal". The times are counted from the attachment; device-number
+reads 0 until its own.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -243,6 +250,14 @@ until "vpclab fault --reveal"; device-number reads 0 until then.`,
 			r.Spec.PrefixesV4, r.Spec.PrefixesV6 = splitPrefixes(list)
 			if cmd.Flags().Changed("network-card") {
 				r.Spec.NetworkCard = &card
+			}
+			timed := []string{"listed-after", "secondaries-after", "number-after", "delay", "hold"}
+			if slices.ContainsFunc(timed, cmd.Flags().Changed) {
+				p.Keys = map[string]time.Duration{"device-number": max(number, p.Default), "network-card": max(number, p.Default)}
+				for _, key := range hold {
+					p.Keys[key] = imds.Held
+				}
+				r.Spec.Propagation = &p
 			}
 			var e vpc.ENIStatus
 			if err := c.call(cmd.Context(), "attach", r, &e); err != nil {
@@ -263,8 +278,11 @@ until "vpclab fault --reveal"; device-number reads 0 until then.`,
 	f.StringSliceVar(&prefixes, "prefix", nil, "delegated `prefixes`, /28 or /80")
 	f.IntVar(&r.Spec.PrefixV4Count, "prefix-v4-count", 0, "how many IPv4 prefixes in total")
 	f.IntVar(&r.Spec.PrefixV6Count, "prefix-v6-count", 0, "how many IPv6 prefixes in total")
-	f.StringSliceVar(&r.Hold, "hold", nil, "metadata `keys` that stay back, such as device-number")
-	f.DurationVar(&r.Delay, "delay", 0, "time until the metadata appear")
+	f.StringSliceVar(&hold, "hold", nil, "metadata `keys` that stay back, such as device-number")
+	f.DurationVar(&p.Default, "delay", 0, "time until the keys appear, but for device-number, which reads 0")
+	f.DurationVar(&p.Listed, "listed-after", 0, "time until the ENI is listed at all")
+	f.DurationVar(&p.Secondaries, "secondaries-after", 0, "time until secondary addresses and prefixes appear")
+	f.DurationVar(&number, "number-after", 0, "time until device-number and network-card are right")
 	f.BoolVar(&r.LinkOnly, "link-only", false, "plug in the link only")
 	f.BoolVar(&r.MetadataOnly, "metadata-only", false, "publish the metadata only")
 	return cmd

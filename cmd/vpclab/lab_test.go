@@ -85,20 +85,26 @@ func (c command) says(words []string, args ...string) {
 	}
 }
 
-// instance is what status --json says of the instance.
-func (c command) instance() vpc.InstanceStatus {
+// status is what status --json says.
+func (c command) status() vpc.Status {
 	c.t.Helper()
 	var s vpc.Status
 	if err := json.Unmarshal([]byte(c.run("status", "--json")), &s); err != nil || len(s.Instances) != 1 {
 		c.t.Fatalf("status --json: %+v, %v", s, err)
 	}
-	return s.Instances[0]
+	return s
+}
+
+// instance is what status --json says of the instance.
+func (c command) instance() vpc.InstanceStatus {
+	c.t.Helper()
+	return c.status().Instances[0]
 }
 
 // up starts the lab, and returns its process and the instance's systemd.
-func (c command) up() (pids []int) {
+func (c command) up(flags ...string) (pids []int) {
 	c.t.Helper()
-	c.says([]string{"(trixie) is up", "vpclab --name " + c.name + " down"}, "up", "--suite=trixie")
+	c.says([]string{"(trixie) is up", "vpclab --name " + c.name + " down"}, append([]string{"up", "--suite=trixie"}, flags...)...)
 	c.t.Cleanup(func() {
 		if _, err := os.Stat(labDir(c.name)); err == nil { // the test has failed
 			c.try("down")
@@ -134,7 +140,11 @@ func TestLabCommand(t *testing.T) {
 	c := command{t, fmt.Sprintf("test-%d", os.Getpid())}
 	c.fails(1, "there is no lab named "+c.name, "status")
 	c.fails(2, "unknown flag", "up", "--sweet=trixie")
-	pids := c.up()
+	c.fails(2, "1280", "up", "--mtu=100")
+	pids := c.up("--profile=instant", "--seed=7", "--mtu=9001", "--domain=one.example,two.example", "--ipv4-count=1")
+	if s := c.status(); s.Seed != 7 || s.Behaviour.MTU != 9001 || len(s.Behaviour.DHCP.Domains) != 2 || s.Behaviour.DHCPv6 != vpc.DHCPv6First {
+		t.Errorf("after up with flags: seed %d, %+v", s.Seed, s.Behaviour)
+	}
 	if found := vpc.TracesForTest(t, vpc.DefaultStateDir, c.name, pids...); len(found) < 6 {
 		t.Errorf("this test does not see the lab: %v", found)
 	}
@@ -199,11 +209,56 @@ func TestLabCommand(t *testing.T) {
 	}
 	c.fails(2, "--effect", "fault", "mac")
 
+	// The VPC's behaviour, and the carrier.
+	c.fails(2, "what shall change", "set")
+	c.fails(2, "5s-2s", "set", "--ra-delay=5s-2s")
+	c.run("set", "--metadata-latency=20ms", "--domain=", "--listed-after=1h")
+	c.fails(1, "jitter", "set", "--metadata-jitter=21ms")
+	if b := c.status().Behaviour; b.Metadata.Latency != 20*time.Millisecond || b.Metadata.Jitter != 0 || len(b.DHCP.Domains) != 0 || b.MTU != 9001 {
+		t.Errorf("after set: %+v", b)
+	}
+	begin := time.Now()
+	c.says([]string{"401"}, "exec", "--", "bash", "-c", get)
+	if took := time.Since(begin); took < 20*time.Millisecond {
+		t.Errorf("the metadata service with 20 ms of latency took %s", took)
+	}
+	c.run("carrier", "ens6", "off")
+	c.says([]string{"no carrier"}, "status")
+	c.run("carrier", "ens6", "on")
+	begin = time.Now()
+	c.run("carrier", "ens6", "off", "--for=300ms")
+	if took := time.Since(begin); took < 300*time.Millisecond || c.instance().ENIs[1].NoCarrier {
+		t.Errorf("after a blip of 300 ms, %s: %+v", took, c.instance().ENIs[1])
+	}
+	c.fails(2, "maybe", "carrier", "ens6", "maybe")
+	c.fails(2, "--for", "carrier", "ens6", "on", "--for=1s")
+	c.fails(1, "ens9", "carrier", "ens9", "off")
+
 	c.says([]string{"ens6", "no"}, "detach")
 	if e := c.instance().ENIs[1]; e.Plugged || e.Published {
 		t.Errorf("after detach: %+v", e)
 	}
+	// By the lab's behaviour it is not listed within an hour; by flags it is.
+	const list = `exec 3<>/dev/tcp/169.254.169.254/80
+printf 'PUT /latest/api/token HTTP/1.0\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\n\r\n' >&3; token=$(tail -n1 <&3)
+exec 3<>/dev/tcp/169.254.169.254/80
+printf 'GET /latest/meta-data/network/interfaces/macs/ HTTP/1.0\r\nX-Aws-Ec2-Metadata-Token: %s\r\n\r\n' "$token" >&3; cat <&3`
+	listed := func() bool {
+		out := c.run("exec", "--", "bash", "-c", list)
+		if !strings.Contains(out, inst.ENIs[0].MAC) {
+			t.Fatalf("no list: %s", out)
+		}
+		return strings.Contains(out, inst.ENIs[1].MAC)
+	}
 	c.says([]string{"ens6", "yes"}, "attach", "ens6")
+	if listed() {
+		t.Error("it is listed at once")
+	}
+	c.run("detach", "ens6")
+	c.says([]string{"ens6", "yes"}, "attach", "ens6", "--number-after=1h")
+	if !listed() {
+		t.Error("it is not listed")
+	}
 	c.run("detach", "ens6", "--delete")
 	c.fails(1, "primary", "detach") // by default the last one, and never the primary
 	c.run("down")

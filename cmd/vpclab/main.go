@@ -58,7 +58,8 @@ func rootCommand() *cobra.Command {
 		Long: `vpclab simulates an Amazon VPC on one Linux machine, in network namespaces:
 instances with a real systemd of a Debian suite, ENIs that can be attached and
 detached, DHCP, router advertisements, EC2's source check, and a metadata service
-whose answers can be delayed and broken.
+whose answers can be delayed and broken. With --profile=ec2 it takes the time that
+EC2 takes, hands out all that EC2 does, and has jumbo frames.
 
 It needs root, and the packages mmdebstrap, systemd-container and nftables. The
 images of the suites are built once and kept in /var/cache/vpclab.`,
@@ -77,7 +78,7 @@ images of the suites are built once and kept in /var/cache/vpclab.`,
 	root.AddCommand(
 		upCommand(&name), downCommand(c), statusCommand(c), logCommand(c),
 		attachCommand(c), detachCommand(c), assignCommand(c), unassignCommand(c),
-		faultCommand(c), muteCommand(c), endpointCommand(c), powerCommand(c),
+		faultCommand(c), setCommand(c), carrierCommand(c), muteCommand(c), endpointCommand(c), powerCommand(c),
 		execCommand(c), shellCommand(c), imagesCommand(), demoCommand(),
 	)
 	for _, cmd := range root.Commands() {

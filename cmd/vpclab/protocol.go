@@ -19,9 +19,6 @@ type attachRequest struct {
 	ENI  string // re-attach this one
 	Name string // with this name
 	Spec vpc.ENISpec
-	// Hold lists metadata keys that wait for "vpclab fault --reveal".
-	Hold  []string
-	Delay time.Duration // of all keys
 	// LinkOnly and MetadataOnly do half of it.
 	LinkOnly, MetadataOnly bool
 }
@@ -64,6 +61,17 @@ type faultRequest struct {
 type faultReply struct {
 	ID     int
 	Faults []imds.Fault
+}
+
+// setRequest changes the VPC's behaviour: values by the name of a setting.
+type setRequest struct {
+	Settings map[string][]string
+}
+
+type carrierRequest struct {
+	ENI string
+	On  bool
+	For time.Duration // until it is on again
 }
 
 type muteRequest struct {

@@ -64,6 +64,8 @@ func (s *server) routes() http.Handler {
 	})
 	route(mux, "unassign", s.change)
 	route(mux, "fault", s.fault)
+	route(mux, "set", s.set)
+	route(mux, "carrier", s.carrier)
 	route(mux, "mute", s.mute)
 	route(mux, "endpoint", func(ctx context.Context, r endpointRequest) (struct{}, error) {
 		return struct{}{}, s.vpc.SetMetadataEndpoint(ctx, r.Family, r.State)
@@ -111,25 +113,26 @@ func (s *server) eni(key string) (*vpc.ENI, error) {
 }
 
 func (s *server) attach(ctx context.Context, r attachRequest) (vpc.ENIStatus, error) {
-	p := imds.Propagation{Default: r.Delay, Keys: make(map[string]time.Duration)}
-	for _, key := range r.Hold {
-		p.Keys[key] = imds.Held
-	}
-	r.Spec.Propagation, r.Spec.Name = p, r.Name
+	r.Spec.Name = r.Name
+	half := r.LinkOnly || r.MetadataOnly
 	var e *vpc.ENI
 	var err error
-	if r.ENI != "" {
-		if e, err = s.eni(r.ENI); err == nil && !r.LinkOnly && !r.MetadataOnly {
+	switch {
+	case r.ENI != "":
+		if e, err = s.eni(r.ENI); err == nil && !half {
+			e.SetPropagation(r.Spec.Propagation)
 			err = e.Reattach(ctx, r.Name)
 		}
-	} else {
+	case half:
 		e, err = s.inst.Create(ctx, r.Spec)
-		if err == nil && !r.LinkOnly && !r.MetadataOnly {
-			e.Publish(p)
-			err = e.Plug(ctx)
-		}
+	default:
+		e, err = s.inst.Attach(ctx, r.Spec)
 	}
 	if err == nil && r.MetadataOnly {
+		var p imds.Propagation
+		if r.Spec.Propagation != nil {
+			p = *r.Spec.Propagation
+		}
 		e.Publish(p)
 	}
 	if err == nil && r.LinkOnly {
@@ -245,6 +248,26 @@ func (s *server) fault(_ context.Context, r faultRequest) (faultReply, error) {
 	}
 	reply.Faults = m.Faults()
 	return reply, nil
+}
+
+func (s *server) set(_ context.Context, r setRequest) (struct{}, error) {
+	b, err := change(s.vpc.Behaviour(), r.Settings)
+	if err == nil {
+		err = s.vpc.SetBehaviour(b)
+	}
+	return struct{}{}, err
+}
+
+func (s *server) carrier(ctx context.Context, r carrierRequest) (struct{}, error) {
+	e, err := s.eni(r.ENI)
+	switch {
+	case err != nil:
+	case r.For > 0:
+		err = e.Blip(ctx, r.For)
+	default:
+		err = e.SetCarrier(r.On)
+	}
+	return struct{}{}, err
 }
 
 func (s *server) mute(_ context.Context, r muteRequest) (struct{}, error) {

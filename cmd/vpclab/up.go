@@ -27,6 +27,8 @@ type upOptions struct {
 	subnet      string
 	foreground  bool
 	readyFD     int
+	seed        uint64
+	behaviour   vpc.Behaviour
 }
 
 func upCommand(name *string) *cobra.Command {
@@ -39,14 +41,24 @@ instance with one ENI, booted. The lab lives in a process in the background unti
 "vpclab down".
 
 With --install-root DIR, ec2netd is installed in the instance before it boots:
-DIR is what "make install DESTDIR=DIR PREFIX=/usr" has filled.`,
+DIR is what "make install DESTDIR=DIR PREFIX=/usr" has filled.
+
+The other flags say how the VPC behaves. --profile=ec2 is as EC2 does: DHCP hands out
+the MTU and the host name, DHCPv6 all addresses, the router and the metadata service
+take their time, and the metadata of a new ENI appear one after the other, as chance
+has it; --seed repeats it. Single flags change the profile. A range is a time, such as
+2s, or two, such as 100ms-300ms, with chance between them.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.foreground {
-				return o.serve(cmd.Context(), *name, cmd.OutOrStdout())
-			}
-			return o.background(cmd.Context(), *name, cmd.OutOrStdout())
-		},
+	}
+	given := behaviourFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+		if o.behaviour, err = change(vpc.Profiles()[vpc.DefaultProfile], given()); err != nil {
+			return usageError{err}
+		}
+		if o.foreground {
+			return o.serve(cmd.Context(), *name, cmd.OutOrStdout())
+		}
+		return o.background(cmd.Context(), *name, cmd.OutOrStdout(), forwarded(cmd.Flags(), "name", "foreground", "ready-fd"))
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.suite, "suite", "trixie", "Debian suite: "+suiteNames())
@@ -54,6 +66,7 @@ DIR is what "make install DESTDIR=DIR PREFIX=/usr" has filled.`,
 	f.IntVar(&o.cards, "network-cards", 1, "how many network cards the instance type has")
 	f.IntVar(&o.secondaries, "ipv4-count", 1, "IPv4 addresses of the primary ENI")
 	f.StringVar(&o.subnet, "subnet", "a", "subnet of the primary ENI: a, b, v4 or v6")
+	f.Uint64Var(&o.seed, "seed", 0, "seed of all chance")
 	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground; ^C ends the lab")
 	f.IntVar(&o.readyFD, "ready-fd", 0, "")
 	if err := f.MarkHidden("ready-fd"); err != nil {
@@ -73,7 +86,7 @@ func suiteNames() string {
 // serve holds the lab in this process.
 func (o upOptions) serve(ctx context.Context, name string, out io.Writer) (err error) {
 	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "vpclab: "+format+"\n", args...) }
-	v, err := vpc.New(ctx, vpc.Options{Name: name, Logf: logf})
+	v, err := vpc.New(ctx, vpc.Options{Name: name, Logf: logf, Seed: o.seed, Behaviour: &o.behaviour})
 	if err != nil {
 		return err
 	}
@@ -133,7 +146,7 @@ func (o upOptions) detach(dir string) error {
 
 // background starts this program again as the lab's process, and waits until the
 // lab is up.
-func (o upOptions) background(ctx context.Context, name string, out io.Writer) error {
+func (o upOptions) background(ctx context.Context, name string, out io.Writer, flags []string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -143,10 +156,7 @@ func (o upOptions) background(ctx context.Context, name string, out io.Writer) e
 		return err
 	}
 	defer reader.Close()
-	args := []string{
-		"up", "--foreground", "--ready-fd=3", "--name=" + name, "--suite=" + o.suite, "--install-root=" + o.installRoot,
-		fmt.Sprintf("--network-cards=%d", o.cards), fmt.Sprintf("--ipv4-count=%d", o.secondaries), "--subnet=" + o.subnet,
-	}
+	args := append([]string{"up", "--foreground", "--ready-fd=3", "--name=" + name}, flags...)
 	// The lab outlives this command, however that ends.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, args...)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{writer}

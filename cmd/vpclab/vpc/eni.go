@@ -41,13 +41,15 @@ type ENISpec struct {
 	// PrefixV4Count and PrefixV6Count are how many prefixes to have in total.
 	PrefixV4Count, PrefixV6Count int
 
-	// Propagation of the metadata at the attachment.
-	Propagation imds.Propagation
+	// Propagation of the metadata at each attachment; nil: that of the VPC's
+	// behaviour, while the instance runs. The metadata come before the link, unless
+	// the propagation says when the ENI is listed: that is counted from the link on.
+	Propagation *imds.Propagation
 }
 
 // ENI is an elastic network interface of an instance. Whether its metadata is
 // published and whether its link is plugged in are two things: [Instance.Attach]
-// does both, in this order.
+// does both.
 type ENI struct {
 	vpc    *VPC
 	inst   *Instance
@@ -71,7 +73,9 @@ type ENI struct {
 	deleted     bool
 	peers       []netip.Addr // neighbours that the router has been told
 	routes      []netip.Prefix
-	propagation imds.Propagation
+	propagation *imds.Propagation
+	ordinal     int // among all ENIs that the instance ever had
+	attachments int // so far
 	events      []DHCPEvent
 }
 
@@ -102,8 +106,9 @@ func (inst *Instance) create(spec ENISpec) (_ *ENI, err error) {
 	defer v.mu.Unlock()
 	e := &ENI{
 		vpc: v, inst: inst, id: spec.ID, mac: spec.MAC, name: spec.Name, index: spec.DeviceIndex, card: spec.NetworkCard,
-		propagation: spec.Propagation,
+		propagation: spec.Propagation, ordinal: inst.created,
 	}
+	inst.created++
 	switch {
 	case spec.Subnet != "":
 		if e.subnet = v.Subnet(spec.Subnet); e.subnet == nil {
@@ -246,7 +251,7 @@ func (e *ENI) IPv4() []netip.Addr {
 	return slices.Clone(e.ipv4)
 }
 
-// IPv6 returns the addresses; DHCPv6 hands out the first.
+// IPv6 returns the addresses, in the order of the metadata and of DHCPv6.
 func (e *ENI) IPv6() []netip.Addr {
 	e.vpc.mu.Lock()
 	defer e.vpc.mu.Unlock()
@@ -460,14 +465,19 @@ func (e *ENI) Plug(ctx context.Context) error {
 	return e.plug(ctx, t)
 }
 
+// instanceMTU is that of ENA until somebody sets another (facts.md).
+const instanceMTU = 1500
+
 // plug makes the pair: one end on the subnet's bridge, the other straight in the
 // instance, with its final name and MAC.
 func (e *ENI) plug(_ context.Context, t *thread) error {
 	link := e.vpc.thread.link
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = e.port
+	attrs.MTU = e.vpc.Behaviour().mtu()
 	veth := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: e.Name(), PeerHardwareAddr: e.mac, PeerNamespace: netlink.NsFd(int(t.ns)),
+		PeerMTU: instanceMTU,
 	}
 	if err := link.LinkAdd(veth); err != nil {
 		return fmt.Errorf("plugging %s in as %s: %w", e.id, e.Name(), err)
@@ -512,7 +522,7 @@ func (e *ENI) Unplug(context.Context) error {
 	e.vpc.mu.Unlock()
 	link := e.vpc.thread.link
 	l, err := link.LinkByName(e.port)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
+	if linkGone(err) {
 		return nil
 	}
 	if err == nil {
@@ -524,15 +534,51 @@ func (e *ENI) Unplug(context.Context) error {
 	return nil
 }
 
-// Attach makes an ENI and attaches it: the metadata shows it, and then the link
-// is there.
+// linkGone reports whether an error says that a link is not there (any more).
+func linkGone(err error) bool {
+	return errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV)
+}
+
+// Attach makes an ENI and attaches it: the metadata shows it, and the link is there.
 func (inst *Instance) Attach(ctx context.Context, spec ENISpec) (*ENI, error) {
 	e, err := inst.Create(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
-	e.Publish(spec.Propagation)
-	return e, e.Plug(ctx)
+	return e, e.attach(ctx)
+}
+
+// attach publishes the ENI and plugs it in, in the order of its propagation.
+func (e *ENI) attach(ctx context.Context) error {
+	p := e.nextPropagation()
+	if p.Listed == 0 {
+		e.Publish(p)
+		return e.Plug(ctx)
+	}
+	if err := e.Plug(ctx); err != nil {
+		return err
+	}
+	e.Publish(p)
+	return nil
+}
+
+// nextPropagation decides on the next attachment.
+func (e *ENI) nextPropagation() imds.Propagation {
+	v := e.vpc
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e.attachments++
+	profile := v.Behaviour().Propagation
+	switch { // an instance that is off has all its metadata when it boots
+	case e.propagation != nil:
+		return *e.propagation
+	case !e.inst.Running() || profile == Propagation{}:
+		return imds.Propagation{}
+	}
+	p := profile.draw(v.chance("propagation", e.inst.ordinal, e.ordinal, e.attachments))
+	v.logf("%s (%s): after its link, it is listed in %s, its secondaries in %s, its number in %s",
+		e.id, e.name, p.Listed, p.Secondaries, p.Keys["device-number"])
+	return p
 }
 
 // Detach takes the link out and the ENI out of the metadata, at once. The ENI
@@ -559,10 +605,8 @@ func (e *ENI) Reattach(ctx context.Context, name string) error {
 	if name != "" {
 		e.name = name
 	}
-	p := e.propagation
 	e.vpc.mu.Unlock()
-	e.Publish(p)
-	return e.Plug(ctx)
+	return e.attach(ctx)
 }
 
 // SetDeviceIndex changes the number that a detached ENI gets when it is attached
@@ -571,6 +615,13 @@ func (e *ENI) SetDeviceIndex(index int) {
 	e.vpc.mu.Lock()
 	defer e.vpc.mu.Unlock()
 	e.index = index
+}
+
+// SetPropagation changes [ENISpec].Propagation for the attachments to come.
+func (e *ENI) SetPropagation(p *imds.Propagation) {
+	e.vpc.mu.Lock()
+	defer e.vpc.mu.Unlock()
+	e.propagation = p
 }
 
 // Delete detaches a secondary ENI and gives its addresses back. Its counters go.

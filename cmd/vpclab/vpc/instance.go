@@ -69,7 +69,9 @@ type Instance struct {
 	cg   string
 	meta *imds.Server
 
-	enis []*ENI // guarded by vpc.mu; the primary first
+	ordinal int    // among the VPC's instances
+	created int    // how many ENIs were made; guarded by vpc.mu
+	enis    []*ENI // guarded by vpc.mu; the primary first
 
 	boot sync.Mutex // one boot, reboot or shutdown at a time
 	mu   sync.Mutex
@@ -127,6 +129,7 @@ func (v *VPC) NewInstance(ctx context.Context, opts InstanceOptions) (_ *Instanc
 		return nil, fmt.Errorf("mounting the root of %s: %w", inst.id, err)
 	}
 	v.mu.Lock()
+	inst.ordinal = len(v.instances)
 	v.instances = append(v.instances, inst)
 	v.mu.Unlock()
 	primary := opts.Primary
@@ -563,13 +566,13 @@ func (inst *Instance) waitUnplugged(ctx context.Context, e *ENI) error {
 	return until(ctx, "the link of "+e.id+" is gone", func() (bool, error) {
 		l, err := inst.vpc.thread.link.LinkByName(e.port)
 		if err != nil {
-			if errors.As(err, &netlink.LinkNotFoundError{}) {
+			if linkGone(err) {
 				return true, nil
 			}
 			return false, err
 		}
 		// Something else may still hold the namespace; the link must go.
-		if err := inst.vpc.thread.link.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+		if err := inst.vpc.thread.link.LinkDel(l); err != nil && !linkGone(err) {
 			return false, err
 		}
 		return false, nil

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"ec2netd/cmd/vpclab/imds"
 )
 
 // The addresses of the metadata service.
@@ -44,7 +46,8 @@ const (
 
 // metadata serves the instances' metadata on the two endpoints.
 type metadata struct {
-	vpc *VPC
+	vpc   *VPC
+	paced *imds.Paced
 
 	mu        sync.Mutex
 	endpoints map[Family]*endpoint
@@ -69,6 +72,8 @@ func (v *VPC) newMetadata() (*metadata, error) {
 		IPv4: {addr: MetadataIPv4, state: EndpointRefused},
 		IPv6: {addr: MetadataIPv6, state: EndpointRefused},
 	}}
+	m.paced = imds.NewPaced(http.HandlerFunc(m.serve), v.opts.Seed)
+	m.paced.SetPace(v.Behaviour().Metadata)
 	for family := range m.endpoints {
 		if err := m.set(v.life, family, EndpointOn); err != nil {
 			m.close()
@@ -204,7 +209,8 @@ func (m *metadata) listen(ctx context.Context, e *endpoint) error {
 	}
 	base, cancel := context.WithCancel(m.vpc.life)
 	e.server = &http.Server{
-		Handler:           http.HandlerFunc(m.serve),
+		Handler:           m.paced,
+		ConnContext:       imds.ConnContext,
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ReadHeaderTimeout: time.Minute,
 	}

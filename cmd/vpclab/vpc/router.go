@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -26,7 +27,9 @@ type DHCPEvent struct {
 	Service Service    `json:"service"`
 	Message string     `json:"message"` // DISCOVER, REQUEST, SOLICIT, …
 	Answer  string     `json:"answer"`  // OFFER, ACK, NAK, …; empty: not answered
-	Address netip.Addr `json:"address"` // what was handed out
+	Address netip.Addr `json:"address"` // what was handed out, the first of several
+	// Addresses are all that DHCPv6 has handed out.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // startServices opens the sockets of DHCPv4, DHCPv6 and router advertisements in
@@ -152,23 +155,60 @@ func (sn *Subnet) answerDHCPv4(e *ENI, req *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(server.AsSlice())),
 	}
 	if answer != dhcpv4.MessageTypeNak {
-		dns := server
-		if sn.spec.IPv4.IsValid() {
-			dns = addOffset(sn.vpc.opts.IPv4[0].Addr(), 2)
-		}
 		mods = append(mods,
 			dhcpv4.WithYourIP(addr.AsSlice()),
 			dhcpv4.WithNetmask(mask),
 			dhcpv4.WithRouter(router.AsSlice()),
-			dhcpv4.WithDNS(dns.AsSlice()),
-			dhcpv4.WithOption(dhcpv4.OptDomainName("ec2.internal")),
-			dhcpv4.WithLeaseTime(uint32(sn.vpc.opts.Lifetimes.DHCPv4/time.Second)))
+			dhcpv4.WithLeaseTime(uint32(sn.vpc.Behaviour().Lifetimes.DHCPv4/time.Second)))
+		mods = append(mods, sn.optionsDHCPv4(addr)...)
 	}
 	reply, err := dhcpv4.NewReplyFromRequest(req, mods...)
 	if err != nil {
 		return nil
 	}
 	return reply
+}
+
+// optionsDHCPv4 are the VPC's DHCP options for the ENI of an address.
+func (sn *Subnet) optionsDHCPv4(addr netip.Addr) []dhcpv4.Modifier {
+	o := sn.vpc.Behaviour().DHCP
+	dns := ofFamily(o.DNS, netip.Addr.Is4)
+	if len(dns) == 0 {
+		server := netip.MustParseAddr("169.254.169.253")
+		if sn.spec.IPv4.IsValid() {
+			server = addOffset(sn.vpc.opts.IPv4[0].Addr(), 2)
+		}
+		dns = []net.IP{server.AsSlice()}
+	}
+	mods := []dhcpv4.Modifier{dhcpv4.WithDNS(dns...)}
+	if len(o.Domains) > 0 {
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptDomainName(strings.Join(o.Domains, " "))))
+	}
+	if len(o.Search) > 0 {
+		mods = append(mods, dhcpv4.WithDomainSearchList(o.Search...))
+	}
+	if ntp := ofFamily(o.NTP, netip.Addr.Is4); len(ntp) > 0 {
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptNTPServers(ntp...)))
+	}
+	if o.MTU != 0 {
+		mods = append(mods, dhcpv4.WithGeneric(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(o.MTU))))
+	}
+	if o.Hostname && sn.spec.IPv4.IsValid() {
+		name, _, _ := strings.Cut(hostname4(addr), ".")
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(name)))
+	}
+	return mods
+}
+
+// ofFamily returns the addresses that a family's predicate takes.
+func ofFamily(list []netip.Addr, family func(netip.Addr) bool) []net.IP {
+	var out []net.IP
+	for _, a := range list {
+		if family(a) {
+			out = append(out, a.AsSlice())
+		}
+	}
+	return out
 }
 
 // A rawConn sends and receives IPv6 packets of a bridge, below the kernel's
@@ -270,15 +310,7 @@ func (sn *Subnet) serveIPv6() {
 		}
 		src, _ := netip.AddrFromSlice(buf[8:24])
 		if buf[6] == protoICMPv6 {
-			if !sn.isMuted(RA) {
-				to := src
-				if to.IsUnspecified() {
-					to = netip.IPv6LinkLocalAllNodes()
-				}
-				if err := sn.advertiseTo(sender.HardwareAddr, to); err != nil && sn.vpc.life.Err() == nil {
-					sn.vpc.logf("subnet %s: advertising to %s: %v", sn.spec.Name, e.id, err)
-				}
-			}
+			sn.solicited(e, src)
 			continue
 		}
 		req, err := dhcpv6.MessageFromBytes(buf[48:n])
@@ -288,8 +320,9 @@ func (sn *Subnet) serveIPv6() {
 		event := DHCPEvent{Time: time.Now(), Service: DHCPv6, Message: req.MessageType.String()}
 		if reply := sn.answerDHCPv6(e, req); reply != nil && !sn.isMuted(DHCPv6) {
 			event.Answer = reply.MessageType.String()
-			if ia := reply.Options.OneIANA(); ia != nil && ia.Options.OneAddress() != nil {
-				event.Address, _ = netip.AddrFromSlice(ia.Options.OneAddress().IPv6Addr)
+			event.Addresses = leasedDHCPv6(reply)
+			if len(event.Addresses) > 0 {
+				event.Address = event.Addresses[0]
 			}
 			router := sn.Gateway6()
 			err := sn.dhcp6.send(sender.HardwareAddr, router, src, protoUDP,
@@ -302,12 +335,24 @@ func (sn *Subnet) serveIPv6() {
 	}
 }
 
-// answerDHCPv6 decides on the answer; nil is none. It hands out the ENI's first
-// IPv6 address, whatever the client asks for.
+// leasedDHCPv6 are the addresses that an answer hands out.
+func leasedDHCPv6(reply *dhcpv6.Message) (addrs []netip.Addr) {
+	for _, ia := range reply.Options.IANA() {
+		for _, a := range ia.Options.Addresses() {
+			if addr, ok := netip.AddrFromSlice(a.IPv6Addr); ok && a.ValidLifetime > 0 {
+				addrs = append(addrs, addr)
+			}
+		}
+	}
+	return addrs
+}
+
+// answerDHCPv6 decides on the answer; nil is none. It hands out the ENI's IPv6
+// addresses, or the first of them, whatever the client asks for.
 func (sn *Subnet) answerDHCPv6(e *ENI, req *dhcpv6.Message) *dhcpv6.Message {
-	var addr netip.Addr
-	if list := e.IPv6(); len(list) > 0 {
-		addr = list[0]
+	mode, addrs := sn.vpc.Behaviour().DHCPv6, e.IPv6()
+	if mode == DHCPv6First {
+		addrs = addrs[:min(1, len(addrs))]
 	}
 	duid := &dhcpv6.DUIDLL{HWType: iana.HWTypeEthernet, LinkLayerAddr: sn.mac}
 	server := dhcpv6.WithServerID(duid)
@@ -318,7 +363,7 @@ func (sn *Subnet) answerDHCPv6(e *ENI, req *dhcpv6.Message) *dhcpv6.Message {
 	var err error
 	switch req.MessageType {
 	case dhcpv6.MessageTypeSolicit:
-		if !addr.IsValid() {
+		if len(addrs) == 0 {
 			return nil
 		}
 		// The highest preference: there is no other server to wait for.
@@ -332,31 +377,58 @@ func (sn *Subnet) answerDHCPv6(e *ENI, req *dhcpv6.Message) *dhcpv6.Message {
 	if err != nil {
 		return nil
 	}
+	if mode == DHCPv6All && !sn.spec.IPv4.IsValid() {
+		sn.optionsDHCPv6(reply)
+	}
 	switch req.MessageType {
 	case dhcpv6.MessageTypeSolicit, dhcpv6.MessageTypeRequest, dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind:
 	default:
 		return reply
 	}
+	// All addresses are in one association: a client that has more of them, as no
+	// client of ours does, gets the same in each.
 	for _, ia := range req.Options.IANA() {
-		reply.AddOption(sn.leaseDHCPv6(ia, addr))
+		reply.AddOption(sn.leaseDHCPv6(ia, addrs))
 	}
 	return reply
 }
 
-// leaseDHCPv6 answers one identity association: the address is confirmed, any
+// optionsDHCPv6 adds the VPC's DHCP options to an answer.
+func (sn *Subnet) optionsDHCPv6(reply *dhcpv6.Message) {
+	o := sn.vpc.Behaviour().DHCP
+	dns := ofFamily(o.DNS, netip.Addr.Is6)
+	if len(dns) == 0 {
+		dns = []net.IP{AmazonDNS6.AsSlice()}
+	}
+	reply.AddOption(dhcpv6.OptDNS(dns...))
+	if len(o.Domains) > 0 {
+		dhcpv6.WithDomainSearchList(o.Domains...)(reply)
+	}
+	var ntp dhcpv6.OptNTPServer
+	for _, server := range ofFamily(o.NTP, netip.Addr.Is6) {
+		address := dhcpv6.NTPSuboptionSrvAddr(server)
+		ntp.Suboptions.Add(&address)
+	}
+	if len(ntp.Suboptions) > 0 {
+		reply.AddOption(&ntp)
+	}
+}
+
+// leaseDHCPv6 answers one identity association: the addresses are confirmed, any
 // other that the client has is withdrawn.
-func (sn *Subnet) leaseDHCPv6(ia *dhcpv6.OptIANA, addr netip.Addr) *dhcpv6.OptIANA {
-	life := sn.vpc.opts.Lifetimes
+func (sn *Subnet) leaseDHCPv6(ia *dhcpv6.OptIANA, addrs []netip.Addr) *dhcpv6.OptIANA {
+	life := sn.vpc.Behaviour().Lifetimes
 	out := &dhcpv6.OptIANA{IaId: ia.IaId, T1: life.DHCPv6Preferred / 2, T2: life.DHCPv6Preferred * 4 / 5}
-	if addr.IsValid() {
+	for _, addr := range addrs {
 		out.Options.Add(&dhcpv6.OptIAAddress{
 			IPv6Addr: addr.AsSlice(), PreferredLifetime: life.DHCPv6Preferred, ValidLifetime: life.DHCPv6Valid,
 		})
-	} else {
+	}
+	if len(addrs) == 0 {
 		out.Options.Add(&dhcpv6.OptStatusCode{StatusCode: iana.StatusNoAddrsAvail, StatusMessage: "no address"})
 	}
 	for _, old := range ia.Options.Addresses() {
-		if a, ok := netip.AddrFromSlice(old.IPv6Addr); ok && a != addr {
+		if a, ok := netip.AddrFromSlice(old.IPv6Addr); ok && !slices.Contains(addrs, a) {
 			out.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: old.IPv6Addr})
 		}
 	}
@@ -374,10 +446,39 @@ func (sn *Subnet) Advertise() error {
 	return sn.advertiseTo(allNodes, netip.IPv6LinkLocalAllNodes())
 }
 
+// solicited answers a router solicitation, after the router's delay.
+func (sn *Subnet) solicited(e *ENI, src netip.Addr) {
+	if src.IsUnspecified() {
+		src = netip.IPv6LinkLocalAllNodes()
+	}
+	sn.mu.Lock()
+	delay := sn.vpc.Behaviour().RADelay.draw(sn.delays)
+	sn.mu.Unlock()
+	answer := func() {
+		if sn.isMuted(RA) {
+			return
+		}
+		if err := sn.advertiseTo(e.mac, src); err != nil && sn.vpc.life.Err() == nil {
+			sn.vpc.logf("subnet %s: advertising to %s: %v", sn.spec.Name, e.id, err)
+		}
+	}
+	if delay <= 0 {
+		answer()
+		return
+	}
+	sn.vpc.tasks.Go(func() {
+		select {
+		case <-time.After(delay):
+			answer()
+		case <-sn.vpc.life.Done():
+		}
+	})
+}
+
 // advertiseTo sends an advertisement as EC2's routers do: addresses are managed,
 // the subnet is on-link, nothing is for autonomous configuration.
 func (sn *Subnet) advertiseTo(mac net.HardwareAddr, to netip.Addr) error {
-	router, life := sn.Gateway6(), sn.vpc.opts.Lifetimes.Router
+	router, life := sn.Gateway6(), sn.vpc.Behaviour().Lifetimes.Router
 	ra := &ndp.RouterAdvertisement{
 		CurrentHopLimit: 64, ManagedConfiguration: true, RouterLifetime: life,
 		Options: []ndp.Option{
@@ -396,13 +497,16 @@ func (sn *Subnet) advertiseTo(mac net.HardwareAddr, to netip.Addr) error {
 }
 
 func (sn *Subnet) advertiseRegularly(ctx context.Context) {
-	tick := time.NewTicker(sn.vpc.opts.Lifetimes.AdvertiseEvery)
-	defer tick.Stop()
 	for {
+		var next <-chan time.Time
+		if every := sn.vpc.Behaviour().Lifetimes.AdvertiseEvery; every > 0 {
+			next = time.After(every)
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-sn.repace:
+		case <-next:
 			if err := sn.Advertise(); err != nil && ctx.Err() == nil {
 				sn.vpc.logf("subnet %s: router advertisement: %v", sn.spec.Name, err)
 			}

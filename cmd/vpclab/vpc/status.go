@@ -13,6 +13,8 @@ import (
 type Status struct {
 	Name      string                   `json:"name"`
 	VPC       string                   `json:"vpc"`
+	Seed      uint64                   `json:"seed"`
+	Behaviour Behaviour                `json:"behaviour"`
 	Dir       string                   `json:"dir"`
 	NetNS     string                   `json:"netns"`
 	Endpoints map[string]EndpointState `json:"metadataEndpoints"`
@@ -56,6 +58,7 @@ type ENIStatus struct {
 	Prefixes    []netip.Prefix `json:"prefixes"`
 	Published   bool           `json:"published"`
 	Plugged     bool           `json:"plugged"`
+	NoCarrier   bool           `json:"noCarrier,omitempty"`
 	Drops       Drops          `json:"drops"`
 	DHCP        []DHCPEvent    `json:"dhcp"`
 }
@@ -66,14 +69,14 @@ func (e *ENI) Status(ctx context.Context) (ENIStatus, error) {
 	return ENIStatus{
 		ID: e.id, MAC: e.mac.String(), Name: e.Name(), Subnet: e.subnet.spec.Name, DeviceIndex: e.DeviceIndex(),
 		NetworkCard: e.card, IPv4: e.IPv4(), IPv6: e.IPv6(), Prefixes: e.Prefixes(),
-		Published: e.Published(), Plugged: e.Plugged(), Drops: drops, DHCP: e.DHCPEvents(),
+		Published: e.Published(), Plugged: e.Plugged(), NoCarrier: e.NoCarrier(), Drops: drops, DHCP: e.DHCPEvents(),
 	}, err
 }
 
 // Status describes the lab.
 func (v *VPC) Status(ctx context.Context) (Status, error) {
 	s := Status{
-		Name: v.Name(), VPC: v.id, Dir: v.dir, NetNS: v.NetNSName(),
+		Name: v.Name(), VPC: v.id, Seed: v.opts.Seed, Behaviour: v.Behaviour(), Dir: v.dir, NetNS: v.NetNSName(),
 		Endpoints: map[string]EndpointState{
 			MetadataIPv4.String(): v.MetadataEndpoint(IPv4), MetadataIPv6.String(): v.MetadataEndpoint(IPv6),
 		},

@@ -2,6 +2,7 @@ package vpc
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,26 +13,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lifetimes of what the router hands out. The defaults are EC2's.
+// Lifetimes of what the router hands out, in whole seconds.
 type Lifetimes struct {
-	DHCPv4          time.Duration // lease; 1 h
-	DHCPv6Preferred time.Duration // 140 s
-	DHCPv6Valid     time.Duration // 450 s
-	Router          time.Duration // of the default route in advertisements; 30 min
-	AdvertiseEvery  time.Duration // unasked advertisements; 10 s
+	DHCPv4          time.Duration // lease
+	DHCPv6Preferred time.Duration // of addresses; half of it is the time of renewal
+	DHCPv6Valid     time.Duration
+	Router          time.Duration // of the default route in advertisements; 0: it is none
+	AdvertiseEvery  time.Duration // unasked advertisements; 0: none
 }
 
-func (l *Lifetimes) fill() {
-	set := func(d *time.Duration, value time.Duration) {
-		if *d == 0 {
-			*d = value
-		}
+// defaultLifetimes are EC2's.
+func defaultLifetimes() Lifetimes {
+	return Lifetimes{
+		DHCPv4: time.Hour, DHCPv6Preferred: 140 * time.Second, DHCPv6Valid: 450 * time.Second,
+		Router: 30 * time.Minute, AdvertiseEvery: 10 * time.Second,
 	}
-	set(&l.DHCPv4, time.Hour)
-	set(&l.DHCPv6Preferred, 140*time.Second)
-	set(&l.DHCPv6Valid, 450*time.Second)
-	set(&l.Router, 30*time.Minute)
-	set(&l.AdvertiseEvery, 10*time.Second)
+}
+
+func (l Lifetimes) check() error {
+	switch {
+	case l.DHCPv4 < time.Second || l.DHCPv6Preferred < time.Second:
+		return fmt.Errorf("lifetimes %s of DHCPv4 leases and %s of DHCPv6 ones: want at least a second", l.DHCPv4, l.DHCPv6Preferred)
+	case l.DHCPv6Valid < l.DHCPv6Preferred:
+		return fmt.Errorf("an IPv6 address is preferred for %s but valid for %s only", l.DHCPv6Preferred, l.DHCPv6Valid)
+	case l.Router < 0 || l.Router > 65535*time.Second: // RFC 4861, 4.2
+		return fmt.Errorf("lifetime %s of a router is not in 0…65535 s", l.Router)
+	case l.AdvertiseEvery < 0:
+		return fmt.Errorf("interval %s of advertisements is negative", l.AdvertiseEvery)
+	}
+	return nil
 }
 
 // Service is something that a subnet's router does for its ENIs.
@@ -53,8 +63,10 @@ type Subnet struct {
 	mac    net.HardwareAddr
 	dhcp4  net.PacketConn
 	dhcp6  *rawConn
+	repace chan struct{} // the interval of advertisements is another
 
 	mu     sync.Mutex
+	delays *rand.Rand // of solicited advertisements
 	muted  []Service
 	router netip.Addr // link-local source of advertisements
 	pool   pool
@@ -87,7 +99,8 @@ func (v *VPC) newSubnet(spec SubnetSpec) (*Subnet, error) {
 	}
 	sn := &Subnet{
 		vpc: v, spec: spec, id: resourceID("subnet"), router: defaultRouter, mac: randomMAC(),
-		pool: pool{v4: spec.IPv4, v6: spec.IPv6, used: make(map[netip.Addr]string), usedP: make(map[netip.Prefix]string)},
+		pool:   pool{v4: spec.IPv4, v6: spec.IPv6, used: make(map[netip.Addr]string), usedP: make(map[netip.Prefix]string)},
+		repace: make(chan struct{}, 1), delays: v.chance("solicited advertisements", len(v.subnets)),
 	}
 	link := v.thread.link
 	snooping := false
@@ -100,6 +113,10 @@ func (v *VPC) newSubnet(spec SubnetSpec) (*Subnet, error) {
 	var err error
 	if sn.bridge, err = link.LinkByName(attrs.Name); err != nil {
 		return nil, fmt.Errorf("finding bridge %s: %w", attrs.Name, err)
+	}
+	// Set on its own it is the bridge's for good; a new port would change it else.
+	if err := link.LinkSetMTU(sn.bridge, v.Behaviour().mtu()); err != nil {
+		return nil, fmt.Errorf("setting the MTU of bridge %s: %w", attrs.Name, err)
 	}
 	if err := link.LinkSetUp(sn.bridge); err != nil {
 		return nil, fmt.Errorf("bringing up bridge %s: %w", attrs.Name, err)

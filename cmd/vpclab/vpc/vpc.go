@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,9 +29,10 @@ type Options struct {
 	IPv4, IPv6 []netip.Prefix
 	// Region and Zone are what instances read; default: us-east-1, us-east-1a.
 	Region, Zone string
-	// Lifetimes of leases and advertisements; default: those of EC2.
-	Lifetimes Lifetimes
-	// Seed makes the probabilities of metadata faults repeatable.
+	// Behaviour; default: that of [DefaultProfile].
+	Behaviour *Behaviour
+	// Seed makes all chance of the lab repeatable: that of the behaviour, and the
+	// probabilities of metadata faults.
 	Seed uint64
 	// StateDir is where the lab's files are; default: [DefaultStateDir].
 	StateDir string
@@ -67,7 +69,11 @@ var (
 
 // VPC is a running simulation. Its methods may be called from any goroutine.
 type VPC struct {
-	opts   Options
+	opts Options
+	// behaviour is read by everyone, and written under setMu.
+	behaviour atomic.Pointer[Behaviour]
+	setMu     sync.Mutex
+
 	id     string
 	dir    string
 	cgroup string
@@ -121,11 +127,19 @@ func New(ctx context.Context, opts Options) (_ *VPC, err error) {
 	if opts.Region == "" {
 		opts.Region, opts.Zone = "us-east-1", "us-east-1a"
 	}
-	opts.Lifetimes.fill()
+	behaviour := Profiles()[DefaultProfile]
+	if opts.Behaviour != nil {
+		behaviour = *opts.Behaviour
+	}
+	if err := behaviour.Check(); err != nil {
+		return nil, err
+	}
 	v := &VPC{
 		opts: opts, id: resourceID("vpc"), enis: make(map[string]*ENI),
 		cgroup: path.Join(ownCgroup(), "vpclab-"+opts.Name),
 	}
+	v.behaviour.Store(&behaviour)
+	v.logf("the lab's seed is %d", opts.Seed)
 	stale, err := RemoveStale(ctx, opts.StateDir)
 	if err != nil {
 		v.logf("%v", err) // it is not in our way, unless it has our name

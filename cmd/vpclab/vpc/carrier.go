@@ -1,0 +1,53 @@
+package vpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+)
+
+// SetCarrier takes the carrier of the ENI's link away, or gives it back; the link
+// stays in the instance, as it does when the ENA driver resets its device. A link
+// that is plugged in anew has its carrier.
+func (e *ENI) SetCarrier(on bool) error {
+	link := e.vpc.thread.link
+	l, err := link.LinkByName(e.port)
+	if err == nil {
+		// The carrier of one end of a veth pair is whether the other is up.
+		if on {
+			err = link.LinkSetUp(l)
+		} else {
+			err = link.LinkSetDown(l)
+		}
+	}
+	switch {
+	case linkGone(err):
+		return fmt.Errorf("changing the carrier of %s: its link is not plugged in, or the instance is off", e.id)
+	case err != nil:
+		return fmt.Errorf("changing the carrier of %s: %w", e.id, err)
+	}
+	return nil
+}
+
+// NoCarrier reports whether the ENI's link is plugged in, but without its carrier.
+func (e *ENI) NoCarrier() bool {
+	l, err := e.vpc.thread.link.LinkByName(e.port)
+	return err == nil && l.Attrs().Flags&net.FlagUp == 0
+}
+
+// Blip takes the carrier away for a time: an ENA reset. It returns when the carrier
+// is back, which it is too when ctx ends.
+func (e *ENI) Blip(ctx context.Context, d time.Duration) error {
+	if err := e.SetCarrier(false); err != nil {
+		return err
+	}
+	var err error
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	return errors.Join(err, e.SetCarrier(true))
+}
