@@ -179,7 +179,7 @@ func (l *lab) swapped(old string) {
 // TestLabRPM: the rpm is installed into the root of an image and removed from it; then, on a
 // system with the old package and the masks that images for Kubernetes have, by dnf swap in the
 // place of that, which a boot completes; it is upgraded, downgraded, and removed.
-func TestLabRPM(t *testing.T) { // I2, I4, E6
+func TestLabRPM(t *testing.T) { // I2, I4, E6, E9
 	eachSuite(t, func(t *testing.T, suite string) {
 		name := "amazon-ec2-net-utils"
 		if suite == "bookworm" {
@@ -285,6 +285,7 @@ func (l *lab) removed(primary *state.Interface) {
 		l.t.Errorf("units are left:\n%s", out)
 	}
 	l.onNetworkd("/etc/systemd/network/70-ens5.network")
+	l.comes("where the package is removed") // E9
 	l.run("systemctl", "restart", "systemd-networkd.service")
 	l.onNetworkd("/etc/systemd/network/70-ens5.network")
 	l.reboot()
@@ -298,7 +299,7 @@ func (l *lab) removed(primary *state.Interface) {
 
 // TestLabDeb: the deb is installed on a running system that NetworkManager owns, as the
 // README says; a reboot makes networkd the owner.
-func TestLabDeb(t *testing.T) { // F5, I2, I4, E6
+func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
 			onNetworkManager(o)

@@ -231,7 +231,8 @@ func TestLabReleased(t *testing.T) { // E9
 		l.comes("where there is no bus")
 		l.held(false)
 		l.until("the release gives up", func() (bool, error) {
-			out := l.run("journalctl", "--boot", "--unit=ec2netd-release", "--output=cat", "--no-pager")
+			// Not --unit=: of a process that has ended journald may not know the unit.
+			out := l.run("journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager")
 			return strings.Contains(out, "Failed to let networkd configure new ENIs") && strings.Contains(out, "networkctl reload"), nil
 		})
 		l.run("systemctl", "unmask", "--runtime", "ec2netd.service")
