@@ -306,7 +306,7 @@ func TestLabOldPackage(t *testing.T) { // I4
 		if suite == "bookworm" {
 			steps = append(steps, takeover.Flush)
 		}
-		l.interrupted(fewInterruptions, steps, back) // J3
+		l.interrupted(steps, back) // J3
 
 		// J3: it is somebody else's, though it has such a name.
 		const other = "[Match]\nName=other0\n[Network]\nLinkLocalAddressing=no\n"

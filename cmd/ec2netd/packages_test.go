@@ -18,7 +18,8 @@ import (
 	"ec2netd/service/state"
 )
 
-// packageTools are what the tests of packages and of those that run as root need of Debian besides the image.
+// packageTools are what the tests of packages, and of what sudo allows, need of Debian besides
+// the image.
 var packageTools = []string{"createrepo-c", "dnf", "less", "network-manager", "rpm", "sudo"}
 
 // builtPackage returns a package of ec2netd: its first or second version, deb or rpm.

@@ -168,22 +168,26 @@ type interruption struct {
 	vanishes bool
 }
 
-// The three that matter most, and all.
-var fewInterruptions = []interruption{
-	{"^C", func(_ *lab, t *terminal) { t.types("\x03") }, false},
-	{"hang-up", func(_ *lab, t *terminal) { t.hangUp() }, true},
-	{"kill -9 of the doer", func(l *lab, _ *terminal) { l.killTakeover("MainPID") }, false},
+// interruptions are of three kinds. On each suite one of each kind comes in the way of each step,
+// so that on one suite or another each one does.
+var interruptions = [][]interruption{
+	{
+		{"^C", func(_ *lab, t *terminal) { t.types("\x03") }, false},
+		{"^C twice", func(_ *lab, t *terminal) { t.types("\x03"); t.says("Interrupted."); t.types("\x03") }, false},
+		{"SIGTERM", func(_ *lab, t *terminal) { t.signal(unix.SIGTERM) }, false},
+	},
+	{
+		{"hang-up", func(_ *lab, t *terminal) { t.hangUp() }, true},
+		{"kill -9 of the viewer", func(_ *lab, t *terminal) { t.signal(unix.SIGKILL) }, true},
+	},
+	{
+		{"kill -9 of the doer", func(l *lab, _ *terminal) { l.killTakeover("MainPID") }, false},
+		{"kill -9 of the doer and of what puts back", func(l *lab, _ *terminal) {
+			l.killTakeover("MainPID")
+			l.killTakeover("ControlPID")
+		}, false},
+	},
 }
-
-var interruptions = append(slices.Clone(fewInterruptions), []interruption{
-	{"^C twice", func(_ *lab, t *terminal) { t.types("\x03"); t.says("Interrupted."); t.types("\x03") }, false},
-	{"SIGTERM", func(_ *lab, t *terminal) { t.signal(unix.SIGTERM) }, false},
-	{"kill -9 of the viewer", func(_ *lab, t *terminal) { t.signal(unix.SIGKILL) }, true},
-	{"kill -9 of the doer and of what puts back", func(l *lab, _ *terminal) {
-		l.killTakeover("MainPID")
-		l.killTakeover("ControlPID")
-	}, false},
-}...)
 
 // killTakeover kills a process of the unit as soon as there is one.
 func (l *lab) killTakeover(property string) {
@@ -225,13 +229,15 @@ func (l *lab) beginTakeover(step takeover.Step, args ...string) *terminal {
 	return term
 }
 
-// interrupted interrupts takeovers that cannot succeed, in some ways at each step, and checks
-// that what ran before is back each time.
-func (l *lab) interrupted(interruptions []interruption, steps []takeover.Step, back func()) {
+// interrupted interrupts takeovers that cannot succeed, in each kind of way at each step, and
+// checks that what ran before is back each time.
+func (l *lab) interrupted(steps []takeover.Step, back func()) {
 	l.t.Helper()
+	suite := slices.IndexFunc(vpc.Suites, func(s vpc.Suite) bool { return s.Name == l.inst.Suite() })
 	l.put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
-	for _, step := range steps {
-		for _, i := range interruptions {
+	for n, step := range steps {
+		for _, kind := range interruptions {
+			i := kind[(n+suite)%len(kind)]
 			what := fmt.Sprintf("%s at %s", i.name, step)
 			term := l.beginTakeover(step, "--timeout=2s")
 			i.do(l, term)
@@ -284,7 +290,7 @@ func TestLabTakeoverInterrupted(t *testing.T) { // J3
 				t.Errorf("takeover, answered %q: exit code %d:\n%s", answer, code, term.text())
 			}
 		}
-		l.interrupted(interruptions, []takeover.Step{takeover.Stop, takeover.Flush, takeover.Start, takeover.Wait}, func() {
+		l.interrupted([]takeover.Step{takeover.Stop, takeover.Flush, takeover.Start, takeover.Wait}, func() {
 			l.t.Helper()
 			l.ownedByNetworkManager()
 			if left := l.run("sh", "-c", "ls -A /run/systemd/network 2>/dev/null || :"); left != "" {
