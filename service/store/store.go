@@ -162,7 +162,8 @@ func (s *Store) Units() ([]Unit, error) {
 	var units []Unit
 	for _, found := range names {
 		rest := strings.TrimPrefix(found, "70-")
-		if dir, err := os.Lstat(s.at(path.Join(plan.Directory, found))); err != nil || !dir.IsDir() {
+		var dir unix.Stat_t
+		if err := unix.Lstat(s.at(plan.Directory+"/"+found), &dir); err != nil || dir.Mode&unix.S_IFMT != unix.S_IFDIR {
 			continue
 		}
 		for _, kind := range []string{Network, Link} {
