@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+
+	"ec2netd/service/file"
 )
 
 // Dir has the files of one attempt. It is there from the moment an attempt is prepared until
@@ -26,6 +28,8 @@ const (
 	stepsFile = "steps"
 	rulesFile = "rules.json"
 	movedDir  = "moved"
+	// mostRecord bounds one of them.
+	mostRecord = 1 << 20
 )
 
 // Request is a plan, and how long the ENIs may take to be configured.
@@ -136,7 +140,7 @@ func Read(root string) (records Records, exists bool, err error) {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
 	}
-	text, err := os.ReadFile(filepath.Join(dir, stepsFile))
+	text, _, err := file.ReadOwn(filepath.Join(dir, stepsFile), mostRecord)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, true, fmt.Errorf("reading how far the takeover came: %w", err)
 	}
@@ -157,10 +161,11 @@ func (t *Takeover) note(record Record) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.OpenFile(t.in(stepsFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	//nolint:forbidigo // it is written, in a directory that is root's alone
+	steps, err := os.OpenFile(t.in(stepsFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err == nil {
-		_, err = file.Write(append(text, '\n'))
-		err = errors.Join(err, file.Close())
+		_, err = steps.Write(append(text, '\n'))
+		err = errors.Join(err, steps.Close())
 	}
 	if err != nil {
 		return fmt.Errorf("noting a step of the takeover: %w", err)
@@ -174,25 +179,25 @@ func (t *Takeover) note(record Record) error {
 }
 
 // write replaces a file by a value.
-func write(file string, value any) error {
+func write(path string, value any) error {
 	text, err := json.Marshal(value)
 	if err == nil {
-		err = renameio.WriteFile(file, text, 0o600, renameio.WithTempDir(filepath.Dir(file)))
+		err = renameio.WriteFile(path, text, 0o600, renameio.WithTempDir(filepath.Dir(path)))
 	}
 	if err != nil {
-		return fmt.Errorf("writing %s: %w", file, err)
+		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	return nil
 }
 
 // read reads a file that [write] wrote.
-func read(file string, value any) error {
-	text, err := os.ReadFile(file)
+func read(path string, value any) error {
+	text, _, err := file.ReadOwn(path, mostRecord)
 	if err == nil {
 		err = json.Unmarshal(text, value)
 	}
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", file, err)
+		return fmt.Errorf("reading %s: %w", path, err)
 	}
 	return nil
 }

@@ -3,13 +3,16 @@ package takeover
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ec2netd/service/file"
 )
 
 const (
@@ -35,11 +38,11 @@ const (
 // a link to the base unit, and has such an eni.conf. The link 70-IFNAME.network is the same as
 // ec2netd's own, and stays.
 func FindOld(root string) (marked, others []string, err error) {
-	add := func(file string, is bool) {
+	add := func(path string, is bool) {
 		if is {
-			marked = append(marked, file)
+			marked = append(marked, path)
 		} else {
-			others = append(others, file)
+			others = append(others, path)
 		}
 	}
 	at := func(p string) string { return filepath.Join("/", root, p) }
@@ -50,21 +53,21 @@ func FindOld(root string) (marked, others []string, err error) {
 	hasENI := map[string]bool{}
 	for _, dir := range dirs {
 		number, name := splitUnit(strings.TrimSuffix(dir, ".d"))
-		entries, err := os.ReadDir(at(dir))
-		if errors.Is(err, fs.ErrNotExist) {
+		entries, err := file.List(at(dir), "*")
+		if errors.Is(err, unix.ENOTDIR) {
 			continue
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("looking for files of amazon-ec2-net-utils: %w", err)
 		}
 		for _, entry := range entries {
-			file := filepath.Join(dir, entry.Name())
-			if number != "07" && entry.Name() != "eni.conf" && !strings.HasPrefix(entry.Name(), "ec2net_") {
+			dropIn := filepath.Join(dir, entry)
+			if number != "07" && entry != "eni.conf" && !strings.HasPrefix(entry, "ec2net_") {
 				continue
 			}
-			is := marks(entry.Name(), name, readRegular(at(file)))
-			add(file, is)
-			hasENI[dir] = hasENI[dir] || is && entry.Name() == "eni.conf"
+			is := marks(entry, name, readRegular(at(dropIn)))
+			add(dropIn, is)
+			hasENI[dir] = hasENI[dir] || is && entry == "eni.conf"
 		}
 	}
 	units, err := glob(root, networkFiles+"07-*.network")
@@ -83,16 +86,27 @@ func FindOld(root string) (marked, others []string, err error) {
 	return marked, others, nil
 }
 
-// glob returns the paths that patterns match below root, without root.
+// glob returns the paths that patterns match below root, without root. The last two elements
+// of a pattern may have wildcards.
 func glob(root string, patterns ...string) ([]string, error) {
 	var all []string
 	for _, pattern := range patterns {
-		found, err := filepath.Glob(filepath.Join("/", root, pattern))
-		if err != nil {
-			return nil, fmt.Errorf("looking for %s: %w", pattern, err)
+		above, name := filepath.Split(pattern)
+		dirs := []string{above}
+		if strings.Contains(above, "*") {
+			var err error
+			if dirs, err = glob(root, filepath.Clean(above)); err != nil {
+				return nil, err
+			}
 		}
-		for _, file := range found {
-			all = append(all, filepath.Join("/", strings.TrimPrefix(file, filepath.Join("/", root))))
+		for _, dir := range dirs {
+			found, err := file.List(filepath.Join("/", root, dir), name)
+			if err != nil && !errors.Is(err, unix.ENOTDIR) {
+				return nil, fmt.Errorf("looking for %s: %w", pattern, err)
+			}
+			for _, entry := range found {
+				all = append(all, filepath.Join("/", dir, entry))
+			}
 		}
 	}
 	return all, nil
@@ -105,19 +119,15 @@ func splitUnit(unit string) (number, name string) {
 }
 
 // readRegular returns what is in a regular file, or nil where there is none that can be read.
-func readRegular(file string) []byte {
-	info, err := os.Lstat(file)
-	if err != nil || !info.Mode().IsRegular() || info.Size() > mostOld {
+func readRegular(path string) []byte {
+	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
 		return nil
 	}
-	text, err := os.ReadFile(file)
+	text, err := file.Read(path, mostOld)
 	if err != nil {
 		return nil
 	}
-	if text == nil {
-		text = []byte{}
-	}
-	return text
+	return []byte(text)
 }
 
 // marks reports whether a file of a name, among the drop-ins of a link, carries the mark of
