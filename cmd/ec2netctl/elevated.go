@@ -30,9 +30,10 @@ type caller struct {
 func callerOf(getenv func(string) (string, bool), uid, euid int, cgroup, loginUID string) caller {
 	_, sudo := getenv("SUDO_UID")
 	_, pkexec := getenv("PKEXEC_UID")
+	_, doas := getenv("DOAS_USER")
 	owner, known := sessionOwner(cgroup)
 	c := caller{
-		elevated:    sudo || pkexec || uid != euid || known && owner != euid,
+		elevated:    sudo || pkexec || doas || uid != euid || known && owner != euid,
 		ownsSession: known && owner == euid,
 	}
 	// The audit UID is that of the login, and stays the same through su. 2^32-1 is none.
@@ -93,6 +94,7 @@ var harmless = map[string]*regexp.Regexp{
 	"NO_COLOR":            regexp.MustCompile(`^[ -~]{0,64}$`),
 	"SUDO_UID":            digits,
 	"PKEXEC_UID":          digits,
+	"DOAS_USER":           regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`),
 	"SYSTEMD_PAGER":       pagerOff,
 	"PAGER":               pagerOff,
 	"SYSTEMD_PAGERSECURE": regexp.MustCompile(`^[A-Za-z0-9]{0,16}$`),

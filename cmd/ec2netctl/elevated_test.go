@@ -41,6 +41,7 @@ func TestCaller(t *testing.T) { // J4
 		"a system service":                 {nil, 0, 0, "0::/system.slice/a.service\n", none, caller{}},
 		"sudo":                             {[]string{"SUDO_UID=1000"}, 0, 0, session(1000), "1000", caller{elevated: true}},
 		"sudo of root's":                   {[]string{"SUDO_UID=0"}, 0, 0, session(0), "0", caller{elevated: true, ownsSession: true}},
+		"doas":                             {[]string{"DOAS_USER=joe"}, 0, 0, "0::/user.slice/user-0.slice/session-c1.scope\n", none, caller{elevated: true, ownsSession: true}},
 		"pkexec":                           {[]string{"PKEXEC_UID=1000"}, 0, 0, "0::/user.slice/user-0.slice/session-c1.scope\n", none, caller{elevated: true, ownsSession: true}},
 		"su, without a session":            {nil, 0, 0, "", "1000", caller{elevated: true}},
 		"su, without audit":                {nil, 0, 0, session(1000), none, caller{elevated: true}},

@@ -1,7 +1,7 @@
 // Command ec2netctl shows what ec2netd makes of the network of an EC2 instance, and
 // asks it to look again. It is a client of the Varlink interface org.ec2netd.Network.
-// Only plan, dump-metadata and doctor look at the system themselves, and change nothing
-// of it; what they know of the network is in the packages of the daemon.
+// Only plan, dump-metadata, doctor and takeover look at the system themselves, and only
+// takeover changes it; what they know of the network is in the packages of the daemon.
 package main
 
 import (

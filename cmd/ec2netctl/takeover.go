@@ -192,11 +192,13 @@ func (c *ctl) earlierTakeover(ctx context.Context, o *takeoverOptions) (done boo
 		if discarded := takeover.Discard(c.root); discarded != nil {
 			return true, discarded
 		}
-		if last.Outcome == takeover.Configured {
-			return true, err
+		if err != nil {
+			c.tell(err.Error() + "\n")
+			return false, nil
 		}
-		c.tell(err.Error() + "\n")
-		return false, nil
+		// Something else may own the links again since.
+		p, err := c.planTakeover(ctx)
+		return err != nil || len(p.Stop)+len(p.Start)+len(p.Remove) == 0, err
 	case takeover.Broken:
 		c.tell("An earlier takeover failed, and so did putting back what ran before.\n")
 	default:
@@ -263,7 +265,11 @@ func (c *ctl) watchTakeover(ctx context.Context, phase string) error {
 		}
 		if err := takeover.StartUnit(ctx, []string{"takeover", "--phase=" + phase}, []string{"takeover", "--phase=" + phaseSettle}); err != nil {
 			if runs, unknown := takeover.UnitRuns(ctx); !runs && unknown == nil {
-				return errors.Join(fmt.Errorf("starting the takeover: %w", err), takeover.Discard(c.root))
+				err = fmt.Errorf("starting the takeover: %w", err)
+				if shown > 0 {
+					return err // what is noted is the way back
+				}
+				return errors.Join(err, takeover.Discard(c.root))
 			}
 		}
 	}

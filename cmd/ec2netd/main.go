@@ -47,9 +47,8 @@ import (
 var version = ""
 
 // The daemon's own files: views is what is known, over a restart, hint what the next boot can
-// begin with, and rules which policy rules are this daemon's. The unit's RuntimeDirectory= and
-// StateDirectory= make the directories, which lie in two file systems: each has the marks of
-// what is void in the other one.
+// begin with, and rules which policy rules are this daemon's. ec2netd-release.service makes the
+// directories, which lie in two file systems: each has the marks of what is void in the other.
 var (
 	viewsPlace = persist.Place{Path: "/run/ec2netd/views.json", Mark: "/var/lib/ec2netd/views.void"}
 	rulesPlace = persist.Place{Path: "/run/ec2netd/rules.json", Mark: "/var/lib/ec2netd/rules.void"}

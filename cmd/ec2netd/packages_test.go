@@ -257,7 +257,9 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6, E9
 				pid = now
 			}
 		}
+		l.withoutAlias()
 		upgrade("rpm", "--upgrade", "/root/2.rpm")
+		l.hasAlias()
 		upgrade("rpm", "--upgrade", "--oldpackage", "/root/1.rpm")
 		if now := l.files(); now != files {
 			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
@@ -269,6 +271,27 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6, E9
 			t.Errorf("what is kept of the configuration:\n%s", text)
 		}
 	})
+}
+
+// busAlias is the link by which the bus starts a daemon that is enabled.
+const busAlias = "/etc/systemd/system/dbus-org.ec2netd1.service"
+
+// withoutAlias makes what is enabled as a version left it that had no alias for the bus.
+func (l *lab) withoutAlias() {
+	l.t.Helper()
+	l.run("rm", busAlias)
+	l.run("systemctl", "daemon-reload")
+}
+
+// hasAlias checks that the bus can start the daemon.
+func (l *lab) hasAlias() {
+	l.t.Helper()
+	if target := l.run("readlink", busAlias); target != "/usr/lib/systemd/system/ec2netd.service" {
+		l.t.Errorf("%s leads to %q", busAlias, target)
+	}
+	if got := l.run("systemctl", "show", "--property=LoadState,Id", "dbus-org.ec2netd1.service"); !strings.Contains(got, "Id=ec2netd.service") {
+		l.t.Errorf("the unit that the bus starts is\n%s", got)
+	}
 }
 
 // removed checks that the system is on plain networkd, and after a boot too.
@@ -348,6 +371,7 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 		after = l.enabled()
 		l.run("sh", "-c", "echo '# mine' >>/etc/ec2netd.conf")
 		files := l.files()
+		l.withoutAlias()
 		for _, version := range []string{"2", "1"} {
 			l.hitless("to version "+version, func() {
 				l.run("apt-get", "install", "--yes", "--allow-downgrades", "/root/"+version+".deb")
@@ -356,6 +380,7 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 			if now := l.run("dpkg-query", "--show", "--showformat=${Version}", "ec2netd"); now != "0.0."+version+"-1" {
 				t.Errorf("the version is %s", now)
 			}
+			l.hasAlias()
 			status := ""
 			l.untilOr("the status has the conflict with NetworkManager, which is enabled", func() (bool, error) {
 				status = l.user("ec2netctl", "status")
@@ -436,7 +461,7 @@ func TestLabKeptOut(t *testing.T) { // I2, I4
 				if left := l.run("sh", "-c", "ls -d /run/systemd/network/* /run/ec2netd 2>/dev/null || :"); left != "" {
 					t.Errorf("%s there are\n%s", when, left)
 				}
-				if out := l.fails("busctl", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Describe"); !strings.Contains(out, "ec2netd.service is masked") {
+				if out := l.fails("busctl", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Describe"); !strings.Contains(out, "dbus-org.ec2netd1.service") {
 					t.Errorf("%s D-Bus activation says %s", when, out)
 				}
 			}

@@ -41,8 +41,8 @@ func release(ctx context.Context, log *slog.Logger) error {
 		if err == nil && owner != "" {
 			err = bus.Reload(ctx)
 		}
-		if err == nil {
-			return nil
+		if err == nil || bus.Gone() {
+			return nil // one that starts reads its files
 		}
 		select {
 		case <-ctx.Done():

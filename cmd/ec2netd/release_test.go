@@ -239,5 +239,18 @@ func TestLabReleased(t *testing.T) { // E9
 		l.run("systemctl", "start", "dbus.socket", "dbus.service")
 		l.run("systemctl", "restart", "systemd-networkd.service")
 		again()
+
+		// At a shutdown networkd may be gone, and the bus too: there is nobody to tell.
+		l.run("systemctl", "stop", "systemd-networkd.socket", "systemd-networkd.service")
+		l.run("systemctl", "stop", "dbus.socket", "dbus.service")
+		began := time.Now()
+		l.run("systemctl", "stop", "ec2netd.service", "ec2netd-release.service")
+		if took := time.Since(began); took >= releaseTime {
+			t.Errorf("where neither networkd nor the bus is there, the release took %s", took)
+		}
+		l.held(false)
+		l.run("systemctl", "start", "dbus.socket", "dbus.service")
+		l.run("systemctl", "start", "systemd-networkd.service")
+		again()
 	})
 }

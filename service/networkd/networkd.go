@@ -147,6 +147,17 @@ func (c *Client) Owner(ctx context.Context) (string, error) {
 	return owner, nil
 }
 
+// Gone reports whether networkd surely does not run, by its control group: also where the bus
+// has gone first, as dbus-broker does at each shutdown.
+func (c *Client) Gone() bool {
+	slice := filepath.Join("/", c.Root, "sys/fs/cgroup/system.slice")
+	if _, err := os.Stat(slice); err != nil {
+		return false // no unified hierarchy, or nothing to see of it
+	}
+	_, err := os.Stat(filepath.Join(slice, unitName))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // Reload has networkd read its files again. networkd touches only links whose file
 // changed (facts.md 1). From 256 the call returns when the links are reconfigured,
 // before that at once: whoever needs the effect looks at the kernel.

@@ -51,7 +51,18 @@ elif [ "$first" = yes ]; then
 			;;
 		esac
 	done </usr/lib/systemd/system-preset/80-ec2netd.preset
-elif [ -d /run/systemd/system ]; then
+else
+	# Enabled by a version whose bus activation did not go by an alias. Not systemctl reenable,
+	# which would enable the sockets too.
+	alias=/etc/systemd/system/dbus-org.ec2netd1.service
+	if [ -L /etc/systemd/system/multi-user.target.wants/ec2netd.service ] && [ ! -L $alias ]; then
+		ln -s /usr/lib/systemd/system/ec2netd.service $alias
+		if [ -d /run/systemd/system ]; then
+			systemctl daemon-reload || :
+		fi
+	fi
+fi
+if [ $masked = no ] && [ "$first" = no ] && [ -d /run/systemd/system ]; then
 	# The network stays as it is meanwhile. What does not run is not started.
 	systemctl try-restart ec2netd.service || :
 fi
