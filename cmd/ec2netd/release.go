@@ -36,13 +36,13 @@ func release(ctx context.Context, log *slog.Logger) error {
 	if err := files.Release(); err != nil {
 		return fmt.Errorf("%w: remove it and run networkctl reload", err)
 	}
-	for {
+	for !bus.Gone() { // one that starts reads its files
 		owner, err := bus.Owner(ctx)
 		if err == nil && owner != "" {
 			err = bus.Reload(ctx)
 		}
-		if err == nil || bus.Gone() {
-			return nil // one that starts reads its files
+		if err == nil {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -50,4 +50,5 @@ func release(ctx context.Context, log *slog.Logger) error {
 		case <-time.After(releasePause):
 		}
 	}
+	return nil
 }

@@ -64,7 +64,6 @@ type Udev interface {
 // Store keeps the generated files.
 type Store interface {
 	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
-	Release() error
 	Units() ([]store.Unit, error)
 	Renew(path string) error
 	Read(path string) string

@@ -106,7 +106,9 @@ func (o *Observer) Observe() (*Snapshot, error) {
 		}
 		snapshot.Rules, o.listed = rules, len(rules)
 		for i := range snapshot.Links {
-			if host == IPv6OffHost {
+			// Some kernels have IPv6 and no policy rules for it: a link that says that it has
+			// IPv6 is believed.
+			if host == IPv6OffHost && snapshot.Links[i].IPv6 == IPv6None {
 				snapshot.Links[i].IPv6 = host
 			}
 		}

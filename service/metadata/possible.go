@@ -9,10 +9,9 @@ import (
 // What an address, a prefix and a subnet can be in a VPC (D14). The rules are those that AWS
 // states, and no stricter: what EC2 might do after all is taken.
 
-// never are addresses that no ENI has. VPC User Guide, "VPC CIDR blocks": a VPC takes its
-// IPv4 blocks from private and publicly routable ranges; the others are "this network",
-// loopback, link-local (instance metadata, DNS and time services of EC2), multicast, and reserved
-// for future use (RFC 6890).
+// never are addresses that no ENI has: "this network", loopback, multicast and the range
+// reserved for future use, which no host may have (RFC 6890), and link-local ones, which are
+// those of EC2's metadata, DNS and time services.
 var never = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"),
 	netip.MustParsePrefix("127.0.0.0/8"),

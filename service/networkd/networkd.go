@@ -147,8 +147,9 @@ func (c *Client) Owner(ctx context.Context) (string, error) {
 	return owner, nil
 }
 
-// Gone reports whether networkd surely does not run, by its control group: also where the bus
-// has gone first, as dbus-broker does at each shutdown.
+// Gone reports whether networkd does not run, by its control group: also where the bus has gone
+// first, as dbus-broker does at each shutdown. It expects networkd in system.slice, where its
+// unit puts it.
 func (c *Client) Gone() bool {
 	slice := filepath.Join("/", c.Root, "sys/fs/cgroup/system.slice")
 	if _, err := os.Stat(slice); err != nil {

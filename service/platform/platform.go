@@ -32,8 +32,9 @@ type Identity struct {
 // dmi has the DMI (SMBIOS) strings. /sys/class/dmi/id is a link to it.
 const dmi = "sys/devices/virtual/dmi/id"
 
-// mostText is more than any of the files has. The kernel makes them of 64 bytes.
-const mostText = 4096
+// mostText bounds one of the files. sysfs says of each that it has a page, of 64 KiB with some
+// kernels for arm64, whatever is in it.
+const mostText = 64 << 10
 
 // Read reads the identity of the machine below root ("/" for this one).
 func Read(root string) Identity {

@@ -105,3 +105,19 @@ func TestReadOdd(t *testing.T) {
 		t.Fatal("it waits for a FIFO")
 	}
 }
+
+// TestReadPage: a kernel for arm64 with pages of 64 KiB says that each file of sysfs has 64 KiB.
+func TestReadPage(t *testing.T) {
+	root := t.TempDir()
+	vendor := filepath.Join(root, dmi, "sys_vendor")
+	if err := os.MkdirAll(filepath.Dir(vendor), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	page := append([]byte(amazon+"\n"), make([]byte, 64<<10-len(amazon)-1)...)
+	if err := os.WriteFile(vendor, page, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := Read(root).NotEC2(); got != "" {
+		t.Errorf("an instance with large pages: %s", got)
+	}
+}
