@@ -188,12 +188,14 @@ func (c *ctl) earlierTakeover(ctx context.Context, o *takeoverOptions) (done boo
 	switch last := records.Last(); last.Outcome {
 	case takeover.Configured, takeover.Restored:
 		c.tell(fmt.Sprintf("An earlier takeover ended at %s.\n", last.Time.Local().Format(time.DateTime)))
-		err := c.tellOutcome(last)
-		if discarded := takeover.Discard(c.root); discarded != nil {
-			return true, discarded
+		outcome := c.tellOutcome(last)
+		if err := takeover.Discard(c.root); err != nil {
+			return true, err
 		}
-		if err != nil {
-			c.tell(err.Error() + "\n")
+		if outcome != nil {
+			c.tell(outcome.Error() + "\n")
+		}
+		if last.Outcome == takeover.Restored {
 			return false, nil
 		}
 		// Something else may own the links again since.
