@@ -67,7 +67,7 @@ func (c *ctl) takeover(ctx context.Context, o *takeoverOptions) error {
 			return err
 		}
 	}
-	p, err := c.planTakeover(ctx)
+	p, links, err := c.planTakeover(ctx)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (c *ctl) takeover(ctx context.Context, o *takeoverOptions) error {
 	if err := c.confirm(o, "The ENIs may be down for a moment. Take over now?"); err != nil {
 		return err
 	}
-	request := &takeover.Request{Plan: *p, Timeout: c.within(takeoverTime)}
+	request := &takeover.Request{Plan: *p, Links: links, Timeout: c.within(takeoverTime)}
 	if err := takeover.Prepare(c.root, request); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return advise("Run ec2netctl takeover again to see what becomes of it.", "somebody else has just begun a takeover")
@@ -98,7 +98,7 @@ func (c *ctl) takeover(ctx context.Context, o *takeoverOptions) error {
 
 // unitOfTakeover is what the unit works with.
 func (c *ctl) unitOfTakeover() *takeover.Takeover {
-	return &takeover.Takeover{Root: c.root, System: takeover.Host{}, Out: c.stdout, Wait: func(ctx context.Context, r *takeover.Request) error {
+	return &takeover.Takeover{Root: c.root, System: takeover.Host{}, Rest: takeover.Host{}.Rest, Out: c.stdout, Wait: func(ctx context.Context, r *takeover.Request) error {
 		silent := *c
 		silent.json = ""
 		err := silent.waitOnline(ctx, &waitOptions{timeout: span(r.Timeout), quiet: true})
@@ -123,15 +123,15 @@ func howItDied(getenv func(string) string) string {
 	}
 }
 
-// planTakeover looks at the system and says what has to be done.
-func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, error) {
+// planTakeover looks at the system and says what has to be done, and for which links.
+func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error) {
 	units, err := presetUnits(filepath.Join("/", c.root, presetFile))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	site, err := c.look()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var links []string
 	for _, l := range site.kernel.Links {
@@ -155,18 +155,18 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, error) {
 		if not.Enabled {
 			want = "disabled"
 		}
-		return nil, advise("To have it "+want+" as the presets say: systemctl preset "+not.Unit, "%w", err)
+		return nil, nil, advise("To have it "+want+" as the presets say: systemctl preset "+not.Unit, "%w", err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p.Remove, p.LeaveAlone, err = takeover.FindOld(c.root)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// As in JSON: a list, and not null.
 	p.Remove, p.LeaveAlone, p.Flush = append([]string{}, p.Remove...), append([]string{}, p.LeaveAlone...), append([]string{}, p.Flush...)
-	return p, nil
+	return p, links, nil
 }
 
 // earlierTakeover says what became of a takeover whose terminal has gone, and reports whether
@@ -199,7 +199,7 @@ func (c *ctl) earlierTakeover(ctx context.Context, o *takeoverOptions) (done boo
 			return false, nil
 		}
 		// Something else may own the links again since.
-		p, err := c.planTakeover(ctx)
+		p, _, err := c.planTakeover(ctx)
 		return err != nil || len(p.Stop)+len(p.Start)+len(p.Remove) == 0, err
 	case takeover.Broken:
 		c.tell("An earlier takeover failed, and so did putting back what ran before.\n")

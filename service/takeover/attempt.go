@@ -32,9 +32,10 @@ const (
 	mostRecord = 1 << 20
 )
 
-// Request is a plan, and how long the ENIs may take to be configured.
+// Request is a plan, the links that it is about, and how long the ENIs may take to be configured.
 type Request struct {
 	Plan    Plan          `json:"plan"`
+	Links   []string      `json:"links"`
 	Timeout time.Duration `json:"timeout"`
 }
 

@@ -3,6 +3,7 @@ package takeover
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -33,6 +35,40 @@ func (Host) Systemctl(ctx context.Context, args ...string) (string, error) {
 func (Host) Reload(ctx context.Context) error {
 	_, err := run(ctx, "networkctl", "reload")
 	return err
+}
+
+const (
+	// restTime is how long networkd may take for a lease that it has had before, and restEvery
+	// how often it is asked.
+	restTime  = 20 * time.Second
+	restEvery = 100 * time.Millisecond
+)
+
+// Rest waits until networkd that runs has configured some links, or has given up on them, see
+// [Takeover]. A link that it leaves alone does not count.
+func (Host) Rest(ctx context.Context, links []string) {
+	ctx, cancel := context.WithTimeout(ctx, restTime)
+	defer cancel()
+	for _, link := range links {
+		for busy(ctx, link) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(restEvery):
+			}
+		}
+	}
+}
+
+// busy reports whether networkd has something to do for a link. It asks networkd itself: the
+// files in /run/systemd/netif are those of the networkd before it for a moment.
+func busy(ctx context.Context, link string) bool {
+	out, err := run(ctx, "networkctl", "--json=short", "status", link)
+	var status struct{ AdministrativeState string }
+	if err != nil || json.Unmarshal([]byte(out), &status) != nil {
+		return true // it is starting
+	}
+	return slices.Contains([]string{"pending", "initialized", "configuring"}, status.AdministrativeState)
 }
 
 // run runs a program in a process group of its own: a ^C on the terminal is for the caller.

@@ -47,6 +47,8 @@ type Takeover struct {
 	System System
 	// Wait waits until the ENIs are configured.
 	Wait func(ctx context.Context, request *Request) error
+	// Rest waits until networkd has nothing to do for some links, as long as that makes sense.
+	Rest func(ctx context.Context, links []string)
 	// Out is told what is noted.
 	Out io.Writer
 }
@@ -86,11 +88,7 @@ func (t *Takeover) prepare(ctx context.Context, p *Plan) error {
 		return err
 	}
 	// The service that a timer starts is not started again: the timer does it.
-	patterns := []string{oldUnits[0], oldUnits[2]}
-	if len(p.Flush) > 0 {
-		patterns = append(patterns, networkdSockets)
-	}
-	out, err := t.System.Systemctl(ctx, append([]string{"list-units", "--plain", "--no-legend", "--state=active"}, patterns...)...)
+	out, err := t.System.Systemctl(ctx, "list-units", "--plain", "--no-legend", "--state=active", oldUnits[0], oldUnits[2], networkdSockets)
 	if err != nil {
 		return err
 	}
@@ -125,6 +123,8 @@ func (t *Takeover) steps(r *Request) []step {
 	}
 	each := func(verb string, units []string) func(context.Context) error {
 		return func(ctx context.Context) error {
+			// systemd refuses to start what was started a few times within seconds.
+			_, _ = t.System.Systemctl(ctx, append([]string{"reset-failed"}, units...)...) // fails for what has not
 			for _, unit := range units {
 				if _, err := t.System.Systemctl(ctx, verb, unit); err != nil {
 					return err
@@ -241,17 +241,22 @@ func (t *Takeover) undo(ctx context.Context, records Records) error {
 		_, err := t.System.Systemctl(ctx, args...)
 		errs = append(errs, err)
 	}
+	// systemd refuses to start what was started a few times within seconds.
+	start := func(verb string, units ...string) {
+		if len(units) > 0 {
+			_, _ = t.System.Systemctl(ctx, append([]string{"reset-failed"}, units...)...) // fails for what has not
+			systemctl(append([]string{verb}, units...)...)
+		}
+	}
+	flush := p.toFlush(records, r.Links)
 	var stop []string
 	if records.Began(Start) {
 		stop = slices.Clone(p.Start)
 	}
-	// NetworkManager that starts again finds its own addresses. networkd of before 257 does not
-	// recognise them as its own, see [Make].
-	flush := records.Began(Flush) || len(p.Restart) > 0
-	if stop = append(stop, p.quiet()...); flush {
-		// Undoing that was killed may have started them: NetworkManager takes half a minute to
-		// come back to a link that it loses.
-		stop = append(stop, p.Stop...)
+	if len(flush) > 0 {
+		// Undoing that was killed may have started what ran before: NetworkManager takes half a
+		// minute to come back to a link that it loses.
+		stop = slices.Concat(stop, []string{networkdSockets}, p.Restart, p.Stop)
 	}
 	if len(stop) > 0 {
 		systemctl(append([]string{"stop"}, stop...)...)
@@ -259,31 +264,42 @@ func (t *Takeover) undo(ctx context.Context, records Records) error {
 	errs = append(errs, t.takeBack(p, &before, networkFiles), t.moveBack(p))
 	if records.Began(Start) {
 		// Rules that no file wants any more, and networkd leaves when it stops.
-		systemctl("start", orphansUnit)
+		start("start", orphansUnit)
 		errs = append(errs, t.takeBack(p, &before, runtimeFiles))
 	}
-	if flush {
-		for _, link := range p.Flush {
-			// NetworkManager takes a link for up that was so when it stopped.
-			errs = append(errs, t.System.Flush(link), t.System.SetUp(link))
-		}
+	for _, link := range flush {
+		// NetworkManager takes a link for up that was so when it stopped.
+		errs = append(errs, t.System.Flush(link), t.System.SetUp(link))
 	}
-	sockets := slices.DeleteFunc(slices.Clone(before.Active), func(unit string) bool { return !strings.HasSuffix(unit, ".socket") })
-	if len(sockets) > 0 {
-		systemctl(append([]string{"start"}, sockets...)...)
+	start("start", slices.DeleteFunc(slices.Clone(before.Active), func(unit string) bool { return !strings.HasSuffix(unit, ".socket") })...)
+	if len(flush) > 0 && len(p.Restart) > 0 {
+		start("restart", p.Restart...)
+		t.Rest(ctx, r.Links)
 	}
-	for _, unit := range p.Restart {
-		systemctl("restart", unit)
-	}
-	if len(p.Stop) > 0 {
-		systemctl(append([]string{"start"}, p.Stop...)...)
-	}
+	start("start", p.Stop...)
 	old := slices.DeleteFunc(slices.Clone(before.Active), func(unit string) bool { return strings.HasSuffix(unit, ".socket") })
 	if len(old) > 0 {
 		// Each waits for networkd and the metadata service.
 		systemctl(append([]string{"start", "--no-block"}, old...)...)
 	}
 	return errors.Join(errs...)
+}
+
+// toFlush lists the links whose addresses and routes are set anew as an attempt is undone, so that
+// who comes back finds nothing on them that it would not remove, or add to in another order.
+func (p *Plan) toFlush(records Records, links []string) []string {
+	switch {
+	case records.Began(Flush), len(p.Restart) > 0 && len(p.Flush) > 0:
+		// networkd of before 257 does not recognise what it finds, see [Make]. NetworkManager
+		// does, as long as it is all there.
+		return p.Flush
+	case len(p.Restart) > 0 && records.Began(Start):
+		// networkd has set the links as ec2netd wants them. Until then it runs on, and has
+		// noticed nothing.
+		return links
+	default:
+		return nil
+	}
 }
 
 // takeBack removes the files below a directory that the daemon has made meanwhile, if it did

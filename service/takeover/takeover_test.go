@@ -58,6 +58,9 @@ func (w *world) Systemctl(_ context.Context, args ...string) (string, error) {
 		}
 		return out.String(), nil
 	}
+	if args[0] == "reset-failed" {
+		return "", errors.New("it has not failed")
+	}
 	return "", w.change(func() error {
 		for _, pattern := range args[1:] {
 			if strings.HasPrefix(pattern, "--") || pattern == orphansUnit {
@@ -183,10 +186,10 @@ func begin(t *testing.T, s *scenario) (*world, *Takeover) {
 	if p.Remove, p.LeaveAlone, err = FindOld(w.root); err != nil {
 		t.Fatal(err)
 	}
-	if err := Prepare(w.root, &Request{Plan: p}); err != nil {
+	if err := Prepare(w.root, &Request{Plan: p, Links: []string{"ens5"}}); err != nil {
 		t.Fatal(err)
 	}
-	return w, &Takeover{Root: w.root, System: w, Wait: func(context.Context, *Request) error {
+	return w, &Takeover{Root: w.root, System: w, Rest: func(context.Context, []string) {}, Wait: func(context.Context, *Request) error {
 		return w.change(func() error { return nil })
 	}}
 }
