@@ -15,7 +15,7 @@ GOBUILD    := CGO_ENABLED=0 $(GO) build -buildmode=pie -trimpath -buildvcs=false
 PROGRAMS   := ec2netd ec2netctl vpclab
 STAGE      := $(abspath $(BUILD)/stage)
 # How long the tests of one package may take.
-TIMEOUT    := 40m
+TIMEOUT    := 80m
 
 # The linter is a tool of the build machine, pinned here and not a dependency.
 GOLANGCI_LINT_VERSION := v2.15.0
