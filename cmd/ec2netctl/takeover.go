@@ -130,6 +130,9 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 		return nil, nil, err
 	}
 	site, err := c.look()
+	if err == nil {
+		err = site.supported()
+	}
 	if err != nil {
 		return nil, nil, err
 	}
