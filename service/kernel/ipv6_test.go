@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -168,5 +169,18 @@ func TestWithoutIPv6(t *testing.T) {
 	rules, ipv6, err := listRules(refuses(0, nil), 0)
 	if err != nil || ipv6 != IPv6On || len(rules) != 2 {
 		t.Errorf("rules %+v, %d, %v", rules, ipv6, err)
+	}
+}
+
+// A13: a link that has IPv6 is believed, whatever a kernel says of policy rules.
+func TestOffHost(t *testing.T) {
+	links := []Link{{IPv6: IPv6None}, {IPv6: IPv6On}, {IPv6: IPv6OffLink}}
+	offHost(links, IPv6On)
+	if want := []Link{{IPv6: IPv6None}, {IPv6: IPv6On}, {IPv6: IPv6OffLink}}; !reflect.DeepEqual(links, want) {
+		t.Errorf("on a host with IPv6: %+v", links)
+	}
+	offHost(links, IPv6OffHost)
+	if want := []Link{{IPv6: IPv6OffHost}, {IPv6: IPv6On}, {IPv6: IPv6OffLink}}; !reflect.DeepEqual(links, want) {
+		t.Errorf("on a host without: %+v", links)
 	}
 }

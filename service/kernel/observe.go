@@ -105,15 +105,19 @@ func (o *Observer) Observe() (*Snapshot, error) {
 			return nil, err
 		}
 		snapshot.Rules, o.listed = rules, len(rules)
-		for i := range snapshot.Links {
-			// Some kernels have IPv6 and no policy rules for it: a link that says that it has
-			// IPv6 is believed.
-			if host == IPv6OffHost && snapshot.Links[i].IPv6 == IPv6None {
-				snapshot.Links[i].IPv6 = host
-			}
-		}
+		offHost(snapshot.Links, host)
 	}
 	return snapshot, nil
+}
+
+// offHost notes that the host has no IPv6, by its policy rules, at the links that have none. Some
+// kernels have IPv6 and no policy rules for it: a link that says it has IPv6 is believed.
+func offHost(links []Link, host IPv6) {
+	for i := range links {
+		if host == IPv6OffHost && links[i].IPv6 == IPv6None {
+			links[i].IPv6 = host
+		}
+	}
 }
 
 // plainName is a link name that can stand in a file name and a unit file. The kernel
