@@ -130,22 +130,24 @@ func linesOf(text, something string) string {
 	return found.String()
 }
 
-// B7: an ENI with DefaultRoute=no has default routes in its own table alone; what has
-// its addresses works all the same.
+// B7, B11: an ENI with DefaultRoute=no has default routes in its own table alone; what has
+// its addresses works all the same, on the primary too.
 func TestLabNoDefaultRoute(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := boot(t, suite, func(o *vpc.InstanceOptions) {
-			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[ENI]\nDeviceIndex=1\nDefaultRoute=no\n"
+			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[ENI]\nDeviceIndex=0 1\nDefaultRoute=no\n"
 		})
-		l.configured("ens5")
-		eni := l.attach(hotplugSpec())
-		l.configured(eni.ID())
-		// Of IPv6 the one by the router's advertisement comes last.
-		l.until("default routes in the ENI's own table", func() (bool, error) {
-			return slices.ContainsFunc(l.routes("-4", "10001"), isDefault) && slices.ContainsFunc(l.routes("-6", "10001"), func(r route) bool { return isDefault(r) && r.Protocol == "ra" }), nil
-		})
-		check := func(when string) {
+		check := func(eni *vpc.ENI, when string) {
 			t.Helper()
+			table := 10000 + eni.DeviceIndex()
+			if got := l.configured(eni.ID()); got.Metric != state.Unknown || got.Table != table {
+				t.Errorf("%s: %+v", when, got)
+			}
+			// Of IPv6 the one by the router's advertisement comes last.
+			l.until("default routes in the ENI's own table", func() (bool, error) {
+				return slices.ContainsFunc(l.routes("-4", fmt.Sprint(table)), isDefault) &&
+					slices.ContainsFunc(l.routes("-6", fmt.Sprint(table)), func(r route) bool { return isDefault(r) && r.Protocol == "ra" }), nil
+			})
 			for _, family := range []string{"-4", "-6"} {
 				for _, r := range l.routes(family, "main") {
 					if isDefault(r) && r.Dev == eni.Name() {
@@ -156,7 +158,7 @@ func TestLabNoDefaultRoute(t *testing.T) {
 			if got := l.addresses(eni.Name()); !slices.Equal(sorted(got), sorted(slices.Concat(eni.IPv4(), eni.IPv6()))) || got[0] != eni.IPv4()[0] {
 				t.Errorf("%s: addresses %v", when, got)
 			}
-			if got := l.rules(10001); !slices.Equal(got, sources(eni)) {
+			if got := l.rules(table); !slices.Equal(got, sources(eni)) {
 				t.Errorf("%s: rules %v", when, got)
 			}
 			l.countDrops()
@@ -165,16 +167,15 @@ func TestLabNoDefaultRoute(t *testing.T) {
 			}
 			l.noDrops()
 		}
-		check("after the attach")
-		if got := l.configured(eni.ID()); got.Metric != state.Unknown || got.Table != 10001 {
-			t.Errorf("%+v", got)
-		}
+		l.configured("ens5")
+		check(l.inst.Primary(), "the primary")
+		eni := l.attach(hotplugSpec())
+		check(eni, "after the attach")
 		if _, err := eni.AssignIPv4(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		l.run("ec2netctl", "refresh", "--wait")
-		l.configured(eni.ID())
-		check("after a change")
+		check(eni, "after a change")
 	})
 }
 

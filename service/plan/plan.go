@@ -614,7 +614,9 @@ func render(eni *ENI, in Input) {
 	if eni.Settings.AlternativeNames {
 		want.Altnames = Altnames(view)
 	}
-	if !eni.Primary || eni.Settings.PrimaryRules {
+	// Without a default route in the main table and without rules nothing would lead a
+	// reply out of the primary ENI (B11).
+	if !eni.Primary || eni.Settings.PrimaryRules || want.NoDefault {
 		want.Table = eni.Numbers.Table()
 		want.Guarded = eni.Primary
 		for _, address := range want.Addresses {

@@ -281,6 +281,10 @@ func TestSettings(t *testing.T) {
 		}
 		golden(t, both(section, func(in *Input) { in.Links[1].DHCPMetrics = nil }))
 	})
+	// B11: whoever comes in by the primary's address is answered all the same.
+	t.Run("no default route on the primary", func(t *testing.T) {
+		golden(t, both(config.Section{Primary: truth(true), DefaultRoute: truth(false)}, func(in *Input) { in.Links[0].DHCPMetrics = nil }))
+	})
 	t.Run("primary rules", func(t *testing.T) {
 		golden(t, both(config.Section{PrimaryRules: truth(true)}, nil))
 	})
