@@ -136,6 +136,17 @@ func differ() *state.State {
 	return s
 }
 
+// inUse is an instance that has all, of which networkd does not know that it is its own.
+func inUse() *state.State {
+	s := same()
+	for _, item := range differ().Interfaces[1].Items {
+		if item.InUse() {
+			s.Interfaces[1].Items = append(s.Interfaces[1].Items, item)
+		}
+	}
+	return s
+}
+
 // unsupported is a machine that is no EC2 instance.
 func unsupported() *state.State {
 	return platform.NewUnsupported(platform.Options{Version: "1.2.3", Reason: platform.Identity{SystemVendor: "QEMU"}.NotEC2()}).State()
@@ -242,6 +253,9 @@ func TestOutput(t *testing.T) { // H5
 		{name: "show-json", state: differ(), args: []string{"show", "ens6", "--json"}},
 		{name: "show-none", state: &state.State{}, args: []string{"show"}},
 		{name: "diff", state: differ(), args: []string{"diff"}, code: 1},
+		{name: "diff-all", state: differ(), args: []string{"diff", "--all"}, code: 1},
+		{name: "diff-in-use", state: inUse(), args: []string{"diff"}},
+		{name: "diff-in-use-all", state: inUse(), args: []string{"diff", "-a"}},
 		{name: "diff-colour", state: differ(), colour: true, args: []string{"diff", "ens6"}, code: 1},
 		{name: "diff-json", state: differ(), args: []string{"diff", "--json"}, code: 1},
 		{name: "diff-same", state: differ(), args: []string{"diff", "ens5"}},

@@ -195,20 +195,23 @@ systemd-networkd and in the kernel, with the reason for each gap.`,
 		ValidArgsFunction: c.completeENI,
 		RunE:              c.run(c.show),
 	}
+	diffAll := false
 	diff := &cobra.Command{
 		Use:   "diff [ENI...]",
 		Short: "Show what is not as the metadata says, and fail if there is anything",
 		Long: `diff shows those lines of show that are not the same everywhere, with the reason: "-"
 before what is missing in the kernel, "+" before what is there without the metadata, "~"
 before what is there and differs elsewhere. ENIs that are unmanaged count only where they
-are given.`,
+are given. What is in use and only systemd-networkd does not count as its own is no
+difference: --all shows it nevertheless.`,
 		ValidArgsFunction: c.completeENI,
 		Annotations: map[string]string{
 			"failure": "there are differences",
 			"usage":   "called wrongly, or ec2netd cannot be asked",
 		},
-		RunE: c.run(c.diff),
+		RunE: c.run(func(ctx context.Context, args []string) error { return c.diff(ctx, args, diffAll) }),
 	}
+	diff.Flags().BoolVarP(&diffAll, "all", "a", false, "show too what is in use and systemd-networkd does not count as its own")
 	root.AddCommand(c.newTakeover(), status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, numbers, hostname)
 	for _, cmd := range root.Commands() {
 		if cmd.ValidArgsFunction == nil {

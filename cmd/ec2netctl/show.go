@@ -112,35 +112,40 @@ type differing struct {
 
 // differences are the ENIs that are not as the metadata says: that have items with a
 // reason, or of which nothing can be told while they are not configured. Those that are
-// unmanaged are as somebody wants them; they count where they were asked for.
-func differences(enis []*state.Interface, asked bool) []differing {
-	found := []differing{}
+// unmanaged are as somebody wants them; they count where they were asked for. An item that
+// is in use and that networkd does not count as its own is no difference. With all it is
+// shown nevertheless: gaps reports whether there is anything else.
+func differences(enis []*state.Interface, asked, all bool) (found []differing, gaps bool) {
+	found = []differing{}
 	for _, e := range enis {
 		d := differing{ENIID: e.ENIID, MAC: e.MAC, Name: e.Name, State: e.State, Reason: e.Reason, Items: []state.Item{}}
 		if e.State == state.ENIUnmanaged && !asked {
 			continue
 		}
 		for _, i := range e.Items {
-			if i.Reason != "" {
+			inUse := i.InUse()
+			if i.Reason != "" && (!inUse || all) {
 				d.Items = append(d.Items, i)
+				gaps = gaps || !inUse
 			}
 		}
 		untold := len(e.Items) == 0 && e.State != state.ENIConfigured && e.State != state.ENIUnmanaged
 		if len(d.Items) > 0 || untold {
 			found = append(found, d)
+			gaps = gaps || untold
 		}
 	}
-	return found
+	return found, gaps
 }
 
 // diff shows the gaps alone, and fails if there are any. As with diff(1) trouble has
 // another exit code.
-func (c *ctl) diff(ctx context.Context, args []string) error {
+func (c *ctl) diff(ctx context.Context, args []string, all bool) error {
 	_, enis, err := c.chosen(ctx, args)
 	if err != nil {
 		return &trouble{err}
 	}
-	found := differences(enis, len(args) > 0)
+	found, gaps := differences(enis, len(args) > 0, all)
 	if c.wantsJSON() {
 		err = c.printJSON(map[string][]differing{"interfaces": found})
 	} else {
@@ -149,7 +154,7 @@ func (c *ctl) diff(ctx context.Context, args []string) error {
 	if err != nil {
 		return &trouble{err}
 	}
-	if len(found) > 0 {
+	if gaps {
 		return errSilent
 	}
 	return nil
