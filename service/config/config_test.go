@@ -61,8 +61,8 @@ func TestDefaults(t *testing.T) {
 	for _, id := range []Identity{{}, {ENIID: "eni-0123456789abcdef0", DeviceIndex: new(int), NetworkCard: new(int), Primary: new(bool)}} {
 		if settings := For(got.ENIs, id); settings.ManagedBy == "" || settings.Undecided {
 			t.Errorf("the shipped file with its comments taken off has no [ENI] section for all: %+v", settings)
-		} else if settings.ManagedBy = ""; settings != DefaultSettings() {
-			t.Errorf("the shipped file with its comments taken off: %+v", settings)
+		} else if settings.ManagedBy = ""; !cmp.Equal(settings, DefaultSettings()) {
+			t.Errorf("the shipped file with its comments taken off: %s", cmp.Diff(DefaultSettings(), settings))
 		}
 	}
 	got.ENIs = nil

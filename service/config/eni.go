@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -47,6 +48,9 @@ type Section struct {
 	AlternativeNames *bool
 	PrimaryRules     *bool
 	Prefixes         *Prefixes
+	// SecondaryAddresses and DNS; DNS is empty where the section says nothing.
+	SecondaryAddresses *bool
+	DNS                []netip.Addr
 }
 
 // Settings are what the sections say of one ENI.
@@ -64,6 +68,12 @@ type Settings struct {
 	PrimaryRules bool
 	// Prefixes is what delegated prefixes become. [ENI] Prefixes=
 	Prefixes Prefixes
+	// SecondaryAddresses: all addresses of the ENI are on its link, not the primary one of
+	// each family alone (A12). [ENI] SecondaryAddresses=
+	SecondaryAddresses bool
+	// DNS are the servers in place of those of leases and routers (A10), none for not to
+	// replace them. [ENI] DNS=
+	DNS []netip.Addr
 	// Undecided: a section that would say otherwise of Managed may or may not hold,
 	// since what it asks for is not known yet.
 	Undecided bool
@@ -71,7 +81,7 @@ type Settings struct {
 
 // DefaultSettings hold where no section says otherwise.
 func DefaultSettings() Settings {
-	return Settings{Managed: true, DefaultRoute: true, AlternativeNames: true, Prefixes: PrefixesRule}
+	return Settings{Managed: true, DefaultRoute: true, AlternativeNames: true, Prefixes: PrefixesRule, SecondaryAddresses: true}
 }
 
 // Identity is what sections can ask of an ENI. Pointers and ENIID are nil and empty
@@ -120,6 +130,12 @@ func (s *Section) apply(settings *Settings) {
 	}
 	if s.Prefixes != nil {
 		settings.Prefixes = *s.Prefixes
+	}
+	if s.SecondaryAddresses != nil {
+		settings.SecondaryAddresses = *s.SecondaryAddresses
+	}
+	if len(s.DNS) > 0 {
+		settings.DNS = s.DNS
 	}
 }
 
@@ -183,6 +199,9 @@ var eniKeys = map[string]struct {
 	"AlternativeNames": {false, boolean(func(s *Section) **bool { return &s.AlternativeNames })},
 	"PrimaryRules":     {false, boolean(func(s *Section) **bool { return &s.PrimaryRules })},
 	"Prefixes":         {false, setPrefixes},
+
+	"SecondaryAddresses": {false, boolean(func(s *Section) **bool { return &s.SecondaryAddresses })},
+	"DNS":                {false, listOf(func(s *Section) *[]netip.Addr { return &s.DNS }, parseServer)},
 }
 
 // setENI sets a key of the last section. void tells that the section cannot hold any
@@ -281,6 +300,14 @@ func parseNumber(text string) (int, error) {
 		return 0, fmt.Errorf("%q is not a number", text)
 	}
 	return int(number), nil
+}
+
+func parseServer(text string) (netip.Addr, error) {
+	address, err := netip.ParseAddr(text)
+	if err != nil || address.Zone() != "" || address.IsUnspecified() || address.IsMulticast() {
+		return netip.Addr{}, fmt.Errorf("%q is not the address of a DNS server", text)
+	}
+	return address.Unmap(), nil
 }
 
 func parseGlob(text string) (string, error) {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -67,6 +68,44 @@ func TestSettings(t *testing.T) {
 	got = For(c.ENIs, Identity{Name: "eth0"})
 	if got.Managed || !strings.HasSuffix(got.ManagedBy, "/etc/ec2netd.conf:1") || !got.DefaultRoute || got.PrimaryRules || got.Prefixes != PrefixesRule {
 		t.Errorf("eth0: %+v", got)
+	}
+}
+
+func TestSecondaryAddressesAndDNS(t *testing.T) { // A10, A12
+	c := load(t, map[string]string{"etc/ec2netd.conf": `[ENI]
+DNS=192.0.2.1
+[ENI]
+Name=ens6 ens7
+SecondaryAddresses=no
+DNS=192.0.2.53 2001:db8::53
+DNS=::ffff:192.0.2.54
+[ENI]
+Name=ens7
+SecondaryAddresses=
+DNS=192.0.2.9
+DNS=
+DNS=10.0.0.2
+DNS=10.0.0.300
+DNS=fe80::1%ens7
+DNS=0.0.0.0
+SecondaryAddresses=some
+`})
+	var lines []int
+	for _, p := range c.Problems {
+		lines = append(lines, p.Line)
+	}
+	if len(c.ENIs) != 3 || !slices.Equal(lines, []int{14, 15, 16, 17}) {
+		t.Fatalf("%d sections, %v", len(c.ENIs), c.Problems)
+	}
+	for name, want := range map[string]string{
+		"ens5": "true [192.0.2.1]", "ens6": "false [192.0.2.53 2001:db8::53 192.0.2.54]", "ens7": "false [10.0.0.2]",
+	} {
+		if s := For(c.ENIs, Identity{Name: name}); fmt.Sprint(s.SecondaryAddresses, s.DNS) != want {
+			t.Errorf("%s: %v %v, want %s", name, s.SecondaryAddresses, s.DNS, want)
+		}
+	}
+	if s := DefaultSettings(); !s.SecondaryAddresses || s.DNS != nil {
+		t.Errorf("%+v", s)
 	}
 }
 

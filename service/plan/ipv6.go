@@ -102,7 +102,8 @@ func compose(eni *ENI, in Input) {
 	stays, better := routers(eni, in)
 	technique, _ := Choose(in.Networkd)
 	want.Ahead = ahead(eni)
-	want.StaticIPv6, want.Routers = !eni.Primary || staticIn(link.Current), stays
+	// DHCPv6 leases all addresses of the ENI, those too that are not to be on the link (A12).
+	want.StaticIPv6, want.Routers = !eni.Primary || staticIn(link.Current) || len(eni.onLink(eni.Applies.IPv6)) < len(eni.Applies.IPv6), stays
 	var held []netip.Addr
 	want.Static, held = static(eni, technique)
 	eni.Held = len(held) > 0

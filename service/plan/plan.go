@@ -606,7 +606,7 @@ func render(eni *ENI, in Input) {
 	want.Metric = eni.Numbers.Metric()
 	want.IPv4 = len(view.IPv4) > 0
 	want.IPv6 = len(view.IPv6) > 0 || len(view.IPv6Prefixes) > 0
-	want.Addresses = slices.Concat(view.IPv4, view.IPv6)
+	want.Addresses = slices.Concat(eni.onLink(view.IPv4), eni.onLink(view.IPv6))
 	if want.IPv4 {
 		want.Primary = view.IPv4[0]
 	}
@@ -619,7 +619,8 @@ func render(eni *ENI, in Input) {
 	if !eni.Primary || eni.Settings.PrimaryRules || want.NoDefault {
 		want.Table = eni.Numbers.Table()
 		want.Guarded = eni.Primary
-		for _, address := range want.Addresses {
+		// Those of addresses too that others have (A12): their traffic leaves by this ENI.
+		for _, address := range slices.Concat(view.IPv4, view.IPv6) {
 			want.Rules = append(want.Rules, netip.PrefixFrom(address, address.BitLen()))
 		}
 		want.Rules = append(want.Rules, view.IPv4Prefixes...)
@@ -630,6 +631,14 @@ func render(eni *ENI, in Input) {
 	compose(eni, in)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
 	eni.KeepLink = eni.Link.LinkFile == ""
+}
+
+// onLink are those of the ENI's addresses of one family that shall be on its link.
+func (e *ENI) onLink(family []netip.Addr) []netip.Addr {
+	if e.Settings.SecondaryAddresses {
+		return family
+	}
+	return family[:min(len(family), 1)]
 }
 
 // renderUnmanaged fills in what an ENI gets whose .network unit is not this daemon's
@@ -712,12 +721,12 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	// drop-in that has it taken away.
 	overdue := link.LeaseOverdue && (len(link.DHCPMetrics) == 0 || settled || metricIs(link.Current, want.Metric))
 	ready := overdue || leased || (link.Has(want.Primary) && settled && !link.Busy)
-	for _, address := range slices.SortedFunc(slices.Values(slices.Concat(eni.View.IPv4, want.Delegated)), netip.Addr.Compare) {
+	for _, address := range slices.SortedFunc(slices.Values(slices.Concat(eni.onLink(eni.View.IPv4), want.Delegated)), netip.Addr.Compare) {
 		if address != want.Primary {
 			add(address, ready)
 		}
 	}
-	for _, address := range slices.SortedFunc(slices.Values(eni.Applies.IPv6), netip.Addr.Compare) {
+	for _, address := range slices.SortedFunc(slices.Values(eni.onLink(eni.Applies.IPv6)), netip.Addr.Compare) {
 		switch {
 		case !want.StaticIPv6 && !inDropIn(link.Current, address) && leftToDHCPv6(eni, address):
 		case !want.StaticIPv6:
@@ -739,7 +748,7 @@ func ahead(eni *ENI) netip.Prefix {
 	if eni.Primary || !want.IPv4 || want.NoDefault {
 		return netip.Prefix{}
 	}
-	first := link.Waits && len(eni.View.IPv4)+len(want.Delegated) > 1 && !metricIs(link.Current, want.Metric)
+	first := link.Waits && len(eni.onLink(eni.View.IPv4))+len(want.Delegated) > 1 && !metricIs(link.Current, want.Metric)
 	for _, subnet := range eni.View.IPv4Subnets {
 		prefix := netip.PrefixFrom(want.Primary, subnet.Bits())
 		if subnet.Contains(want.Primary) && (first || strings.Contains(link.Current, "\nAddress="+prefix.String()+"\n")) {

@@ -291,6 +291,18 @@ func TestSettings(t *testing.T) {
 	for _, mode := range []config.Prefixes{config.PrefixesLocal, config.PrefixesAssign} {
 		t.Run("prefixes "+string(mode), func(t *testing.T) { golden(t, both(config.Section{Prefixes: &mode}, nil)) })
 	}
+	t.Run("secondary addresses and DNS", func(t *testing.T) { // A12, A10
+		old := primary.IPv6
+		defer func() { primary.IPv6 = old }()
+		primary.IPv6 = addrs("2001:db8:1::10", "2001:db8:1::11")
+		p := both(config.Section{SecondaryAddresses: truth(false), DNS: addrs("192.0.2.53", "2001:db8::53")}, nil)
+		golden(t, p)
+		for _, e := range p.ENIs {
+			if held := e.Held; held || len(e.Want.Addresses) != 2 {
+				t.Errorf("%s: waits: %v, has %v", e.Link.Name, held, e.Want.Addresses)
+			}
+		}
+	})
 	// Before the metadata tells, an ENI that may be unmanaged is left as it is, and so
 	// is its .link file.
 	unread := func(in *Input) { in.Views = nil }

@@ -182,6 +182,9 @@ func (c *comparison) networkd(has func(*kernel.Snapshot) bool) state.Answer {
 	return state.Told(has(c.applied))
 }
 
+// leftToOthers says why an address of the metadata is not to be on the link (A12).
+const leftToOthers = "left to others by SecondaryAddresses=no"
+
 func (c *comparison) addresses(withdrawn []netip.Addr) {
 	eni := c.eni
 	applied := make(map[netip.Addr]bool)
@@ -211,8 +214,15 @@ func (c *comparison) addresses(withdrawn []netip.Addr) {
 		add(address, true, true)
 	}
 	for _, address := range slices.Concat(eni.View.IPv4, eni.View.IPv6) {
-		if !done[address] {
-			add(address, true, false) // of an ENI that is not managed, or not known well enough
+		if done[address] {
+			continue
+		}
+		e := add(address, true, false) // of an ENI that is not managed, or not known well enough
+		if eni.Known && eni.Settings.Managed && !eni.Settings.SecondaryAddresses && e.NotApplicable == "" {
+			e.NotApplicable = leftToOthers
+			if e.unwanted = eni.Link.Has(address) && slices.Contains(withdrawn, address); e.unwanted {
+				e.NotApplicable, e.cause = "", "the configuration says SecondaryAddresses=no"
+			}
 		}
 	}
 	for _, address := range withdrawn {

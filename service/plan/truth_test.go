@@ -296,3 +296,38 @@ func TestStaleNames(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
+
+// A12: addresses that are left to others are no gap, whether they are on the link or not,
+// unless networkd has still to take them away.
+func TestCompareLeftToOthers(t *testing.T) {
+	no := false
+	eni, snapshot := known(t, config.Section{SecondaryAddresses: &no})
+	of := func(withdrawn []netip.Addr) (item state.Item, unwanted []string) {
+		truth := Compare(&eni, rendered(&eni), snapshot, snapshot, withdrawn, anyRule)
+		if missing := truth.Missing(); len(missing) > 0 {
+			t.Errorf("missing: %q", missing)
+		}
+		for _, i := range truth.Items("") {
+			switch {
+			case i.Value == "10.0.1.21":
+				item = i
+			case i.Reason != "":
+				t.Error(side(i))
+			}
+		}
+		return item, truth.Unwanted()
+	}
+	if item, unwanted := of(nil); side(item) != "M--- address 10.0.1.21" || item.NotApplicable != leftToOthers || len(unwanted) > 0 {
+		t.Errorf("%+v, unwanted %q", item, unwanted)
+	}
+	if rule := netip.MustParsePrefix("10.0.1.21/32"); !slices.Contains(eni.Want.Rules, rule) {
+		t.Errorf("no rule of %s: %v", rule, eni.Want.Rules)
+	}
+	eni.Link.Addresses = append(eni.Link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true})
+	if item, unwanted := of(nil); item.NotApplicable != leftToOthers || len(unwanted) > 0 {
+		t.Errorf("somebody has it: %+v, unwanted %q", item, unwanted)
+	}
+	if item, unwanted := of(addrs("10.0.1.21")); item.NotApplicable != "" || len(unwanted) != 1 || !strings.Contains(item.Reason, "SecondaryAddresses=no") {
+		t.Errorf("networkd has it still: %+v, unwanted %q", item, unwanted)
+	}
+}

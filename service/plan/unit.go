@@ -312,6 +312,7 @@ func networkDropIn(eni *ENI) string {
 	if want.NoDefault {
 		u.set("UseGateway", "no")
 	}
+	dns(u, eni.Settings.DNS)
 
 	// The primary ENI's router in the main table: with it stands a static route.
 	beside := eni.Primary && want.StaticIPv6 && want.IPv6 && len(want.Routers) > 0
@@ -412,6 +413,23 @@ func networkDropIn(eni *ENI) string {
 		u.number("Priority", want.Table)
 	}
 	return u.String()
+}
+
+// dns replaces the servers of leases and router advertisements; it continues the section
+// [DHCPv4].
+func dns(u *unitWriter, servers []netip.Addr) {
+	if len(servers) == 0 {
+		return
+	}
+	u.set("UseDNS", "no")
+	for _, section := range []string{"DHCPv6", "IPv6AcceptRA"} {
+		u.section(section)
+		u.set("UseDNS", "no")
+	}
+	u.section("Network")
+	for _, server := range servers {
+		u.set("DNS", server.String())
+	}
 }
 
 // advertisements says what becomes of router advertisements; beside: static routes stand

@@ -205,8 +205,16 @@ type Item struct {
 	// Reason says in words why the places differ, and is empty where all is well.
 	Reason string `json:"reason"`
 	// NotApplicable says in words why the host is not to have it although the metadata
-	// does: it has no IPv6 (A13). Such an item is no gap. Empty for all others.
+	// does: it has no IPv6 (A13), or the address is left to others (A12). Such an item is no
+	// gap. Empty for all others.
 	NotApplicable string `json:"notApplicable"`
+}
+
+// InUse reports whether the kernel has the item by the metadata and the files, and only
+// networkd does not count it as its own: it did not learn that the kernel took it from it.
+// It does so for good after a restart, and where the kernel's answer comes first (257, 262).
+func (i *Item) InUse() bool {
+	return i.Metadata == Yes && i.Rendered && i.Kernel && i.Networkd == No
 }
 
 // GapsOf are those of the items that have a reason, in words, see [Interface.Gaps].
