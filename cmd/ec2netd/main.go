@@ -104,6 +104,7 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	}
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	orphans := flags.Bool("remove-orphans", false, "remove policy rules that networkd has forgotten, and exit: see "+orphansUnit)
+	reloaded := flags.Int("reload", 0, "check the configuration, have the daemon with this `PID` take it up, and exit: see ExecReload= of "+ownUnit)
 	released := flags.Bool("release", false, "let networkd configure new ENIs without the daemon, and exit: see "+releaseUnit)
 	verbose := flags.Bool("debug", false, "log what is done in each step")
 	if err := flags.Parse(args); err != nil {
@@ -140,11 +141,20 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 		}
 		return 0
 	}
-	// systemd takes an end by it for a success, and would not start the daemon again.
-	signal.Ignore(syscall.SIGHUP)
+	if *reloaded != 0 {
+		if err := askToReload(*reloaded, "/", log); err != nil {
+			log.Error("Failed to reload the configuration", "reason", err.Error())
+			return exitFailure
+		}
+		return 0
+	}
+	// From the first moment on: systemd takes an end by it for a success, and would not start
+	// the daemon again.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := serve(ctx, control); err != nil {
+	if err := serve(ctx, control, hangups); err != nil {
 		log.Error("Stopping", "reason", err.Error())
 		return exitFailure
 	}
@@ -186,7 +196,7 @@ type part interface {
 	Ready() <-chan struct{}
 }
 
-func serve(ctx context.Context, control *journal.Log) error {
+func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) error {
 	log := control.Logger()
 	// With 15 ENIs of 50 addresses there are 4 MiB to keep, and 22 MiB would be resident, 21 if
 	// the heap grew by half: so memory is collected sooner, which costs next to nothing.
@@ -199,10 +209,8 @@ func serve(ctx context.Context, control *journal.Log) error {
 		return err
 	}
 	settings := config.Load("/")
-	var problems []string
 	for _, problem := range settings.Problems {
 		log.Warn("Configuration: " + problem.String())
-		problems = append(problems, problem.String())
 	}
 	if err := udev.Announce(runsLink, plan.NoPolicy); err != nil {
 		log.Warn("networkd configures new ENIs before their own files are there", "reason", err.Error())
@@ -236,9 +244,13 @@ func serve(ctx context.Context, control *journal.Log) error {
 		RemoveOrphans: func(ctx context.Context) error {
 			return bus.Run(ctx, orphansUnit)
 		},
-		Problems: problems,
-		CPU:      used,
-		Trim:     debug.FreeOSMemory,
+		Problems: problemsOf(settings),
+		SetDrivers: func(drivers []string) {
+			observer.SetDrivers(drivers)
+			watcher.SetDrivers(drivers)
+		},
+		CPU:  used,
+		Trim: debug.FreeOSMemory,
 	}
 	if every, err := daemon.SdWatchdogEnabled(false); err == nil && every > 0 {
 		options.WatchdogEvery = every / 3
@@ -246,6 +258,7 @@ func serve(ctx context.Context, control *journal.Log) error {
 	}
 	var served api.Agent
 	var parts []part
+	again := &reloader{hangups: hangups, root: "/", inForce: settings, log: log}
 	if reason := notEC2(settings.Platform); reason != "" {
 		idle := platform.NewUnsupported(platform.Options{
 			Version: versionText(), Reason: reason, Store: &store.Store{}, Networkd: bus, Log: log,
@@ -255,6 +268,7 @@ func serve(ctx context.Context, control *journal.Log) error {
 	} else {
 		loop := agent.New(options)
 		served, parts = loop, []part{watcher, loop}
+		again.agent = loop
 	}
 	authorizer := &polkit.Authorizer{}
 	defer authorizer.Close()
@@ -298,6 +312,7 @@ func serve(ctx context.Context, control *journal.Log) error {
 		// Clients that made systemd start the daemon wait until there is something to
 		// say. The bus is not waited for: at boot it starts later than this daemon.
 		start(servers...)
+		start(again)
 		notify(log, daemon.SdNotifyReady)
 		<-ctx.Done()
 		notify(log, daemon.SdNotifyStopping)

@@ -119,6 +119,9 @@ type Options struct {
 	Views, Hint persist.Place
 	// Problems of the configuration, shown in the state.
 	Problems []string
+	// SetDrivers tells the kernel's watchers of other drivers, see [Agent.Configure]; nil for
+	// nobody.
+	SetDrivers func(drivers []string)
 	// CPU tells the processor time that the process has used, and Trim gives memory back
 	// to the system that a burst of work took; nil for not to care.
 	CPU  func() time.Duration
@@ -219,6 +222,8 @@ type Agent struct {
 	answers  chan answer
 	udevEnds chan udevDone
 	bell     chan struct{}
+	// configurations are those to take up.
+	configurations chan configured
 
 	// Below: the loop's alone.
 	instance    metadata.Instance
@@ -395,20 +400,21 @@ type link struct {
 // New returns an agent. It does nothing before Run.
 func New(options Options) *Agent {
 	a := &Agent{
-		Options:    options,
-		watchers:   make(map[chan *state.State]struct{}),
-		ready:      make(chan struct{}),
-		requests:   make(chan *request),
-		jobs:       make(chan func(), readers),
-		results:    make(chan result, readers),
-		answers:    make(chan answer, 1),
-		udevEnds:   make(chan udevDone, 1),
-		bell:       make(chan struct{}, 1),
-		targets:    make(map[string]*target),
-		links:      make(map[int]*link),
-		linkStates: make(map[int]networkd.LinkState),
-		rules:      make(map[plan.Rule]time.Time),
-		reads:      make(map[string]uint64),
+		Options:        options,
+		watchers:       make(map[chan *state.State]struct{}),
+		ready:          make(chan struct{}),
+		requests:       make(chan *request),
+		jobs:           make(chan func(), readers),
+		results:        make(chan result, readers),
+		answers:        make(chan answer, 1),
+		udevEnds:       make(chan udevDone, 1),
+		bell:           make(chan struct{}, 1),
+		configurations: make(chan configured),
+		targets:        make(map[string]*target),
+		links:          make(map[int]*link),
+		linkStates:     make(map[int]networkd.LinkState),
+		rules:          make(map[plan.Rule]time.Time),
+		reads:          make(map[string]uint64),
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},
 		said:      make(map[string]string),
@@ -500,6 +506,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.ask(0)
 		case r := <-a.requests:
 			a.begin(r)
+		case c := <-a.configurations:
+			a.takeUp(ctx, c)
 		case r := <-a.answers:
 			a.takeApplied(r, time.Now())
 		case <-timer.C:

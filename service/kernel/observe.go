@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -17,7 +18,7 @@ import (
 // Observer takes snapshots. It holds sockets for netlink and one for ethtool; it is for
 // one goroutine.
 type Observer struct {
-	drivers []string
+	drivers *atomic.Pointer[[]string]
 	handle  *netlink.Handle
 	dumper  *dumper
 	ethtool int
@@ -49,8 +50,13 @@ func NewObserver(drivers []string) (*Observer, error) {
 		dumper.close()
 		return nil, fmt.Errorf("opening a socket for ethtool: %w", err)
 	}
-	return &Observer{drivers: drivers, handle: handle, dumper: dumper, ethtool: fd, known: make(map[int]known)}, nil
+	o := &Observer{drivers: &atomic.Pointer[[]string]{}, handle: handle, dumper: dumper, ethtool: fd, known: make(map[int]known)}
+	o.SetDrivers(drivers)
+	return o, nil
 }
+
+// SetDrivers changes the drivers for what is observed from now on.
+func (o *Observer) SetDrivers(drivers []string) { o.drivers.Store(&drivers) }
 
 // Close releases the sockets.
 func (o *Observer) Close() {
@@ -141,7 +147,7 @@ func (o *Observer) driver(link netlink.Link) (string, bool) {
 		cached.driver = unix.ByteSliceToString(info.Driver[:])
 		o.known[attrs.Index] = cached
 	}
-	return cached.driver, slices.Contains(o.drivers, cached.driver)
+	return cached.driver, slices.Contains(*o.drivers.Load(), cached.driver)
 }
 
 func (o *Observer) addresses(entry *Link) error {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -22,7 +23,7 @@ const receiveBuffer = 1 << 20
 // Watcher tells when links or their addresses may have changed. It is a task of
 // the daemon.
 type Watcher struct {
-	drivers []string
+	drivers atomic.Pointer[[]string]
 	log     *slog.Logger
 	changed chan struct{}
 	ready   chan struct{}
@@ -30,8 +31,13 @@ type Watcher struct {
 
 // NewWatcher returns a watcher of links with one of the drivers.
 func NewWatcher(drivers []string, log *slog.Logger) *Watcher {
-	return &Watcher{drivers: drivers, log: log, changed: make(chan struct{}, 1), ready: make(chan struct{})}
+	w := &Watcher{log: log, changed: make(chan struct{}, 1), ready: make(chan struct{})}
+	w.SetDrivers(drivers)
+	return w
 }
+
+// SetDrivers changes the drivers for the events to come. It may be called at any time.
+func (w *Watcher) SetDrivers(drivers []string) { w.drivers.Store(&drivers) }
 
 // String names the task.
 func (w *Watcher) String() string { return "link watcher" }
@@ -104,10 +110,11 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 		close(addresses)
 		return fmt.Errorf("subscribing to address events: %w", err)
 	}
-	observer, err := NewObserver(w.drivers)
+	observer, err := NewObserver(nil)
 	if err != nil {
 		return err
 	}
+	observer.drivers = &w.drivers
 	defer observer.Close()
 	// What the links looked like: the kernel also reports changes that are none for
 	// us (statistics, other links).
