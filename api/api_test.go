@@ -82,7 +82,7 @@ func TestFieldNames(t *testing.T) { // H2
 		t.Errorf("InterfaceState: %q, want %q", got, want)
 	}
 	if got, want := values("ItemKind"), []string{
-		string(state.ItemAddress), string(state.ItemRoute), string(state.ItemRule), string(state.ItemAltname),
+		string(state.ItemAddress), string(state.ItemRoute), string(state.ItemRule), string(state.ItemAltname), string(state.ItemMTU),
 	}; !reflect.DeepEqual(got, want) {
 		t.Errorf("ItemKind: %q, want %q", got, want)
 	}

@@ -79,6 +79,7 @@ type Conflict struct {
 // or local 10.0.24.0/28.
 // rule: from 10.0.1.7/32 lookup 10001.
 // altname: an alternative name of the link.
+// mtu: the MTU of the link, 9001, as DHCP or the administrator says.
 type ItemKind string
 
 // One thing that an ENI has, or should have, at each of the places where it can be.
@@ -900,11 +901,13 @@ type Conflict (
 # or local 10.0.24.0/28.
 # rule: from 10.0.1.7/32 lookup 10001.
 # altname: an alternative name of the link.
+# mtu: the MTU of the link, 9001, as DHCP or the administrator says.
 type ItemKind (
   address,
   route,
   rule,
-  altname
+  altname,
+  mtu
 )
 
 # One thing that an ENI has, or should have, at each of the places where it can be.

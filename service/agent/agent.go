@@ -383,6 +383,8 @@ type link struct {
 	nameElsewhere bool
 	// ipv6 is whether it had IPv6 when last seen.
 	ipv6 kernel.IPv6
+	// leaseMTU is the MTU that its DHCPv4 lease tells, by networkd's last answer.
+	leaseMTU int
 	// file is the .network file that networkd used for it last.
 	file    string
 	state   state.ENI

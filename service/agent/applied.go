@@ -218,5 +218,10 @@ func (a *Agent) takeApplied(r answer, now time.Time) {
 	for _, l := range a.links {
 		l.opinion.told = l.opinion.asked
 	}
+	for i := range r.snapshot.Links {
+		if l := a.links[r.snapshot.Links[i].Index]; l != nil {
+			l.leaseMTU = r.snapshot.Links[i].MTU
+		}
+	}
 	a.ask(0)
 }

@@ -290,6 +290,9 @@ func (a *Agent) decide() {
 			entry.Busy = now.Sub(memory.reconfigured) < settleTime
 		}
 		entry.Reconfigured = memory.metric
+		if entry.LeaseMTU = said.MTU; said.MTU == 0 {
+			entry.LeaseMTU = memory.leaseMTU
+		}
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName
 		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Sub(memory.seen) < holdTime

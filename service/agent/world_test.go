@@ -199,6 +199,7 @@ func (w *world) apply() {
 	for i := range w.links {
 		l := &w.links[i]
 		content := w.store.Read(plan.NetworkDropIn(l.Name))
+		w.applyMTU(l)
 		metric := plan.UnknownMetric
 		for line := range strings.Lines(content) {
 			if value, ok := strings.CutPrefix(strings.TrimSpace(line), "RouteMetric="); ok {
@@ -251,6 +252,17 @@ func (w *world) apply() {
 		if table != 0 {
 			w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: table, Destination: everywhere})
 		}
+	}
+}
+
+// applyMTU sets the MTU that files say.
+func (w *world) applyMTU(l *kernel.Link) {
+	entry := plan.Link{Link: *l}
+	w.store.Complete(&entry)
+	if l.MTU = 1500; entry.Bytes != 0 {
+		l.MTU = entry.Bytes
+	} else if strings.Contains(entry.Current, "MTUBytes=9001") {
+		l.MTU = plan.VPCMTU
 	}
 }
 

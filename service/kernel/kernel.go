@@ -36,6 +36,8 @@ type Link struct {
 	Altnames []string
 	// Carrier: the link is up and has one.
 	Carrier bool
+	// MTU of the link, and the most that it can have, 0 where the driver sets no limit.
+	MTU, MaxMTU int
 	// IPv6 says whether the link has IPv6, and what has switched it off.
 	IPv6 IPv6
 	// Addresses in the order of the kernel, IPv4 before IPv6.

@@ -88,7 +88,7 @@ func (o *Observer) Observe() (*Snapshot, error) {
 			Altnames: slices.Sorted(slices.Values(attrs.AltNames)),
 			Carrier:  attrs.RawFlags&unix.IFF_LOWER_UP != 0,
 		}
-		if err := errors.Join(o.addresses(&entry), o.ipv6(&entry)); err != nil {
+		if err := errors.Join(o.addresses(&entry), o.details(&entry)); err != nil {
 			if gone(err) {
 				continue
 			}
@@ -192,15 +192,31 @@ func (o *Observer) addresses(entry *Link) error {
 	return nil
 }
 
-// ipv6 finds out whether a link has IPv6. It asks the kernel, since the daemon cannot read
-// sysctls in its sandbox (ProcSubset=pid).
-func (o *Observer) ipv6(entry *Link) error {
+// details finds out the MTU of a link and whether it has IPv6. It asks the kernel, since the
+// daemon cannot read sysctls in its sandbox (ProcSubset=pid).
+func (o *Observer) details(entry *Link) error {
 	entry.IPv6 = IPv6None
-	err := o.dumper.get(unix.RTM_GETLINK, linkRequest(entry.Index), func(item []byte) { entry.IPv6 = ipv6Of(item) })
+	err := o.dumper.get(unix.RTM_GETLINK, linkRequest(entry.Index), func(item []byte) {
+		entry.IPv6 = ipv6Of(item)
+		entry.MTU, entry.MaxMTU = mtuOf(item)
+	})
 	if err != nil {
-		return fmt.Errorf("looking for the IPv6 of %s: %w", entry.Name, err)
+		return fmt.Errorf("looking at %s: %w", entry.Name, err)
 	}
 	return nil
+}
+
+// mtuOf reads a struct ifinfomsg.
+func mtuOf(item []byte) (mtu, most int) {
+	attributes(item, unix.SizeofIfInfomsg, func(kind uint16, value []byte) {
+		switch kind {
+		case unix.IFLA_MTU:
+			mtu = number(value)
+		case unix.IFLA_MAX_MTU:
+			most = number(value)
+		}
+	})
+	return mtu, most
 }
 
 // skipStatistics is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h, and disableIPv6 the place

@@ -243,6 +243,7 @@ type linkAddress struct {
 type appearance struct {
 	name, mac string
 	flags     uint32
+	mtu       int
 	altnames  []string
 }
 
@@ -251,10 +252,11 @@ func appearanceOf(attrs *netlink.LinkAttrs) appearance {
 		name:     attrs.Name,
 		mac:      attrs.HardwareAddr.String(),
 		flags:    attrs.RawFlags & (unix.IFF_UP | unix.IFF_LOWER_UP),
+		mtu:      attrs.MTU,
 		altnames: attrs.AltNames,
 	}
 }
 
 func (a appearance) equal(b appearance) bool {
-	return a.name == b.name && a.mac == b.mac && a.flags == b.flags && slices.Equal(a.altnames, b.altnames)
+	return a.name == b.name && a.mac == b.mac && a.flags == b.flags && a.mtu == b.mtu && slices.Equal(a.altnames, b.altnames)
 }

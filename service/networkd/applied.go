@@ -18,7 +18,7 @@ import (
 // Applied asks networkd what it counts as its own: the addresses and routes that it has
 // configured on each link, and the policy rules, in the shape of a snapshot of the kernel.
 // What it knows of and calls foreign is left out, and so is what it is asked for and has
-// not brought yet.
+// not brought yet. The MTU of a link is the one that its DHCPv4 lease tells, from 258 on, or 0.
 //
 // It asks for everything in one call of Describe, which is there from 249: rules belong to
 // no link, and from 257 the IPv6 default routes of router advertisements do neither. It
@@ -47,6 +47,13 @@ type described struct {
 		Addresses []describedAddress
 		Routes    []describedRoute
 		NextHops  []struct{ ID uint32 }
+
+		DHCPv4Client struct {
+			Lease struct {
+				// Message is the server's, from 258 on.
+				Message struct{ Options []describedOption }
+			}
+		}
 	}
 	// Routes of no link: those by a next hop, from 257.
 	Routes             []describedRoute
@@ -79,6 +86,15 @@ type describedAddress struct {
 	PrefixLength int
 	Scope        int
 }
+
+// describedOption is a DHCP option, with its bytes in hexadecimal.
+type describedOption struct {
+	Tag  int
+	Data string
+}
+
+// optionMTU is the number of the interface MTU option (RFC 2132).
+const optionMTU = 26
 
 type describedRoute struct {
 	configured
@@ -124,6 +140,11 @@ func parseApplied(text []byte) (*kernel.Snapshot, error) {
 			a := &entry.Addresses[j]
 			if p, ok := prefix(a.Address, a.PrefixLength); ok && a.own() {
 				link.Addresses = append(link.Addresses, kernel.Address{Prefix: p, Global: a.Scope == 0})
+			}
+		}
+		for _, option := range entry.DHCPv4Client.Lease.Message.Options {
+			if mtu, err := strconv.ParseUint(option.Data, 16, 16); option.Tag == optionMTU && err == nil {
+				link.MTU = int(mtu)
 			}
 		}
 		for j := range entry.Routes {

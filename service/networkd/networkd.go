@@ -419,6 +419,9 @@ type LinkState struct {
 	Administrative string
 	// File is the .network file in force, an absolute path, or empty.
 	File string
+	// MTU is the one that the DHCPv4 lease tells, or 0. From 258 on networkd keeps no file
+	// of a lease: [Client.Applied] tells it.
+	MTU int
 }
 
 // Link reads what networkd says of a link from its state file, which all versions
@@ -437,7 +440,24 @@ func (c *Client) Link(index int) LinkState {
 			state.Administrative = value
 		case "NETWORK_FILE":
 			state.File = value
+		case "DHCP_LEASE":
+			state.MTU = c.leaseMTU(index)
 		}
 	}
 	return state
+}
+
+// leaseMTU reads the MTU that a lease tells from the file that networkd keeps of it.
+func (c *Client) leaseMTU(index int) int {
+	text, err := c.files.Read(filepath.Join("/", c.Root, netifPath, "leases", strconv.Itoa(index)))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "MTU="); ok {
+			mtu, _ := strconv.Atoi(value)
+			return mtu
+		}
+	}
+	return 0
 }

@@ -60,12 +60,17 @@ func TestBeforeNetworkd(t *testing.T) {
 
 func TestLink(t *testing.T) {
 	root := instance(t)
-	text := "# This is private data. Do not parse.\nADMIN_STATE=configured\nNETWORK_FILE=/run/systemd/network/70-ens6.network\nNETWORK_FILE_DROPINS=\"\"\n"
-	if err := os.WriteFile(filepath.Join(root, netifPath, "links/3"), []byte(text), 0o644); err != nil {
-		t.Fatal(err)
+	text := "# This is private data. Do not parse.\nADMIN_STATE=configured\nNETWORK_FILE=/run/systemd/network/70-ens6.network\nNETWORK_FILE_DROPINS=\"\"\nDHCP_LEASE=/run/systemd/netif/leases/3\n"
+	for file, content := range map[string]string{"links/3": text, "leases/3": "ADDRESS=10.0.1.11\nMTU=9001\nT1=1800\n"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, netifPath, file)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, netifPath, file), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	c := &Client{Root: root}
-	if got, want := c.Link(3), (LinkState{"configured", "/run/systemd/network/70-ens6.network"}); got != want {
+	if got, want := c.Link(3), (LinkState{Administrative: "configured", File: "/run/systemd/network/70-ens6.network", MTU: 9001}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if got := c.Link(4); got != (LinkState{}) {

@@ -158,6 +158,10 @@ type Link struct {
 	Elsewhere bool
 	// New: the link came so lately that its metadata is most likely about to be read.
 	New bool
+	// MTUSetting is what the files of others say of its MTU, and LeaseMTU the MTU that its
+	// DHCPv4 lease tells, 0 where it tells none or that is not known.
+	MTUSetting
+	LeaseMTU int
 	// Waits: the link came lately, and networkd leaves it alone until its files are there.
 	Waits bool
 	// Fresh: the link was attached just now and has not been configured yet, so that its
@@ -232,7 +236,11 @@ type Want struct {
 	// the IPv6 routers that it names then, known from advertisements.
 	StaticIPv6 bool
 	Routers    []netip.Addr
-	Altnames   []string
+	// MTU that the link shall have, 0 where that is not known. OwnMTU: it stands in the
+	// drop-in, and DHCP's is not used.
+	MTU      int
+	OwnMTU   bool
+	Altnames []string
 }
 
 // ENI is what was decided for one link.
@@ -628,6 +636,7 @@ func render(eni *ENI, in Input) {
 		slices.SortFunc(want.Rules, netip.Prefix.Compare)
 	}
 	delegate(eni)
+	settleMTU(eni)
 	compose(eni, in)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
 	eni.KeepLink = eni.Link.LinkFile == ""

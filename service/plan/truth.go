@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/state"
@@ -48,6 +49,7 @@ func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, wi
 	c.routes()
 	c.rules()
 	c.inapplicable()
+	c.mtu()
 	for _, altname := range eni.Want.Altnames {
 		e := c.add(state.ItemAltname, altname, true)
 		e.Rendered = slices.Contains(c.files.altnames, altname)
@@ -352,6 +354,21 @@ func (c *comparison) rules() {
 	}
 }
 
+// mtu compares the MTU of the link with the one that DHCP tells or, in an IPv6-only subnet,
+// the VPC is known to have. networkd does not tell what it counts as its own.
+func (c *comparison) mtu() {
+	want := &c.eni.Want
+	if want.MTU == 0 {
+		return
+	}
+	e := c.add(state.ItemMTU, strconv.Itoa(want.MTU), true)
+	e.Kernel = c.eni.Link.MTU == want.MTU
+	e.Rendered = c.files.metric != 0 || c.files.mtu == want.MTU
+	if !e.Kernel {
+		e.cause = fmt.Sprintf("the link has %d", c.eni.Link.MTU)
+	}
+}
+
 // sourceRules are the rules of an ENI with a table, by source, with their protocol: those
 // that look the table up, and those that let specific routes of the main one go before.
 func sourceRules(s *kernel.Snapshot, table int) (plain, guarded map[netip.Prefix]int) {
@@ -391,6 +408,8 @@ func (c *comparison) why(e *entry) string {
 		return c.unwritten(e)
 	case e.wanted && e.late:
 		return "it comes with the next router advertisement; the one in the ENI's own table does until then"
+	case e.wanted && e.Kind == state.ItemMTU:
+		return e.cause + ": networkd has not set it, or somebody else has changed it"
 	case e.wanted && e.Kind == state.ItemAltname:
 		return "udevd has not added it"
 	case e.wanted && e.Networkd == state.Yes:

@@ -100,6 +100,8 @@ type files struct {
 	altnames      []string
 	// metric of the default routes in the main table, 0 if they say nothing of them.
 	metric int
+	// mtu of the link, 0 if they say nothing of it.
+	mtu int
 }
 
 // read parses generated drop-ins.
@@ -121,6 +123,8 @@ func read(rendered Rendered) files {
 			table = kernel.MainTable
 		}
 		switch section {
+		case "[Link]":
+			f.mtu, _ = strconv.Atoi(values["MTUBytes"])
 		case "[DHCPv4]":
 			f.metric, _ = strconv.Atoi(values["RouteMetric"])
 			noGateway = values["UseGateway"] == "no"
@@ -299,6 +303,11 @@ func networkDropIn(eni *ENI) string {
 	u := &unitWriter{}
 	matchLink(u, &eni.Link)
 
+	if want.OwnMTU {
+		u.section("Link")
+		u.number("MTUBytes", want.MTU)
+	}
+
 	off := eni.Link.IPv6 != kernel.IPv6On
 	if off {
 		ipv6Off(u)
@@ -311,6 +320,9 @@ func networkDropIn(eni *ENI) string {
 	u.number("RouteMetric", want.Metric)
 	if want.NoDefault {
 		u.set("UseGateway", "no")
+	}
+	if want.OwnMTU {
+		u.set("UseMTU", "no")
 	}
 	dns(u, eni.Settings.DNS)
 

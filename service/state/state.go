@@ -186,6 +186,9 @@ const (
 	ItemRule Kind = "rule"
 	// ItemAltname: an alternative name of the link; Value is the name.
 	ItemAltname Kind = "altname"
+	// ItemMTU: the MTU of the link, as DHCP or the administrator says; Value is "9001". What
+	// DHCP says counts as told by the metadata.
+	ItemMTU Kind = "mtu"
 )
 
 // Item is one thing that an ENI has or should have, seen at four places.

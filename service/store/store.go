@@ -195,6 +195,11 @@ func (s *Store) Complete(link *plan.Link) {
 		// It is of another ENI that had the name.
 		link.Current = ""
 	}
+	unit := s.Look(path.Base(plan.NetworkPath(link.Name)))
+	if unit.Path == "" {
+		unit = s.Look(BaseName)
+	}
+	link.MTUSetting = plan.MTUOf(unit)
 }
 
 // Assigned are the numbers that stand in generated drop-ins, by MAC address. Those of

@@ -1,0 +1,74 @@
+package plan
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"ec2netd/service/metadata"
+)
+
+// A9: whose word counts for the MTU.
+func TestMTU(t *testing.T) {
+	const base = "[DHCPv4]\nUseMTU=yes\n"
+	unit := func(dropIns ...string) UnitText {
+		u := UnitText{Path: NetworkPath("ens6"), Texts: []Text{
+			{Path: NetworkPath("ens6"), Content: base},
+			{Path: NetworkDropIn("ens6"), Content: "[Link]\nMTUBytes=9001\n"}, // ours
+		}}
+		for _, content := range dropIns {
+			u.Texts = append(u.Texts, Text{Path: "/etc/systemd/network/70-ens6.network.d/x.conf", Content: content})
+		}
+		return u
+	}
+	ipv4, ipv6 := view(1, addrs("10.0.1.20"), nil), view(1, nil, addrs("2001:db8:1::20"))
+	for _, test := range []struct {
+		name    string
+		view    metadata.ENI
+		unit    UnitText
+		lease   int
+		most    int
+		mtu     int
+		written bool
+	}{
+		{"the lease", ipv4, unit(), 8500, 65535, 8500, false},
+		{"a lease that does not tell", ipv4, unit(), 0, 65535, 0, false},
+		{"UseMTU=no", ipv4, unit("[DHCPv4]\nUseMTU=no\n"), 9001, 65535, 0, false},
+		{"a base unit that does not ask for it", ipv4, UnitText{}, 9001, 65535, 0, false},
+		{"the administrator", ipv4, unit("[Link]\nMTUBytes=1400\n"), 9001, 65535, 1400, false},
+		{"with a suffix", ipv4, unit("[Link]\nMTUBytes=2K\n"), 9001, 65535, 2048, false},
+		{"taken back", ipv4, unit("[Link]\nMTUBytes=1400\n", "[Link]\nMTUBytes=\n"), 9001, 65535, 9001, false},
+		{"no number", ipv4, unit("[Link]\nMTUBytes=much\n"), 9001, 65535, 9001, false},
+		{"IPv6-only", ipv6, unit(), 0, 65535, 9001, true},
+		{"IPv6-only, with a link-local lease", ipv6, unit(), 1500, 65535, 9001, true},
+		{"IPv6-only and the administrator", ipv6, unit("[Link]\nMTUBytes=1400\n"), 0, 65535, 1400, false},
+		{"a link that bears less", ipv6, unit(), 0, 1500, 1500, true},
+		{"a link without a limit", ipv6, unit(), 0, 0, 9001, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			link := leased(1, &test.view)
+			link.MTUSetting, link.LeaseMTU, link.MaxMTU = MTUOf(test.unit), test.lease, test.most
+			eni := Make(input([]Link{link}, test.view)).ENIs[0]
+			if eni.Want.MTU != test.mtu || eni.Want.OwnMTU != test.written {
+				t.Errorf("MTU %d, written %v; want %d, %v", eni.Want.MTU, eni.Want.OwnMTU, test.mtu, test.written)
+			}
+			content := eni.Files[0].Content
+			if got := strings.Contains(content, "\nMTUBytes="); got != test.written {
+				t.Errorf("written %v:\n%s", got, content)
+			}
+			if test.mtu == 0 {
+				return
+			}
+			for _, right := range []bool{true, false} {
+				eni.Link.MTU = test.mtu
+				if !right {
+					eni.Link.MTU++
+				}
+				truth := Compare(&eni, Rendered{Network: content}, nil, whole(&eni), nil, func(Rule) bool { return true })
+				if missing := slices.ContainsFunc(truth.Missing(), func(s string) bool { return strings.HasPrefix(s, "mtu ") }); missing == right {
+					t.Errorf("the MTU is right: %v; missing: %v", right, truth.Missing())
+				}
+			}
+		})
+	}
+}
