@@ -186,6 +186,8 @@ func parseUnit(t testing.TB, content string) networkUnit {
 		case "IPv6AcceptRA":
 			u.metric6 = number("RouteMetric")
 			u.dhcp6 = values["DHCPv6Client"] != "no"
+		case "DHCPv6":
+			u.dhcp6 = u.dhcp6 && values["UseAddress"] != "no"
 		case "Address":
 			u.addresses = append(u.addresses, prefix("Address").Addr())
 		case "Route":

@@ -188,8 +188,10 @@ func routersIn(content string) []netip.Addr {
 	return found
 }
 
-// staticIn tells whether a generated drop-in has static IPv6 addresses, and no DHCPv6.
-func staticIn(content string) bool { return strings.Contains(content, "\nDHCPv6Client=no\n") }
+// staticIn tells whether a generated drop-in has static IPv6 addresses, and none by DHCPv6.
+func staticIn(content string) bool {
+	return strings.Contains(content, "\nDHCPv6Client=no\n") || strings.Contains(content, "\nUseAddress=no\n")
+}
 
 // metricIs tells whether the content of a drop-in has a route metric.
 func metricIs(content string, metric int) bool {
@@ -311,7 +313,7 @@ func networkDropIn(eni *ENI) string {
 	off := eni.Link.IPv6 != kernel.IPv6On
 	if off {
 		ipv6Off(u)
-	} else if want.StaticIPv6 {
+	} else if want.StaticIPv6 && want.IPv4 {
 		u.section("Network")
 		u.set("DHCP", "ipv4")
 	}
@@ -456,8 +458,14 @@ func advertisements(u *unitWriter, want *Want, beside bool) {
 	if want.NoDefault {
 		u.set("UseGateway", "no")
 	}
-	if want.StaticIPv6 {
+	switch {
+	case want.StaticIPv6 && want.IPv4:
 		u.set("DHCPv6Client", "no")
+	case want.StaticIPv6:
+		// In an IPv6-only subnet nothing but DHCPv6 tells of DNS and NTP servers that can be
+		// reached, and of domains (A6, A10).
+		u.section("DHCPv6")
+		u.set("UseAddress", "no")
 	}
 }
 
