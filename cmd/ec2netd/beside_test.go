@@ -1,0 +1,318 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/state"
+)
+
+// oldPackageName is Debian's package of amazon-ec2-net-utils: 2.3.0 in bookworm, 2.4.1 in
+// trixie and sid.
+const oldPackageName = "amazon-ec2-net-utils"
+
+// besideSettle is how long two instances have to become alike. The old package takes some five
+// seconds for an ENI.
+const besideSettle = 40 * time.Second
+
+// refreshEvery and lookEvery are the times between two refreshes and two looks until then.
+const (
+	refreshEvery = 3 * time.Second
+	lookEvery    = 200 * time.Millisecond
+)
+
+// worldsABoot is how many worlds a pair of instances lives through. The next pair is in a VPC
+// with other DHCP options.
+const worldsABoot = 5
+
+// beside is one of two instances of a VPC with the same ENIs: old with the package, else with
+// ec2netd.
+type beside struct {
+	*lab
+	old bool
+}
+
+// TestLabBeside: in any VPC an instance with ec2netd has what one with amazon-ec2-net-utils
+// has, but for what service/docs/differences.md accepts, with a reason: links, names, MTU,
+// addresses, routes of all tables, rules, DNS and NTP.
+func TestLabBeside(t *testing.T) {
+	table := readDifferences(t)
+	eachSuite(t, func(t *testing.T, suite string) {
+		random := rand.New(rand.NewPCG(luck(t).Uint64(), uint64(suite[0])))
+		boots := 2
+		if whole() {
+			boots = 20
+		}
+		used := make(map[int]bool)
+		for boot := range boots {
+			if !t.Run(fmt.Sprint(boot), func(t *testing.T) { besideBoot(t, suite, random, table, used) }) {
+				return
+			}
+		}
+		for i, row := range table {
+			if !used[i] && row.suits(suite) {
+				t.Logf("service/docs/differences.md:%d: no world needed this row: %s", row.line, row.pattern)
+				if whole() {
+					t.Fail()
+				}
+			}
+		}
+	})
+}
+
+// besideBoot boots a pair and has it live through some worlds.
+func besideBoot(t *testing.T, suite string, random *rand.Rand, table []acceptedRow, used map[int]bool) {
+	behaviour := vpc.EC2()
+	behaviour.Propagation = vpc.Propagation{} // how soon they are is not the question here
+	behaviour.RADelay = vpc.Range{}
+	behaviour.DHCP = besideOptions(random, behaviour.DHCP)
+	v := vpc.ForTest(t, vpc.Options{Behaviour: &behaviour, Seed: random.Uint64()})
+	primary := vpc.ENISpec{IPv4Count: 1 + random.IntN(3), IPv6Count: 1 + random.IntN(2), PrefixV4Count: random.IntN(2), PrefixV6Count: random.IntN(2)}
+	t.Logf("primary: %s; DHCP: %+v", describeSpec(primary), behaviour.DHCP)
+	pair := []*beside{bootOld(t, v, suite, primary), bootNew(t, v, suite, primary)}
+	for n := range worldsABoot {
+		var specs []vpc.ENISpec
+		if n > 0 { // the first is the primary alone
+			specs = besideENIs(random)
+		}
+		for _, s := range specs {
+			t.Logf("world %d: %s", n, describeSpec(s))
+		}
+		began := time.Now()
+		each(t, pair, func(ctx context.Context, b *beside) error { return b.enter(ctx, specs) })
+		if !alike(t, suite, pair, table, used) {
+			t.Fatalf("world %d", n)
+		}
+		t.Logf("world %d took %s", n, time.Since(began).Round(100*time.Millisecond))
+		each(t, pair, func(ctx context.Context, b *beside) error { return b.leave(ctx) })
+	}
+}
+
+// besideOptions changes DHCP options by chance.
+func besideOptions(random *rand.Rand, o vpc.DHCPOptions) vpc.DHCPOptions {
+	if random.IntN(2) == 0 {
+		o.Domains = []string{"corp.example"}
+	}
+	if random.IntN(2) == 0 {
+		o.NTP = []netip.Addr{vpc.TimeSync}
+	}
+	if random.IntN(3) == 0 {
+		o.DNS = []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("192.0.2.54")}
+	}
+	return o
+}
+
+// besideENIs are the secondary ENIs of a world.
+func besideENIs(random *rand.Rand) []vpc.ENISpec {
+	indexes := random.Perm(7)
+	specs := make([]vpc.ENISpec, 1+random.IntN(2))
+	for i := range specs {
+		s := &specs[i]
+		s.DeviceIndex = 1 + indexes[i]
+		s.Subnet = []string{"a", "b", "v4", "v6"}[random.IntN(4)]
+		if s.Subnet != "v6" {
+			s.IPv4Count, s.PrefixV4Count = 1+random.IntN(4), random.IntN(2)
+		}
+		if s.Subnet != "v4" {
+			s.IPv6Count, s.PrefixV6Count = 1+random.IntN(3), random.IntN(2)
+		}
+	}
+	return specs
+}
+
+func describeSpec(s vpc.ENISpec) string {
+	return fmt.Sprintf("index %d, subnet %q, %d IPv4, %d IPv6, %d and %d prefixes", s.DeviceIndex, s.Subnet, s.IPv4Count, s.IPv6Count, s.PrefixV4Count, s.PrefixV6Count)
+}
+
+// each does something on both instances at once.
+func each(t *testing.T, pair []*beside, do func(context.Context, *beside) error) {
+	t.Helper()
+	var group sync.WaitGroup
+	errs := make([]error, len(pair))
+	for i, b := range pair {
+		group.Go(func() { errs[i] = do(t.Context(), b) })
+	}
+	group.Wait()
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// labDriver has files of the old package take the lab's links, which are veths, for ENIs.
+func labDriver(root string) error {
+	for file, change := range map[string][2]string{
+		"/usr/lib/systemd/network/80-ec2.network":          {"Driver=ena", "Driver=veth ena"},
+		"/usr/lib/udev/rules.d/99-vpc-policy-routes.rules": {`=="vif|ena`, `=="veth|vif|ena`},
+	} {
+		text, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(string(text), change[0]) {
+			return fmt.Errorf("%s has no %s:\n%s", file, change[0], text)
+		}
+		if err := vpc.WriteFile(root, file, strings.ReplaceAll(string(text), change[0], change[1])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bootOld boots an instance with the old package, which is as Debian has it but for the driver.
+func bootOld(t *testing.T, v *vpc.VPC, suite string, primary vpc.ENISpec) *beside {
+	t.Helper()
+	inst := vpc.BootForTest(t, v, vpc.InstanceOptions{
+		Suite: suite, Primary: primary, Packages: []string{oldPackageName},
+		Install: func(root string) error {
+			if err := labDriver(root); err != nil {
+				return err
+			}
+			return vpc.ApplyPresets(t.Context(), root, "systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service")
+		},
+	})
+	return &beside{&lab{t: t, vpc: v, inst: inst}, true}
+}
+
+// bootNew boots an instance with ec2netd.
+func bootNew(t *testing.T, v *vpc.VPC, suite string, primary vpc.ENISpec) *beside {
+	t.Helper()
+	inst := vpc.BootForTest(t, v, vpc.InstanceOptions{
+		Suite: suite, Primary: primary,
+		Install: func(root string) error { return vpc.InstallTree(t.Context(), root, vpc.StageForTest(t)) },
+	})
+	return &beside{&lab{t: t, vpc: v, inst: inst}, false}
+}
+
+// enter attaches the ENIs of a world, and waits until they are configured once.
+func (b *beside) enter(ctx context.Context, specs []vpc.ENISpec) error {
+	for _, spec := range specs {
+		if _, err := b.inst.Attach(ctx, spec); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, eni := range b.inst.ENIs() {
+		name := eni.Name()
+		if err := vpc.Until(ctx, name+" is configured", func() (bool, error) {
+			if !b.old {
+				s, err := b.tryDescribe()
+				if err != nil {
+					return false, nil //nolint:nilerr // it may be starting
+				}
+				i, ok := s.Find(eni.ID())
+				return ok && i.State == state.ENIConfigured, nil
+			}
+			out, err := b.inst.Exec(ctx, "systemctl", "show", "--property=ActiveState", "--value", "policy-routes@"+name+".service")
+			return err == nil && strings.TrimSpace(out) == "active", nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refresh has the instance look at the metadata, by the means that it has for that.
+func (b *beside) refresh(ctx context.Context) error {
+	argv := []string{"ec2netctl", "refresh", "--wait"}
+	if b.old {
+		argv = []string{"systemctl", "start"}
+		for _, eni := range b.inst.ENIs() {
+			argv = append(argv, "refresh-policy-routes@"+eni.Name()+".service")
+		}
+	}
+	_, err := b.inst.Exec(ctx, argv...)
+	return err
+}
+
+// leave detaches the secondary ENIs.
+func (b *beside) leave(ctx context.Context) error {
+	for _, eni := range b.inst.ENIs()[1:] {
+		if err := eni.Delete(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alike waits until there is no difference between the two but those that are accepted, and
+// reports the others if there are any. used are the rows that were needed.
+func alike(t *testing.T, suite string, pair []*beside, table []acceptedRow, used map[int]bool) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), besideSettle)
+	defer cancel()
+	var views [2]*view
+	var left []string
+	var needed map[int]bool
+	var refreshed time.Time
+	for last := false; ; {
+		each(t, pair, func(ctx context.Context, b *beside) (err error) {
+			which := 1
+			if b.old {
+				which = 0
+			}
+			views[which], err = b.look(ctx)
+			return err
+		})
+		left, needed = compareViews(suite, views[0], views[1], table)
+		if len(left) == 0 {
+			for row := range needed {
+				used[row] = true
+			}
+			return true
+		}
+		if last {
+			break
+		}
+		// The old package's unit may be started five times in ten seconds.
+		if time.Since(refreshed) > refreshEvery {
+			each(t, pair, func(ctx context.Context, b *beside) error { return b.refresh(ctx) })
+			refreshed = time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			last = true
+		case <-time.After(lookEvery):
+		}
+	}
+	t.Errorf("differences that service/docs/differences.md does not accept:\n%s", strings.Join(left, "\n"))
+	for i, name := range []string{"the package", "ec2netd"} {
+		t.Logf("with %s:\n%s", name, views[i].JSON())
+	}
+	return false
+}
+
+// compareViews returns the lines by which two instances differ, but for those that a table
+// accepts, and which of its rows were needed.
+func compareViews(suite string, old, now *view, table []acceptedRow) (left []string, needed map[int]bool) {
+	needed = make(map[int]bool)
+	for _, side := range []struct {
+		name     string
+		has, not []string
+	}{{sideOld, old.lines(), now.lines()}, {sideNew, now.lines(), old.lines()}} {
+		for _, line := range side.has {
+			if slices.Contains(side.not, line) {
+				continue
+			}
+			row := slices.IndexFunc(table, func(d acceptedRow) bool { return d.accepts(suite, side.name, line) })
+			if row < 0 {
+				left = append(left, side.name+": "+line)
+				continue
+			}
+			needed[row] = true
+		}
+	}
+	return left, needed
+}

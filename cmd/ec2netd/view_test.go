@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"ec2netd/cmd/vpclab/vpc"
+)
+
+// view is what an instance has, as lines in which its ENIs have symbolic names: "eni0" is the
+// primary, "eni1.ipv4[0]" the first address of the next.
+type view struct {
+	Links     []string `json:"links"`
+	Addresses []string `json:"addresses"`
+	Routes    []string `json:"routes"`
+	Rules     []string `json:"rules"`
+	DNS       []string `json:"dns"`
+	NTP       []string `json:"ntp"`
+}
+
+func (v *view) lines() []string {
+	return slices.Concat(v.Links, v.Addresses, v.Routes, v.Rules, v.DNS, v.NTP)
+}
+
+// JSON is for logs.
+func (v *view) JSON() string {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// symbols are the names of what is another one on each instance.
+type symbols map[string]string
+
+func symbolsOf(enis []*vpc.ENI) symbols {
+	s := make(symbols)
+	for i, eni := range enis {
+		name := fmt.Sprintf("eni%d", i)
+		s[eni.Name()], s[eni.ID()], s[eni.MAC().String()] = name, name+".id", name+".mac"
+		for family, list := range map[string][]netip.Addr{"ipv4": eni.IPv4(), "ipv6": eni.IPv6()} {
+			for n, a := range list {
+				s[a.String()] = fmt.Sprintf("%s.%s[%d]", name, family, n)
+			}
+		}
+		of := map[bool]int{}
+		for _, p := range eni.Prefixes() {
+			s[p.String()] = fmt.Sprintf("%s.prefix%d[%d]", name, p.Addr().BitLen()/32, of[p.Addr().Is4()])
+			of[p.Addr().Is4()]++
+		}
+		mac := eni.MAC()
+		s[netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}).String()] = name + ".ll"
+		s[netip.AddrFrom4([4]byte{169, 254, 1 + mac[4]%168, mac[5]}).String()] = name + ".ll4"
+	}
+	return s
+}
+
+// of returns the symbol of a text, with the length of a prefix if it has one.
+func (s symbols) of(text string) string {
+	if symbol, ok := s[text]; ok {
+		return symbol
+	}
+	if address, length, ok := strings.Cut(text, "/"); ok {
+		if symbol, ok := s[address]; ok {
+			return symbol + "/" + length
+		}
+	}
+	return text
+}
+
+// object is an object of ip's JSON.
+type object map[string]any
+
+// text is the value of a key as a text, empty if there is none.
+func (o object) text(key string) string {
+	switch value := o[key].(type) {
+	case nil:
+		return ""
+	case float64:
+		return fmt.Sprint(int64(value))
+	default:
+		return fmt.Sprint(value)
+	}
+}
+
+// list is a value that is a list of texts.
+func (o object) list(key string) (texts []string) {
+	values, _ := o[key].([]any)
+	for _, value := range values {
+		texts = append(texts, fmt.Sprint(value))
+	}
+	return texts
+}
+
+func (o object) objects(key string) (objects []object) {
+	values, _ := o[key].([]any)
+	for _, value := range values {
+		if entry, ok := value.(map[string]any); ok {
+			objects = append(objects, entry)
+		}
+	}
+	return objects
+}
+
+// ip runs ip with JSON output.
+func (b *beside) ip(ctx context.Context, args ...string) ([]object, error) {
+	out, err := b.inst.Exec(ctx, append([]string{"ip", "-json"}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	var objects []object
+	if err := json.Unmarshal([]byte(out), &objects); err != nil {
+		return nil, fmt.Errorf("ip %q printed %q: %w", args, out, err)
+	}
+	return objects, nil
+}
+
+// look takes a view of the instance.
+func (b *beside) look(ctx context.Context) (*view, error) {
+	enis := b.inst.ENIs()
+	names := symbolsOf(enis)
+	v := &view{}
+	links, err := b.ip(ctx, "-details", "address", "show")
+	if err != nil {
+		return nil, err
+	}
+	for _, link := range links {
+		name, ours := names[link.text("ifname")]
+		if !ours {
+			continue
+		}
+		v.Links = append(v.Links, linkLines(name, link, names)...)
+		for _, a := range link.objects("addr_info") {
+			v.Addresses = append(v.Addresses, addressLine(name, a, names))
+		}
+		if err := b.lease(v, name, link.text("ifindex")); err != nil {
+			return nil, err
+		}
+	}
+	for _, family := range []string{"-4", "-6"} {
+		routes, err := b.ip(ctx, family, "route", "show", "table", "all")
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range routes {
+			if r.text("dev") != "lo" {
+				v.Routes = append(v.Routes, routeLine(r, names, b.metricOf(enis, r.text("dev"))))
+			}
+		}
+		rules, err := b.ip(ctx, family, "rule", "show")
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			v.Rules = append(v.Rules, ruleLine(family, r, names))
+		}
+	}
+	for _, what := range []string{"dns", "domain", "default-route", "llmnr", "mdns"} {
+		out, err := b.inst.Exec(ctx, "resolvectl", what)
+		if err != nil {
+			return nil, err
+		}
+		v.DNS = append(v.DNS, dnsLines(what, out, names)...)
+	}
+	for _, list := range []*[]string{&v.Links, &v.Addresses, &v.Routes, &v.Rules, &v.DNS, &v.NTP} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
+	return v, nil
+}
+
+func linkLines(name string, link object, names symbols) []string {
+	lines := []string{
+		"link " + name + " mtu " + link.text("mtu"), "link " + name + " group " + link.text("group"),
+		"link " + name + " state " + link.text("operstate"),
+	}
+	for _, altname := range link.list("altnames") {
+		lines = append(lines, "link "+name+" altname "+names.of(altname))
+	}
+	return lines
+}
+
+func addressLine(name string, a object, names symbols) string {
+	line := fmt.Sprintf("address %s %s scope %s", name, names.of(a.text("local")+"/"+a.text("prefixlen")), a.text("scope"))
+	if a["deprecated"] == true {
+		line += " deprecated"
+	}
+	return line
+}
+
+// metricOf is the route metric that an ENI has, or 0 for another link: that of the versions
+// in Debian, or that of 2.5 and later, which is ec2netd's (B1).
+func (b *beside) metricOf(enis []*vpc.ENI, link string) int {
+	for _, eni := range enis {
+		switch {
+		case eni.Name() != link:
+		case b.old:
+			return 512 + 10*eni.DeviceIndex()
+		default:
+			return 512 + eni.DeviceIndex()
+		}
+	}
+	return 0
+}
+
+// routeLine is a route; metric is the one that is called that of its ENI.
+func routeLine(r object, names symbols, metric int) string {
+	table, kind := r.text("table"), r.text("type")
+	if table == "" {
+		table = "main"
+	}
+	line := "route " + table + " "
+	if kind != "" && kind != "unicast" {
+		line += kind + " "
+	}
+	line += names.of(r.text("dst"))
+	for _, key := range []string{"gateway", "dev", "prefsrc", "metric", "scope"} {
+		value := r.text(key)
+		switch {
+		case value == "":
+		case key == "metric" && value == fmt.Sprint(metric):
+			line += " metric " + names.of(r.text("dev")) + ".metric"
+		default:
+			line += " " + key + " " + names.of(value)
+		}
+	}
+	return line
+}
+
+func ruleLine(family string, r object, names symbols) string {
+	from := r.text("src")
+	if length := r.text("srclen"); length != "" {
+		from += "/" + length
+	}
+	line := fmt.Sprintf("rule %s %s from %s", family, r.text("priority"), names.of(from))
+	for _, key := range []string{"dst", "fwmark", "iif", "table", "suppress_prefixlen", "suppress_ifgroup"} {
+		if value := r.text(key); value != "" {
+			line += " " + key + " " + names.of(value)
+		}
+	}
+	return line
+}
+
+// lease adds what networkd keeps of a link's leases: the NTP servers.
+func (b *beside) lease(v *view, name, index string) error {
+	text, err := os.ReadFile(b.inst.Path("/run/systemd/netif/links/" + index))
+	if err != nil {
+		return fmt.Errorf("looking for what networkd keeps of %s: %w", name, err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if servers, ok := strings.CutPrefix(strings.TrimSpace(line), "NTP="); ok && servers != "" {
+			v.NTP = append(v.NTP, "ntp "+name+" "+servers)
+		}
+	}
+	return nil
+}
+
+// dnsLines reads what resolvectl prints: "Link 2 (ens5): 10.0.0.2".
+func dnsLines(what, out string, names symbols) (lines []string) {
+	for line := range strings.Lines(out) {
+		subject, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if _, link, ok := strings.Cut(subject, "("); ok {
+			symbol, ours := names[strings.TrimSuffix(link, ")")]
+			if !ours {
+				continue
+			}
+			subject = symbol
+		}
+		lines = append(lines, strings.TrimSpace("dns "+strings.ToLower(subject)+" "+what+" "+strings.TrimSpace(value)))
+	}
+	return lines
+}
