@@ -267,10 +267,22 @@ func listRoutes(dump dumping, snapshot *Snapshot) error {
 			header[0], header[5], header[7] = family, filter.protocol, filter.kind
 			before := len(snapshot.Routes)
 			err := dump(unix.RTM_GETROUTE, header, func() { snapshot.Routes = snapshot.Routes[:before] }, func(item []byte) {
-				route, ok := routeOf(item, family)
-				if ok && slices.ContainsFunc(snapshot.Links, func(l Link) bool { return l.Index == route.Link }) {
-					snapshot.Routes = append(snapshot.Routes, route)
+				route, hops, ok := routeOf(item, family)
+				if !ok {
+					return
 				}
+				add := func(route Route) {
+					if slices.ContainsFunc(snapshot.Links, func(l Link) bool { return l.Index == route.Link }) {
+						snapshot.Routes = append(snapshot.Routes, route)
+					}
+				}
+				if hops == nil {
+					add(route)
+				}
+				eachHop(hops, func(link int, gateway netip.Addr) {
+					route.Link, route.Gateway = link, gateway
+					add(route)
+				})
 			})
 			if withoutIPv6(family, err) {
 				break
@@ -283,17 +295,19 @@ func listRoutes(dump dumping, snapshot *Snapshot) error {
 	return nil
 }
 
-// routeOf reads a struct rtmsg. It is false for what can be no route of an ENI's.
-func routeOf(item []byte, family byte) (Route, bool) {
+// routeOf reads a struct rtmsg. It is false for what can be no route of an ENI's. hops are the
+// next hops of a multipath route: the kernel makes one of routes by several IPv6 routers that
+// have the same metric.
+func routeOf(item []byte, family byte) (route Route, hops []byte, ok bool) {
 	if len(item) < unix.SizeofRtMsg || item[0] != family || binary.NativeEndian.Uint32(item[8:])&unix.RTM_F_CLONED != 0 {
-		return Route{}, false
+		return Route{}, nil, false
 	}
 	bits, table, protocol, kind := int(item[1]), int(item[4]), int(item[5]), item[7]
 	local := kind == unix.RTN_LOCAL && protocol == ProtocolStatic
 	if !local && (kind != unix.RTN_UNICAST || table == unix.RT_TABLE_LOCAL) {
-		return Route{}, false
+		return Route{}, nil, false
 	}
-	route := Route{Table: table, Protocol: protocol, Local: local}
+	route = Route{Table: table, Protocol: protocol, Local: local}
 	// Without one it is a default route.
 	route.Destination = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	if family == unix.AF_INET {
@@ -311,9 +325,29 @@ func routeOf(item []byte, family byte) (Route, bool) {
 			route.Destination = prefixed(value, bits)
 		case unix.RTA_GATEWAY:
 			route.Gateway, _ = netip.AddrFromSlice(value)
+		case unix.RTA_MULTIPATH:
+			hops = value
 		}
 	})
-	return route, true
+	return route, hops, true
+}
+
+// eachHop goes through a list of struct rtnexthop.
+func eachHop(hops []byte, each func(link int, gateway netip.Addr)) {
+	for len(hops) >= unix.SizeofRtNexthop {
+		size := int(binary.NativeEndian.Uint16(hops))
+		if size < unix.SizeofRtNexthop || size > len(hops) {
+			return
+		}
+		var gateway netip.Addr
+		attributes(hops[:size], unix.SizeofRtNexthop, func(kind uint16, value []byte) {
+			if kind == unix.RTA_GATEWAY {
+				gateway, _ = netip.AddrFromSlice(value)
+			}
+		})
+		each(int(binary.NativeEndian.Uint32(hops[4:])), gateway)
+		hops = hops[min((size+3)&^3, len(hops)):]
+	}
 }
 
 // Rules lists the policy rules of this network namespace, without the three default

@@ -106,6 +106,9 @@ func TestObserve(t *testing.T) {
 	for _, route := range []*netlink.Route{byDHCP, ownTable, advertised, local, foreign} {
 		must(netlink.RouteAdd(route))
 	}
+	// A second router: the kernel makes one multipath route of both.
+	advertised.Gw = netip.MustParseAddr("fe80::2").AsSlice()
+	must(netlink.RouteAppend(advertised))
 
 	mask := uint32(0xff)
 	rule := func(change func(*netlink.Rule)) {
@@ -165,6 +168,7 @@ func TestObserve(t *testing.T) {
 		{Link: ens5, Table: 10001, Destination: prefix("10.0.1.0/24"), Protocol: ProtocolStatic},
 		{Link: ens5, Table: unix.RT_TABLE_LOCAL, Destination: prefix("10.0.9.0/28"), Protocol: ProtocolStatic, Local: true},
 		{Link: ens5, Table: MainTable, Metric: 700, Destination: prefix("::/0"), Gateway: netip.MustParseAddr("fe80::1"), Protocol: ProtocolRA},
+		{Link: ens5, Table: MainTable, Metric: 700, Destination: prefix("::/0"), Gateway: netip.MustParseAddr("fe80::2"), Protocol: ProtocolRA},
 	}, got.Routes, compare, cmpopts.SortSlices(func(a, b Route) bool { return fmt.Sprint(a) < fmt.Sprint(b) })); diff != "" {
 		t.Error(diff)
 	}
