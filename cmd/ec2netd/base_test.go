@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -82,9 +83,9 @@ func (l *lab) mtus() {
 	l.run("systemctl", "restart", "systemd-networkd.service")
 	l.run("ec2netctl", "refresh", "--wait")
 	all("9001")
-	for name, want := range map[string]string{"ens5": "9001", eni.Name(): "1500 9001", six.Name(): "1500 9001"} {
-		if got := watched(name); got != want && got != "" {
-			t.Errorf("%s had the MTUs %q one after the other, want %q", name, got, want)
+	for _, e := range enis {
+		if got := strings.TrimPrefix(watched(e.Name()), "1500 "); got != "9001" && got != "" {
+			t.Errorf("%s had the MTUs %q one after the other", e.Name(), got)
 		}
 	}
 
@@ -190,9 +191,79 @@ func TestLabBase(t *testing.T) {
 		l.mtus()
 		eni := l.inst.ENIs()[1]
 		l.blips(eni)
-		if suite == "sid" {
+		if suite != "bookworm" {
+			l.keepsAddresses(eni)
 			l.nextHops(eni)
 		}
 		l.masquerades(l.inst.Primary(), eni)
 	})
+}
+
+// A8, F1: addresses of others stay, and those of ours go that networkd has forgotten.
+func (l *lab) keepsAddresses(eni *vpc.ENI) {
+	t := l.t
+	hand := []netip.Addr{netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("2001:db8:99::1")} // see othersOnLink
+	has := func(address netip.Addr) bool { return slices.Contains(l.addresses(eni.Name()), address) }
+	events := l.watchKernel()
+	assigned, err := eni.AssignIPv4(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.run("ec2netctl", "refresh", "--wait")
+	for _, change := range []string{"networkctl reload", "networkctl reconfigure " + eni.Name(), "systemctl restart systemd-networkd.service"} {
+		l.run("sh", "-c", change)
+		l.run("ec2netctl", "refresh", "--wait")
+	}
+	l.refreshed(func() error { return eni.UnassignIPv4(t.Context(), assigned...) })
+	l.until("the withdrawn address is gone", func() (bool, error) { return !has(assigned[0]), nil })
+
+	// One that somebody has added, and EC2 assigns and withdraws.
+	taken := eni.IPv4()[0].Next().Next().Next().Next().Next()
+	l.run("ip", "address", "add", taken.String()+"/32", "dev", eni.Name())
+	l.refreshed(func() error {
+		_, err := eni.AssignIPv4(t.Context(), taken)
+		return err
+	})
+	l.pingFrom(taken)
+	l.refreshed(func() error { return eni.UnassignIPv4(t.Context(), taken) })
+	l.run("systemctl", "restart", "ec2netd.service")
+	l.configured(eni.ID())
+	l.refreshed(func() error {
+		_, err := eni.AssignIPv4(t.Context(), taken)
+		return err
+	})
+	l.refreshed(func() error { return eni.UnassignIPv4(t.Context(), taken) })
+	for _, line := range events() {
+		for _, kept := range append(hand, taken) {
+			if strings.HasPrefix(line, "Deleted") && strings.Contains(line, " "+kept.String()+"/") {
+				t.Errorf("an address of others: %s", line)
+			}
+		}
+	}
+	// It is the ENI's when its owner has gone.
+	l.refreshed(func() error {
+		_, err := eni.AssignIPv4(t.Context(), taken)
+		return err
+	})
+	l.run("ip", "address", "del", taken.String()+"/32", "dev", eni.Name())
+	l.until("the address is back", func() (bool, error) { return has(taken), nil })
+	l.configured(eni.ID())
+
+	// One that EC2 withdraws while networkd is away.
+	l.run("systemctl", "stop", "systemd-networkd.service", "systemd-networkd.socket")
+	if err := eni.UnassignIPv4(t.Context(), taken); err != nil {
+		t.Fatal(err)
+	}
+	l.until("the files do not have it", func() (bool, error) {
+		_, _ = l.inst.Exec(t.Context(), "ec2netctl", "refresh")
+		return !strings.Contains(l.filesOf(eni.Name()), taken.String()), nil
+	})
+	l.run("systemctl", "start", "systemd-networkd.service")
+	l.until("the address is gone", func() (bool, error) { return !has(taken), nil })
+	l.configured(eni.ID())
+	for _, address := range append(hand, eni.IPv4()...) {
+		if !has(address) {
+			t.Errorf("%s is gone", address)
+		}
+	}
 }

@@ -103,7 +103,7 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 		flags.PrintDefaults()
 	}
 	showVersion := flags.Bool("version", false, "print the version and exit")
-	orphans := flags.Bool("remove-orphans", false, "remove policy rules that networkd has forgotten, and exit: see "+orphansUnit)
+	orphans := flags.Bool("remove-orphans", false, "remove policy rules and addresses that networkd has forgotten, and exit: see "+orphansUnit)
 	reloaded := flags.Int("reload", 0, "check the configuration, have the daemon with this `PID` take it up, and exit: see ExecReload= of "+ownUnit)
 	released := flags.Bool("release", false, "let networkd configure new ENIs without the daemon, and exit: see "+releaseUnit)
 	verbose := flags.Bool("debug", false, "log what is done in each step")
@@ -177,11 +177,15 @@ func removeOrphans(log *slog.Logger) error {
 	for _, rule := range removed {
 		log.Debug("removed a rule", "from", rule.From.String(), "table", rule.Table, "priority", rule.Priority)
 	}
+	addresses, addressErr := orphan.RemoveAddresses(orphan.NewRecord(rulesPlace), &store.Store{})
+	for _, own := range addresses {
+		log.Debug("removed an address", "mac", own.MAC, "address", own.Address.String())
+	}
 	names, nameErr := orphan.RemoveNames((&store.Store{}).Read)
 	for _, name := range names {
 		log.Debug("removed an alternative name", "interface", name.Link, "altname", name.Name)
 	}
-	return errors.Join(err, nameErr)
+	return errors.Join(err, addressErr, nameErr)
 }
 
 // task is a long-running part.

@@ -51,6 +51,7 @@ type Networkd interface {
 	Link(index int) networkd.LinkState
 	Applied(ctx context.Context) (*kernel.Snapshot, error)
 	Varlink() bool
+	Keeps() bool
 	Version(ctx context.Context) string
 	WhyNotRunning(ctx context.Context) (reason string, lasting bool)
 }
@@ -75,6 +76,7 @@ type Store interface {
 	Look(file string) plan.UnitText
 	Names() []string
 	Rules() ([]plan.Rule, error)
+	Addresses() (map[netip.Addr]bool, error)
 	Stamp(files ...string) string
 	Unread() []string
 }
@@ -289,7 +291,9 @@ type Agent struct {
 	// rules are this daemon's policy rules, with the time when each last stood in a file
 	// or in the kernel. orphanAt is when rules that networkd has forgotten are to be
 	// removed, zero if there are none; orphanDelay the time to the try after.
-	rules       map[plan.Rule]time.Time
+	rules map[plan.Rule]time.Time
+	// addresses are those that stand or stood in drop-ins, with when each was last somewhere.
+	addresses   map[plan.OwnAddress]time.Time
 	noted       noted
 	generated   generated
 	inOrder     inOrder
@@ -416,6 +420,7 @@ func New(options Options) *Agent {
 		links:          make(map[int]*link),
 		linkStates:     make(map[int]networkd.LinkState),
 		rules:          make(map[plan.Rule]time.Time),
+		addresses:      make(map[plan.OwnAddress]time.Time),
 		reads:          make(map[string]uint64),
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -21,18 +22,21 @@ const (
 	// recordTime is how long a rule that is nowhere any more stays in the record: networkd
 	// may be about to add it.
 	recordTime = time.Minute
+	// addressTime is that of an address. It is shorter, since who adds the address by hand
+	// afterwards means to have it.
+	addressTime = 5 * time.Second
 )
 
-// Rules is the record of the rules that are this daemon's.
+// Rules is the record of the rules and addresses that are this daemon's.
 type Rules interface {
 	stored
-	Load() ([]plan.Rule, error)
-	Put(rules []plan.Rule, now time.Time)
+	Load() ([]plan.Rule, []plan.OwnAddress, error)
+	Put(rules []plan.Rule, addresses []plan.OwnAddress, now time.Time)
 }
 
-// noteRules puts the rules of files that are, and of those that are about to be written,
-// in the record: before networkd can read them, so that none is ever unknown. Rules that
-// have been nowhere for a while leave it.
+// noteRules puts the rules and addresses of files that are, and of those that are about to be
+// written, in the record: before networkd can read them, so that none is ever unknown. What
+// has been nowhere for a while leaves it.
 func (a *Agent) noteRules(now time.Time) {
 	if a.Rules == nil {
 		return
@@ -48,8 +52,13 @@ func (a *Agent) noteRules(now time.Time) {
 			a.rules[rule] = a.noted.until
 		}
 	}
+	for own, last := range a.addresses {
+		if last.Equal(a.noted.at) {
+			a.addresses[own] = a.noted.until
+		}
+	}
 	a.noted.of, a.noted.at, a.noted.until, a.noted.leaving = of, now, now, false
-	changed := false
+	changed := a.noteAddresses(now)
 	for _, rules := range [][]plan.Rule{generated, plan.RulesOf(a.plan.Files)} {
 		for _, rule := range rules {
 			_, known := a.rules[rule]
@@ -74,7 +83,41 @@ func (a *Agent) noteRules(now time.Time) {
 		return
 	}
 	a.noted.count++
-	a.Rules.Put(slices.Collect(maps.Keys(a.rules)), now)
+	a.Rules.Put(slices.Collect(maps.Keys(a.rules)), slices.Collect(maps.Keys(a.addresses)), now)
+}
+
+// noteAddresses is the part of noteRules that is about addresses. It tells whether the record
+// has changed.
+func (a *Agent) noteAddresses(now time.Time) (changed bool) {
+	note := func(own plan.OwnAddress) {
+		_, known := a.addresses[own]
+		changed = changed || !known
+		a.addresses[own] = now
+	}
+	for _, own := range a.generated.addresses {
+		note(own)
+	}
+	for i := range a.plan.Files {
+		for _, own := range plan.OwnAddressesIn(a.plan.Files[i].Content) {
+			note(own)
+		}
+	}
+	for i := range a.snapshot.Links {
+		l := &a.snapshot.Links[i]
+		for _, address := range l.Addresses {
+			own := plan.OwnAddress{MAC: l.MAC, Address: address.Prefix.Addr()}
+			if _, known := a.addresses[own]; known {
+				a.addresses[own] = now
+			}
+		}
+	}
+	maps.DeleteFunc(a.addresses, func(_ plan.OwnAddress, last time.Time) bool {
+		old := now.Sub(last) > addressTime
+		changed = changed || old
+		a.noted.leaving = a.noted.leaving || (!old && last.Before(now))
+		return old
+	})
+	return changed
 }
 
 // noted is how far the record is: what it was brought up to date with.
@@ -99,10 +142,11 @@ type noting struct {
 // generated are the rules of the generated files on disk: the drop-ins, what they say, and
 // the count of changes.
 type generated struct {
-	texts []string
-	rules []plan.Rule
-	count uint64
-	seen  bool
+	texts     []string
+	rules     []plan.Rule
+	addresses []plan.OwnAddress
+	count     uint64
+	seen      bool
 }
 
 // generatedRules are those of the generated files on disk.
@@ -128,6 +172,7 @@ func (a *Agent) generatedRules() []plan.Rule {
 	a.generated = generated{texts: texts, count: a.generated.count + 1, seen: true}
 	for _, text := range texts {
 		a.generated.rules = append(a.generated.rules, plan.RulesIn(text)...)
+		a.generated.addresses = append(a.generated.addresses, plan.OwnAddressesIn(text)...)
 	}
 	return a.generated.rules
 }
@@ -151,16 +196,23 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	}
 	record := slices.Collect(maps.Keys(a.rules))
 	orphans := plan.Orphans(record, generated, a.snapshot.Rules)
-	if len(orphans) > 0 {
+	addresses := a.orphanAddresses()
+	if len(orphans)+len(addresses) > 0 {
 		// What somebody else's file wants is not looked at before it matters.
 		wanted, err := a.Store.Rules()
+		var kept map[netip.Addr]bool
+		if err == nil {
+			kept, err = a.Store.Addresses()
+		}
 		if err != nil {
-			a.say("orphans", "Rules that networkd forgot stay", "reason", err.Error())
+			a.say("orphans", "Rules and addresses that networkd forgot stay", "reason", err.Error())
 			return false
 		}
 		orphans = plan.Orphans(record, wanted, a.snapshot.Rules)
+		addresses = plan.OrphanAddresses(addresses, kept, a.snapshot.Links)
 	}
-	if len(orphans) == 0 {
+	a.stillThere(addresses)
+	if len(orphans)+len(addresses) == 0 {
 		a.orphanAt, a.orphanDelay, a.inOrder = time.Time{}, 0, of
 		a.unsay("orphans")
 		return false
@@ -178,12 +230,52 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	for _, rule := range orphans {
 		names = append(names, fmt.Sprintf("from %s lookup %d", rule.From, rule.Table))
 	}
+	gone := make([]string, 0, len(addresses))
+	for _, own := range addresses {
+		gone = append(gone, own.Address.String())
+	}
 	if err := a.RemoveOrphans(ctx); err != nil {
-		a.say("orphans", "Rules that networkd forgot stay", "rules", strings.Join(names, ", "), "reason", err.Error())
+		a.say("orphans", "Rules and addresses that networkd forgot stay", "rules", strings.Join(names, ", "), "addresses", strings.Join(gone, ", "),
+			"reason", err.Error())
 		return false
 	}
-	a.Log.Info("Removed policy rules that networkd had forgotten", "rules", strings.Join(names, ", "))
+	if len(names) > 0 {
+		a.Log.Info("Removed policy rules that networkd had forgotten", "rules", strings.Join(names, ", "))
+	}
+	if len(gone) > 0 {
+		a.Log.Info("Removed addresses that networkd had forgotten", "addresses", strings.Join(gone, ", "))
+	}
 	return true
+}
+
+// orphanAddresses are the addresses that links have and generated files no longer want.
+func (a *Agent) orphanAddresses() []plan.OwnAddress {
+	if a.technique != plan.Dynamic {
+		return nil // networkd removes what it has forgotten
+	}
+	wanted := make(map[netip.Addr]bool, len(a.generated.addresses))
+	for _, own := range a.generated.addresses {
+		wanted[own.Address] = true
+	}
+	return plan.OrphanAddresses(slices.Collect(maps.Keys(a.addresses)), wanted, a.snapshot.Links)
+}
+
+// stillThere has addresses count as withdrawn and still there.
+func (a *Agent) stillThere(addresses []plan.OwnAddress) {
+	for _, own := range addresses {
+		for i := range a.snapshot.Links {
+			link := &a.snapshot.Links[i]
+			if l := a.links[link.Index]; link.MAC == own.MAC && l != nil && !slices.Contains(l.withdrawn, own.Address) {
+				l.withdrawn = append(l.withdrawn, own.Address)
+			}
+		}
+	}
+}
+
+// isOurs tells whether an address stands or stood in a drop-in of this daemon's.
+func (a *Agent) isOurs(own plan.OwnAddress) bool {
+	_, recorded := a.addresses[own]
+	return recorded
 }
 
 // removeNames has the alternative names removed that are another ENI's by now and keep

@@ -293,6 +293,7 @@ func (a *Agent) decide() {
 		if entry.LeaseMTU = said.MTU; said.MTU == 0 {
 			entry.LeaseMTU = memory.leaseMTU
 		}
+		entry.Foreign = plan.Foreign(&entry, a.isOurs)
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName
 		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Sub(memory.seen) < holdTime
@@ -325,7 +326,7 @@ func (a *Agent) decide() {
 
 // networkd is what is known of the networkd that runs.
 func (a *Agent) networkd() plan.Networkd {
-	return plan.Networkd{Running: a.networkdUp, Varlink: a.Networkd.Varlink()}
+	return plan.Networkd{Running: a.networkdUp, Varlink: a.Networkd.Varlink(), Keeps: a.Networkd.Keeps()}
 }
 
 // act brings the disk to the plan and has networkd and udevd take it up. It tells

@@ -48,10 +48,13 @@ func (a *Agent) load(now time.Time) {
 	if a.Rules == nil {
 		return
 	}
-	// Without the record no rule is known to be this daemon's but those of its files.
-	rules, err := a.Rules.Load()
+	// Without the record nothing is known to be this daemon's but what is in its files.
+	rules, addresses, err := a.Rules.Load()
 	if err != nil {
-		a.Log.Warn("What the last run knew cannot be used; rules that networkd forgot may stay", "reason", err.Error())
+		a.Log.Warn("What the last run knew cannot be used; rules and addresses that networkd forgot may stay", "reason", err.Error())
+	}
+	for _, own := range addresses {
+		a.addresses[own] = now
 	}
 	for _, rule := range rules {
 		a.rules[rule] = now

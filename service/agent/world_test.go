@@ -474,6 +474,7 @@ func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
 }
 
 func (w *world) Varlink() bool                  { return !w.old }
+func (w *world) Keeps() bool                    { return !w.old }
 func (w *world) Version(context.Context) string { return "257" }
 func (w *world) WhyNotRunning(context.Context) (string, bool) {
 	return "systemd-networkd is masked", false

@@ -335,6 +335,15 @@ func (c *Client) Varlink() bool {
 	return err == nil
 }
 
+// keepsUnit came with 256, and is part of every installation of it.
+const keepsUnit = "usr/lib/systemd/system/systemd-networkd-persistent-storage.service"
+
+// Keeps tells whether the networkd that is installed is of 256 or later, whether it runs or not.
+func (c *Client) Keeps() bool {
+	_, err := os.Stat(filepath.Join("/", c.Root, keepsUnit))
+	return err == nil
+}
+
 // Run has systemd run a unit that ends by itself, and waits for its end.
 func (c *Client) Run(ctx context.Context, unit string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -1,5 +1,6 @@
-// Package orphan removes policy rules of this daemon that networkd has forgotten, and
-// that it therefore never removes, see [plan.Orphans], and alternative names that udevd
+// Package orphan removes policy rules and addresses of this daemon that networkd has
+// forgotten, and that it therefore never removes, see [plan.Orphans] and
+// [plan.OrphanAddresses], and alternative names that udevd
 // leaves where another ENI needs them, see [plan.StaleNames].
 //
 // It is the one thing that this project does to the kernel by itself, and it takes
@@ -35,6 +36,8 @@ type Record struct {
 // content of the file.
 type content struct {
 	Rules []plan.Rule `json:"rules"`
+	// Addresses that stand or stood in drop-ins.
+	Addresses []plan.OwnAddress `json:"addresses,omitempty"`
 }
 
 // NewRecord returns the record that is kept in a place.
@@ -51,42 +54,53 @@ func (c *content) check() error {
 	return nil
 }
 
-// Load returns the rules that an earlier run has left, none if there is no file yet. It is for
-// the daemon; others use Read.
-func (r *Record) Load() ([]plan.Rule, error) { return rulesOf(r.File.Load()) }
+// Load returns the rules and addresses that an earlier run has left, none if there is no file
+// yet. It is for the daemon; others use Read.
+func (r *Record) Load() ([]plan.Rule, []plan.OwnAddress, error) { return parts(r.File.Load()) }
 
 // Read returns the rules, none if there is no file yet.
-func (r *Record) Read() ([]plan.Rule, error) { return rulesOf(r.Peek()) }
-
-func rulesOf(c *content, err error) ([]plan.Rule, error) {
-	if err != nil {
-		return nil, fmt.Errorf("reading which rules are ec2netd's: %w", err)
-	}
-	if c == nil {
-		return nil, nil
-	}
-	return c.Rules, nil
+func (r *Record) Read() ([]plan.Rule, error) {
+	rules, _, err := parts(r.Peek())
+	return rules, err
 }
 
-// Put makes rules the record, see [persist.File]. Their order does not matter.
-func (r *Record) Put(rules []plan.Rule, now time.Time) {
+// ReadAddresses returns the addresses, none if there is no file yet.
+func (r *Record) ReadAddresses() ([]plan.OwnAddress, error) {
+	_, addresses, err := parts(r.Peek())
+	return addresses, err
+}
+
+func parts(c *content, err error) ([]plan.Rule, []plan.OwnAddress, error) {
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading which rules and addresses are ec2netd's: %w", err)
+	}
+	if c == nil {
+		return nil, nil, nil
+	}
+	return c.Rules, c.Addresses, nil
+}
+
+// Put makes rules and addresses the record, see [persist.File]. Their order does not matter.
+func (r *Record) Put(rules []plan.Rule, addresses []plan.OwnAddress, now time.Time) {
 	sorted := slices.AppendSeq(make([]plan.Rule, 0, len(rules)), slices.Values(rules))
 	slices.SortFunc(sorted, plan.Rule.Compare)
-	r.File.Put(&content{Rules: sorted}, now)
+	addresses = slices.SortedFunc(slices.Values(addresses), plan.OwnAddress.Compare)
+	r.File.Put(&content{Rules: sorted, Addresses: addresses}, now)
 }
 
 // Write replaces the record at once.
 func (r *Record) Write(rules []plan.Rule) error {
-	r.Put(rules, time.Now())
+	r.Put(rules, nil, time.Now())
 	if err := r.Err(); err != nil {
 		return fmt.Errorf("noting which rules are ec2netd's: %w", err)
 	}
 	return nil
 }
 
-// Files tells which rules stand in networkd's files.
+// Files tells which rules and addresses stand in networkd's files.
 type Files interface {
 	Rules() ([]plan.Rule, error)
+	Addresses() (map[netip.Addr]bool, error)
 }
 
 // Remove removes the orphans of this network namespace and returns them. Whatever it is
@@ -111,6 +125,51 @@ func Remove(record *Record, files Files) ([]plan.Rule, error) {
 		}
 	}
 	return orphans, nil
+}
+
+// RemoveAddresses removes the addresses that networkd has left behind, see
+// [plan.OrphanAddresses], and returns them.
+func RemoveAddresses(record *Record, files Files) ([]plan.OwnAddress, error) {
+	known, err := record.ReadAddresses()
+	if err != nil || len(known) == 0 {
+		return nil, err
+	}
+	wanted, err := files.Addresses()
+	if err != nil {
+		return nil, err
+	}
+	present, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("listing links: %w", err)
+	}
+	var removed []plan.OwnAddress
+	for _, link := range present {
+		attrs := link.Attrs()
+		// Bridges, VLANs and macvlans can have an ENI's MAC address too.
+		if link.Type() != "device" && link.Type() != "veth" {
+			continue
+		}
+		listed, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil {
+			continue // it has gone
+		}
+		entry := kernel.Link{MAC: attrs.HardwareAddr.String()}
+		for _, a := range listed {
+			address, _ := netip.AddrFromSlice(a.IP)
+			ones, _ := a.Mask.Size()
+			entry.Addresses = append(entry.Addresses, kernel.Address{
+				Prefix: netip.PrefixFrom(address.Unmap(), ones), Dynamic: a.Flags&unix.IFA_F_PERMANENT == 0,
+			})
+		}
+		for _, own := range plan.OrphanAddresses(known, wanted, []kernel.Link{entry}) {
+			err := netlink.AddrDel(link, &netlink.Addr{IPNet: network(netip.PrefixFrom(own.Address, own.Address.BitLen()))})
+			if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+				return removed, fmt.Errorf("removing the address %s of %s: %w", own.Address, attrs.Name, err)
+			}
+			removed = append(removed, own)
+		}
+	}
+	return removed, nil
 }
 
 // RemoveNames removes the stale names of the links of this network namespace and returns

@@ -15,6 +15,18 @@ type Networkd struct {
 	Running bool
 	// Varlink: it has its socket io.systemd.Network.
 	Varlink bool
+	// Keeps: the one that is installed, and will run, is of 256 or later.
+	Keeps bool
+}
+
+// keepsAll tells whether ENIs have KeepConfiguration=yes (A8, F1). With that systemd 257 and
+// 262 take away what was in the files and is no more, and nothing else; 252 takes all away with
+// each reload, and adds it anew. It has to be right in what networkd reads first.
+func keepsAll(n Networkd) bool {
+	if n.Running {
+		return n.Varlink
+	}
+	return n.Keeps
 }
 
 // applicable is what of a view applies to a link: all, or all but IPv6 where the link has

@@ -45,7 +45,9 @@ func TestWithoutIPv6(t *testing.T) {
 			}
 			in := input(links, both...)
 			in.Networkd = networkd
-			plan, without := Make(in), Make(input(links, ipv4...))
+			inWithout := input(links, ipv4...)
+			inWithout.Networkd = networkd
+			plan, without := Make(in), Make(inWithout)
 			for i := range plan.ENIs {
 				eni := &plan.ENIs[i]
 				if diff := cmp.Diff(eni.Files, without.ENIs[i].Files); diff != "" {

@@ -162,6 +162,9 @@ type Link struct {
 	// DHCPv4 lease tells, 0 where it tells none or that is not known.
 	MTUSetting
 	LeaseMTU int
+	// Foreign are the addresses that somebody else has put on the link, of those that a drop-in
+	// could give it.
+	Foreign []netip.Addr
 	// Waits: the link came lately, and networkd leaves it alone until its files are there.
 	Waits bool
 	// Fresh: the link was attached just now and has not been configured yet, so that its
@@ -238,8 +241,10 @@ type Want struct {
 	Routers    []netip.Addr
 	// MTU that the link shall have, 0 where that is not known. OwnMTU: it stands in the
 	// drop-in, and DHCP's is not used.
-	MTU      int
-	OwnMTU   bool
+	MTU    int
+	OwnMTU bool
+	// KeepAll: what others have put on the link stays over a reload and a restart of networkd.
+	KeepAll  bool
 	Altnames []string
 }
 
@@ -337,6 +342,7 @@ func Make(in Input) Plan {
 		case early && eni.Link.Current == "":
 			eni.Want.Metric = Numbers{}.Metric()
 			eni.Want.NoDefault = !eni.Settings.DefaultRoute
+			eni.Want.KeepAll = keepsAll(in.Networkd)
 			eni.Files = networkFiles(eni, in)
 		case eni.Link.MAC == in.Presumed && !eni.Primary && !viewedIn(in, eni):
 			// The metadata names another one, or a link has come that is more likely to be
@@ -637,6 +643,7 @@ func render(eni *ENI, in Input) {
 	}
 	delegate(eni)
 	settleMTU(eni)
+	want.KeepAll = keepsAll(in.Networkd)
 	compose(eni, in)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
 	eni.KeepLink = eni.Link.LinkFile == ""
@@ -705,8 +712,12 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	// An ENI that comes back sooner than networkd has forgotten its unit gets the addresses
 	// in it before the lease. So they go, and come again behind it (A3).
 	disordered := link.Fresh && Misordered(eni) != ""
+	// What somebody else has added is left to whoever that is, as long as it is there: so it
+	// stays when EC2 withdraws it (A8).
+	others := technique == Dynamic && keepsAllIn(link.Current)
 	add := func(address netip.Addr, now bool) {
 		switch {
+		case others && slices.Contains(link.Foreign, address):
 		case disordered && address.Is4():
 			held = append(held, address)
 		case want.Ahead.IsValid() && address.Is4() && !unsure:

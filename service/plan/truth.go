@@ -402,6 +402,8 @@ func (c *comparison) why(e *entry) string {
 		return ""
 	case e.wanted && e.Kernel && e.Rendered:
 		return "networkd does not count it as its own: it is at work on it, or somebody else has added it too"
+	case e.wanted && e.Kernel && e.Kind == state.ItemAddress && slices.Contains(eni.Link.Foreign, addressOf(e.Value)):
+		return "somebody else has added it; the ENI gets it from the files when it goes"
 	case e.wanted && e.Kernel:
 		return "it is there, and the files do not ask for it: " + c.unwritten(e)
 	case e.wanted && !e.Rendered:

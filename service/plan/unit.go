@@ -188,6 +188,13 @@ func routersIn(content string) []netip.Addr {
 	return found
 }
 
+// keepKey is the key of what networkd leaves on a link.
+const keepKey = "KeepConfiguration"
+
+// keepsAllIn tells whether networkd leaves alone what others put on the link of a generated
+// drop-in.
+func keepsAllIn(content string) bool { return strings.Contains(content, "\n"+keepKey+"=yes\n") }
+
 // staticIn tells whether a generated drop-in has static IPv6 addresses, and none by DHCPv6.
 func staticIn(content string) bool {
 	return strings.Contains(content, "\nDHCPv6Client=no\n") || strings.Contains(content, "\nUseAddress=no\n")
@@ -267,6 +274,10 @@ func holdFile(enis []ENI, drivers []string) File {
 func pendingFiles(eni *ENI, in Input) []File {
 	u := &unitWriter{}
 	matchLink(u, &eni.Link)
+	if keepsAll(in.Networkd) {
+		u.section("Network")
+		u.set(keepKey, "yes")
+	}
 	if eni.Link.IPv6 != kernel.IPv6On {
 		ipv6Off(u)
 	}
@@ -308,6 +319,10 @@ func networkDropIn(eni *ENI) string {
 	if want.OwnMTU {
 		u.section("Link")
 		u.number("MTUBytes", want.MTU)
+	}
+	if want.KeepAll {
+		u.section("Network")
+		u.set(keepKey, "yes")
 	}
 
 	off := eni.Link.IPv6 != kernel.IPv6On

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path"
 	"slices"
@@ -186,6 +187,23 @@ func (s *Store) Names() []string {
 // whosoever's, in force or not.
 func (s *Store) Rules() ([]plan.Rule, error) {
 	var rules []plan.Rule
+	err := s.each(func(content string) { rules = append(rules, plan.RulesIn(content)...) })
+	return rules, err
+}
+
+// Addresses are those that stand in any .network file or drop-in, as Rules.
+func (s *Store) Addresses() (map[netip.Addr]bool, error) {
+	all := make(map[netip.Addr]bool)
+	err := s.each(func(content string) {
+		for _, address := range plan.AddressesIn(content) {
+			all[address] = true
+		}
+	})
+	return all, err
+}
+
+// each reads all .network files and drop-ins.
+func (s *Store) each(take func(content string)) error {
 	for _, dir := range unitDirs {
 		names, err := s.files.List(s.at(dir), "*.network")
 		if err == nil {
@@ -194,18 +212,18 @@ func (s *Store) Rules() ([]plan.Rule, error) {
 			names = append(names, dropIns...)
 		}
 		if err != nil && !errors.Is(err, unix.ENOTDIR) {
-			return nil, fmt.Errorf("looking for rules in %s: %w", dir, err)
+			return fmt.Errorf("looking at %s: %w", dir, err)
 		}
 		for _, name := range names {
 			content, err := file.Read(s.at(path.Join(dir, name)), file.Limit)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, file.ErrNotRegular) {
-				// Whether it wants a rule is not known.
-				return nil, fmt.Errorf("looking for rules: %w", err)
+				// Whether it wants something is not known.
+				return fmt.Errorf("looking for rules and addresses: %w", err)
 			}
-			rules = append(rules, plan.RulesIn(content)...)
+			take(content)
 		}
 	}
-	return rules, nil
+	return nil
 }
 
 // dropIns lists the drop-ins of all .network files in a directory, without it.

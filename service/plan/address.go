@@ -1,0 +1,102 @@
+package plan
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ec2netd/service/kernel"
+)
+
+// OwnAddress is a static address that stands or stood in the generated drop-in of an ENI.
+type OwnAddress struct {
+	// MAC address of the ENI.
+	MAC     string
+	Address netip.Addr
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (a OwnAddress) MarshalText() ([]byte, error) {
+	return []byte(a.MAC + " " + a.Address.String()), nil
+}
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (a *OwnAddress) UnmarshalText(text []byte) error {
+	mac, address, ok := strings.Cut(string(text), " ")
+	parsed, err := netip.ParseAddr(address)
+	if err == nil && (!ok || mac == "" || parsed.Zone() != "") {
+		err = errors.New("no address of an ENI")
+	}
+	*a = OwnAddress{mac, parsed}
+	return err
+}
+
+// Compare orders addresses.
+func (a OwnAddress) Compare(o OwnAddress) int {
+	if a.MAC != o.MAC {
+		return strings.Compare(a.MAC, o.MAC)
+	}
+	return a.Address.Compare(o.Address)
+}
+
+// OwnAddressesIn returns the addresses of a generated drop-in.
+func OwnAddressesIn(content string) []OwnAddress {
+	var found []OwnAddress
+	mac := MACIn(content)
+	for _, address := range StaticIn(content) {
+		found = append(found, OwnAddress{mac, address})
+	}
+	return found
+}
+
+// AddressesIn returns the addresses that any unit file of networkd has.
+func AddressesIn(content string) []netip.Addr {
+	var found []netip.Addr
+	for line := range strings.Lines(content) {
+		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+		if !ok || strings.TrimSpace(key) != "Address" {
+			continue
+		}
+		text, _, _ := strings.Cut(strings.TrimSpace(value), "/")
+		if address, err := netip.ParseAddr(text); err == nil {
+			found = append(found, address)
+		}
+	}
+	return found
+}
+
+// OrphanAddresses are the addresses that networkd has left behind: a link has them, record
+// says that they were in its drop-in, and no file wants them any more. From systemd 257 on
+// ENIs have KeepConfiguration=yes, with which networkd takes an address that was there before
+// it started for somebody else's.
+func OrphanAddresses(record []OwnAddress, wanted map[netip.Addr]bool, links []kernel.Link) []OwnAddress {
+	var found []OwnAddress
+	for _, own := range record {
+		if !wanted[own.Address] && slices.ContainsFunc(links, func(l kernel.Link) bool { return l.MAC == own.MAC && has(&l, own.Address) }) {
+			found = append(found, own)
+		}
+	}
+	slices.SortFunc(found, OwnAddress.Compare)
+	return found
+}
+
+// has tells whether a link has an address as a drop-in would give it.
+func has(l *kernel.Link, address netip.Addr) bool {
+	return slices.ContainsFunc(l.Addresses, func(a kernel.Address) bool {
+		return !a.Dynamic && a.Prefix == netip.PrefixFrom(address, address.BitLen())
+	})
+}
+
+// Foreign are the addresses that somebody else has put on an ENI's link, of those that a
+// drop-in could give it: they do not stand there, and ours tells that they never did.
+func Foreign(link *Link, ours func(OwnAddress) bool) []netip.Addr {
+	var found []netip.Addr
+	for _, a := range link.Addresses {
+		address := a.Prefix.Addr()
+		if a.Prefix.IsSingleIP() && !a.Dynamic && !ours(OwnAddress{link.MAC, address}) && !inDropIn(link.Current, address) {
+			found = append(found, address)
+		}
+	}
+	return found
+}
