@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -308,8 +309,10 @@ func (s *site) onlyWhole(changes store.Changes) {
 			for _, source := range sourcesOf(view) {
 				sources[source.String()] = true
 			}
-			fits := len(u.rules) == len(sources) || spec.MAC == s.instance.PrimaryMAC && len(u.rules) == 0
-			for _, rule := range u.rules {
+			// Those that let local networks go first are for its subnets.
+			rules := slices.DeleteFunc(slices.Clone(u.rules), func(r kernel.Rule) bool { return r.Guard })
+			fits := len(rules) == len(sources) || spec.MAC == s.instance.PrimaryMAC && len(rules) == 0
+			for _, rule := range rules {
 				fits = fits && sources[rule.From.String()] && rule.Table == tableOf(view) && rule.Priority == rule.Table
 			}
 			for _, address := range u.addresses {

@@ -52,6 +52,9 @@ func (s *site) uniqueOnDisk() func(store.Changes) {
 				u.take(name, "table", r.Table)
 			}
 			for _, r := range unit.rules {
+				if r.Guard {
+					continue // of a subnet, which may be that of several ENIs
+				}
 				u.take(name, "table", r.Table)
 				u.take(name, "priority", r.Priority)
 			}
@@ -101,6 +104,9 @@ func (s *site) uniqueInKernel() {
 		}
 	}
 	for _, r := range s.rules {
+		if r.Guard {
+			continue
+		}
 		u.take(owner[r.From], "table", r.Table)
 		u.take(owner[r.From], "priority", r.Priority)
 	}

@@ -203,11 +203,6 @@ func parseUnit(t testing.TB, content string) networkUnit {
 				r.Destination, r.Gateway = everywhere6, netip.MustParseAddr(gateway)
 			}
 			u.routes = append(u.routes, r)
-		case "RoutingPolicyRule":
-			from := prefix("From")
-			u.rules = append(u.rules, kernel.Rule{
-				Priority: number("Priority"), Table: number("Table"), From: from, Plain: true, Protocol: kernel.ProtocolStatic, IPv4: from.Addr().Is4(),
-			})
 		}
 	}
 	for line := range strings.Lines(content) {
@@ -220,6 +215,9 @@ func parseUnit(t testing.TB, content string) networkUnit {
 		}
 	}
 	end()
+	for _, rule := range plan.RulesIn(content) {
+		u.rules = append(u.rules, kernelRule(rule))
+	}
 	return u
 }
 
@@ -272,6 +270,7 @@ func (s *site) nameOf(index int) string {
 
 func (s *site) configure(l *kernel.Link) {
 	u, spec := s.unitOf(l.Name), s.specs[l.Name]
+	l.Group = plan.Group
 	wanted := []kernel.Address{{Prefix: netip.PrefixFrom(spec.IPv4[0], subnetIPv4.Bits()), Global: true, Dynamic: true}}
 	if u.dhcp6 && !slices.Contains(u.addresses, spec.IPv6[0]) {
 		wanted = append(wanted, kernel.Address{Prefix: netip.PrefixFrom(spec.IPv6[0], 128), Global: true, Dynamic: true})
@@ -314,7 +313,12 @@ func (s *site) configure(l *kernel.Link) {
 		r.Link = l.Index
 		s.routes = append(s.routes, r)
 	}
-	s.rules = append(s.rules, u.rules...)
+	for _, rule := range u.rules {
+		// One that several ENIs have is there once.
+		if !slices.Contains(s.rules, rule) {
+			s.rules = append(s.rules, rule)
+		}
+	}
 }
 
 // Reload and Reconfigure are networkd's.
@@ -349,6 +353,7 @@ func wanted(name string, spec imds.Interface, primary bool) map[string]bool {
 		tables = append(tables, table)
 		for _, subnet := range append(slices.Clone(spec.SubnetIPv6), spec.SubnetIPv4) {
 			words[fmt.Sprintf("%s route %s table %d", name, subnet, table)] = true
+			words[fmt.Sprintf("rule from %s lookup %d", subnet, kernel.MainTable)] = true
 		}
 		for _, from := range sourcesOf(spec) {
 			words[fmt.Sprintf("rule from %s lookup %d", from, table)] = true

@@ -185,6 +185,14 @@ func (w *world) ring() {
 	}
 }
 
+// kernelRule is a rule of a generated file as the kernel has it.
+func kernelRule(rule plan.Rule) kernel.Rule {
+	return kernel.Rule{
+		Priority: rule.Priority, Table: rule.Table, From: rule.From, Protocol: kernel.ProtocolStatic, IPv4: rule.From.Addr().Is4(),
+		Plain: !rule.Guard, Guard: rule.Guard, Group: rule.Group,
+	}
+}
+
 // apply is what networkd does with the files.
 func (w *world) apply() {
 	before := w.rules
@@ -211,6 +219,7 @@ func (w *world) apply() {
 			l.Addresses = nil
 			continue
 		}
+		l.Group = plan.Group
 		if w.late[l.Name] {
 			l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool { return !a.Prefix.IsSingleIP() })
 		} else if !strings.Contains(content, "UseGateway=no") || w.gateways {
@@ -237,11 +246,12 @@ func (w *world) apply() {
 			}
 		}
 		table := 0
-		for line := range strings.Lines(content) {
-			if from, ok := strings.CutPrefix(strings.TrimSpace(line), "From="); ok {
-				n, _ := plan.NumbersIn(content)
-				table = n.Table()
-				w.rules = append(w.rules, kernel.Rule{Priority: table, Table: table, From: netip.MustParsePrefix(from), Plain: true, Protocol: kernel.ProtocolStatic})
+		for _, rule := range plan.RulesIn(content) {
+			if !rule.Guard {
+				table = rule.Table
+			}
+			if k := kernelRule(rule); !slices.Contains(w.rules, k) {
+				w.rules = append(w.rules, k)
 			}
 		}
 		for line := range strings.Lines(content) {

@@ -34,6 +34,8 @@ type Link struct {
 	// Driver as ethtool reports it.
 	Driver   string
 	Altnames []string
+	// Group of the link, see ip-link(8).
+	Group int
 	// Carrier: the link is up and has one.
 	Carrier bool
 	// MTU of the link, and the most that it can have, 0 where the driver sets no limit.
@@ -97,9 +99,11 @@ type Rule struct {
 	From     netip.Prefix
 	Protocol int
 	// Plain: the rule selects by source alone and only looks a table up. Guard: the
-	// same, but default routes of the table do not count (SuppressPrefixLength=0).
+	// same, but default routes of the table do not count (SuppressPrefixLength=0), nor do
+	// routes over links of Group, if that is not 0 (SuppressInterfaceGroup=).
 	Plain bool
 	Guard bool
+	Group int
 	IPv4  bool
 }
 

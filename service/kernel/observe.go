@@ -86,6 +86,7 @@ func (o *Observer) Observe() (*Snapshot, error) {
 			MAC:      attrs.HardwareAddr.String(),
 			Driver:   driver,
 			Altnames: slices.Sorted(slices.Values(attrs.AltNames)),
+			Group:    int(attrs.Group),
 			Carrier:  attrs.RawFlags&unix.IFF_LOWER_UP != 0,
 		}
 		if err := errors.Join(o.addresses(&entry), o.details(&entry)); err != nil {
@@ -408,7 +409,7 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 	// Whatever else a rule selects by, or does, has an attribute of its own.
 	bySource := item[7] == toTable && flags&invert == 0 && item[1] == 0 && item[3] == 0
 	const none = 1<<32 - 1
-	suppress := none
+	suppress, group := none, none
 	attributes(item, ruleSize, func(kind uint16, value []byte) {
 		switch kind {
 		case unix.FRA_SRC:
@@ -424,7 +425,7 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 		case unix.FRA_SUPPRESS_PREFIXLEN:
 			suppress = number(value)
 		case unix.FRA_SUPPRESS_IFGROUP:
-			bySource = bySource && number(value) == none
+			group = number(value)
 		case unix.FRA_PAD:
 		default:
 			bySource = false
@@ -434,8 +435,11 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 		return Rule{}, false
 	}
 	bySource = bySource && rule.From.IsValid() && rule.Table != 0
-	rule.Plain = bySource && suppress == none
-	rule.Guard = bySource && suppress == 0
+	rule.Plain = bySource && suppress == none && group == none
+	rule.Guard = bySource && suppress == 0 && group != 0
+	if rule.Guard && group != none {
+		rule.Group = group
+	}
 	return rule, true
 }
 

@@ -59,12 +59,13 @@ type described struct {
 	Routes             []describedRoute
 	RoutingPolicyRules []struct {
 		configured
-		FromPrefix           octets
-		FromPrefixLength     int
-		Priority             int
-		Table                int
-		Protocol             int
-		SuppressPrefixLength *int
+		FromPrefix             octets
+		FromPrefixLength       int
+		Priority               int
+		Table                  int
+		Protocol               int
+		SuppressPrefixLength   *int
+		SuppressInterfaceGroup int
 	}
 }
 
@@ -169,7 +170,7 @@ func parseApplied(text []byte) (*kernel.Snapshot, error) {
 		guard := rule.SuppressPrefixLength != nil && *rule.SuppressPrefixLength == 0
 		s.Rules = append(s.Rules, kernel.Rule{
 			Priority: rule.Priority, Table: rule.Table, From: from, Protocol: rule.Protocol,
-			IPv4: from.Addr().Is4(), Guard: guard, Plain: !guard,
+			IPv4: from.Addr().Is4(), Guard: guard, Plain: !guard, Group: max(0, rule.SuppressInterfaceGroup),
 		})
 	}
 	return s, nil

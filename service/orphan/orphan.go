@@ -207,6 +207,9 @@ func remove(rule plan.Rule) error {
 	if rule.Guard {
 		what.SuppressPrefixlen = 0
 	}
+	if rule.Group != 0 {
+		what.SuppressIfgroup = rule.Group
+	}
 	if err := netlink.RuleDel(what); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}

@@ -99,6 +99,9 @@ func ruleText(rules []Rule) string {
 		if rule.Guard {
 			u.number("SuppressPrefixLength", 0)
 		}
+		if rule.Group != 0 {
+			u.number("SuppressInterfaceGroup", rule.Group)
+		}
 	}
 	return u.String()
 }

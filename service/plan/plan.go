@@ -33,6 +33,10 @@ const (
 // have it.
 const defaultMetric = 1024
 
+// Group is the group of the links of all ENIs, set in the base unit 80-ec2.network and in
+// the generated drop-ins: policy rules tell ENIs from other links by it (B9). It is 0xec2.
+const Group = 3778
+
 // UnknownMetric is the route metric of an ENI that is not known yet, set in the
 // base unit 80-ec2.network. It is worse than that of every known ENI, so that such
 // an ENI never takes traffic from the primary one (B6). Of several such ENIs all but
@@ -225,6 +229,9 @@ type Want struct {
 	// them the specific routes of the main table go before.
 	Rules   []netip.Prefix
 	Guarded bool
+	// LocalFirst are the sources for which routes of the main table over links that are no
+	// ENIs go before Table.
+	LocalFirst []netip.Prefix
 	// Local are prefixes that are the host's own without being listed on the link.
 	Local []netip.Prefix
 	// Table is 0 for an ENI without a table of its own.
@@ -325,6 +332,10 @@ func Make(in Input) Plan {
 	for i := range plan.ENIs {
 		eni := &plan.ENIs[i]
 		eni.Settings = config.For(in.Sections, identity(eni, in))
+	}
+	grouped := !slices.ContainsFunc(plan.ENIs, func(eni ENI) bool { return ungrouped(&eni) })
+	for i := range plan.ENIs {
+		eni := &plan.ENIs[i]
 		eni.Presumed = eni.Presumed && eni.Settings.Managed && !eni.Settings.Undecided
 		early := eni.Primary && !viewedIn(in, eni) && !duplicate(in.Links, eni.Link)
 		switch {
@@ -336,7 +347,7 @@ func Make(in Input) Plan {
 		case !eni.Settings.Managed:
 			renderUnmanaged(eni)
 		case eni.Known:
-			render(eni, in)
+			render(eni, in, grouped)
 		case eni.yields:
 			eni.Link.Current = ""
 		case early && eni.Link.Current == "":
@@ -613,8 +624,9 @@ func order(a, b ENI) int {
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Numbers.Table(), b.Numbers.Table()), cmp.Compare(a.Link.Name, b.Link.Name))
 }
 
-// render fills in what a known ENI shall have.
-func render(eni *ENI, in Input) {
+// render fills in what a known ENI shall have. grouped: the links of all ENIs are in their
+// group.
+func render(eni *ENI, in Input, grouped bool) {
 	view := &eni.Applies
 	want := &eni.Want
 	want.Metric = eni.Numbers.Metric()
@@ -640,6 +652,10 @@ func render(eni *ENI, in Input) {
 		want.Rules = append(want.Rules, view.IPv4Prefixes...)
 		want.Rules = append(want.Rules, view.IPv6Prefixes...)
 		slices.SortFunc(want.Rules, netip.Prefix.Compare)
+		// Else what is for another ENI's subnet would leave by that ENI (B8).
+		if grouped && !want.Guarded {
+			want.LocalFirst = localFirst(eni)
+		}
 	}
 	delegate(eni)
 	settleMTU(eni)

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -15,8 +16,67 @@ type Rule struct {
 	From     netip.Prefix `json:"from"`
 	Table    int          `json:"table"`
 	Priority int          `json:"priority"`
-	// Guard: default routes of the table do not count (SuppressPrefixLength=0).
+	// Guard: default routes of the table do not count (SuppressPrefixLength=0), nor do
+	// routes over links of Group, if that is not 0 (SuppressInterfaceGroup=).
 	Guard bool `json:"guard,omitempty"`
+	Group int  `json:"group,omitempty"`
+}
+
+// String is the rule as ip-rule(8) has it.
+func (r Rule) String() string {
+	text := fmt.Sprintf("from %s lookup %d", r.From, r.Table)
+	if r.Guard {
+		text += " suppress_prefixlength 0"
+	}
+	if r.Group != 0 {
+		text += fmt.Sprintf(" suppress_ifgroup %d", r.Group)
+	}
+	return text
+}
+
+// policyRules are the policy rules of an ENI, in the order of its drop-in.
+func (w *Want) policyRules() []Rule {
+	if w.Table == 0 {
+		return nil
+	}
+	rules := make([]Rule, 0, len(w.LocalFirst)+2*len(w.Rules))
+	for _, from := range w.LocalFirst {
+		rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: localPriority, Guard: true, Group: Group})
+	}
+	for _, from := range w.Rules {
+		if w.Guarded {
+			rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: guard(w.Table), Guard: true})
+		}
+		rules = append(rules, Rule{From: from, Table: w.Table, Priority: w.Table})
+	}
+	return rules
+}
+
+// localFirst returns the sources for which a route of the main table over a link that is no
+// ENI goes before the table of an ENI (B9): its subnets, which have all its addresses and
+// prefixes, so that there is one rule for each and not one for each address. ENIs of one
+// subnet have the same rule: networkd keeps it as long as one of their files has it (measured
+// on 252, 257 and 262).
+func localFirst(eni *ENI) []netip.Prefix {
+	subnets := slices.SortedFunc(slices.Values(slices.Concat(eni.Applies.IPv4Subnets, eni.Applies.IPv6Subnets)), netip.Prefix.Compare)
+	sources := slices.Clone(subnets)
+	for _, from := range eni.Want.Rules {
+		if !slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return s.Bits() <= from.Bits() && s.Contains(from.Addr()) }) {
+			sources = append(sources, from)
+		}
+	}
+	return sources
+}
+
+// ungrouped reports whether the link of an ENI is not in the group of ENIs, and will not be:
+// somebody else's file is in force for it. By the rules of B9 it would count as a link of the
+// host's own.
+func ungrouped(eni *ENI) bool {
+	link := &eni.Link
+	if eni.View.MAC == "" || eni.Twice || link.Group == Group {
+		return false
+	}
+	return link.Taken != "" || link.NetworkHidden != "" || (!eni.Settings.Managed && link.Done)
 }
 
 // Compare orders rules.
@@ -26,6 +86,8 @@ func (r Rule) Compare(o Rule) int {
 		return r.Priority - o.Priority
 	case r.Table != o.Table:
 		return r.Table - o.Table
+	case r.Group != o.Group:
+		return r.Group - o.Group
 	}
 	return r.From.Compare(o.From)
 }
@@ -37,7 +99,7 @@ func RulesIn(content string) []Rule {
 	var rule Rule
 	inside, plain := false, false
 	end := func() {
-		if inside && plain && rule.From.IsValid() && rule.Table != 0 {
+		if inside && plain && rule.From.IsValid() && rule.Table != 0 && (rule.Guard || rule.Group == 0) {
 			found = append(found, rule)
 		}
 	}
@@ -64,6 +126,9 @@ func RulesIn(content string) []Rule {
 		case "SuppressPrefixLength":
 			rule.Guard = value == "0"
 			plain = plain && rule.Guard
+		case "SuppressInterfaceGroup":
+			rule.Group, err = strconv.Atoi(value)
+			plain = plain && rule.Group > 0
 		}
 		plain = plain && err == nil
 	}
@@ -89,8 +154,14 @@ func tableNumber(value string) (int, error) {
 
 // is tells whether a rule of the kernel is this one, and networkd's.
 func (r Rule) is(k *kernel.Rule) bool {
-	return k.Protocol == kernel.ProtocolStatic && k.Priority == r.Priority && k.Table == r.Table && k.From == r.From &&
-		((k.Plain && !r.Guard) || (k.Guard && r.Guard))
+	rule, ok := RuleOf(k)
+	return ok && rule == r
+}
+
+// hits reports whether the kernel, asked to remove the rule, could take another one for it:
+// that has what it is asked for and maybe more, such as a mark.
+func (r Rule) hits(k *kernel.Rule) bool {
+	return k.Priority == r.Priority && k.Table == r.Table && k.From == r.From && (!r.Guard || k.Guard) && (r.Group == 0 || k.Group == r.Group)
 }
 
 // Orphans are the policy rules that networkd has forgotten: the kernel has them, they
@@ -111,20 +182,11 @@ func Orphans(record, wanted []Rule, rules []kernel.Rule) []Rule {
 	if len(unwanted) == 0 {
 		return nil
 	}
-	// The kernel removes the first rule that has what it is asked to remove and maybe more,
-	// such as a mark: one that is not this daemon's must not be that.
-	first := make(map[Rule]*kernel.Rule, len(rules))
-	for i := range rules {
-		k := &rules[i]
-		asked := Rule{From: k.From, Table: k.Table, Priority: k.Priority}
-		for _, asked.Guard = range []bool{false, true} {
-			if first[asked] == nil && (!asked.Guard || k.Guard) {
-				first[asked] = k
-			}
-		}
-	}
+	// The kernel removes the first rule that it can take for the one: a rule that is not this
+	// daemon's must not be that.
 	for rule := range unwanted {
-		if k := first[rule]; k != nil && rule.is(k) {
+		first := slices.IndexFunc(rules, func(k kernel.Rule) bool { return rule.hits(&k) })
+		if first >= 0 && rule.is(&rules[first]) {
 			found = append(found, rule)
 		}
 	}
@@ -141,8 +203,13 @@ func RulesOf(files []File) []Rule {
 	return rules
 }
 
-// RuleOf is a rule of the kernel as a generated drop-in would have it, if it could.
+// RuleOf is a rule of the kernel as a generated drop-in would have it. It is false if no
+// drop-in could, or the rule is not networkd's.
 func RuleOf(k *kernel.Rule) (Rule, bool) {
-	rule := Rule{From: k.From, Table: k.Table, Priority: k.Priority, Guard: k.Guard}
-	return rule, rule.is(k)
+	return asRule(k), (k.Plain || k.Guard) && k.Protocol == kernel.ProtocolStatic
+}
+
+// asRule is a rule of the kernel without whose it is.
+func asRule(k *kernel.Rule) Rule {
+	return Rule{From: k.From, Table: k.Table, Priority: k.Priority, Guard: k.Guard, Group: k.Group}
 }

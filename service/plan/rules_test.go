@@ -19,7 +19,10 @@ func TestRulesIn(t *testing.T) {
 	v := view(1, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
 	v.IPv4Prefixes = prefixes("10.0.1.64/28")
 	made := Make(input([]Link{leased(1, &v)}, v))
-	want := []Rule{ruleOf("10.0.1.20/32"), ruleOf("10.0.1.21/32"), ruleOf("10.0.1.64/28"), ruleOf("2001:db8:1::20/128")}
+	local := func(subnet string) Rule {
+		return Rule{From: netip.MustParsePrefix(subnet), Table: kernel.MainTable, Priority: 9999, Guard: true, Group: Group}
+	}
+	want := []Rule{local("10.0.1.0/24"), local("2001:db8:1::/64"), ruleOf("10.0.1.20/32"), ruleOf("10.0.1.21/32"), ruleOf("10.0.1.64/28"), ruleOf("2001:db8:1::20/128")}
 	compare := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 	got := RulesOf(made.Files)
 	if len(got) != len(want) {
@@ -52,6 +55,10 @@ Table=10001
 From=10.0.1.20
 Table=main
 SuppressPrefixLength=8
+[RoutingPolicyRule]
+From=10.0.1.20
+Table=main
+SuppressInterfaceGroup=3778
 [Network]
 DHCP=yes`
 	guarded := Rule{From: netip.MustParsePrefix("10.0.1.20/32"), Table: kernel.MainTable, Priority: 10000, Guard: true}
@@ -69,6 +76,10 @@ func TestOrphans(t *testing.T) {
 		change(&rule)
 		return rule
 	}
+	guards := with(func(r *kernel.Rule) { r.Plain, r.Guard = false, true })
+	local := with(func(r *kernel.Rule) { r.Plain, r.Guard, r.Group = false, true, Group })
+	guarded, _ := RuleOf(&guards)
+	grouped, _ := RuleOf(&local)
 	for name, c := range map[string]struct {
 		record, wanted []Rule
 		rules          []kernel.Rule
@@ -86,9 +97,13 @@ func TestOrphans(t *testing.T) {
 		"with a mark":               {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Plain = false })}, false},
 		"behind one with a mark":    {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Plain = false }), there}, false},
 		"before one with a mark":    {[]Rule{own}, nil, []kernel.Rule{there, with(func(r *kernel.Rule) { r.Plain = false })}, true},
+		"behind one with a group":   {[]Rule{guarded}, nil, []kernel.Rule{local, guards}, false},
+		"before one with a group":   {[]Rule{guarded}, nil, []kernel.Rule{guards, local}, true},
+		"a local one":               {[]Rule{grouped}, nil, []kernel.Rule{guards, local}, true},
+		"a local one of others":     {[]Rule{guarded}, nil, []kernel.Rule{local}, false},
 		"a guard, where it is none": {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Plain, r.Guard = false, true })}, false},
 	} {
-		if got := Orphans(c.record, c.wanted, c.rules); (len(got) == 1 && got[0] == own) != c.orphan || (!c.orphan && len(got) > 0) {
+		if got := Orphans(c.record, c.wanted, c.rules); (len(got) == 1 && got[0] == c.record[0]) != c.orphan || (!c.orphan && len(got) > 0) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}

@@ -164,14 +164,18 @@ func (c *comparison) inapplicable() {
 	for _, subnet := range eni.View.IPv6Subnets {
 		add(state.ItemRoute, fmt.Sprintf("%s table %d", subnet, want.Table))
 	}
-	now, _ := sourceRules(c.snapshot, want.Table)
-	sources := slices.Clone(eni.View.IPv6Prefixes)
+	now := rulesOf(c.snapshot, want.Table)
+	// The rules that it would have with IPv6.
+	of := Want{Table: want.Table, Guarded: want.Guarded, Rules: slices.Clone(eni.View.IPv6Prefixes)}
 	for _, address := range eni.View.IPv6 {
-		sources = append(sources, netip.PrefixFrom(address, address.BitLen()))
+		of.Rules = append(of.Rules, netip.PrefixFrom(address, address.BitLen()))
 	}
-	for _, from := range sources {
-		if _, there := now[from]; !there { // else it is told of already
-			add(state.ItemRule, fmt.Sprintf("from %s lookup %d", from, want.Table))
+	if len(want.LocalFirst) > 0 {
+		of.LocalFirst = eni.View.IPv6Subnets
+	}
+	for _, rule := range of.policyRules() {
+		if _, there := now[rule]; !there { // else it is told of already
+			add(state.ItemRule, rule.String())
 		}
 	}
 }
@@ -323,34 +327,29 @@ func (c *comparison) rules() {
 	if want.Table == 0 {
 		return
 	}
-	now, guarded := sourceRules(c.snapshot, want.Table)
-	var applied, appliedGuarded map[netip.Prefix]int
+	now := rulesOf(c.snapshot, want.Table)
+	var applied map[Rule]int
 	if c.applied != nil {
-		applied, appliedGuarded = sourceRules(c.applied, want.Table)
+		applied = rulesOf(c.applied, want.Table)
 	}
-	in := func(rules map[netip.Prefix]int, from netip.Prefix) bool { _, ok := rules[from]; return ok }
-	for _, from := range want.Rules {
-		if want.Guarded {
-			e := c.add(state.ItemRule, fmt.Sprintf("from %s lookup %d suppress_prefixlength 0", from, kernel.MainTable), true)
-			e.Rendered, e.Kernel = c.files.rules[tableRoute{from, kernel.MainTable}], in(guarded, from)
-			e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return in(appliedGuarded, from) })
-		}
-		e := c.add(state.ItemRule, fmt.Sprintf("from %s lookup %d", from, want.Table), true)
-		e.Rendered, e.Kernel = c.files.rules[tableRoute{from, want.Table}], in(now, from)
-		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return in(applied, from) })
+	told := func(e *entry, rule Rule) {
+		e.Rendered = c.files.rules[rule]
+		_, e.Kernel = now[rule]
+		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { _, ok := applied[rule]; return ok })
 	}
-	for _, from := range slices.SortedFunc(maps.Keys(now), netip.Prefix.Compare) {
-		if now[from] != kernel.ProtocolStatic || !c.ours(Rule{From: from, Table: want.Table, Priority: want.Table}) {
+	wanted := make(map[Rule]bool, len(want.Rules))
+	for _, rule := range want.policyRules() {
+		wanted[rule] = true
+		told(c.add(state.ItemRule, rule.String(), true), rule)
+	}
+	for _, rule := range slices.SortedFunc(maps.Keys(now), Rule.Compare) {
+		if rule.Table != want.Table || now[rule] != kernel.ProtocolStatic || wanted[rule] || !c.ours(rule) {
 			continue
 		}
-		if _, asked := slices.BinarySearchFunc(want.Rules, from, netip.Prefix.Compare); asked {
-			continue
-		}
-		e := c.add(state.ItemRule, fmt.Sprintf("from %s lookup %d", from, want.Table), false)
-		e.unwanted, e.Kernel = true, true
-		e.cause = c.notApplicable(from.Addr())
-		e.Rendered = c.files.rules[tableRoute{from, want.Table}]
-		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return in(applied, from) })
+		e := c.add(state.ItemRule, rule.String(), false)
+		e.unwanted = true
+		e.cause = c.notApplicable(rule.From.Addr())
+		told(e, rule)
 	}
 }
 
@@ -369,19 +368,19 @@ func (c *comparison) mtu() {
 	}
 }
 
-// sourceRules are the rules of an ENI with a table, by source, with their protocol: those
-// that look the table up, and those that let specific routes of the main one go before.
-func sourceRules(s *kernel.Snapshot, table int) (plain, guarded map[netip.Prefix]int) {
-	plain, guarded = make(map[netip.Prefix]int), make(map[netip.Prefix]int)
-	for _, rule := range s.Rules {
-		switch {
-		case rule.Guard && rule.Priority == guard(table) && rule.Table == kernel.MainTable:
-			guarded[rule.From] = rule.Protocol
-		case rule.Plain && rule.Priority == table && rule.Table == table && plain[rule.From] != kernel.ProtocolStatic:
-			plain[rule.From] = rule.Protocol
+// rulesOf are the rules of an ENI with a table, with their protocol: those that look the
+// table up, and those that let routes of the main one go before.
+func rulesOf(s *kernel.Snapshot, table int) map[Rule]int {
+	found := make(map[Rule]int)
+	for i := range s.Rules {
+		k := &s.Rules[i]
+		own := k.Plain && k.Priority == table && k.Table == table
+		before := k.Guard && k.Table == kernel.MainTable && (k.Priority == guard(table) || k.Priority == localPriority)
+		if rule := asRule(k); (own || before) && found[rule] != kernel.ProtocolStatic {
+			found[rule] = k.Protocol
 		}
 	}
-	return plain, guarded
+	return found
 }
 
 // why says in words why an item is not the same everywhere; it is empty if it is.

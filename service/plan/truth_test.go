@@ -65,11 +65,11 @@ func whole(eni *ENI) *kernel.Snapshot {
 	for _, prefix := range eni.Want.Local {
 		s.Routes = append(s.Routes, kernel.Route{Link: link.Index, Destination: prefix, Local: true})
 	}
-	for _, from := range eni.Want.Rules {
-		if eni.Want.Guarded {
-			s.Rules = append(s.Rules, kernel.Rule{Priority: eni.Want.Table - 1, Table: kernel.MainTable, From: from, Guard: true, Protocol: kernel.ProtocolStatic})
-		}
-		s.Rules = append(s.Rules, kernel.Rule{Priority: eni.Want.Table, Table: eni.Want.Table, From: from, Plain: true, Protocol: kernel.ProtocolStatic})
+	for _, rule := range eni.Want.policyRules() {
+		s.Rules = append(s.Rules, kernel.Rule{
+			Priority: rule.Priority, Table: rule.Table, From: rule.From, Plain: !rule.Guard, Guard: rule.Guard, Group: rule.Group,
+			Protocol: kernel.ProtocolStatic, IPv4: rule.From.Addr().Is4(),
+		})
 	}
 	return s
 }
@@ -95,6 +95,9 @@ func TestCompare(t *testing.T) {
 		"MRNK address 10.0.1.20", "MRNK address 10.0.1.21", "MRNK address 2001:db8:1::20",
 		"MRNK route 0.0.0.0/0 table 10001", "MRNK route 0.0.0.0/0 metric 513", "MRNK route 10.0.1.0/24 table 10001",
 		"MRNK route ::/0 table 10001", "MRNK route ::/0 metric 513", "MRNK route 2001:db8:1::/64 table 10001",
+		"MRNK rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 0 suppress_ifgroup 3778",
+		"MRNK rule from 2001:db8:1::/64 lookup 254 suppress_prefixlength 0 suppress_ifgroup 3778",
+		"MRNK rule from 10.0.24.0/28 lookup 254 suppress_prefixlength 0 suppress_ifgroup 3778",
 		"MRNK rule from 10.0.1.20/32 lookup 10001", "MRNK rule from 10.0.1.21/32 lookup 10001",
 		"MRNK rule from 10.0.24.0/28 lookup 10001", "MRNK rule from 2001:db8:1::20/128 lookup 10001",
 		"MR?K altname eni-0123456789abcdef1", "MR?K altname device-number-1",
@@ -115,11 +118,14 @@ func TestCompare(t *testing.T) {
 		"lost in the kernel": {
 			func(eni *ENI, _, snapshot *kernel.Snapshot) {
 				eni.Link.Addresses = eni.Link.Addresses[:1]
-				snapshot.Rules = snapshot.Rules[1:]
+				snapshot.Rules = slices.DeleteFunc(slices.Clone(snapshot.Rules), func(r kernel.Rule) bool {
+					return r.From.String() == "10.0.1.20/32" || r.From.String() == "10.0.1.0/24"
+				})
 			},
 			[]string{
 				"MRN- address 10.0.1.21: networkd has asked the kernel for it, or somebody else has removed it",
 				"MRN- address 2001:db8:1::20: networkd has asked the kernel for it, or somebody else has removed it",
+				"MRN- rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 0 suppress_ifgroup 3778: networkd has asked the kernel for it, or somebody else has removed it",
 				"MRN- rule from 10.0.1.20/32 lookup 10001: networkd has asked the kernel for it, or somebody else has removed it",
 			},
 		},
@@ -160,7 +166,7 @@ func TestCompare(t *testing.T) {
 					}
 				}
 				eni.Link.DHCPMetrics = append(eni.Link.DHCPMetrics, 30000)
-				rule := snapshot.Rules[0]
+				rule := snapshot.Rules[len(snapshot.Rules)-1]
 				rule.From = netip.MustParsePrefix("10.0.1.99/32")
 				snapshot.Rules = append(snapshot.Rules, rule)
 			},

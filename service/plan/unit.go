@@ -86,7 +86,7 @@ func addressIn(line string) (netip.Prefix, bool) {
 	return prefix, ok && err == nil
 }
 
-// tableRoute is a route to, or a policy rule for, a prefix and the table of it.
+// tableRoute is a route to a prefix and the table of it.
 type tableRoute struct {
 	prefix netip.Prefix
 	table  int
@@ -94,10 +94,11 @@ type tableRoute struct {
 
 // files is what the generated drop-ins of an ENI say.
 type files struct {
-	addresses     map[netip.Addr]bool
-	routes, rules map[tableRoute]bool
-	local         map[netip.Prefix]bool
-	altnames      []string
+	addresses map[netip.Addr]bool
+	routes    map[tableRoute]bool
+	rules     map[Rule]bool
+	local     map[netip.Prefix]bool
+	altnames  []string
 	// metric of the default routes in the main table, 0 if they say nothing of them.
 	metric int
 	// mtu of the link, 0 if they say nothing of it.
@@ -107,8 +108,11 @@ type files struct {
 // read parses generated drop-ins.
 func read(rendered Rendered) files {
 	f := files{
-		addresses: make(map[netip.Addr]bool), routes: make(map[tableRoute]bool), rules: make(map[tableRoute]bool),
+		addresses: make(map[netip.Addr]bool), routes: make(map[tableRoute]bool), rules: make(map[Rule]bool),
 		local: make(map[netip.Prefix]bool),
+	}
+	for _, rule := range RulesIn(rendered.Network) {
+		f.rules[rule] = true
 	}
 	for line := range strings.Lines(rendered.Network) {
 		if address, ok := addressIn(line); ok {
@@ -141,9 +145,6 @@ func read(rendered Rendered) files {
 			} else {
 				f.routes[tableRoute{to, table}] = true
 			}
-		case "[RoutingPolicyRule]":
-			from, _ := netip.ParsePrefix(values["From"])
-			f.rules[tableRoute{from, table}] = true
 		}
 		clear(values)
 	}
@@ -237,6 +238,10 @@ func pendingMetricIn(content string) (int, bool) {
 	return 0, false
 }
 
+// localPriority is the priority of the rules that let routes of the main table over links of
+// the host's own go before the tables of ENIs (B9).
+const localPriority = tableBase - 1
+
 // guard is the priority of the rules that let specific routes of the main table go
 // before a table.
 func guard(table int) int { return table - 1 }
@@ -309,6 +314,10 @@ func matchLink(u *unitWriter, link *Link) {
 	u.set("Driver", "")
 	u.set("MACAddress", link.MAC)
 	u.set("Name", link.Name)
+	// By its group an ENI is told from links of the host's own, whatever base unit is in
+	// force (B9).
+	u.section("Link")
+	u.number("Group", Group)
 }
 
 func networkDropIn(eni *ENI) string {
@@ -428,18 +437,8 @@ func networkDropIn(eni *ENI) string {
 		}
 	}
 
-	for _, from := range want.Rules {
-		if want.Guarded {
-			u.section("RoutingPolicyRule")
-			u.set("From", from.String())
-			u.number("Table", kernel.MainTable)
-			u.number("Priority", guard(want.Table))
-			u.number("SuppressPrefixLength", 0)
-		}
-		u.section("RoutingPolicyRule")
-		u.set("From", from.String())
-		u.number("Table", want.Table)
-		u.number("Priority", want.Table)
+	for _, rule := range want.policyRules() {
+		policyRule(u, rule)
 	}
 	return u.String()
 }
@@ -458,6 +457,20 @@ func dns(u *unitWriter, servers []netip.Addr) {
 	u.section("Network")
 	for _, server := range servers {
 		u.set("DNS", server.String())
+	}
+}
+
+// policyRule writes a policy rule.
+func policyRule(u *unitWriter, rule Rule) {
+	u.section("RoutingPolicyRule")
+	u.set("From", rule.From.String())
+	u.number("Table", rule.Table)
+	u.number("Priority", rule.Priority)
+	if rule.Guard {
+		u.number("SuppressPrefixLength", 0)
+	}
+	if rule.Group != 0 {
+		u.number("SuppressInterfaceGroup", rule.Group)
 	}
 }
 
