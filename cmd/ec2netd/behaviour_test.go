@@ -520,9 +520,7 @@ func TestLabSwappedNames(t *testing.T) {
 			}
 			slices.Reverse(names)
 			for i, eni := range []*vpc.ENI{one, two} {
-				if err := eni.Reattach(t.Context(), names[i]); err != nil {
-					t.Fatal(err)
-				}
+				l.reattach(eni, names[i])
 			}
 		}
 		check := func() {

@@ -3,14 +3,16 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 
+	"ec2netd/cmd/vpclab/imds"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/plan"
 )
 
 // networkd leaves an ENI alone that has just come until its own files are there, and so
-// configures it once. One that is not known in time has the base unit, and so have all that
-// come once the daemon is stopped.
+// configures it once, also where its device number is late. One that is not known in time has the
+// base unit, and so have all that come once the daemon is stopped.
 func TestLabHold(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := boot(t, suite, nil)
@@ -35,7 +37,10 @@ func TestLabHold(t *testing.T) {
 				return strings.Contains(l.run("ip", "route", "show", "default", "dev", eni.Name()), "metric 30000"), nil
 			})
 		}
-		first := l.attach(hotplugSpec())
+		spec := hotplugSpec()
+		spec.Propagation = &imds.Propagation{Listed: 200 * time.Millisecond, Secondaries: 600 * time.Millisecond,
+			Keys: map[string]time.Duration{"device-number": 2500 * time.Millisecond}}
+		first := l.attach(spec)
 		l.configured(first.ID())
 		l.checkKernel(first)
 		once(first)
@@ -49,7 +54,7 @@ func TestLabHold(t *testing.T) {
 			}
 		}
 		endpoints(vpc.EndpointRefused)
-		unknown := l.attach(vpc.ENISpec{IPv4Count: 2})
+		unknown := l.attach(vpc.ENISpec{IPv4Count: 2, Propagation: &imds.Propagation{}})
 		base(unknown)
 		l.held(false)
 		endpoints(vpc.EndpointOn)
@@ -67,7 +72,7 @@ func TestLabHold(t *testing.T) {
 		}
 		l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
 		l.held(false)
-		alone := l.attach(vpc.ENISpec{IPv4Count: 2})
+		alone := l.attach(vpc.ENISpec{IPv4Count: 2, Propagation: &imds.Propagation{}})
 		base(alone)
 		l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
 		l.configured(alone.ID())

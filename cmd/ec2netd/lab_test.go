@@ -38,6 +38,9 @@ type lab struct {
 	inst *vpc.Instance
 	// drops of the source check when countDrops was called, by ENI ID.
 	drops map[string]uint64
+	// late are ENIs that were attached, by ID, with the time when the metadata will tell all
+	// of them.
+	late map[string]time.Time
 }
 
 // boot boots an instance as a user would have it: installed, presets applied.
@@ -49,7 +52,7 @@ func boot(t testing.TB, suite string, change func(*vpc.InstanceOptions)) *lab {
 	if change != nil {
 		change(&options)
 	}
-	return &lab{t: t, vpc: v, inst: vpc.BootForTest(t, v, options)}
+	return &lab{t: t, vpc: v, inst: vpc.BootForTest(t, v, options), late: make(map[string]time.Time)}
 }
 
 // run runs a command in the instance as root and returns its output.
@@ -118,10 +121,37 @@ func (l *lab) tryDescribe() (*state.State, error) {
 	return &s, nil
 }
 
-// configured waits until the daemon says that an interface is as it shall be.
+// configured waits until the daemon says that an interface is as it shall be; of one that was
+// attached, until it knows all that the metadata tells late.
 func (l *lab) configured(id string) *state.Interface {
 	l.t.Helper()
-	return l.reaches(id, func(i *state.Interface) bool { return i.State == state.ENIConfigured })
+	return l.reaches(id, func(i *state.Interface) bool {
+		if i.State != state.ENIConfigured {
+			return false
+		}
+		at, isLate := l.late[i.ENIID]
+		if !isLate {
+			return true
+		}
+		for _, eni := range l.inst.ENIs() {
+			if eni.ID() != i.ENIID {
+				continue
+			}
+			now, ok := l.inst.Metadata().Complete(i.MAC)
+			if !ok || time.Now().Before(at) || (now.Equal(at) && len(i.Addresses)+len(i.Prefixes) != len(sources(eni))) {
+				return false
+			}
+		}
+		delete(l.late, i.ENIID)
+		return true
+	})
+}
+
+// attached notes when the metadata will tell all of an ENI that was attached just now.
+func (l *lab) attached(eni *vpc.ENI) {
+	if at, ok := l.inst.Metadata().Complete(eni.MAC().String()); ok {
+		l.late[eni.ID()] = at
+	}
 }
 
 // reaches waits until the daemon says something of an interface.

@@ -110,6 +110,7 @@ func (l *lab) reattach(eni *vpc.ENI, name string) {
 	if err := eni.Reattach(l.t.Context(), name); err != nil {
 		l.t.Fatal(err)
 	}
+	l.attached(eni)
 }
 
 // gone waits until nothing of an ENI is left, and the number of interfaces is as said.

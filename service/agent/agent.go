@@ -145,8 +145,11 @@ const (
 	// newTime is how long a link counts as new. Its metadata is there sooner as a rule.
 	newTime = 60 * time.Millisecond
 	// holdTime is how long networkd leaves a new ENI alone that is not known yet. Then it gets
-	// the base unit.
-	holdTime = 2 * time.Second
+	// the base unit. It is listedHoldTime while the metadata lists the ENI, and only does not
+	// tell all of it: a device number was seen to be 10 s late, and before it is known an
+	// address of the ENI is of no use (B8).
+	holdTime       = 2 * time.Second
+	listedHoldTime = 12 * time.Second
 	// gatherStep is how long the metadata of several ENIs that were attached at once is
 	// waited for without that of one having come, gatherTime how long at most; leaseStep and
 	// leaseGatherTime are the same for their leases: a networkd that adds hundreds of
@@ -343,8 +346,15 @@ type target struct {
 	// follow is the delay to the next look while the ENI is new or has just
 	// changed, 0 once it is looked at turn by turn.
 	follow time.Duration
-	// turn is the next one, from 1.
+	// look is what is read next, and turn the turn, from 1.
+	look metadata.Look
 	turn int
+	// doubtful: the numbers of the view could not be used when it was read, since doubted.
+	doubtful bool
+	doubted  time.Time
+	// pause is the delay between two looks while much is expected to change, 0 before the
+	// first.
+	pause time.Duration
 }
 
 // link is what the loop remembers of a link.

@@ -2,18 +2,23 @@ package agent
 
 import (
 	"cmp"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"time"
 
 	"ec2netd/service/metadata"
+	"ec2netd/service/plan"
 )
 
 // When the metadata is read.
 //
-// A new ENI is read whole, and again after 2, 4, … seconds while that is less than
-// the time between two looks at addresses: its keys appear one by one, and changes seldom
-// come alone. From then on it is looked at turn by turn: each turn is at most two requests
+// A new ENI is read whole. Its keys appear one by one. One that is attached while the daemon
+// runs is looked at several times a second for youngTime: whether it is listed, whether its
+// numbers can be used, and then whether it has more addresses, each with as few requests as
+// tell that (D11). Any ENI is read whole again 2, 4, … seconds after a change while that is
+// less than the time between two looks at addresses: changes seldom come alone. From then on
+// it is looked at turn by turn: each turn is at most two requests
 // (D8), and all turns together come round within the refresh time (A1), in which addresses
 // are looked at up to four times. The first difference has the whole view read at once.
 // Only a whole view ever takes the place of another (D5).
@@ -46,6 +51,14 @@ const (
 	retries = 2
 	// firstFollow is the time to the next whole view of what has just changed.
 	firstFollow = 2 * time.Second
+	// youngTime is for how long after an attachment EC2 is expected to tell more of the ENI;
+	// a device number was seen to come after 10 s (facts: EC2). firstPause and slowestPause
+	// bound the time between two looks meanwhile. doubtTime is for how long numbers that cannot
+	// be used are looked at as often; then they are read with everything else.
+	youngTime    = 10 * time.Second
+	doubtTime    = 12 * time.Second
+	firstPause   = 100 * time.Millisecond
+	slowestPause = 200 * time.Millisecond
 	// often is how often addresses are looked at within the refresh time, if that is not
 	// more often than each lookTime. With a refresh time of a minute that is at most eight
 	// requests a minute and ENI, 490 an hour (the shell package: 504); an address that
@@ -213,20 +226,82 @@ func (a *Agent) often() int { return int(min(max(a.RefreshEvery/lookTime, 1), of
 
 // schedule says when an ENI that was read is looked at next, and how much of it.
 func (a *Agent) schedule(t *target, now time.Time, changed bool) {
+	if t.doubtful = a.doubts(t); !t.doubtful {
+		t.doubted = time.Time{}
+	} else if t.doubted.IsZero() {
+		t.doubted, t.pause = now, 0
+	}
 	if changed {
-		t.follow = firstFollow
-	} else if t.follow > 0 {
+		t.follow, t.pause = firstFollow, 0
+	}
+	if doubted := t.doubtful && now.Sub(t.doubted) < doubtTime; doubted || a.young(t, now) {
+		t.look = metadata.AtAddresses
+		if doubted {
+			t.look = metadata.AtNumbers // without them nothing else is of use
+		}
+		t.pause = min(max(2*t.pause, firstPause), slowestPause)
+		t.turn, t.next = 0, now.Add(jitter(t.pause))
+		return
+	}
+	if !changed && t.follow > 0 {
 		t.follow *= 2
 	}
 	if t.follow > 0 && t.follow < a.RefreshEvery/time.Duration(a.often()) {
-		t.turn = 0
+		t.look, t.turn = metadata.Whole, 0
 		t.next = now.Add(jitter(t.follow))
 		return
 	}
 	t.follow = 0
 	turns := t.view.Turns(a.often())
-	t.turn = t.turn%turns + 1
+	t.look, t.turn = metadata.InTurn, t.turn%turns+1
 	t.next = now.Add(earlier(a.RefreshEvery/time.Duration(turns), lookJitter))
+}
+
+// young reports whether an ENI was attached so lately that EC2 is expected to tell more of it.
+func (a *Agent) young(t *target, now time.Time) bool {
+	l := a.links[t.index]
+	return l != nil && l.attached && now.Sub(l.seen) < youngTime
+}
+
+// slowest is the longest delay between two tries to read an ENI. Whether a new one is listed
+// by now takes one request.
+func (a *Agent) slowest(t *target, now time.Time) time.Duration {
+	var incomplete *metadata.IncompleteError
+	if t.view == nil && errors.As(t.err, &incomplete) && !incomplete.Vanished && a.young(t, now) {
+		return slowestPause
+	}
+	return a.RefreshEvery
+}
+
+// doubts reports whether the numbers of a view cannot be used yet, by themselves or because
+// another ENI has the same: one of the two has not propagated.
+func (a *Agent) doubts(t *target) bool {
+	numbers, usable := a.numbersOf(t)
+	if !usable {
+		return true
+	}
+	for _, other := range a.targets {
+		if other != t && other.view != nil {
+			if same, usable := a.numbersOf(other); usable && same == numbers {
+				return t.mac != a.instance.PrimaryMAC
+			}
+		}
+	}
+	return false
+}
+
+func (a *Agent) numbersOf(t *target) (plan.Numbers, bool) {
+	return plan.NumbersOf(t.view, t.mac == a.instance.PrimaryMAC, a.cards())
+}
+
+// cards reports whether any ENI of the instance has a network card.
+func (a *Agent) cards() bool {
+	for _, t := range a.targets {
+		if t.view != nil && t.view.NetworkCard != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // jitter shortens a delay by up to a tenth, so that instances do not ask in step.

@@ -218,6 +218,19 @@ func (a *Agent) observe() bool {
 // holdThere tells whether the unit is on disk that has networkd leave new ENIs alone.
 func (a *Agent) holdThere() bool { return plan.Ours(a.Store.Read(plan.HoldPath)) }
 
+// holdFor is how long networkd leaves a new ENI alone whose files are not there.
+func (a *Agent) holdFor(mac string) time.Duration {
+	t := a.targets[mac]
+	var incomplete *metadata.IncompleteError
+	switch {
+	case t == nil:
+	case t.view == nil && errors.As(t.err, &incomplete) && len(incomplete.Missing) > 0,
+		t.view != nil && t.err == nil:
+		return listedHoldTime
+	}
+	return holdTime
+}
+
 // elsewhere tells whether networkd uses the base unit for a link, or none, in place of the
 // unit that is there for it. It has its time to take that up, once.
 func (a *Agent) elsewhere(link *plan.Link, said networkd.LinkState, now time.Time) bool {
@@ -296,7 +309,7 @@ func (a *Agent) decide() {
 		entry.Foreign = plan.Foreign(&entry, a.isOurs)
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName
-		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Sub(memory.seen) < holdTime
+		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC)))
 		entry.Elsewhere = a.elsewhere(&entry, said, now)
 		in.Links = append(in.Links, entry)
 	}
@@ -656,8 +669,8 @@ func (a *Agent) verify() []state.Interface {
 		}
 		if eni.Link.New {
 			soonest(newTime)
-		} else if eni.Link.Waits {
-			soonest(max(l.seen.Add(holdTime).Sub(now), firstLook))
+		} else if eni.Link.Waits && !eni.Known {
+			soonest(max(l.seen.Add(a.holdFor(eni.Link.MAC)).Sub(now), firstLook))
 		}
 		if a.missed(eni) {
 			soonest(udevTime)

@@ -45,9 +45,9 @@ func (a *Agent) startReads(ctx context.Context, now time.Time) {
 			continue
 		}
 		t.busy = true
-		want := metadata.Wanted{MAC: t.mac, Primary: t.mac == a.instance.PrimaryMAC, Known: t.view}
+		want := metadata.Wanted{MAC: t.mac, Primary: t.mac == a.instance.PrimaryMAC, Known: t.view, Doubtful: t.doubtful, Cards: a.cards()}
 		if t.err == nil && len(a.waiting) == 0 {
-			want.Turn, want.Often = t.turn, a.often()
+			want.Look, want.Turn, want.Often = t.look, t.turn, a.often()
 		}
 		if ofService(t.err) && a.outage.failures > 0 {
 			a.outage.probe = t
@@ -129,8 +129,8 @@ func (a *Agent) take(r result) bool {
 	t.busy, t.began, t.err = false, r.began, r.err
 	a.outage.note(now, t, r.err, a.RefreshEvery)
 	if r.err != nil {
-		t.failed(now, r.err, t.view == nil, a.RefreshEvery)
-		t.turn = 0
+		t.failed(now, r.err, t.view == nil, a.slowest(t, now))
+		t.look, t.turn = metadata.Whole, 0
 		a.tellFailure(t, now)
 		return true
 	}
@@ -158,7 +158,7 @@ func (a *Agent) readFormer(t *target, now time.Time) {
 	has := holdings(t.view)
 	for _, other := range a.targets {
 		if other != t && other.view != nil && other.err == nil && slices.ContainsFunc(holdings(other.view), func(held string) bool { return slices.Contains(has, held) }) {
-			other.next, other.turn = now, 0
+			other.next, other.look, other.turn = now, metadata.Whole, 0
 		}
 	}
 }

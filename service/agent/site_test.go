@@ -50,6 +50,8 @@ type site struct {
 	// written or removed; nil for nothing. s.mu is held in the first.
 	reloaded func()
 	wrote    func(store.Changes)
+	// holding are the drivers of ENIs that networkd leaves alone when they come; nil for none.
+	holding []string
 }
 
 // Addresses of the VPC.
@@ -441,7 +443,7 @@ func (s *site) run() (*Agent, func()) {
 	a := New(Options{
 		Version: "test", Kernel: s, Metadata: s.client, Networkd: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote},
 		Log: slog.New(slog.NewTextHandler(logWriter{s.world}, nil)), Events: []<-chan struct{}{s.poke},
-		RefreshEvery: time.Minute, Views: persist.Place{Path: filepath.Join(s.dir, "views.json")},
+		RefreshEvery: time.Minute, Views: persist.Place{Path: filepath.Join(s.dir, "views.json")}, Drivers: s.holding,
 	})
 	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan error, 1)

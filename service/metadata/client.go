@@ -93,6 +93,7 @@ type Client struct {
 	timeout   time.Duration
 	answered  atomic.Pointer[Path]
 	ignored   ignored
+	helpers   helpers
 
 	mu sync.Mutex
 	// dead are the paths that gave no answer, and since when.
@@ -116,6 +117,7 @@ func NewClient(options Options) *Client {
 	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1), dead: make(map[Path]time.Time)}
 	c.ignored.told, c.ignored.to = make(map[string]bool), options.Ignored
 	c.imdsd.busy = make(chan struct{}, 1)
+	c.helpers.work, c.helpers.stop = make(chan func()), make(chan struct{})
 	c.prohibited = prohibited
 	if options.Dial != nil {
 		c.prohibited = func() bool { return false }
@@ -185,8 +187,11 @@ func (c *Client) Answered() string {
 	return ""
 }
 
-// CloseIdle closes connections that no request uses.
-func (c *Client) CloseIdle() { c.transport.closeIdle() }
+// CloseIdle closes connections that no request uses, and ends goroutines that wait for one.
+func (c *Client) CloseIdle() {
+	c.transport.closeIdle()
+	c.helpers.dismiss()
+}
 
 // get reads one key below meta-data/ over the paths in order: the next one is tried
 // when one gives no HTTP answer at all. It returns the body and the path that

@@ -97,6 +97,8 @@ type IncompleteError struct {
 	MAC string
 	// Missing keys, sorted. Empty when the ENI itself is not listed.
 	Missing []string
+	// Vanished: the listing has the key that is missing.
+	Vanished bool
 }
 
 // Error says what is missing.

@@ -26,7 +26,7 @@ func BenchmarkLook(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if view, err := client.ReadENI(b.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Turn: 1, Often: 4}); err != nil || view != known {
+		if view, err := client.ReadENI(b.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Look: metadata.InTurn, Turn: 1, Often: 4}); err != nil || view != known {
 			b.Fatal(view, err)
 		}
 	}

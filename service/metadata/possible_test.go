@@ -135,7 +135,7 @@ func TestUnknownNames(t *testing.T) {
 	}
 	for range 3 {
 		for turn := range known.Turns(4) {
-			if now, err := client.ReadENI(t.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Turn: turn + 1, Often: 4}); err != nil || now != known {
+			if now, err := client.ReadENI(t.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Look: metadata.InTurn, Turn: turn + 1, Often: 4}); err != nil || now != known {
 				t.Fatalf("%+v, %v", now, err)
 			}
 		}

@@ -44,17 +44,13 @@ func (c *Client) ReadInstance(ctx context.Context, paths []Path) (Instance, erro
 
 func (r *reader) instance(ctx context.Context) (Instance, error) {
 	var instance Instance
-	if err := r.read(ctx, "mac", func(body string) (err error) {
-		instance.PrimaryMAC, err = parseMAC(body)
-		return err
-	}); err != nil {
-		return Instance{}, err
-	}
-	if err := r.read(ctx, "instance-id", func(body string) (err error) {
-		instance.ID, err = parseInstanceID(body)
-		return err
-	}); err != nil {
-		return Instance{}, err
+	for _, err := range r.readAll(ctx, []keyReader{
+		{"mac", func(body string) (err error) { instance.PrimaryMAC, err = parseMAC(body); return err }},
+		{"instance-id", func(body string) (err error) { instance.ID, err = parseInstanceID(body); return err }},
+	}) {
+		if err != nil {
+			return Instance{}, err
+		}
 	}
 	return instance, nil
 }
@@ -91,35 +87,92 @@ type Wanted struct {
 	// Known is the last view of the same attachment, or nil: what does not change
 	// while an ENI is attached is taken from it rather than read again (D8).
 	Known *ENI
-	// Turn is 0 for a whole view. From 1 to [ENI.Turns] of Known, a part of what can
-	// change is looked at with at most two requests, and where it is as Known says,
-	// Known is the view (D8). Where it is not, all of it is read at once.
-	Turn int
-	// Often is how often addresses are looked at in one round of turns, as for Turns.
-	Often int
+	// Doubtful: the numbers of Known cannot be used yet, so a whole view reads them again
+	// (D11).
+	Doubtful bool
+	// Look is how much of the ENI is read. If that is a part of Known and the part is as
+	// Known says, Known is the view. If it is not, the whole view is read at once.
+	Look Look
+	// Turn, from 1 to [ENI.Turns] of Known, is the part that [InTurn] looks at. Often is how
+	// often a round of turns looks at addresses, as for Turns.
+	Turn, Often int
+	// Cards: other ENIs of the instance have a network card.
+	Cards bool
+}
+
+// Look is how much of an ENI is read.
+type Look int
+
+const (
+	// Whole reads a whole view.
+	Whole Look = iota
+	// InTurn looks at a part of what can change, with at most two requests (D8).
+	InTurn
+	// AtNumbers looks at the numbers, with one request, or two where network cards matter
+	// (D11).
+	AtNumbers
+	// AtAddresses looks at what EC2 lists late of a new ENI: the listing and the addresses of
+	// each family, with at most four requests side by side (D11).
+	AtAddresses
+)
+
+// part is what is looked at of Known, the listing as an empty key; nothing for a whole view.
+func (w *Wanted) part() []string {
+	known := w.Known
+	switch {
+	case known == nil:
+	case w.Look == AtNumbers && known.NetworkCard != nil:
+		return []string{keyDeviceNumber, keyNetworkCard}
+	case w.Look == AtNumbers && w.Cards:
+		return []string{keyDeviceNumber, ""}
+	case w.Look == AtNumbers:
+		return []string{keyDeviceNumber}
+	case w.Look == AtAddresses:
+		part := []string{""}
+		for _, m := range mutable {
+			if m.addresses && m.has(known) {
+				part = append(part, m.key)
+			}
+		}
+		if known.onOtherCard() {
+			part = append(part, keyDeviceNumber)
+		}
+		return part
+	case w.Look == InTurn && (w.numbered() || known.onOtherCard()):
+		round := known.round(w.Often)
+		return round[min(max(w.Turn, 1), len(round))-1]
+	}
+	return nil
+}
+
+// numbered reports whether the numbers of Known need not be read again. A secondary ENI that
+// reads device-number 0 may be one whose attachment has not propagated (B4).
+func (w *Wanted) numbered() bool {
+	return w.Known != nil && !w.Doubtful && (w.Primary || w.Known.DeviceIndex != 0)
 }
 
 // mutable are the keys that change while an ENI is attached, and where a view has
 // them. What else a view holds is read once: it changes with the attachment, or
 // its key appears in the listing.
 var mutable = []struct {
-	key  string
-	has  func(*ENI) bool
-	same func(known *ENI, body string) (bool, error)
+	key       string
+	addresses bool // rather than prefixes
+	has       func(*ENI) bool
+	same      func(known *ENI, body string) (bool, error)
 }{
-	{keyIPv4, func(e *ENI) bool { return len(e.IPv4) > 0 }, func(e *ENI, body string) (bool, error) {
+	{keyIPv4, true, func(e *ENI) bool { return len(e.IPv4) > 0 }, func(e *ENI, body string) (bool, error) {
 		now, err := parseAddresses(body, true)
 		return equalFirst(e.IPv4, now) && equalSets(e.IPv4, now, netip.Addr.Compare), err
 	}},
-	{keyIPv6, func(e *ENI) bool { return len(e.IPv6) > 0 }, func(e *ENI, body string) (bool, error) {
+	{keyIPv6, true, func(e *ENI) bool { return len(e.IPv6) > 0 }, func(e *ENI, body string) (bool, error) {
 		now, err := parseAddresses(body, false)
 		return equalSets(e.IPv6, now, netip.Addr.Compare), err
 	}},
-	{keyIPv4Prefixes, func(e *ENI) bool { return len(e.IPv4Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
+	{keyIPv4Prefixes, false, func(e *ENI) bool { return len(e.IPv4Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
 		now, err := parseDelegated(body, true)
 		return equalSets(e.IPv4Prefixes, now, netip.Prefix.Compare), err
 	}},
-	{keyIPv6Prefixes, func(e *ENI) bool { return len(e.IPv6Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
+	{keyIPv6Prefixes, false, func(e *ENI) bool { return len(e.IPv6Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
 		now, err := parseDelegated(body, false)
 		return equalSets(e.IPv6Prefixes, now, netip.Prefix.Compare), err
 	}},
@@ -143,7 +196,7 @@ func (e *ENI) round(often int) [][]string {
 	for _, m := range mutable {
 		switch {
 		case !m.has(e):
-		case m.key == keyIPv4 || m.key == keyIPv6:
+		case m.addresses:
 			addresses = append(addresses, m.key)
 		default:
 			once = append(once, m.key)
@@ -186,38 +239,53 @@ func (e *ENI) onOtherCard() bool {
 	return e.DeviceIndex == 0 && e.NetworkCard != nil && *e.NetworkCard > 0
 }
 
-// unchanged looks at the part of an ENI that has its turn.
-func (r *reader) unchanged(ctx context.Context, known *ENI, turn, often int) (bool, error) {
-	same := true
-	round := known.round(often)
-	for _, key := range round[min(turn, len(round))-1] {
-		check := func(body string) (bool, error) {
-			exists, err := r.keys(body)
-			return known.has(exists), err
-		}
-		if key == keyDeviceNumber {
-			check = func(body string) (bool, error) {
-				index, err := parseNumber(body)
-				return index == known.DeviceIndex, err
-			}
-		}
-		for _, m := range mutable {
-			if m.key == key {
-				check = func(body string) (bool, error) { return m.same(known, body) }
-			}
-		}
-		err := r.read(ctx, key, func(body string) (err error) {
-			same, err = check(body)
+// unchanged looks at a part of an ENI, side by side, and reports whether it is as known.
+func (r *reader) unchanged(ctx context.Context, known *ENI, part []string) (bool, error) {
+	same := make([]bool, len(part))
+	keys := make([]keyReader, len(part))
+	for i, key := range part {
+		check := r.check(known, key)
+		keys[i] = keyReader{key, func(body string) (err error) {
+			same[i], err = check(body)
 			return err
-		})
+		}}
+	}
+	for i, err := range r.readAll(ctx, keys) {
 		if err != nil && KindOf(err) == NotFound {
-			same, err = false, nil
+			same[i], err = false, nil
 		}
-		if err != nil || !same {
+		if err != nil || !same[i] {
 			return false, err
 		}
 	}
 	return true, nil
+}
+
+// check returns what reports whether a key, or the listing, is as known.
+func (r *reader) check(known *ENI, key string) func(body string) (bool, error) {
+	number := func(is *int) func(string) (bool, error) {
+		return func(body string) (bool, error) {
+			n, err := parseNumber(body)
+			return is != nil && n == *is, err
+		}
+	}
+	switch key {
+	case "":
+		return func(body string) (bool, error) {
+			exists, err := r.keys(body)
+			return known.has(exists), err
+		}
+	case keyDeviceNumber:
+		return number(&known.DeviceIndex)
+	case keyNetworkCard:
+		return number(known.NetworkCard)
+	}
+	for _, m := range mutable {
+		if m.key == key {
+			return func(body string) (bool, error) { return m.same(known, body) }
+		}
+	}
+	return nil
 }
 
 // has tells whether a listing has the keys that the view was read from.
@@ -247,11 +315,8 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 		return nil, &Error{Key: macs, Kind: Malformed, Err: err}
 	}
 	r.base = macs + mac + "/"
-	// A secondary ENI that reads device-number 0 may be one whose attachment has not
-	// propagated: its numbers are read again until they say something (B4).
-	numbered := known != nil && (want.Primary || known.DeviceIndex != 0)
-	if want.Turn > 0 && (numbered || (known != nil && known.onOtherCard())) {
-		same, err := r.unchanged(ctx, known, want.Turn, want.Often)
+	if part := want.part(); len(part) > 0 {
+		same, err := r.unchanged(ctx, known, part)
 		if err != nil {
 			return nil, err
 		}
@@ -264,9 +329,12 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 		return nil, err
 	}
 	eni := &ENI{MAC: mac}
-	settled := numbered && exists[keyNetworkCard] == (known.NetworkCard != nil)
+	settled := want.numbered() && exists[keyNetworkCard] == (known.NetworkCard != nil)
 	if settled {
-		eni.ID, eni.DeviceIndex, eni.NetworkCard = known.ID, known.DeviceIndex, known.NetworkCard
+		eni.DeviceIndex, eni.NetworkCard = known.DeviceIndex, known.NetworkCard
+	}
+	if known != nil {
+		eni.ID = known.ID
 	}
 	if known != nil && exists[keyIPv4Subnet] {
 		eni.IPv4Subnets = known.IPv4Subnets
@@ -274,17 +342,25 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	if known != nil && exists[keyIPv6Subnets] {
 		eni.IPv6Subnets = known.IPv6Subnets
 	}
-	for _, key := range eni.keys() {
-		if !exists[key.name] || (settled && key.once) || (key.lacks != nil && !key.lacks()) {
-			continue
+	// What a known subnet lacks shows once the addresses are read.
+	keys := eni.keys(settled)
+	for range 2 {
+		var needed []keyReader
+		for i := range keys {
+			key := &keys[i]
+			if exists[key.name] && !key.read && (key.lacks == nil || key.lacks()) {
+				key.read = true
+				needed = append(needed, key.keyReader)
+			}
 		}
-		err := r.read(ctx, key.name, key.parse)
-		if err != nil && KindOf(err) == NotFound {
-			// Listed a moment ago and gone now: the view is changing under us.
-			return nil, incomplete(mac, key.name)
-		}
-		if err != nil {
-			return nil, err
+		for i, err := range r.readAll(ctx, needed) {
+			if err != nil && KindOf(err) == NotFound {
+				// Listed a moment ago and gone now: the view is changing under us.
+				return nil, &IncompleteError{MAC: mac, Missing: []string{needed[i].name}, Vanished: true}
+			}
+			if err != nil {
+				return nil, err
+			}
 		}
 	}
 	if key, err := eni.misplaced(); err != nil {
@@ -327,20 +403,25 @@ func (r *reader) ignore(what string, names []string) {
 	}
 }
 
+// keyReader is a key, and what takes its value.
+type keyReader struct {
+	name  string
+	parse func(body string) error
+}
+
 // eniKey is a key that makes a part of a view.
 type eniKey struct {
-	name string
-	// once: it is not read again while the ENI is attached.
-	once  bool
-	parse func(string) error
+	keyReader
 	// lacks reports whether the view lacks it, after what was read before; nil: always. A
 	// subnet can be given another IPv6 block, and what is outside of a subnet that was read
 	// earlier may be outside of an old one.
 	lacks func() bool
+	read  bool
 }
 
-// keys are those of a view, in the order in which they are read.
-func (e *ENI) keys() []eniKey {
+// keys are those of a view, in the order in which their errors count. Settled: the view has
+// its numbers.
+func (e *ENI) keys(settled bool) []eniKey {
 	ofSubnet := func(subnets *[]netip.Prefix, addresses *[]netip.Addr, prefixes *[]netip.Prefix) func() bool {
 		return func() bool {
 			outside := func(a netip.Addr) bool { _, ok := blockOf(a, *subnets); return !ok }
@@ -348,26 +429,26 @@ func (e *ENI) keys() []eniKey {
 				slices.ContainsFunc(*prefixes, func(p netip.Prefix) bool { return outside(p.Addr()) })
 		}
 	}
+	key := func(name string, lacks func() bool, parse func(body string) error) eniKey {
+		return eniKey{keyReader: keyReader{name, parse}, lacks: lacks}
+	}
+	unsettled := func() bool { return !settled }
 	return []eniKey{
-		{name: keyInterfaceID, once: true, parse: func(body string) (err error) { e.ID, err = parseENIID(body); return err }},
-		{name: keyDeviceNumber, once: true, parse: func(body string) (err error) { e.DeviceIndex, err = parseNumber(body); return err }},
-		{name: keyNetworkCard, once: true, parse: func(body string) error {
+		key(keyInterfaceID, func() bool { return e.ID == "" }, func(body string) (err error) { e.ID, err = parseENIID(body); return err }),
+		key(keyDeviceNumber, unsettled, func(body string) (err error) { e.DeviceIndex, err = parseNumber(body); return err }),
+		key(keyNetworkCard, unsettled, func(body string) error {
 			card, err := parseNumber(body)
 			e.NetworkCard = &card
 			return err
-		}},
-		{name: keyIPv4, parse: func(body string) (err error) { e.IPv4, err = parseAddresses(body, true); return err }},
-		{name: keyIPv6, parse: func(body string) (err error) { e.IPv6, err = parseAddresses(body, false); return err }},
-		{name: keyIPv4Prefixes, parse: func(body string) (err error) { e.IPv4Prefixes, err = parseDelegated(body, true); return err }},
-		{name: keyIPv6Prefixes, parse: func(body string) (err error) { e.IPv6Prefixes, err = parseDelegated(body, false); return err }},
-		{
-			name: keyIPv4Subnet, lacks: ofSubnet(&e.IPv4Subnets, &e.IPv4, &e.IPv4Prefixes),
-			parse: func(body string) (err error) { e.IPv4Subnets, err = parseSubnets(body, true); return err },
-		},
-		{
-			name: keyIPv6Subnets, lacks: ofSubnet(&e.IPv6Subnets, &e.IPv6, &e.IPv6Prefixes),
-			parse: func(body string) (err error) { e.IPv6Subnets, err = parseSubnets(body, false); return err },
-		},
+		}),
+		key(keyIPv4, nil, func(body string) (err error) { e.IPv4, err = parseAddresses(body, true); return err }),
+		key(keyIPv6, nil, func(body string) (err error) { e.IPv6, err = parseAddresses(body, false); return err }),
+		key(keyIPv4Prefixes, nil, func(body string) (err error) { e.IPv4Prefixes, err = parseDelegated(body, true); return err }),
+		key(keyIPv6Prefixes, nil, func(body string) (err error) { e.IPv6Prefixes, err = parseDelegated(body, false); return err }),
+		key(keyIPv4Subnet, ofSubnet(&e.IPv4Subnets, &e.IPv4, &e.IPv4Prefixes),
+			func(body string) (err error) { e.IPv4Subnets, err = parseSubnets(body, true); return err }),
+		key(keyIPv6Subnets, ofSubnet(&e.IPv6Subnets, &e.IPv6, &e.IPv6Prefixes),
+			func(body string) (err error) { e.IPv6Subnets, err = parseSubnets(body, false); return err }),
 	}
 }
 
@@ -411,8 +492,11 @@ type source interface {
 // reader reads keys of one view, and stays on the path that answered.
 type reader struct {
 	source source
-	paths  []Path
 	base   string
+	// beside runs a function beside the caller; nil: in its place.
+	beside func(func())
+	mu     sync.Mutex // guards paths and proven
+	paths  []Path
 	// proven is the path that answered last.
 	proven Path
 	// ignored is told of names in listings that are not known, as [Options].Ignored; nil for nobody.
@@ -421,7 +505,7 @@ type reader struct {
 
 // reader returns one for the paths.
 func (c *Client) reader(paths []Path) *reader {
-	return &reader{source: c, paths: c.order(paths), ignored: c.ignored.tell}
+	return &reader{source: c, paths: c.order(paths), beside: c.helpers.run, ignored: c.ignored.tell}
 }
 
 // ignored tells of each name in a listing that is not known, once (D13).
@@ -451,14 +535,40 @@ func (i *ignored) tell(what, name string) {
 	}
 }
 
+// readAll reads keys side by side, so that they take one round trip (D10), and returns the
+// error of each. systemd-imdsd is asked for one at a time, up to the first error.
+func (r *reader) readAll(ctx context.Context, keys []keyReader) []error {
+	errs := make([]error, len(keys))
+	oneByOne := r.beside == nil || (len(r.paths) > 0 && r.paths[0].Socket != "")
+	var others sync.WaitGroup
+	for i := range keys {
+		read := func() { errs[i] = r.read(ctx, keys[i].name, keys[i].parse) }
+		if !oneByOne && i < len(keys)-1 {
+			others.Add(1)
+			r.beside(func() { defer others.Done(); read() })
+			continue
+		}
+		if read(); oneByOne && errs[i] != nil {
+			break
+		}
+	}
+	others.Wait()
+	return errs
+}
+
 func (r *reader) read(ctx context.Context, key string, parse func(string) error) error {
-	body, used, err := r.source.get(ctx, r.paths, r.base+key, r.proven)
+	r.mu.Lock()
+	paths, proven := r.paths, r.proven
+	r.mu.Unlock()
+	body, used, err := r.source.get(ctx, paths, r.base+key, proven)
 	if used != (Path{}) {
+		r.mu.Lock()
 		r.proven = used
 		// Do not wait for a dead path again in this view.
 		if i := slices.Index(r.paths, used); i > 0 {
 			r.paths = append([]Path{used}, slices.Delete(slices.Clone(r.paths), i, i+1)...)
 		}
+		r.mu.Unlock()
 	}
 	if err != nil {
 		return err

@@ -360,7 +360,7 @@ func TestIndexZeroOnOtherCard(t *testing.T) {
 		t.Helper()
 		for turn := 1; turn <= known.Turns(4); turn++ {
 			before, _ := client.Requests()
-			now, err := client.ReadENI(t.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Turn: turn, Often: 4})
+			now, err := client.ReadENI(t.Context(), paths, metadata.Wanted{MAC: secondaryMAC, Known: known, Look: metadata.InTurn, Turn: turn, Often: 4})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -323,7 +323,7 @@ func Make(in Input) Plan {
 			eni.Reason = "the metadata has not been read yet"
 		default:
 			eni.View, eni.Hinted = view, hinted[link.MAC]
-			eni.Known, eni.Numbers, eni.Reason = number(view, eni.Primary, cards)
+			eni.Known, eni.Numbers, eni.Reason = number(&view, eni.Primary, cards)
 		}
 		eni.Applies = applicable(eni.View, link.IPv6)
 		plan.ENIs = append(plan.ENIs, eni)
@@ -481,8 +481,15 @@ func viewedIn(in Input, eni *ENI) bool {
 	return ok
 }
 
+// NumbersOf returns the numbers of a view, and whether they can be used as far as the ENI
+// itself is concerned. Cards: some ENI of the instance has a network card.
+func NumbersOf(view *metadata.ENI, primary, cards bool) (Numbers, bool) {
+	usable, numbers, _ := number(view, primary, cards)
+	return numbers, usable
+}
+
 // number tells whether a view's numbers may be used.
-func number(view metadata.ENI, primary, cards bool) (known bool, numbers Numbers, reason string) {
+func number(view *metadata.ENI, primary, cards bool) (known bool, numbers Numbers, reason string) {
 	if view.NetworkCard != nil {
 		numbers.Card = *view.NetworkCard
 	} else if cards {

@@ -1,0 +1,157 @@
+package metadata_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/service/metadata"
+)
+
+// D10: a view takes a round trip for the listing and one for all keys, and one more for a token
+// at the start, whatever the latency; with no more requests than there are keys. What is only
+// looked at takes one.
+func TestRoundTrips(t *testing.T) {
+	for _, latency := range []time.Duration{2 * time.Millisecond, 200 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			service := imds.New(imds.Options{})
+			service.SetInstance(imds.Instance{ID: "i-0123456789abcdef0", MAC: primaryMAC})
+			service.PutInterface(secondary(), imds.Propagation{})
+			paced := imds.NewPaced(service, 1)
+			paced.SetPace(imds.Pace{Latency: latency})
+			pipes := imds.NewPipes()
+			server := &http.Server{Handler: paced}
+			go server.Serve(pipes)
+			defer server.Close()
+			client := metadata.NewClient(metadata.Options{Dial: pipes.DialContext})
+			defer client.CloseIdle()
+			paths := []metadata.Path{{Endpoint: "http://pipe"}}
+			took := func(what string, trips, requests int, do func() error) {
+				t.Helper()
+				service.ResetRequests()
+				began := time.Now()
+				if err := do(); err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				if now := time.Since(began); now != time.Duration(trips)*latency {
+					t.Errorf("%s took %v with a latency of %v, want %d round trips", what, now, latency, trips)
+				}
+				if n := len(service.Requests()); n != requests {
+					t.Errorf("%s took %d requests, want %d", what, n, requests)
+				}
+			}
+			took("the instance", 2, 3, func() error { // a token, then both keys
+				_, err := client.ReadInstance(t.Context(), paths)
+				return err
+			})
+			var known *metadata.ENI
+			view := func(want metadata.Wanted) func() error {
+				want.MAC, want.Known = secondaryMAC, known
+				return func() error {
+					now, err := client.ReadENI(t.Context(), paths, want)
+					if known == nil {
+						known = now
+					}
+					return err
+				}
+			}
+			took("a first view", 2, 9, view(metadata.Wanted{}))
+			took("a whole view", 2, 5, view(metadata.Wanted{}))
+			for turn := 1; turn <= known.Turns(4); turn++ {
+				took("a turn", 1, 2, view(metadata.Wanted{Look: metadata.InTurn, Turn: turn, Often: 4}))
+			}
+			took("a look at the number", 1, 1, view(metadata.Wanted{Look: metadata.AtNumbers, Doubtful: true}))
+			took("a look at the number and the listing", 1, 2, view(metadata.Wanted{Look: metadata.AtNumbers, Doubtful: true, Cards: true}))
+			took("a look at the addresses", 1, 3, view(metadata.Wanted{Look: metadata.AtAddresses}))
+			// Numbers that are in doubt are read again, and nothing else that does not change.
+			took("a view of doubtful numbers", 2, 6, view(metadata.Wanted{Doubtful: true}))
+		})
+	}
+}
+
+// D3: of keys that fail at the same time, it is always the same one that counts.
+func TestFirstErrorCounts(t *testing.T) {
+	service, client, paths := start(t)
+	for _, key := range []string{"ipv6s", "interface-id", "ipv6-prefix"} {
+		effect := imds.Fault{Pattern: "network/interfaces/macs/*/" + key, Effect: imds.Status, Status: 500}
+		if key == "interface-id" {
+			effect = imds.Fault{Pattern: effect.Pattern, Effect: imds.Delay, Delay: 50 * time.Millisecond}
+		}
+		if _, err := service.AddFault(effect); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service.Override("network/interfaces/macs/"+secondaryMAC+"/interface-id", "eni-none")
+	for range 20 {
+		if _, err := read(t, client, paths, nil); err == nil || !strings.Contains(err.Error(), "interface-id") {
+			t.Fatalf("the error is %v", err)
+		}
+	}
+}
+
+// D10: an answer whose body waits for the acknowledgement of its headers takes no 40 ms, one
+// after the other on one connection.
+func TestDelayedAcknowledgement(t *testing.T) {
+	service := imds.New(imds.Options{})
+	service.SetInstance(imds.Instance{ID: "i-0123456789abcdef0", MAC: primaryMAC})
+	paced := imds.NewPaced(service, 1)
+	paced.SetPace(imds.Pace{Split: true})
+	server := httptest.NewUnstartedServer(paced)
+	server.Config.ConnContext = imds.ConnContext
+	server.Start()
+	defer server.Close()
+	client := metadata.NewClient(metadata.Options{})
+	defer client.CloseIdle()
+	path := metadata.Path{Endpoint: server.URL}
+	const reads = 50
+	var slow int
+	for range reads {
+		began := time.Now()
+		if err := client.Probe(t.Context(), path); err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(began) > 30*time.Millisecond {
+			slow++
+		}
+	}
+	if slow > reads/5 { // a busy machine has its share
+		t.Errorf("%d of %d reads took over 30 ms", slow, reads)
+	}
+}
+
+// D10: connections of one view serve the next: none is dialled anew for each.
+func TestConnectionsAreKept(t *testing.T) {
+	service := imds.New(imds.Options{})
+	service.SetInstance(imds.Instance{ID: "i-0123456789abcdef0", MAC: primaryMAC})
+	service.PutInterface(secondary(), imds.Propagation{})
+	server := httptest.NewServer(service)
+	defer server.Close()
+	var dialled atomic.Int32
+	client := metadata.NewClient(metadata.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialled.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}})
+	defer client.CloseIdle()
+	paths := []metadata.Path{{Endpoint: server.URL}}
+	known, err := read(t, client, paths, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := dialled.Load()
+	for range 10 {
+		if _, err := read(t, client, paths, known); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The keys are eight.
+	if first > 8 || dialled.Load() != first {
+		t.Errorf("%d connections for the first view, %d more for ten others", first, dialled.Load()-first)
+	}
+}
