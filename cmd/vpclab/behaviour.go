@@ -207,7 +207,7 @@ next lease; other delays are those of the next attachment.
   vpclab set --metadata-latency=50ms
   vpclab set --domain=example.com,example.net --ntp=169.254.169.123
   vpclab set --number-after=7s --late-number-chance=0
-  vpclab set --profile=ec2`,
+  vpclab set --profile=instant`,
 		Args: cobra.NoArgs,
 	}
 	given := behaviourFlags(cmd)

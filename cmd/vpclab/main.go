@@ -58,8 +58,8 @@ func rootCommand() *cobra.Command {
 		Long: `vpclab simulates an Amazon VPC on one Linux machine, in network namespaces:
 instances with a real systemd of a Debian suite, ENIs that can be attached and
 detached, DHCP, router advertisements, EC2's source check, and a metadata service
-whose answers can be delayed and broken. With --profile=ec2 it takes the time that
-EC2 takes, hands out all that EC2 does, and has jumbo frames.
+whose answers can be delayed and broken. It takes the time that EC2 takes, hands out
+all that EC2 does, and has jumbo frames; with --profile=instant it does not.
 
 It needs root, and the packages mmdebstrap, systemd-container and nftables. The
 images of the suites are built once and kept in /var/cache/vpclab.`,

@@ -43,10 +43,11 @@ instance with one ENI, booted. The lab lives in a process in the background unti
 With --install-root DIR, ec2netd is installed in the instance before it boots:
 DIR is what "make install DESTDIR=DIR PREFIX=/usr" has filled.
 
-The other flags say how the VPC behaves. --profile=ec2 is as EC2 does: DHCP hands out
-the MTU and the host name, DHCPv6 all addresses, the router and the metadata service
-take their time, and the metadata of a new ENI appear one after the other, as chance
-has it; --seed repeats it. Single flags change the profile. A range is a time, such as
+The other flags say how the VPC behaves. Unless told otherwise it does so as EC2 does: DHCP
+hands out the MTU and the host name, DHCPv6 all addresses, the router and the metadata
+service take their time, and the metadata of a new ENI appear one after the other, as
+chance has it; --seed repeats it. --profile=instant is without any of that. Single flags
+change the profile. A range is a time, such as
 2s, or two, such as 100ms-300ms, with chance between them.`,
 		Args: cobra.NoArgs,
 	}

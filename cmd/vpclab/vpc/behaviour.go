@@ -71,7 +71,7 @@ func Profiles() map[string]Behaviour {
 }
 
 // DefaultProfile is the name of the behaviour of a VPC that is told none.
-const DefaultProfile = "instant"
+const DefaultProfile = "ec2"
 
 // DefaultDomain is the domain of the default DHCP options set in us-east-1.
 const DefaultDomain = "ec2.internal"

@@ -3,9 +3,11 @@ package vpc
 import (
 	"bytes"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -28,12 +30,17 @@ func RequireForTest(t testing.TB) {
 }
 
 // ForTest makes a VPC for a test that [RequireForTest] does not skip, and closes it
-// at the test's end, however that comes.
+// at the test's end, however that comes. Its seed, if it is told none, is made of the test's
+// name and of the environment variable EC2NETD_SEED, so that a test meets the same each time
+// unless that says another number.
 func ForTest(t testing.TB, opts Options) *VPC {
 	t.Helper()
 	RequireForTest(t)
 	if opts.Logf == nil {
 		opts.Logf = t.Logf
+	}
+	if opts.Seed == 0 {
+		opts.Seed = seedForTest(t)
 	}
 	v, err := New(t.Context(), opts)
 	if err != nil {
@@ -45,6 +52,21 @@ func ForTest(t testing.TB, opts Options) *VPC {
 		}
 	})
 	return v
+}
+
+func seedForTest(t testing.TB) uint64 {
+	t.Helper()
+	seed := uint64(1)
+	if text := os.Getenv("EC2NETD_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("EC2NETD_SEED: %v", err)
+		}
+	}
+	t.Logf("EC2NETD_SEED=%d", seed)
+	hash := fnv.New64a()
+	fmt.Fprintf(hash, "%s %d", t.Name(), seed)
+	return hash.Sum64()
 }
 
 // BootForTest makes an instance and boots it. If the test fails, the instance's
