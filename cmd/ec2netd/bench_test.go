@@ -36,7 +36,7 @@ func BenchmarkLab(b *testing.B) {
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.B, *report, string)
-	}{{"Hotplug", hotplugs}, {"Many", many}, {"Hitless", costs}} {
+	}{{"Hotplug", hotplugs}, {"Late", late}, {"Many", many}, {"Hitless", costs}} {
 		for _, suite := range vpc.Suites {
 			b.Run(part.name+"/"+suite.Name, func(b *testing.B) { part.measure(b, r, suite.Name) })
 		}

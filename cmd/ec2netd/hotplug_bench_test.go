@@ -56,6 +56,11 @@ func (p *plugging) detachAll() {
 	for _, eni := range p.enis {
 		p.detach(eni)
 	}
+	p.ruleless()
+}
+
+func (p *plugging) ruleless() {
+	p.t.Helper()
 	p.until("the rules of the ENIs are gone", func() (bool, error) {
 		return !strings.Contains(p.run("sh", "-c", "ip rule; ip -6 rule"), "lookup 100"), nil
 	})
@@ -112,12 +117,15 @@ func (p *plugging) byOracle() (took, cpu time.Duration) {
 	p.run("sh", "-c", "cp -a /run/oracle/* /run/systemd/network/ && networkctl reload")
 	p.applied()
 	took, cpu = time.Since(began), p.cpu("")-before
-	p.detachAll()
+	for _, eni := range p.enis {
+		p.detach(eni)
+	}
 	remove()
 	// systemd gives up on a socket that is opened anew too often.
 	p.run("systemctl", "reset-failed", "ec2netd.socket")
 	p.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
 	p.configured("ens5")
+	p.ruleless() // what networkd leaves of them the daemon has removed
 	return took, cpu
 }
 
@@ -185,10 +193,11 @@ func (p *plugging) hasRoutes(eni *vpc.ENI) bool {
 	})
 }
 
-// requests are those for the secondary ENIs since a moment.
-func (p *plugging) requests(since time.Time) int {
+// requests are those for the secondary ENIs in the time that it took to configure them: the
+// looks that follow for ten seconds are not counted.
+func (p *plugging) requests(since time.Time, took time.Duration) int {
 	return imds.Count(slices.DeleteFunc(p.inst.Metadata().RequestsSince(since), func(r imds.Request) bool {
-		return strings.Contains(r.Key, p.inst.Primary().MAC().String())
+		return strings.Contains(r.Key, p.inst.Primary().MAC().String()) || r.Time.After(since.Add(took))
 	})).Total
 }
 
@@ -196,6 +205,7 @@ func (p *plugging) requests(since time.Time) int {
 func hotplugs(b *testing.B, r *report, suite string) {
 	l := boot(b, suite, nil)
 	l.configured("ens5")
+	l.prompt(2 * time.Millisecond)
 	eni := l.attach(hotplugSpec())
 	p := l.plugged(b, []*vpc.ENI{eni}, 0)
 	var daemon, oracle, requests, refresh []float64
@@ -203,8 +213,9 @@ func hotplugs(b *testing.B, r *report, suite string) {
 		p.detachAll()
 		p.forgetful()
 		before := time.Now()
-		daemon = append(daemon, ms(p.byDaemon()))
-		requests = append(requests, float64(p.requests(before)))
+		took := p.byDaemon()
+		daemon = append(daemon, ms(took))
+		requests = append(requests, float64(p.requests(before, took)))
 
 		// H3: an address assigned, and a Refresh that waits for it.
 		added, err := eni.AssignIPv4(b.Context())
@@ -275,6 +286,7 @@ func many(b *testing.B, r *report, suite string) {
 	const enis, addresses, times = 14, 50, 3
 	l := boot(b, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv4Count = addresses })
 	l.configured("ens5")
+	l.prompt(2 * time.Millisecond)
 	var all []*vpc.ENI
 	for range enis {
 		all = append(all, l.attach(vpc.ENISpec{IPv4Count: addresses}))
@@ -286,10 +298,11 @@ func many(b *testing.B, r *report, suite string) {
 		p.forgetful()
 		before, began := l.describe(), time.Now()
 		used, usedByAll := l.cpu(daemonGroup), l.cpu("")
-		daemon = append(daemon, ms(p.byDaemon()))
+		took := p.byDaemon()
+		daemon = append(daemon, ms(took))
 		cpu = append(cpu, (l.cpu(daemonGroup) - used).Seconds())
 		system = append(system, (l.cpu("") - usedByAll).Seconds())
-		requests = append(requests, float64(p.requests(began))/enis)
+		requests = append(requests, float64(p.requests(began, took))/enis)
 		reloads = append(reloads, float64(l.describe().Networkd.Reloads-before.Networkd.Reloads))
 		p.detachAll()
 		limit, used := p.byOracle()
