@@ -15,6 +15,7 @@ import (
 
 	"ec2netd/service/conflict"
 	"ec2netd/service/file"
+	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
 	"ec2netd/service/platform"
@@ -61,6 +62,8 @@ type symptoms struct {
 	missing []string
 	// filters is the reverse path filter in force of each ENI.
 	filters []filter
+	// nextHops is how many next hop objects of others there are.
+	nextHops int
 }
 
 type probe struct {
@@ -145,6 +148,9 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 	for _, l := range s.kernel.Links {
 		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
 		found.filters = append(found.filters, filter{l.Name, max(c.filterMode("all"), c.filterMode(l.Name))})
+	}
+	if found.nextHops, err = kernel.NextHops(); err != nil {
+		return nil, err
 	}
 	found.conflicts = conflict.Find(looker.Look(ctx, links))
 	if found.units, err = unitsOf(ctx, bus); err != nil {
@@ -236,6 +242,9 @@ func unitsOf(ctx context.Context, bus *networkd.Client) ([]unitStatus, error) {
 	return units, nil
 }
 
+// nextHopsKept is the version of systemd that knows ManageForeignNextHops= (F6).
+const nextHopsKept = 256
+
 // diagnose says what symptoms mean.
 func diagnose(s *symptoms) []finding {
 	var d diagnosis
@@ -265,6 +274,10 @@ func diagnose(s *symptoms) []finding {
 		}
 	}
 	d.version(s.systemd)
+	if major, _ := systemdVersion(s.systemd); s.nextHops > 0 && major < nextHopsKept {
+		d.warn("nexthop", "have routes without them, in FRR by \"no zebra nexthop kernel enable\", or update to systemd 256 or later",
+			"%d of the next hops (ip nexthop) are others': networkd %s deletes them when it configures a link", s.nextHops, s.systemd)
+	}
 	d.filters(s.filters)
 	return d.findings
 }

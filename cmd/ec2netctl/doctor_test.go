@@ -84,6 +84,8 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"no networkd.conf", func(s *symptoms) { s.missing = []string{"/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"} }, levelProblem, "file", "takes away routes", "restart systemd-networkd"},
 		{"old systemd", func(s *symptoms) { s.systemd = "249.11" }, levelProblem, "systemd", "too old", "252"},
 		{"early 257", func(s *symptoms) { s.systemd = "257.2-1" }, levelWarning, "systemd", "late", "257.3"},
+		{"next hops", func(s *symptoms) { s.systemd, s.nextHops = "252.39-1", 3 }, levelWarning, "nexthop", "3 of the next hops", "zebra"},
+		{name: "next hops that stay", change: func(s *symptoms) { s.nextHops = 3 }},
 		{"unknown systemd", func(s *symptoms) { s.systemd = "" }, levelWarning, "systemd", "could not", "252"},
 		{"strict", func(s *symptoms) { s.filters[1].mode = 1 }, levelWarning, "rp_filter", "on ens6", "net.ipv4.conf.ens6.rp_filter=2"},
 	} {

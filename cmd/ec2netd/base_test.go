@@ -17,10 +17,11 @@ func bootAsEC2(t *testing.T, suite string) *lab {
 	t.Helper()
 	behaviour := vpc.Instant()
 	behaviour.MTU, behaviour.DHCP = vpc.EC2().MTU, vpc.EC2().DHCP
+	behaviour.DHCP.NTP = []netip.Addr{vpc.TimeSync}
 	options := vpc.InstanceOptions{Suite: suite}
 	options.Install = func(root string) error { return vpc.InstallTree(t.Context(), root, vpc.StageForTest(t)) }
 	v := vpc.ForTest(t, vpc.Options{Behaviour: &behaviour})
-	return &lab{t: t, vpc: v, inst: vpc.BootForTest(t, v, options)}
+	return &lab{t: t, vpc: v, inst: vpc.BootForTest(t, v, options), late: make(map[string]time.Time)}
 }
 
 // mtu is that of a link of the instance.
@@ -183,6 +184,36 @@ func (l *lab) nextHops(eni *vpc.ENI) {
 	}
 }
 
+// A10: names as the VPC means it, each server once, NTP servers, no LLMNR and mDNS.
+func (l *lab) names(enis ...*vpc.ENI) {
+	l.t.Helper()
+	var last string
+	l.untilOr("resolved knows the ENIs' servers", func() (bool, error) {
+		last = l.run("sh", "-c", "grep -v '^#' /run/systemd/resolve/resolv.conf")
+		return strings.Count(last, "nameserver 10.0.0.2") == 1 && strings.Contains(last, "search "+vpc.DefaultDomain), nil
+	}, &last)
+	for _, e := range enis {
+		status := l.run("resolvectl", "status", e.Name())
+		if !strings.Contains(status, "-LLMNR -mDNS") || !strings.Contains(status, vpc.DefaultDomain) {
+			l.t.Errorf("%s: %s", e.Name(), status)
+		}
+	}
+	if status := l.run("resolvectl", "status", "ens5"); !strings.Contains(status, "+DefaultRoute") {
+		l.t.Errorf("the primary is no default route for names: %s", status)
+	}
+	if status := l.run("networkctl", "status", "ens5"); !strings.Contains(status, vpc.TimeSync.String()) {
+		l.t.Errorf("no NTP server: %s", status)
+	}
+	l.put("/etc/ec2netd.conf.d/names.conf", "[ENI]\nDeviceIndex=1\nDefaultRoute=no\n")
+	l.run("systemctl", "restart", "ec2netd.service")
+	l.until("the ENI is no default route for names", func() (bool, error) {
+		return strings.Contains(l.run("resolvectl", "status", enis[1].Name()), "-DefaultRoute"), nil
+	})
+	l.run("rm", "/etc/ec2netd.conf.d/names.conf")
+	l.run("systemctl", "restart", "ec2netd.service")
+	l.configured(enis[1].ID())
+}
+
 // What the base unit and networkd.conf.d are for, on one instance.
 func TestLabBase(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
@@ -190,8 +221,14 @@ func TestLabBase(t *testing.T) {
 		l.configured("ens5")
 		l.mtus()
 		eni := l.inst.ENIs()[1]
+		l.names(l.inst.Primary(), eni)
 		l.blips(eni)
-		if suite != "bookworm" {
+		if suite == "bookworm" {
+			l.run("ip", "nexthop", "add", "id", "81", "dev", "lo")
+			if out := l.run("ec2netctl", "doctor"); !strings.Contains(out, "1 of the next hops") {
+				t.Errorf("doctor says nothing of next hops: %s", out)
+			}
+		} else {
 			l.keepsAddresses(eni)
 			l.nextHops(eni)
 		}

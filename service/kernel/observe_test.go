@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -263,5 +264,36 @@ func TestWatchAddresses(t *testing.T) {
 	}()
 	if err := w.Run(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// header is that of a netlink message.
+type header []byte
+
+func (h header) Len() int          { return len(h) }
+func (h header) Serialize() []byte { return h }
+
+// F6: next hops of others are told from those that networkd makes of routers.
+func TestNextHops(t *testing.T) {
+	own(t)
+	for _, protocol := range []int{ProtocolRA, unix.RTPROT_ZEBRA, unix.RTPROT_UNSPEC} {
+		before, err := NextHops()
+		if err != nil {
+			t.Fatal(err)
+		}
+		index := newLink(t, fmt.Sprintf("ens%d", protocol))
+		request := nl.NewNetlinkRequest(unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_ACK)
+		request.AddData(header{unix.AF_INET6, 0, byte(protocol), 0, 0, 0, 0, 0})
+		request.AddData(nl.NewRtAttr(unix.NHA_OIF, nl.Uint32Attr(uint32(index))))
+		if _, err := request.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+			t.Fatal(err)
+		}
+		want := before + 1
+		if protocol == ProtocolRA {
+			want = before
+		}
+		if count, err := NextHops(); err != nil || count != want {
+			t.Errorf("protocol %d: %d next hops, want %d: %v", protocol, count, want, err)
+		}
 	}
 }

@@ -42,7 +42,7 @@ func dualStack(v *metadata.ENI) Link {
 
 // keepless is the drop-in of an ENI without what a new networkd is told besides (A8).
 func keepless(eni *ENI) string {
-	return strings.Replace(eni.Files[0].Content, "[Network]\nKeepConfiguration=yes\n\n", "", 1)
+	return strings.Replace(eni.Files[0].Content, "KeepConfiguration=yes\n", "", 1)
 }
 
 // E1, E2: on an old networkd the primary's IPv6 is dynamic until its drop-in must change,
@@ -95,7 +95,7 @@ func TestPrimaryIPv6(t *testing.T) {
 		for _, networkd := range []Networkd{{}, oldNetworkd, newNetworkd} {
 			link.Current = second.Files[0].Content
 			if keepsAll(networkd) {
-				link.Current = strings.Replace(link.Current, "[Network]\n", "[Network]\nKeepConfiguration=yes\n\n[Network]\n", 1)
+				link.Current = strings.Replace(link.Current, "[Network]\n", "[Network]\nKeepConfiguration=yes\n", 1)
 			}
 			if e := plan(networkd); e.Files[0].Content != link.Current || e.Held {
 				t.Errorf("%+v, routers %v:\n%s", networkd, routers, e.Files[0].Content)

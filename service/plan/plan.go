@@ -251,7 +251,9 @@ type Want struct {
 	MTU    int
 	OwnMTU bool
 	// KeepAll: what others have put on the link stays over a reload and a restart of networkd.
-	KeepAll  bool
+	KeepAll bool
+	// LeaveDNS: the servers of the lease are the primary ENI's, and not used again.
+	LeaveDNS bool
 	Altnames []string
 }
 
@@ -667,6 +669,7 @@ func render(eni *ENI, in Input, grouped bool) {
 	delegate(eni)
 	settleMTU(eni)
 	want.KeepAll = keepsAll(in.Networkd)
+	want.LeaveDNS = leavesDNS(eni, in)
 	compose(eni, in)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
 	eni.KeepLink = eni.Link.LinkFile == ""
@@ -678,6 +681,16 @@ func (e *ENI) onLink(family []netip.Addr) []netip.Addr {
 		return family
 	}
 	return family[:min(len(family), 1)]
+}
+
+// leavesDNS tells whether the DNS servers of the ENI's lease are not used: the ENIs of a VPC
+// have the same, and resolved of 252 puts each into resolv.conf as often as a link has it, of
+// which the C library reads three. 257 and 262 do not.
+func leavesDNS(eni *ENI, in Input) bool {
+	if eni.Primary || keepsAll(in.Networkd) {
+		return false
+	}
+	return slices.ContainsFunc(in.Links, func(l Link) bool { return l.MAC == in.PrimaryMAC })
 }
 
 // renderUnmanaged fills in what an ENI gets whose .network unit is not this daemon's

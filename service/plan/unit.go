@@ -329,9 +329,17 @@ func networkDropIn(eni *ENI) string {
 		u.section("Link")
 		u.number("MTUBytes", want.MTU)
 	}
-	if want.KeepAll {
+	if want.KeepAll || eni.Primary || want.NoDefault {
 		u.section("Network")
+	}
+	if want.KeepAll {
 		u.set(keepKey, "yes")
+	}
+	switch {
+	case want.NoDefault:
+		u.set("DNSDefaultRoute", "no")
+	case eni.Primary:
+		u.set("DNSDefaultRoute", "yes")
 	}
 
 	off := eni.Link.IPv6 != kernel.IPv6On
@@ -350,7 +358,7 @@ func networkDropIn(eni *ENI) string {
 	if want.OwnMTU {
 		u.set("UseMTU", "no")
 	}
-	dns(u, eni.Settings.DNS)
+	dns(u, eni.Settings.DNS, want.LeaveDNS)
 
 	// The primary ENI's router in the main table: with it stands a static route.
 	beside := eni.Primary && want.StaticIPv6 && want.IPv6 && len(want.Routers) > 0
@@ -443,10 +451,10 @@ func networkDropIn(eni *ENI) string {
 	return u.String()
 }
 
-// dns replaces the servers of leases and router advertisements; it continues the section
-// [DHCPv4].
-func dns(u *unitWriter, servers []netip.Addr) {
-	if len(servers) == 0 {
+// dns replaces the servers of leases and router advertisements, or leaves them; it continues
+// the section [DHCPv4].
+func dns(u *unitWriter, servers []netip.Addr, leave bool) {
+	if len(servers) == 0 && !leave {
 		return
 	}
 	u.set("UseDNS", "no")
@@ -454,7 +462,9 @@ func dns(u *unitWriter, servers []netip.Addr) {
 		u.section(section)
 		u.set("UseDNS", "no")
 	}
-	u.section("Network")
+	if len(servers) > 0 {
+		u.section("Network")
+	}
 	for _, server := range servers {
 		u.set("DNS", server.String())
 	}
