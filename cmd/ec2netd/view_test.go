@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -8,8 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"ec2netd/cmd/vpclab/vpc"
 )
 
 // view is what an instance has, as lines in which its ENIs have symbolic names: "eni0" is the
@@ -39,11 +38,22 @@ func (v *view) JSON() string {
 // symbols are the names of what is another one on each instance.
 type symbols map[string]string
 
-func symbolsOf(enis []*vpc.ENI) symbols {
+// symbols returns those of an instance. The numbers of an ENI are those of its version (B1):
+// those in Debian do not know network cards.
+func (b *beside) symbols() symbols {
 	s := make(symbols)
-	for i, eni := range enis {
+	for i, eni := range b.inst.ENIs() {
 		name := fmt.Sprintf("eni%d", i)
 		s[eni.Name()], s[eni.ID()], s[eni.MAC().String()] = name, name+".id", name+".mac"
+		card := 0
+		if c := eni.NetworkCard(); c != nil {
+			card = *c
+		}
+		metric, table := 512+100*card+eni.DeviceIndex(), 10000+100*card+eni.DeviceIndex()
+		if b.old {
+			metric, table = 512+10*eni.DeviceIndex(), 10000+eni.DeviceIndex()
+		}
+		s[fmt.Sprint("metric ", eni.Name(), " ", metric)], s[fmt.Sprint(table)] = name+".metric", name+".table"
 		for family, list := range map[string][]netip.Addr{"ipv4": eni.IPv4(), "ipv6": eni.IPv6()} {
 			for n, a := range list {
 				s[a.String()] = fmt.Sprintf("%s.%s[%d]", name, family, n)
@@ -123,8 +133,7 @@ func (b *beside) ip(ctx context.Context, args ...string) ([]object, error) {
 
 // look takes a view of the instance.
 func (b *beside) look(ctx context.Context) (*view, error) {
-	enis := b.inst.ENIs()
-	names := symbolsOf(enis)
+	names := b.symbols()
 	v := &view{}
 	links, err := b.ip(ctx, "-details", "address", "show")
 	if err != nil {
@@ -150,7 +159,7 @@ func (b *beside) look(ctx context.Context) (*view, error) {
 		}
 		for _, r := range routes {
 			if r.text("dev") != "lo" {
-				v.Routes = append(v.Routes, routeLine(r, names, b.metricOf(enis, r.text("dev"))))
+				v.Routes = append(v.Routes, routeLine(r, names))
 			}
 		}
 		rules, err := b.ip(ctx, family, "rule", "show")
@@ -194,24 +203,8 @@ func addressLine(name string, a object, names symbols) string {
 	return line
 }
 
-// metricOf is the route metric that an ENI has, or 0 for another link: that of the versions
-// in Debian, or that of 2.5 and later, which is ec2netd's (B1).
-func (b *beside) metricOf(enis []*vpc.ENI, link string) int {
-	for _, eni := range enis {
-		switch {
-		case eni.Name() != link:
-		case b.old:
-			return 512 + 10*eni.DeviceIndex()
-		default:
-			return 512 + eni.DeviceIndex()
-		}
-	}
-	return 0
-}
-
-// routeLine is a route; metric is the one that is called that of its ENI.
-func routeLine(r object, names symbols, metric int) string {
-	table, kind := r.text("table"), r.text("type")
+func routeLine(r object, names symbols) string {
+	table, kind := names.of(r.text("table")), r.text("type")
 	if table == "" {
 		table = "main"
 	}
@@ -224,8 +217,9 @@ func routeLine(r object, names symbols, metric int) string {
 		value := r.text(key)
 		switch {
 		case value == "":
-		case key == "metric" && value == fmt.Sprint(metric):
-			line += " metric " + names.of(r.text("dev")) + ".metric"
+		case key == "metric":
+			// A metric is the ENI's own on its links alone.
+			line += " metric " + cmp.Or(names["metric "+r.text("dev")+" "+value], value)
 		default:
 			line += " " + key + " " + names.of(value)
 		}
@@ -238,7 +232,7 @@ func ruleLine(family string, r object, names symbols) string {
 	if length := r.text("srclen"); length != "" {
 		from += "/" + length
 	}
-	line := fmt.Sprintf("rule %s %s from %s", family, r.text("priority"), names.of(from))
+	line := fmt.Sprintf("rule %s %s from %s", family, names.of(r.text("priority")), names.of(from))
 	for _, key := range []string{"dst", "fwmark", "iif", "table", "suppress_prefixlen", "suppress_ifgroup"} {
 		if value := r.text(key); value != "" {
 			line += " " + key + " " + names.of(value)
