@@ -77,7 +77,7 @@ func TestFieldNames(t *testing.T) { // H2
 	}
 	if got, want := values("InterfaceState"), []string{
 		string(state.ENIConfigured), string(state.ENIConfiguring), string(state.ENIPending), string(state.ENIShadowed),
-		string(state.ENIOverridden), string(state.ENIUnmanaged), string(state.ENIDegraded),
+		string(state.ENIOverridden), string(state.ENIContested), string(state.ENIUnmanaged), string(state.ENIDegraded),
 	}; !reflect.DeepEqual(got, want) {
 		t.Errorf("InterfaceState: %q, want %q", got, want)
 	}

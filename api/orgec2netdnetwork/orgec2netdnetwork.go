@@ -34,6 +34,7 @@ type ManagerState string
 // pending: the metadata of this ENI is not complete yet; what was configured stays.
 // shadowed: systemd-networkd uses another .network file for the link.
 // overridden: a file of the administrator takes the place of the daemon's.
+// contested: somebody takes away again and again what the ENI shall have.
 // unmanaged: the configuration, or systemd-networkd, leaves the link alone.
 // degraded: the kernel lacks what the metadata says, and time for it is up.
 type InterfaceState string
@@ -848,6 +849,7 @@ type ManagerState (
 # pending: the metadata of this ENI is not complete yet; what was configured stays.
 # shadowed: systemd-networkd uses another .network file for the link.
 # overridden: a file of the administrator takes the place of the daemon's.
+# contested: somebody takes away again and again what the ENI shall have.
 # unmanaged: the configuration, or systemd-networkd, leaves the link alone.
 # degraded: the kernel lacks what the metadata says, and time for it is up.
 type InterfaceState (
@@ -856,6 +858,7 @@ type InterfaceState (
   pending,
   shadowed,
   overridden,
+  contested,
   unmanaged,
   degraded
 )

@@ -333,7 +333,7 @@ func eniColour(s state.ENI) colour {
 	switch s {
 	case state.ENIConfigured:
 		return green
-	case state.ENIConfiguring, state.ENIPending, state.ENIShadowed, state.ENIOverridden:
+	case state.ENIConfiguring, state.ENIPending, state.ENIShadowed, state.ENIOverridden, state.ENIContested:
 		return yellow
 	case state.ENIUnmanaged:
 		return grey

@@ -391,6 +391,8 @@ type link struct {
 	lacks       netip.Addr
 	repairAt    time.Time
 	repairDelay time.Duration
+	// gone is what was taken away from it.
+	gone gone
 	// triggered is when udevd was last asked to apply its .link file.
 	triggered time.Time
 	// nameElsewhere: another link had one of its alternative names.

@@ -63,6 +63,7 @@ type compared struct {
 	withdrawn               []netip.Addr
 	truth                   plan.Truth
 	missing, unwanted, late []string
+	lost                    plan.Lost
 	// items and gaps, with the reason for all that is missing.
 	whole string
 	items []state.Item
@@ -110,7 +111,7 @@ func (a *Agent) compareAnew(eni *plan.ENI, of comparing, withdrawn []netip.Addr)
 	items := truth.Items("")
 	return &compared{
 		of: of, withdrawn: slices.Clone(withdrawn), truth: truth,
-		missing: truth.Missing(), unwanted: truth.Unwanted(), late: truth.Late(),
+		missing: truth.Missing(), unwanted: truth.Unwanted(), late: truth.Late(), lost: truth.Lost(),
 		items: items, gaps: state.GapsOf(items),
 	}
 }

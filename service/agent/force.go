@@ -28,7 +28,7 @@ func (a *Agent) watchBase(unit string, dropIns []string) {
 		now := time.Now()
 		a.reloadDue = true
 		for _, l := range a.links {
-			l.since = now
+			l.atWork(now)
 		}
 		a.hasten(now)
 	}

@@ -415,7 +415,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	now := time.Now()
 	for _, eni := range changed {
 		l := a.links[eni.Link.Index]
-		l.since = now
+		l.atWork(now)
 		for _, address := range plan.StaticIn(before[eni.Link.Name]) {
 			if !slices.Contains(eni.Want.Static, address) && !slices.Contains(l.withdrawn, address) {
 				l.withdrawn = append(l.withdrawn, address)
@@ -444,7 +444,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 		a.othersDue, a.othersAt = true, time.Time{}
 		a.applied = applied{busy: a.applied.busy}
 		for _, l := range a.links {
-			l.since = now
+			l.atWork(now)
 			l.opinion.changes++
 		}
 		a.hasten(now)
@@ -599,8 +599,10 @@ func (a *Agent) lacking(eni *plan.ENI, now time.Time) netip.Addr {
 	return address
 }
 
-// repaired tells whether networkd has been asked to bring the address that is missing.
-func (l *link) repaired() bool { return l.lacks.IsValid() && l.repairDelay > repairTime }
+// repaired tells whether networkd has been asked to bring what is missing.
+func (l *link) repaired() bool {
+	return (l.lacks.IsValid() && l.repairDelay > repairTime) || l.gone.trying
+}
 
 // hasten makes the loop look at the kernel often again.
 func (a *Agent) hasten(now time.Time) {
@@ -651,7 +653,13 @@ func (a *Agent) verify() []state.Interface {
 			l.since, age = now, 0
 			a.lookDelay = firstLook
 		}
+		if next := a.regain(eni, compared.lost, now); next > 0 {
+			soonest(next)
+		}
 		entry.State, entry.Reason = a.judge(eni, &entry, age)
+		if disputed := entry.State == state.ENIConfigured || entry.State == state.ENIConfiguring || entry.State == state.ENIDegraded; disputed && l.gone.contested(now) {
+			a.dispute(&entry, compared.lost, &l.gone)
+		}
 		entry.Items, entry.Gaps = compared.told(a.whole(&entry))
 		if entry.State == state.ENIConfiguring || eni.Held || (eni.Known && eni.Link.LinkFile == "") {
 			if age < settleTime+time.Second {
@@ -845,7 +853,7 @@ func (a *Agent) tell(entry *state.Interface) {
 	case state.ENIConfigured:
 		a.Log.Info("ENI configured", append(args, "addresses", len(entry.Addresses), "prefixes", len(entry.Prefixes),
 			"device_index", entry.DeviceIndex, "table", entry.Table, "metric", entry.Metric)...)
-	case state.ENIDegraded, state.ENIShadowed, state.ENIOverridden:
+	case state.ENIDegraded, state.ENIShadowed, state.ENIOverridden, state.ENIContested:
 		a.Log.Warn("ENI "+string(entry.State), append(args, "reason", entry.Reason)...)
 	default:
 		a.Log.Debug("ENI "+string(entry.State), append(args, "reason", entry.Reason)...)

@@ -131,7 +131,7 @@ func (a *Agent) overall(interfaces []state.Interface) (state.Manager, string) {
 	}
 	for _, i := range interfaces {
 		switch i.State {
-		case state.ENIDegraded, state.ENIShadowed, state.ENIOverridden:
+		case state.ENIDegraded, state.ENIShadowed, state.ENIOverridden, state.ENIContested:
 			return state.Degraded, fmt.Sprintf("%s (%s) is %s: %s", i.ID(), i.Name, i.State, i.Reason)
 		}
 	}
@@ -222,6 +222,7 @@ func (a *Agent) begin(r *request) {
 	}
 	a.hurry(now)
 	for _, l := range a.links {
+		l.gone.hurry = true
 		switch l.state {
 		case state.ENIShadowed, state.ENIOverridden:
 			// The files that are the reason may have changed since networkd read them. A
@@ -240,7 +241,10 @@ func (a *Agent) finish(now time.Time) {
 		if !late && !a.readSince(r, now) {
 			return false
 		}
-		settled := !a.reloadDue && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool { return i.State == state.ENIConfiguring && r.of(i.MAC) })
+		settled := !a.reloadDue && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool {
+			contested := i.State == state.ENIContested && len(i.Missing) > 0
+			return (i.State == state.ENIConfiguring || contested) && r.of(i.MAC)
+		})
 		if r.wait && !late && !settled {
 			return false
 		}

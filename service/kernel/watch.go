@@ -97,6 +97,12 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 		close(addresses)
 		return err
 	}
+	removals, err := watchRemovals(done, failed)
+	if err != nil {
+		close(links)
+		close(addresses)
+		return err
+	}
 	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{
 		ErrorCallback: failed, ReceiveBufferSize: receiveBuffer,
 	}); err != nil {
@@ -161,6 +167,13 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 				return fmt.Errorf("the IPv6 subscription ended")
 			}
 			if _, ok := seen[index]; ok {
+				w.poke()
+			}
+		case index, ok := <-removals:
+			if !ok {
+				return fmt.Errorf("the subscription to removals ended")
+			}
+			if _, ok := seen[index]; ok || index == anyLink {
 				w.poke()
 			}
 		case update, ok := <-addresses:

@@ -25,6 +25,9 @@ type entry struct {
 	// wanted: the kernel shall have it. late: it comes with the next router
 	// advertisement, and no traffic of the ENI's addresses depends on it.
 	wanted, late bool
+	// own: it comes of the files alone, not of a lease or a router. byRouter: it is a default
+	// route that a router advertises.
+	own, byRouter bool
 	// unwanted: the kernel shall not have it, and it is surely this daemon's to take away.
 	unwanted bool
 	// cause is why it is unwanted, where that is not the metadata.
@@ -83,6 +86,30 @@ func (t *Truth) Missing() []string {
 // ENI's addresses depends on it.
 func (t *Truth) Late() []string {
 	return t.words(func(e *entry) bool { return e.wanted && !e.Kernel && e.late })
+}
+
+// Lost is what the files say and the kernel does not have.
+type Lost struct {
+	Words []string
+	// Own: some of it comes of the files alone, not of a lease or a router. ByRouter: all of
+	// it are default routes that routers advertise.
+	Own, ByRouter bool
+}
+
+// Lost returns what the files say and the kernel does not have. Alternative names and the MTU
+// are not networkd's to bring back.
+func (t *Truth) Lost() Lost {
+	which := func(e *entry) bool {
+		return e.wanted && e.Rendered && !e.Kernel && (e.Kind == state.ItemAddress || e.Kind == state.ItemRoute || e.Kind == state.ItemRule)
+	}
+	lost := Lost{Words: t.words(which), ByRouter: true}
+	for i := range t.entries {
+		if e := &t.entries[i]; which(e) {
+			lost.Own = lost.Own || e.own
+			lost.ByRouter = lost.ByRouter && e.byRouter
+		}
+	}
+	return lost
 }
 
 // Unwanted is what stands in the way, in words.
@@ -211,7 +238,8 @@ func (c *comparison) addresses(withdrawn []netip.Addr) {
 		if asked {
 			e.NotApplicable = c.notApplicable(address)
 		}
-		e.Rendered = c.files.addresses[address] || (wanted && c.byDHCP(address))
+		e.own = c.files.addresses[address]
+		e.Rendered = e.own || (wanted && c.byDHCP(address))
 		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { return applied[address] })
 		e.Kernel = eni.Link.Has(address)
 		return e
@@ -278,7 +306,7 @@ func (c *comparison) routes() {
 			e := c.add(state.ItemRoute, fmt.Sprintf("%s table %d", f.to, want.Table), true)
 			e.words = fmt.Sprintf("default route (%s) in table %d", f.name, want.Table)
 			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{f.to, want.Table}], c.networkd(has), has(c.snapshot)
-			own = e.Kernel
+			own, e.byRouter = e.Kernel, f.to.Addr().Is6()
 		}
 		if !want.NoDefault {
 			has := func(s *kernel.Snapshot) bool {
@@ -287,7 +315,8 @@ func (c *comparison) routes() {
 			e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", f.to, want.Metric), true)
 			e.words = fmt.Sprintf("default route (%s) with metric %d", f.name, want.Metric)
 			e.Rendered, e.Networkd, e.Kernel = c.files.metric == want.Metric, c.networkd(has), has(c.snapshot)
-			e.late = own && f.to.Addr().Is6()
+			e.byRouter = f.to.Addr().Is6()
+			e.late = own && e.byRouter
 		}
 		for _, subnet := range f.subnets {
 			if want.Table == 0 {
@@ -295,7 +324,7 @@ func (c *comparison) routes() {
 			}
 			has := func(s *kernel.Snapshot) bool { return hasRoute(s, index, want.Table, 0, subnet) }
 			e := c.add(state.ItemRoute, fmt.Sprintf("%s table %d", subnet, want.Table), true)
-			e.words = fmt.Sprintf("route to %s in table %d", subnet, want.Table)
+			e.words, e.own = fmt.Sprintf("route to %s in table %d", subnet, want.Table), true
 			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{subnet, want.Table}], c.networkd(has), has(c.snapshot)
 		}
 	}
@@ -317,7 +346,7 @@ func (c *comparison) routes() {
 			return slices.ContainsFunc(s.Routes, func(r kernel.Route) bool { return r.Local && r.Destination == prefix })
 		}
 		e := c.add(state.ItemRoute, "local "+prefix.String(), true)
-		e.words = "local route " + prefix.String()
+		e.words, e.own = "local route "+prefix.String(), true
 		e.Rendered, e.Networkd, e.Kernel = c.files.local[prefix], c.networkd(has), has(c.snapshot)
 	}
 }
@@ -340,7 +369,9 @@ func (c *comparison) rules() {
 	wanted := make(map[Rule]bool, len(want.Rules))
 	for _, rule := range want.policyRules() {
 		wanted[rule] = true
-		told(c.add(state.ItemRule, rule.String(), true), rule)
+		e := c.add(state.ItemRule, rule.String(), true)
+		e.own = true
+		told(e, rule)
 	}
 	for _, rule := range slices.SortedFunc(maps.Keys(now), Rule.Compare) {
 		if rule.Table != want.Table || now[rule] != kernel.ProtocolStatic || wanted[rule] || !c.ours(rule) {

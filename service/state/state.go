@@ -47,6 +47,9 @@ const (
 	ENIShadowed ENI = "shadowed"
 	// ENIOverridden: an administrator's file takes the place of the daemon's own.
 	ENIOverridden ENI = "overridden"
+	// ENIContested: somebody takes away again and again what the ENI shall have. It is put
+	// back, less and less often.
+	ENIContested ENI = "contested"
 	// ENIUnmanaged: the configuration or networkd leaves this link alone.
 	ENIUnmanaged ENI = "unmanaged"
 	// ENIDegraded: the kernel does not have what the metadata says, and time for
