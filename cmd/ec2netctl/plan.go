@@ -19,6 +19,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -108,6 +109,7 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 		on, settings := &store.Store{Root: root}, config.Load("/"+root)
 		c.warn(settings.Problems)
 		in := plan.Input{Links: links, Sections: settings.ENIs}
+		in.Networkd.Keeps = (&networkd.Client{Root: root}).Keeps()
 		in.Base, in.BaseDropIns = on.Base()
 		if result, err = makePlan(&d.Dump, in); err != nil { //nolint:contextcheck // it waits for nothing
 			if c.who.elevated && o.metadata != "-" {
@@ -129,6 +131,7 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 			return err
 		}
 		in := plan.Input{Sections: s.config.ENIs, Assigned: s.store.Assigned("")}
+		in.Networkd.Keeps = (&networkd.Client{Root: c.root}).Keeps()
 		in.Base, in.BaseDropIns = s.store.Base()
 		for i := range s.kernel.Links {
 			l := &s.kernel.Links[i]
