@@ -220,6 +220,10 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service
 	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd-release.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service
+	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd-networkd-start.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-networkd-start.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-networkd-start.service
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system/systemd-networkd.service.wants
+	ln -sfn ../ec2netd-networkd-start.service $(DESTDIR)$(PREFIX)/lib/systemd/system/systemd-networkd.service.wants/ec2netd-networkd-start.service
 	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-wait-online.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
 	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-hostname.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
@@ -254,6 +258,8 @@ uninstall: ## remove what install put there, the configuration in /etc excepted
 	  $(foreach page,$(MAN_PAGES),$(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-networkd-start.service \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/systemd-networkd.service.wants/ec2netd-networkd-start.service \
 	  $(DESTDIR)$(PREFIX)/lib/udev/rules.d/80-ec2netd.rules \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/network/80-ec2.network \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/80-ec2netd.conf \

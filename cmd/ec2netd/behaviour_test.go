@@ -678,35 +678,19 @@ func TestLabNetworkdRestart(t *testing.T) {
 		l.configured("ens5")
 		eni := l.attach(hotplugSpec())
 		l.configured(eni.ID())
-		files := l.files()
+		var files string
 		for range 3 {
-			l.run("systemctl", "restart", "systemd-networkd.service")
-			l.until("all is there again", func() (bool, error) {
-				s, err := l.tryDescribe()
-				if err != nil || len(s.Interfaces) != 2 || !s.Networkd.Running {
-					return false, err
-				}
-				for _, i := range s.Interfaces {
-					if i.State == state.ENIDegraded {
-						t.Fatalf("%s is degraded: %s", i.Name, i.Reason)
-					}
-					if i.State != state.ENIConfigured {
-						return false, nil
-					}
-				}
-				return true, nil
-			})
-			if suite != "bookworm" {
-				l.checkKernel(eni)
-				continue
+			l.networkdAgain("systemctl", "restart", "systemd-networkd.service")
+			if files == "" {
+				// The first one has found in them what the daemon has prepared for it (E7).
+				files = l.files()
 			}
-			// 252 adds the lease's address anew, after the others, and the reason says so.
-			if got := l.configured(eni.ID()); got.Reason != "" && !strings.Contains(got.Reason, "the first address of the link is") {
-				t.Errorf("%+v", got)
-			}
-			if got := l.rules(10001); !slices.Equal(got, sources(eni)) {
-				t.Errorf("rules: %v, want %v", got, sources(eni))
-			}
+			l.checkKernel(eni)
+		}
+		if suite == "bookworm" {
+			// From 257 on the lease's address comes after the static ones then.
+			l.networkdAgain("sh", "-c", "systemctl stop systemd-networkd.service && systemctl start systemd-networkd.service")
+			l.checkKernel(eni)
 		}
 		l.countDrops()
 		for _, source := range slices.Concat(eni.IPv4(), eni.IPv6()) {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"testing"
+
+	"ec2netd/service/plan"
 )
 
 // costs is what happens to the primary ENI in its life, as packets lost of those sent each
@@ -36,6 +38,11 @@ func costs(b *testing.B, r *report, suite string) {
 	row("boot, known", l.rebooted(primary), nil)
 	l.run("rm", "/var/lib/ec2netd/boot.json")
 	row("boot, not known", l.rebooted(primary), nil)
-	hand, with := l.networkdRestarted(primary)
-	row("networkd restarted", with, hand)
+	// By itself: without the daemon, and what it has prepared.
+	l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
+	l.run("rm", "-r", plan.StartDirectory)
+	hand := l.measured(primary, func() { l.run("systemctl", "restart", "systemd-networkd.service") })
+	l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
+	l.configured(primary.ID())
+	row("networkd restarted", l.measured(primary, func() { l.networkdAgain("systemctl", "restart", "systemd-networkd.service") }), hand)
 }

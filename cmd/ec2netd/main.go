@@ -106,6 +106,7 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	orphans := flags.Bool("remove-orphans", false, "remove policy rules and addresses that networkd has forgotten, and exit: see "+orphansUnit)
 	reloaded := flags.Int("reload", 0, "check the configuration, have the daemon with this `PID` take it up, and exit: see ExecReload= of "+ownUnit)
 	released := flags.Bool("release", false, "let networkd configure new ENIs without the daemon, and exit: see "+releaseUnit)
+	starts := flags.Bool("before-networkd", false, "put in place what networkd is to find when it starts, and exit: see "+startUnit)
 	verbose := flags.Bool("debug", false, "log what is done in each step")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -130,6 +131,13 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	if *orphans {
 		if err := removeOrphans(log); err != nil {
 			log.Error("Rules that networkd forgot stay", "reason", err.Error())
+			return exitFailure
+		}
+		return 0
+	}
+	if *starts {
+		if err := beforeNetworkd(log); err != nil {
+			log.Error("networkd starts without what was prepared for it, which may interrupt connections", "reason", err.Error())
 			return exitFailure
 		}
 		return 0

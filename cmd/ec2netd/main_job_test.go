@@ -439,8 +439,9 @@ func (l *lab) checkKernel(eni *vpc.ENI) {
 					found = found || (r.Dev == eni.Name() && r.Metric == metric)
 				}
 			}
-			// Beside the static one of 252 with 512 stands the advertised one.
-			return found && best.Dev == l.inst.Primary().Name() && (best.Metric == 512 || (family == "-6" && best.Metric == 511)), nil
+			// Beside the static one of 252 with 512 stands the advertised one, beside that with 512
+			// static ones on others: one for each router that there was.
+			return found && best.Dev == l.inst.Primary().Name() && (best.Metric == 512 || (family == "-6" && best.Metric >= 510 && best.Metric < 512)), nil
 		})
 	}
 	// G1: altnames, by which the link is found.

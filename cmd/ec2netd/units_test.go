@@ -47,7 +47,7 @@ func TestLabUnits(t *testing.T) { // F9
 		files := l.files()
 		l.run("systemctl", "stop", "ec2netd.service")
 		l.held(false)
-		for _, unit := range append([]string{"ec2netd-release.service", "ec2netd-orphans.service"}, units...) {
+		for _, unit := range append([]string{"ec2netd-release.service", "ec2netd-orphans.service", "ec2netd-networkd-start.service"}, units...) {
 			// It fails where there is nothing to clean, and sockets are active.
 			_, _ = l.inst.Exec(t.Context(), "systemctl", "clean", "--what=all", unit)
 		}

@@ -65,6 +65,8 @@ type Udev interface {
 // Store keeps the generated files.
 type Store interface {
 	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
+	Withdraw(shall []plan.File) error
+	Prepare(shall []plan.File) error
 	Units() ([]store.Unit, error)
 	Renew(path string) error
 	Read(path string) string
@@ -185,6 +187,9 @@ const (
 	// slowestRepair (E5).
 	repairTime    = 30 * time.Second
 	slowestRepair = 10 * time.Minute
+	// settledTime is how long networkd 252 has, when it has started and says that it is done,
+	// until what was for its start alone goes: what it says may be its predecessor's word.
+	settledTime = 3 * time.Second
 	// udevTime is how long udevd may take for a new link before it is asked to look at
 	// it again.
 	udevTime = 5 * time.Second
@@ -241,11 +246,13 @@ type Agent struct {
 	hinted uint64
 	// views and hintFile are files of the daemon's own. keepAt is when one that could not be
 	// written is tried again, zero if there is none, and unstored why it could not.
-	views       persist.File[remembered]
-	hintFile    persist.File[lastBoot]
-	keepAt      time.Time
-	unstored    string
-	technique   plan.Technique
+	views     persist.File[remembered]
+	hintFile  persist.File[lastBoot]
+	keepAt    time.Time
+	unstored  string
+	technique plan.Technique
+	// prepared is the count of the plan for which files wait for networkd's next start.
+	prepared    uint64
 	instanceTry attempt
 	targets     map[string]*target
 	waiting     []*request

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -85,7 +86,11 @@ func (a *Agent) saveHint() {
 			// On 252 a reload takes what the router advertised away for a moment.
 			routers = last.Routers[eni.Link.MAC]
 		}
-		slices.SortFunc(routers, netip.Addr.Compare)
+		// In the order in which they stand in the drop-in: the one that came last is first.
+		known := eni.Want.Routers
+		slices.SortFunc(routers, func(a, b netip.Addr) int {
+			return cmp.Or(cmp.Compare(slices.Index(known, a), slices.Index(known, b)), a.Compare(b))
+		})
 		now.ENIs = append(now.ENIs, lastBootOfIt{ENI: eni.View.Sorted(), Routers: slices.Compact(routers)})
 	}
 	slices.SortFunc(now.ENIs, func(x, y lastBootOfIt) int { return strings.Compare(x.ENI.MAC, y.ENI.MAC) })

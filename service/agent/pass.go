@@ -302,6 +302,10 @@ func (a *Agent) decide() {
 			// wait with the ENI's addresses.
 			entry.Busy = now.Sub(memory.reconfigured) < settleTime
 		}
+		entry.Settled = now.Sub(memory.since) >= settledTime
+		if entry.StartFile && !entry.Settled {
+			a.ask(settledTime - now.Sub(memory.since))
+		}
 		entry.Reconfigured = memory.metric
 		if entry.LeaseMTU = said.MTU; said.MTU == 0 {
 			entry.LeaseMTU = memory.leaseMTU
@@ -358,6 +362,7 @@ func (a *Agent) act(ctx context.Context) bool {
 		}
 	}
 	a.noteRules(time.Now())
+	a.prepare(a.Store.Withdraw)
 	changes, err := a.Store.Apply(a.plan.Files, keep)
 	a.refused = changes.Refused
 	a.storeErr = ""
@@ -371,6 +376,8 @@ func (a *Agent) act(ctx context.Context) bool {
 	} else {
 		a.storeTry = attempt{}
 		a.unsay("store")
+		a.prepare(a.Store.Prepare)
+		a.prepared = a.planned
 	}
 	if changes.Any() {
 		a.generated.seen = false
@@ -392,6 +399,19 @@ func (a *Agent) act(ctx context.Context) bool {
 	acted := a.applyNetwork(ctx, touched(&a.plan, changes.Written, changes.Removed, plan.NetworkPath), before)
 	a.applyLinks(ctx, touched(&a.plan, changes.Written, nil, plan.LinkPath))
 	return acted
+}
+
+// prepare withdraws or prepares what networkd is to find at its next start, where the plan is
+// another one. What there is stays while networkd is away: it may be starting.
+func (a *Agent) prepare(do func([]plan.File) error) {
+	if a.prepared == a.planned || !a.networkdUp {
+		return
+	}
+	if err := do(a.plan.AtStart()); err != nil {
+		a.say("start", "Cannot prepare the next start of networkd, which may interrupt connections", "reason", err.Error())
+		return
+	}
+	a.unsay("start")
 }
 
 // touched are the present links of whose unit something was changed. A detached

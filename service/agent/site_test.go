@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -193,7 +194,7 @@ func parseUnit(t testing.TB, content string) networkUnit {
 		case "Address":
 			u.addresses = append(u.addresses, prefix("Address").Addr())
 		case "Route":
-			r := kernel.Route{Table: number("Table"), Metric: number("Metric"), Protocol: kernel.ProtocolStatic}
+			r := kernel.Route{Table: cmp.Or(number("Table"), kernel.MainTable), Metric: number("Metric"), Protocol: kernel.ProtocolStatic}
 			switch gateway := values["Gateway"]; gateway {
 			case "":
 				r.Destination = prefix("Destination")
@@ -244,6 +245,9 @@ func (s *site) apply() {
 		}
 	}
 	for _, r := range s.routes {
+		if r.Table == kernel.MainTable && r.Protocol == kernel.ProtocolStatic && !r.IsDefault() {
+			continue // to the subnet, beside the one that is advertised
+		}
 		// One of another metric in its place is as good.
 		now[fmt.Sprintf("%s route %s table %d", s.nameOf(r.Link), r.Destination, r.Table)] = true
 	}

@@ -25,7 +25,7 @@ type Text struct {
 // Generated tells whether it was written by this daemon.
 func (t *Text) Generated() bool {
 	name := path.Base(t.Path)
-	return path.Dir(path.Dir(t.Path)) == Directory && (name == DropInName || name == MatchDropIn)
+	return path.Dir(path.Dir(t.Path)) == Directory && (name == DropInName || name == MatchDropIn || name == StartDropInName)
 }
 
 // UnitText is all that is read under the name of one .network or .link file.

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -109,34 +110,47 @@ func Choose(networkd Networkd) (technique Technique, why string) {
 // compose fills in what stands in the drop-in. Every reload costs a link of networkd 252
 // what its router advertised, so what can wait for the next one does: a router that is
 // known now and was not then, and moving the primary's IPv6 to static addresses (E1, E2).
-func compose(eni *ENI, in Input) {
+// It returns the technique of the networkd that runs, and the routers that would stand in a
+// new drop-in.
+func compose(eni *ENI, in Input) (technique Technique, better []netip.Addr) {
 	link, want := &eni.Link, &eni.Want
 	stays, better := routers(eni, in)
-	technique, _ := Choose(in.Networkd)
+	technique, _ = Choose(in.Networkd)
 	want.Ahead = ahead(eni)
 	// DHCPv6 leases all addresses of the ENI, those too that are not to be on the link (A12).
 	want.StaticIPv6, want.Routers = !eni.Primary || staticIn(link.Current) || len(eni.onLink(eni.Applies.IPv6)) < len(eni.Applies.IPv6), stays
 	var held []netip.Addr
 	want.Static, held = static(eni, technique)
 	eni.Held = len(held) > 0
-	if networkDropIn(eni) == link.Current {
-		return
+	if networkDropIn(eni) == link.Current && !replaced(eni, better) {
+		return technique, better
 	}
 	if all := want.Rules; eni.Held && link.Current != "" {
 		// A rule alone is no reason for a reload: its address needs one soon (E1).
 		want.Rules = withoutHeld(all, RulesIn(link.Current), held)
 		if networkDropIn(eni) == link.Current {
-			return
+			return technique, better
 		}
 		want.Rules = all
 	}
+	now := technique
 	if technique == Undecided && in.Hint != nil && in.Hint.StaticIPv6 {
-		technique = Static
+		now = Static
 	}
-	want.StaticIPv6 = want.StaticIPv6 || (want.IPv6 && technique == Static)
+	want.StaticIPv6 = want.StaticIPv6 || (want.IPv6 && now == Static)
 	want.Routers = better
-	want.Static, held = static(eni, technique)
+	want.Static, held = static(eni, now)
 	eni.Held = len(held) > 0
+	return technique, better
+}
+
+// replaced reports whether routers that stand in the drop-in must not wait for the next reload:
+// with [Dynamic] they go before those that are advertised, and another one advertises itself.
+// Which of them is there, the kernel finds out.
+func replaced(eni *ENI, better []netip.Addr) bool {
+	stays := eni.Want.Routers
+	return eni.Primary && !eni.Want.StaticIPv6 && len(stays) > 0 &&
+		slices.ContainsFunc(better, func(r netip.Addr) bool { return !slices.Contains(stays, r) })
 }
 
 // routers returns the IPv6 routers of an ENI's subnet: those that stand in the drop-in, as
@@ -163,7 +177,10 @@ func routers(eni *ENI, in Input) (stay, better []netip.Addr) {
 	if len(found) == 0 {
 		return current, current
 	}
-	slices.SortFunc(found, netip.Addr.Compare)
+	// Those that are new first: where they differ in their metrics, that is the best.
+	slices.SortFunc(found, func(a, b netip.Addr) int {
+		return cmp.Or(cmp.Compare(slices.Index(current, a), slices.Index(current, b)), a.Compare(b))
+	})
 	found = slices.Compact(found)
 	if len(current) > 0 && !slices.ContainsFunc(current, func(r netip.Addr) bool { return slices.Contains(found, r) }) {
 		return found, found

@@ -106,7 +106,7 @@ func TestPrimaryIPv6(t *testing.T) {
 	// With the next change all routers are written, and a router that is the only one
 	// at once.
 	v.IPv4 = v.IPv4[:1]
-	if e := plan(oldNetworkd); !slices.Equal(e.Want.Routers, addrs("fe80::1", "fe80::2")) {
+	if e := plan(oldNetworkd); !slices.Equal(e.Want.Routers, addrs("fe80::2", "fe80::1")) {
 		t.Errorf("two routers: %v", e.Want.Routers)
 	}
 	v.IPv4 = addrs("10.0.1.10", "10.0.1.11")

@@ -171,6 +171,9 @@ type Link struct {
 	Foreign []netip.Addr
 	// Waits: the link came lately, and networkd leaves it alone until its files are there.
 	Waits bool
+	// StartFile: the link's [StartDropIn] is there. Settled: networkd has had some seconds since
+	// it was last asked to do something about the link, or was started.
+	StartFile, Settled bool
 	// Fresh: the link was attached just now and has not been configured yet, so that its
 	// order of addresses can be mended by taking some away for a moment.
 	Fresh bool
@@ -273,8 +276,9 @@ type ENI struct {
 	Applies metadata.ENI
 	// Settings of the configuration for it.
 	Settings config.Settings
-	// Files that belong to the ENI; they are in Plan.Files too.
-	Files []File
+	// Files that belong to the ENI; they are in Plan.Files too. AtStart are those of them that
+	// networkd is to find otherwise, or in addition, when it starts the next time.
+	Files, AtStart []File
 	// Keep: nothing is known that could replace what is on disk for this link, so
 	// all of it stays. KeepLink: that is so of the .link file alone.
 	Keep, KeepLink bool
@@ -670,8 +674,12 @@ func render(eni *ENI, in Input, grouped bool) {
 	settleMTU(eni)
 	want.KeepAll = keepsAll(in.Networkd)
 	want.LeaveDNS = leavesDNS(eni, in)
-	compose(eni, in)
+	technique, better := compose(eni, in)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
+	if starting(&eni.Link, technique) {
+		eni.Files = append(eni.Files, startDropIn(eni))
+	}
+	eni.AtStart = startFiles(eni, technique, better)
 	eni.KeepLink = eni.Link.LinkFile == ""
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"ec2netd/service/kernel"
+	"ec2netd/service/metadata"
 )
 
 // unitWriter writes a unit file. Sections of one name stay apart, other than with the
@@ -175,7 +176,7 @@ func altnamesIn(content string) (names []string) {
 	return names
 }
 
-// routersIn returns the IPv6 routers that stand in a generated drop-in, sorted.
+// routersIn returns the IPv6 routers that stand in a generated drop-in, in their order.
 func routersIn(content string) []netip.Addr {
 	var found []netip.Addr
 	for line := range strings.Lines(content) {
@@ -185,7 +186,6 @@ func routersIn(content string) []netip.Addr {
 			}
 		}
 	}
-	slices.SortFunc(found, netip.Addr.Compare)
 	return found
 }
 
@@ -410,6 +410,9 @@ func networkDropIn(eni *ENI) string {
 			}
 		}
 	}
+	if eni.Primary && !want.StaticIPv6 {
+		keepRouters(u, view, want)
+	}
 	if want.Table == 0 {
 		return u.String()
 	}
@@ -432,7 +435,7 @@ func networkDropIn(eni *ENI) string {
 	}
 	family(want.IPv4, "_dhcp4", view.IPv4Subnets)
 	family(want.IPv6, "_ipv6ra", view.IPv6Subnets)
-	if want.StaticIPv6 && slices.ContainsFunc(want.Static, netip.Addr.Is6) {
+	if !want.StaticIPv6 || slices.ContainsFunc(want.Static, netip.Addr.Is6) {
 		for _, router := range want.Routers {
 			// The route by advertisement comes a second or two after the link, and on 252
 			// it goes for as long with each reload. Until it is there again, this one is
@@ -481,6 +484,31 @@ func policyRule(u *unitWriter, rule Rule) {
 	}
 	if rule.Group != 0 {
 		u.number("SuppressInterfaceGroup", rule.Group)
+	}
+}
+
+// keepRouters adds what stays when networkd from 256 on restarts, and drops what a router
+// advertised, see [startFiles]. It goes before that, so that none of it changes, and no other
+// ENI's comes between. Of several routers the one that came last is the best.
+func keepRouters(u *unitWriter, view *metadata.ENI, want *Want) {
+	if len(want.Routers) == 0 {
+		return
+	}
+	for _, subnet := range slices.SortedFunc(slices.Values(view.IPv6Subnets), netip.Prefix.Compare) {
+		u.section("Route")
+		u.set("Destination", subnet.String())
+		u.number("Metric", want.Metric-1)
+	}
+	if want.NoDefault {
+		return
+	}
+	for i, router := range want.Routers {
+		u.section("Route")
+		u.set("Gateway", router.String())
+		// Else networkd sets it where no address stands in the file, and has another route,
+		// which it adds anew, when one comes or goes.
+		u.set("GatewayOnLink", "yes")
+		u.number("Metric", want.Metric-len(want.Routers)+i)
 	}
 }
 

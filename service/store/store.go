@@ -191,6 +191,7 @@ func (s *Store) Units() ([]Unit, error) {
 // else's.
 func (s *Store) Complete(link *plan.Link) {
 	link.Current, link.Extent = s.Read(plan.NetworkDropIn(link.Name)), s.Extent(link.Name)
+	link.StartFile = s.regular(plan.StartDropIn(link.Name))
 	if plan.MACIn(link.Current) != link.MAC {
 		// It is of another ENI that had the name.
 		link.Current = ""
@@ -338,7 +339,7 @@ func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
 		if p == own || wanted[p] {
 			continue
 		}
-		if mirrored(s.Target(p)) || (name == plan.MatchDropIn && s.regular(p)) {
+		if mirrored(s.Target(p)) || ((name == plan.MatchDropIn || name == plan.StartDropInName) && s.regular(p)) {
 			unwanted = append(unwanted, p)
 		}
 	}
@@ -388,7 +389,7 @@ func (s *Store) sweep() {
 			if of, err := os.Lstat(s.at(dir)); err != nil || !of.IsDir() {
 				continue
 			}
-			for _, pattern := range []string{"." + plan.DropInName + "*", "." + plan.MatchDropIn + "*", ".*" + linkSuffix} {
+			for _, pattern := range []string{"." + plan.DropInName + "*", "." + plan.MatchDropIn + "*", "." + plan.StartDropInName + "*", ".*" + linkSuffix} {
 				for _, name := range s.list(dir, pattern) {
 					_ = os.Remove(s.at(path.Join(dir, name)))
 				}

@@ -338,7 +338,8 @@ func (t *Takeover) moveBack(p *Plan) error {
 // with their directories, and its own. It links to others' drop-ins besides writing its own.
 func (t *Takeover) generated() ([]string, error) {
 	all, err := glob(t.Root, networkFiles+"70-*.network", networkFiles+"70-*.link", networkFiles+"70-*.network.d", networkFiles+"70-*.link.d",
-		networkFiles+"*.d/"+plan.DropInName, networkFiles+"*.d/"+plan.MatchDropIn, plan.HoldPath)
+		networkFiles+"*.d/"+plan.DropInName, networkFiles+"*.d/"+plan.MatchDropIn,
+		networkFiles+"*.d/"+plan.StartDropInName, plan.HoldPath)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,20 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"ec2netd/service/store"
+)
+
+// startUnit runs this program with --before-networkd before networkd starts.
+const startUnit = "ec2netd-networkd-start.service"
+
+// beforeNetworkd puts in place what the daemon has prepared for the start of networkd (E7).
+func beforeNetworkd(log *slog.Logger) error {
+	if err := (&store.Store{}).Start(); err != nil {
+		return fmt.Errorf("%w: it is prepared again when ec2netd has seen networkd start", err)
+	}
+	log.Debug("networkd may start")
+	return nil
+}

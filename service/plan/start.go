@@ -1,0 +1,72 @@
+package plan
+
+import (
+	"net/netip"
+	"path"
+	"slices"
+)
+
+// StartDirectory has, under their paths below [Directory], files that networkd is to find when
+// it starts the next time, and is not to be told of before: ec2netd-networkd-start.service puts
+// them in place then. What is written for a running networkd costs the next reload a
+// configuration of the link (facts.md 1), and some of it is right at a start alone (E1, E7).
+const StartDirectory = "/run/ec2netd/networkd-start"
+
+// StartDropInName is the file name of the drop-in by which networkd 252 keeps all that it finds
+// on a link when it starts. It goes as soon as the lease is back: in a reload it has networkd
+// drop everything and add it again.
+const StartDropInName = "55-ec2netd-start.conf"
+
+// StartDropIn is that drop-in of a link.
+func StartDropIn(name string) string { return path.Join(NetworkPath(name)+".d", StartDropInName) }
+
+// AtStart are the files for [StartDirectory], with the paths that they will have.
+func (p *Plan) AtStart() []File {
+	var files []File
+	for i := range p.ENIs {
+		if eni := &p.ENIs[i]; eni.Link.Taken == "" {
+			files = append(files, eni.AtStart...)
+		}
+	}
+	return files
+}
+
+// startFiles are what networkd shall find at its next start, beyond what it has been told of.
+//
+// A restarted networkd takes away the default routes that the one before it had by router
+// advertisements: with ManageForeignRoutes=no it does not know them for its own (systemd#40510;
+// measured on 257 and 262: far IPv6 stood still until the next advertisement). Static ones
+// beside them stay. On 252 they are in the drop-in already, but there networkd does not know
+// the address of the lease for its own either, adds it anew, and the kernel takes all routes
+// with it that leave the link, those of others too. With KeepConfiguration=yes it stays.
+func startFiles(eni *ENI, technique Technique, better []netip.Addr) []File {
+	want := &eni.Want
+	switch technique {
+	case Static:
+		return []File{startDropIn(eni)}
+	case Dynamic:
+		if slices.Equal(better, want.Routers) {
+			return nil
+		}
+		known := want.Routers
+		want.Routers = better
+		defer func() { want.Routers = known }()
+		return []File{{Path: NetworkDropIn(eni.Link.Name), Content: networkDropIn(eni)}}
+	}
+	return nil
+}
+
+func startDropIn(eni *ENI) File {
+	u := &unitWriter{}
+	u.comment("Written by ec2netd, see ec2netd(8), for the start of networkd: it goes when the lease")
+	u.comment("is back.")
+	u.section("Network")
+	u.set("KeepConfiguration", "yes")
+	return File{Path: StartDropIn(eni.Link.Name), Content: u.String()}
+}
+
+// starting reports whether what networkd 252 found at its start must stay a little longer. It
+// has the lease again some milliseconds after it has begun; not to be early costs nothing.
+func starting(link *Link, technique Technique) bool {
+	return link.StartFile && (technique == Undecided || !link.LeaseOverdue && (!link.Settled || !link.Done || link.Busy))
+}

@@ -1,0 +1,86 @@
+package store
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+
+	"ec2netd/service/plan"
+)
+
+// atStart is where a file waits for networkd's start.
+func atStart(p string) string {
+	return path.Join(plan.StartDirectory, path.Base(path.Dir(p)), path.Base(p))
+}
+
+// waiting lists the files that wait for networkd's start, with the paths that they will have.
+func (s *Store) waiting() []string {
+	var found []string
+	for _, dir := range s.list(plan.StartDirectory, "70-*."+Network+".d") {
+		for _, name := range []string{plan.DropInName, plan.StartDropInName} {
+			if p := path.Join(plan.Directory, dir, name); s.regular(atStart(p)) {
+				found = append(found, p)
+			}
+		}
+	}
+	return found
+}
+
+// Withdraw takes away the files that wait for networkd's start and are not, or not with these
+// bytes, among those that shall. It is to come before a change of what they are made of, and
+// [Store.Prepare] after it: whoever kills the daemon in between leaves none that is out of date.
+func (s *Store) Withdraw(shall []plan.File) error {
+	for _, p := range s.waiting() {
+		if i := slices.IndexFunc(shall, func(f plan.File) bool { return f.Path == p }); i >= 0 && s.Read(atStart(p)) == shall[i].Content {
+			continue
+		}
+		if err := os.Remove(s.at(atStart(p))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		_ = os.Remove(s.at(path.Dir(atStart(p)))) // unless there is another one in it
+		s.step()
+	}
+	return nil
+}
+
+// Prepare has files wait for networkd's start.
+func (s *Store) Prepare(shall []plan.File) error {
+	for _, f := range shall {
+		f.Path = atStart(f.Path)
+		if s.Read(f.Path) == f.Content {
+			continue
+		}
+		if err := s.makeDir(f); err != nil {
+			return err
+		}
+		if err := s.replace(f); err != nil {
+			return err
+		}
+		s.step()
+	}
+	return nil
+}
+
+// Start puts the files in place that wait for networkd's start, where their ENI still has its
+// unit. networkd must not run meanwhile.
+func (s *Store) Start() error {
+	var errs []error
+	for _, p := range s.waiting() {
+		content, own := s.Read(atStart(p)), path.Join(path.Dir(p), plan.DropInName)
+		present := s.Read(own)
+		if !s.regular(own) || !plan.Ours(present) || (p == own && plan.MACIn(present) != plan.MACIn(content)) {
+			continue
+		}
+		if (p == own || s.regular(p) || !s.there(p)) && content != s.Read(p) {
+			errs = append(errs, s.replace(plan.File{Path: p, Content: content}))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) there(p string) bool {
+	_, err := os.Lstat(s.at(p))
+	return err == nil
+}

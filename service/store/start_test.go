@@ -1,0 +1,82 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"ec2netd/service/plan"
+)
+
+// E7: files wait for networkd's start, and are put in place where their ENI is still there.
+func TestStart(t *testing.T) {
+	s := &Store{Root: t.TempDir()}
+	const mac, other = "02:00:00:00:01:10", "02:00:00:00:01:11"
+	text := func(mac, more string) string {
+		return "# Written by ec2netd, see ec2netd(8).\n\n[Match]\nMACAddress=" + mac + "\n" + more
+	}
+	own := func(name, mac, more string) plan.File {
+		return plan.File{Path: plan.NetworkDropIn(name), Content: text(mac, more)}
+	}
+	keep := func(name string) plan.File {
+		return plan.File{Path: plan.StartDropIn(name), Content: "[Network]\nKeepConfiguration=yes\n"}
+	}
+	for _, name := range []string{"ens5", "ens6", "ens7"} {
+		write(t, filepath.Join(s.Root, plan.NetworkDropIn(name)), text(mac, ""))
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Nothing waits yet, nor is there a place to wait in.
+	must(s.Withdraw(nil))
+	must(s.Start())
+
+	shall := []plan.File{own("ens5", mac, "[Route]\n"), keep("ens6"), own("ens7", other, "[Route]\n"), own("ens8", mac, ""), keep("ens9")}
+	must(s.Withdraw(shall))
+	must(s.Prepare(shall))
+	steps := 0
+	s.Step = func() { steps++ }
+	must(s.Withdraw(shall))
+	must(s.Prepare(shall))
+	if steps > 0 {
+		t.Errorf("%d changes of what is as it shall be", steps)
+	}
+	s.Step = nil
+	must(s.Start())
+	now := tree(t, filepath.Join(s.Root, plan.Directory))
+	want := map[string]string{
+		"/70-ens5.network.d/50-ec2netd.conf":       text(mac, "[Route]\n"),
+		"/70-ens6.network.d/50-ec2netd.conf":       text(mac, ""),
+		"/70-ens6.network.d/55-ec2netd-start.conf": keep("").Content,
+		"/70-ens7.network.d/50-ec2netd.conf":       text(mac, ""), // the name is another ENI's now
+	}
+	for p, text := range want {
+		if now[p] != text {
+			t.Errorf("%s: %q, want %q", p, now[p], text)
+		}
+	}
+	if len(now) != len(want) {
+		t.Errorf("%v", now)
+	}
+	must(s.Withdraw(shall[:1]))
+	if left := s.waiting(); !slices.Equal(left, []string{shall[0].Path}) {
+		t.Errorf("%v wait", left)
+	}
+	must(s.Withdraw([]plan.File{own("ens5", mac, "[Route]\n\n")}))
+	if left := tree(t, filepath.Join(s.Root, plan.StartDirectory)); len(left) > 0 {
+		t.Errorf("%v wait", left)
+	}
+
+	// A mask of the administrator's stays.
+	must(os.Remove(filepath.Join(s.Root, plan.StartDropIn("ens6"))))
+	must(os.Symlink(os.DevNull, filepath.Join(s.Root, plan.StartDropIn("ens6"))))
+	must(s.Prepare([]plan.File{keep("ens6")}))
+	must(s.Start())
+	if target := s.Target(plan.StartDropIn("ens6")); target != os.DevNull {
+		t.Errorf("the mask leads to %q", target)
+	}
+}
