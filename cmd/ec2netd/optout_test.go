@@ -260,19 +260,19 @@ func TestLabWatchdog(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := boot(t, suite, nil)
 		l.configured("ens5")
-		muted, taken := l.attach(vpc.ENISpec{Subnet: "b", IPv4Count: 2}), l.attach(vpc.ENISpec{IPv4Count: 2})
-		l.configured(muted.ID())
+		taken := l.attach(vpc.ENISpec{IPv4Count: 2})
 		l.configured(taken.ID())
-		// One lost its address to somebody, and networkd sees no reason to ask for it.
+		// One lost its address to somebody, and gets it back at once (B10). The other's DHCP
+		// server does not answer.
 		l.run("ip", "address", "del", taken.IPv4()[0].String()+fmt.Sprintf("/%d", taken.Subnet().IPv4().Bits()), "dev", taken.Name())
-		// The other's DHCP server does not answer when it asks again.
-		muted.Subnet().Mute(vpc.DHCPv4)
-		l.run("ip", "address", "del", muted.IPv4()[0].String()+fmt.Sprintf("/%d", muted.Subnet().IPv4().Bits()), "dev", muted.Name())
-		for _, eni := range []*vpc.ENI{taken, muted} {
-			l.reaches(eni.ID(), func(i *state.Interface) bool {
-				return i.State == state.ENIDegraded && slices.Contains(i.Missing, "address "+eni.IPv4()[0].String())
-			})
-		}
+		l.vpc.Subnet("b").Mute(vpc.DHCPv4)
+		muted := l.attach(vpc.ENISpec{Subnet: "b"})
+		l.reaches(muted.ID(), func(i *state.Interface) bool {
+			return i.State == state.ENIDegraded && slices.Contains(i.Missing, "address "+muted.IPv4()[0].String())
+		})
+		l.until(taken.Name()+" has its address again", func() (bool, error) {
+			return slices.Contains(l.addresses(taken.Name()), taken.IPv4()[0]), nil
+		})
 		said := func(eni *vpc.ENI) int {
 			return strings.Count(l.run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet"), "configure the ENI anew")
 		}
@@ -281,7 +281,7 @@ func TestLabWatchdog(t *testing.T) {
 		if got := l.reaches(muted.ID(), func(*state.Interface) bool { return true }); got.State != state.ENIDegraded {
 			t.Errorf("without a DHCP server: %s: %s", got.State, got.Reason)
 		}
-		if n := said(taken); n != 1 {
+		if n := said(taken); n > 1 {
 			t.Errorf("networkd was asked %d times about the ENI that has a DHCP server", n)
 		}
 		muted.Subnet().Unmute()
