@@ -114,7 +114,7 @@ func TestLabTakenAway(t *testing.T) {
 			return strings.Contains(l.run("ip", "-6", "route", "show", "default", "dev", "ens5"), "metric 512"), nil
 		})
 		source := eni.IPv4()[1].String() + "/32"
-		l.regained("rules of an ENI", "for f in -4 -6; do while ip $f rule del priority 10001 2>/dev/null; do :; done; done; ip rule del from "+
+		l.regained("rules of an ENI", "while ip rule del priority 10001; do :; done; while ip -6 rule del priority 10001; do :; done; ip rule del from "+
 			eni.Subnet().IPv4().String()+" priority 9999", "rule from "+source+" lookup 10001", eni, all, primary, other)
 		l.regained("an ENI's table", "ip route flush table 10001; ip -6 route flush table 10001", "default route (IPv4) in table 10001", eni, all, primary, other)
 		flush := "ip addr flush dev " + eni.Name()
