@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -59,8 +60,15 @@ var errSilent = errors.New("silent")
 
 // refuse has connections fail for which a function returns an error.
 func (s *site) refuse(why func(metadata.Path) error) {
+	// Keys are read side by side.
+	var asking sync.Mutex
+	ask := func(path metadata.Path) error {
+		asking.Lock()
+		defer asking.Unlock()
+		return why(path)
+	}
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
-		switch err := why(metadata.DialedPath(ctx)); {
+		switch err := ask(metadata.DialedPath(ctx)); {
 		case errors.Is(err, errSilent):
 			select {
 			case <-ctx.Done():
