@@ -240,7 +240,8 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 		return false
 	}
 	if len(names) > 0 {
-		a.Log.Info("Removed policy rules that networkd had forgotten", "rules", strings.Join(names, ", "))
+		// From 256 on each detached ENI leaves its rules: nothing that anybody must know of.
+		a.Log.Debug("Removed policy rules that networkd had forgotten", "rules", strings.Join(names, ", "))
 	}
 	if len(gone) > 0 {
 		a.Log.Info("Removed addresses that networkd had forgotten", "addresses", strings.Join(gone, ", "))
