@@ -128,6 +128,21 @@ func TestLabLocalNetworks(t *testing.T) {
 			}
 		}
 		check("after the attach")
+		// F13: a VPN that takes everything has two routes in the place of a default route.
+		const takesAll = `for to in 0.0.0.0/1 128.0.0.0/1; do ip route ACTION $to dev vpn0; done; for to in ::/1 8000::/1 2000::/3; do ip -6 route ACTION $to dev vpn0; done`
+		l.run("sh", "-ec", strings.ReplaceAll(takesAll, "ACTION", "add"))
+		for _, eni := range enis[1:] {
+			for _, address := range slices.Concat(eni.IPv4(), eni.IPv6()) {
+				to := vpc.FarIPv4
+				if address.Is6() {
+					to = vpc.FarIPv6
+				}
+				if out := l.run("ip", "route", "get", to.String(), "from", address.String()); !strings.Contains(out, "dev "+eni.Name()+" ") {
+					t.Errorf("beside a VPN that takes everything: %s", out)
+				}
+			}
+		}
+		l.run("sh", "-ec", strings.ReplaceAll(takesAll, "ACTION", "del"))
 		// ENIs of one subnet have one rule: it comes and goes with the last of them.
 		rules := l.localRules()
 		for _, want := range []string{same.Subnet().IPv4().String(), same.Subnet().IPv6().String(), other.Subnet().IPv4().String()} {

@@ -99,12 +99,24 @@ type Rule struct {
 	From     netip.Prefix
 	Protocol int
 	// Plain: the rule selects by source alone and only looks a table up. Guard: the
-	// same, but default routes of the table do not count (SuppressPrefixLength=0), nor do
-	// routes over links of Group, if that is not 0 (SuppressInterfaceGroup=).
+	// same, but routes of the table do not count that are no longer than [GuardLength]
+	// (SuppressPrefixLength=), nor do routes over links of Group, if that is not 0
+	// (SuppressInterfaceGroup=).
 	Plain bool
 	Guard bool
 	Group int
 	IPv4  bool
+}
+
+// GuardLength is the length up to which prefixes do not count for a rule that guards a table.
+// Without a group those are default routes. With one, which is for networks of the host's own
+// (B9), they are also what a VPN has in the place of a default route, such as 0.0.0.0/1 and
+// 128.0.0.0/1, or 2000::/3: that would take replies from an ENI's address along (F13).
+func GuardLength(group int) int {
+	if group > 0 {
+		return 7
+	}
+	return 0
 }
 
 // Protocol numbers of routes and rules (rtnetlink(7)).

@@ -436,9 +436,12 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 	}
 	bySource = bySource && rule.From.IsValid() && rule.Table != 0
 	rule.Plain = bySource && suppress == none && group == none
-	rule.Guard = bySource && suppress == 0 && group != 0
-	if rule.Guard && group != none {
+	if bySource && group != none {
 		rule.Group = group
+	}
+	rule.Guard = bySource && group != 0 && suppress == GuardLength(rule.Group)
+	if !rule.Guard {
+		rule.Group = 0
 	}
 	return rule, true
 }

@@ -167,10 +167,11 @@ func parseApplied(text []byte) (*kernel.Snapshot, error) {
 		if !ok || !rule.own() {
 			continue
 		}
-		guard := rule.SuppressPrefixLength != nil && *rule.SuppressPrefixLength == 0
+		group := max(0, rule.SuppressInterfaceGroup)
+		guard := rule.SuppressPrefixLength != nil && *rule.SuppressPrefixLength == kernel.GuardLength(group)
 		s.Rules = append(s.Rules, kernel.Rule{
 			Priority: rule.Priority, Table: rule.Table, From: from, Protocol: rule.Protocol,
-			IPv4: from.Addr().Is4(), Guard: guard, Plain: !guard, Group: max(0, rule.SuppressInterfaceGroup),
+			IPv4: from.Addr().Is4(), Guard: guard, Plain: !guard, Group: group,
 		})
 	}
 	return s, nil

@@ -205,7 +205,7 @@ func remove(rule plan.Rule) error {
 	}
 	what.Priority, what.Table, what.Src, what.Protocol = rule.Priority, rule.Table, network(rule.From), kernel.ProtocolStatic
 	if rule.Guard {
-		what.SuppressPrefixlen = 0
+		what.SuppressPrefixlen = kernel.GuardLength(rule.Group)
 	}
 	if rule.Group != 0 {
 		what.SuppressIfgroup = rule.Group

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 )
 
@@ -97,7 +98,7 @@ func ruleText(rules []Rule) string {
 		u.number("Table", rule.Table)
 		u.number("Priority", rule.Priority)
 		if rule.Guard {
-			u.number("SuppressPrefixLength", 0)
+			u.number("SuppressPrefixLength", kernel.GuardLength(rule.Group))
 		}
 		if rule.Group != 0 {
 			u.number("SuppressInterfaceGroup", rule.Group)

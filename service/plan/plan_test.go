@@ -716,7 +716,7 @@ func TestGaps(t *testing.T) {
 	missing := nothing.Missing()
 	want := []string{
 		"address 10.0.1.21", "default route (IPv4) in table 10001", "default route (IPv4) with metric 513", "route to 10.0.1.0/24 in table 10001",
-		"rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 0 suppress_ifgroup 3778",
+		"rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778",
 		"rule from 10.0.1.20/32 lookup 10001", "rule from 10.0.1.21/32 lookup 10001",
 		"altname eni-0123456789abcdef1", "altname device-number-1",
 	}

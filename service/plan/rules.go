@@ -16,8 +16,9 @@ type Rule struct {
 	From     netip.Prefix `json:"from"`
 	Table    int          `json:"table"`
 	Priority int          `json:"priority"`
-	// Guard: default routes of the table do not count (SuppressPrefixLength=0), nor do
-	// routes over links of Group, if that is not 0 (SuppressInterfaceGroup=).
+	// Guard: routes of the table that are no longer than [kernel.GuardLength] do not count
+	// (SuppressPrefixLength=), nor do those over links of Group, if that is not 0
+	// (SuppressInterfaceGroup=).
 	Guard bool `json:"guard,omitempty"`
 	Group int  `json:"group,omitempty"`
 }
@@ -26,7 +27,7 @@ type Rule struct {
 func (r Rule) String() string {
 	text := fmt.Sprintf("from %s lookup %d", r.From, r.Table)
 	if r.Guard {
-		text += " suppress_prefixlength 0"
+		text += fmt.Sprintf(" suppress_prefixlength %d", kernel.GuardLength(r.Group))
 	}
 	if r.Group != 0 {
 		text += fmt.Sprintf(" suppress_ifgroup %d", r.Group)
@@ -97,9 +98,10 @@ func (r Rule) Compare(o Rule) int {
 func RulesIn(content string) []Rule {
 	var found []Rule
 	var rule Rule
-	inside, plain := false, false
+	inside, plain, suppressed := false, false, -1
 	end := func() {
-		if inside && plain && rule.From.IsValid() && rule.Table != 0 && (rule.Guard || rule.Group == 0) {
+		rule.Guard = suppressed == kernel.GuardLength(rule.Group)
+		if inside && plain && rule.From.IsValid() && rule.Table != 0 && (rule.Guard || (suppressed < 0 && rule.Group == 0)) {
 			found = append(found, rule)
 		}
 	}
@@ -107,7 +109,7 @@ func RulesIn(content string) []Rule {
 		line = strings.TrimSpace(line)
 		if strings.HasPrefix(line, "[") {
 			end()
-			rule, inside, plain = Rule{}, line == "[RoutingPolicyRule]", true
+			rule, inside, plain, suppressed = Rule{}, line == "[RoutingPolicyRule]", true, -1
 			continue
 		}
 		key, value, ok := strings.Cut(line, "=")
@@ -124,8 +126,8 @@ func RulesIn(content string) []Rule {
 		case "Priority":
 			rule.Priority, err = strconv.Atoi(value)
 		case "SuppressPrefixLength":
-			rule.Guard = value == "0"
-			plain = plain && rule.Guard
+			suppressed, err = strconv.Atoi(value)
+			plain = plain && suppressed >= 0
 		case "SuppressInterfaceGroup":
 			rule.Group, err = strconv.Atoi(value)
 			plain = plain && rule.Group > 0

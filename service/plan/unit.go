@@ -480,7 +480,7 @@ func policyRule(u *unitWriter, rule Rule) {
 	u.number("Table", rule.Table)
 	u.number("Priority", rule.Priority)
 	if rule.Guard {
-		u.number("SuppressPrefixLength", 0)
+		u.number("SuppressPrefixLength", kernel.GuardLength(rule.Group))
 	}
 	if rule.Group != 0 {
 		u.number("SuppressInterfaceGroup", rule.Group)
