@@ -1,6 +1,7 @@
 package vpc
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -274,7 +275,11 @@ func (sn *Subnet) neighbour(addr netip.Addr, mac net.HardwareAddr, add bool) err
 	if add {
 		return sn.vpc.thread.link.NeighSet(n)
 	}
-	return sn.vpc.thread.link.NeighDel(n)
+	// It may be gone with an address that came back and went meanwhile.
+	if err := sn.vpc.thread.link.NeighDel(n); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
 }
 
 // route sends a prefix to a next hop on the subnet, or stops that.
