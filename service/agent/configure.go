@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ec2netd/service/config"
+	"ec2netd/service/metadata"
 )
 
 // Configuration is what of the configuration can change while the agent runs, as in
@@ -49,7 +50,7 @@ func (a *Agent) takeUp(ctx context.Context, c configured) {
 		// Another service may say otherwise of everything.
 		a.instanceTry.next = now
 		for _, t := range a.targets {
-			t.next, t.turn = now, 0
+			t.next, t.turn, t.look = now, 0, metadata.Whole
 		}
 	}
 	if c.RefreshEvery < a.RefreshEvery {

@@ -27,17 +27,25 @@ type Watcher struct {
 	log     *slog.Logger
 	changed chan struct{}
 	ready   chan struct{}
+	// relist: the drivers have changed.
+	relist chan struct{}
 }
 
 // NewWatcher returns a watcher of links with one of the drivers.
 func NewWatcher(drivers []string, log *slog.Logger) *Watcher {
-	w := &Watcher{log: log, changed: make(chan struct{}, 1), ready: make(chan struct{})}
+	w := &Watcher{log: log, changed: make(chan struct{}, 1), ready: make(chan struct{}), relist: make(chan struct{}, 1)}
 	w.SetDrivers(drivers)
 	return w
 }
 
 // SetDrivers changes the drivers for the events to come. It may be called at any time.
-func (w *Watcher) SetDrivers(drivers []string) { w.drivers.Store(&drivers) }
+func (w *Watcher) SetDrivers(drivers []string) {
+	w.drivers.Store(&drivers)
+	select {
+	case w.relist <- struct{}{}:
+	default:
+	}
+}
 
 // String names the task.
 func (w *Watcher) String() string { return "link watcher" }
@@ -128,18 +136,23 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 	// Flags of the addresses that were told of: each router advertisement and each renewal
 	// of a lease tells of its addresses anew.
 	told := make(map[linkAddress]int)
-	if found, err := observer.handle.LinkList(); err == nil {
-		for _, link := range found {
-			if _, ok := observer.driver(link); ok {
-				seen[link.Attrs().Index] = appearanceOf(link.Attrs())
+	list := func() {
+		if found, err := observer.handle.LinkList(); err == nil {
+			for _, link := range found {
+				if _, ok := observer.driver(link); ok {
+					seen[link.Attrs().Index] = appearanceOf(link.Attrs())
+				}
 			}
 		}
 	}
+	list()
 	ready()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-w.relist:
+			list()
 		case update, ok := <-links:
 			if !ok {
 				return fmt.Errorf("the link subscription ended")
