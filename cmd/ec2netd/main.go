@@ -137,7 +137,7 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	}
 	if *starts {
 		if err := beforeNetworkd(log); err != nil {
-			log.Error("networkd starts without what was prepared for it, which may interrupt connections", "reason", err.Error())
+			log.Error("Failed to put in place what networkd is to find: its start may interrupt connections", "reason", err.Error())
 			return exitFailure
 		}
 		return 0

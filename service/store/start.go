@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"ec2netd/service/plan"
 )
 
@@ -63,11 +65,27 @@ func (s *Store) Prepare(shall []plan.File) error {
 	return nil
 }
 
+// outdated takes away the copy of a file that waits for networkd's start, as the file has
+// changed.
+func (s *Store) outdated(p string) error {
+	if path.Base(p) != plan.DropInName {
+		return nil
+	}
+	if err := os.Remove(s.at(atStart(p))); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	return nil
+}
+
 // Start puts the files in place that wait for networkd's start, where their ENI still has its
-// unit. networkd must not run meanwhile.
-func (s *Store) Start() error {
+// unit. networkd must not run meanwhile. keepAll: those too that somebody must take away again,
+// see [plan.StartDropInName].
+func (s *Store) Start(keepAll bool) error {
 	var errs []error
 	for _, p := range s.waiting() {
+		if path.Base(p) == plan.StartDropInName && !keepAll {
+			continue
+		}
 		content, own := s.Read(atStart(p)), path.Join(path.Dir(p), plan.DropInName)
 		present := s.Read(own)
 		if !s.regular(own) || !plan.Ours(present) || (p == own && plan.MACIn(present) != plan.MACIn(content)) {

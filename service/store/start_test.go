@@ -33,7 +33,7 @@ func TestStart(t *testing.T) {
 	}
 	// Nothing waits yet, nor is there a place to wait in.
 	must(s.Withdraw(nil))
-	must(s.Start())
+	must(s.Start(true))
 
 	shall := []plan.File{own("ens5", mac, "[Route]\n"), keep("ens6"), own("ens7", other, "[Route]\n"), own("ens8", mac, ""), keep("ens9")}
 	must(s.Withdraw(shall))
@@ -46,7 +46,10 @@ func TestStart(t *testing.T) {
 		t.Errorf("%d changes of what is as it shall be", steps)
 	}
 	s.Step = nil
-	must(s.Start())
+	if err := s.Start(false); err != nil || s.there(plan.StartDropIn("ens6")) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	must(s.Start(true))
 	now := tree(t, filepath.Join(s.Root, plan.Directory))
 	want := map[string]string{
 		"/70-ens5.network.d/50-ec2netd.conf":       text(mac, "[Route]\n"),
@@ -62,6 +65,12 @@ func TestStart(t *testing.T) {
 	if len(now) != len(want) {
 		t.Errorf("%v", now)
 	}
+	// What has changed since is no more what it was made of.
+	apply(t, s, []plan.File{own("ens5", mac, "[Network]\n")}, Unit{"ens6", Network}, Unit{"ens7", Network})
+	if slices.Contains(s.waiting(), shall[0].Path) {
+		t.Error("what waits for ens5 is out of date")
+	}
+	must(s.Prepare(shall))
 	must(s.Withdraw(shall[:1]))
 	if left := s.waiting(); !slices.Equal(left, []string{shall[0].Path}) {
 		t.Errorf("%v wait", left)
@@ -75,7 +84,7 @@ func TestStart(t *testing.T) {
 	must(os.Remove(filepath.Join(s.Root, plan.StartDropIn("ens6"))))
 	must(os.Symlink(os.DevNull, filepath.Join(s.Root, plan.StartDropIn("ens6"))))
 	must(s.Prepare([]plan.File{keep("ens6")}))
-	must(s.Start())
+	must(s.Start(true))
 	if target := s.Target(plan.StartDropIn("ens6")); target != os.DevNull {
 		t.Errorf("the mask leads to %q", target)
 	}

@@ -417,6 +417,9 @@ func mirrored(target string) bool {
 }
 
 func (s *Store) remove(p string, changes *Changes) error {
+	if err := s.outdated(p); err != nil {
+		return file.Failed("removing", atStart(p), err)
+	}
 	if err := os.Remove(s.at(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return file.Failed("removing", p, err)
 	}
@@ -448,6 +451,9 @@ func (s *Store) write(want plan.File, units []Unit, changes *Changes) error {
 			changes.Refused[want.Path] = "a file of somebody else's is in its place"
 			return nil
 		}
+	}
+	if err := s.outdated(want.Path); err != nil {
+		return file.Failed("removing", atStart(want.Path), err)
 	}
 	if err := s.replace(want); err != nil {
 		return file.Failed("writing", want.Path, err)
