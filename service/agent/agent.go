@@ -78,7 +78,7 @@ type Store interface {
 	Look(file string) plan.UnitText
 	Names() []string
 	Rules() ([]plan.Rule, error)
-	Addresses() (map[netip.Addr]bool, error)
+	Addresses() (map[plan.OwnAddress]bool, error)
 	Stamp(files ...string) string
 	Unread() []string
 }
@@ -302,8 +302,10 @@ type Agent struct {
 	// or in the kernel. orphanAt is when rules that networkd has forgotten are to be
 	// removed, zero if there are none; orphanDelay the time to the try after.
 	rules map[plan.Rule]time.Time
-	// addresses are those that stand or stood in drop-ins, with when each was last somewhere.
+	// addresses are those that stand or stood in drop-ins, with when each was last somewhere, and
+	// there those of them that have been on their links.
 	addresses   map[plan.OwnAddress]time.Time
+	there       map[plan.OwnAddress]bool
 	noted       noted
 	generated   generated
 	inOrder     inOrder
@@ -377,6 +379,8 @@ type link struct {
 	held bool
 	// elsewhere: networkd had not taken up the unit that was there for it, and has not since.
 	elsewhere bool
+	// startFile: what networkd 252 is to find at its start was there.
+	startFile bool
 	// took is how long it took from then until it was configured first, nil before that.
 	took *time.Duration
 	// idle is when networkd was last seen not to have begun with it: the lease is not

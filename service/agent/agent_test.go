@@ -1252,6 +1252,68 @@ func TestForgottenRules(t *testing.T) {
 	})
 }
 
+// E10, F12: where files are gone and cannot be written anew, what they had is not forgotten:
+// nothing that the metadata lists is removed.
+func TestFilesGoneForgetNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		dir := filepath.Join(w.store.Root, plan.Directory)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(dir, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		w.ring()
+		settle(5 * time.Minute)
+		if w.runs > 0 {
+			t.Errorf("rules and addresses were to be removed %d times", w.runs)
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+		settle(5 * time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		if w.runs > 0 {
+			t.Errorf("afterwards rules and addresses were to be removed %d times", w.runs)
+		}
+	})
+}
+
+// A8: an address that EC2 withdrew and somebody adds by hand afterwards is theirs.
+func TestWithdrawnAddressOfOthers(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20") })
+		if _, err := a.Refresh(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		must(t, a, "ens6", state.ENIConfigured)
+		w.set(func() {
+			for i := range w.links {
+				if w.links[i].Name == "ens6" {
+					w.links[i].Addresses = append(w.links[i].Addresses, kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true})
+				}
+			}
+		})
+		w.ring()
+		settle(5 * time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		if w.runs > 0 {
+			t.Errorf("it was to be removed %d times", w.runs)
+		}
+	})
+}
+
 // F5: a conflict is in the state from the next look on, and is one line in the log.
 func TestConflict(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

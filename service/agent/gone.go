@@ -126,7 +126,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 		g.delay = max(g.delay, repairTime)
 	}
 	g.last = now
-	a.Log.Warn("Having networkd configure the ENI anew: "+summary(lost.Words)+" is gone", "eni", eni.View.ID, "mac", eni.Link.MAC,
+	a.Log.Warn("Asking networkd to configure the ENI again: "+summary(lost.Words)+" is gone", "eni", eni.View.ID, "mac", eni.Link.MAC,
 		"interface", eni.Link.Name, "gone", strings.Join(lost.Words, ", "), "times", g.times)
 	if err := a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err != nil {
 		a.say("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", eni.Link.MAC,
@@ -148,7 +148,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 func (a *Agent) dispute(entry *state.Interface, lost plan.Lost, g *gone) {
 	entry.State = state.ENIContested
 	entry.Reason = "somebody takes away again and again what the ENI shall have: it was put back " + plural(g.times, "time") +
-		", and that is done less and less often. See journalctl -u ec2netd for what it was, and stop who does it"
+		", and that is done less and less often. See journalctl -u ec2netd for what it was, and stop whoever does it"
 	if len(lost.Words) > 0 {
 		entry.Reason += ". Missing: " + summary(lost.Words)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -22,8 +21,8 @@ const (
 	// recordTime is how long a rule that is nowhere any more stays in the record: networkd
 	// may be about to add it.
 	recordTime = time.Minute
-	// addressTime is that of an address. It is shorter, since who adds the address by hand
-	// afterwards means to have it.
+	// addressTime is that of an address that has not been on the link. One that has leaves the
+	// record with it: who adds it by hand afterwards means to have it.
 	addressTime = 5 * time.Second
 )
 
@@ -89,10 +88,11 @@ func (a *Agent) noteRules(now time.Time) {
 // noteAddresses is the part of noteRules that is about addresses. It tells whether the record
 // has changed.
 func (a *Agent) noteAddresses(now time.Time) (changed bool) {
+	wanted := make(map[plan.OwnAddress]bool)
 	note := func(own plan.OwnAddress) {
 		_, known := a.addresses[own]
 		changed = changed || !known
-		a.addresses[own] = now
+		a.addresses[own], wanted[own] = now, true
 	}
 	for _, own := range a.generated.addresses {
 		note(own)
@@ -102,17 +102,19 @@ func (a *Agent) noteAddresses(now time.Time) (changed bool) {
 			note(own)
 		}
 	}
+	was := a.there
+	a.there = make(map[plan.OwnAddress]bool, len(was))
 	for i := range a.snapshot.Links {
 		l := &a.snapshot.Links[i]
 		for _, address := range l.Addresses {
 			own := plan.OwnAddress{MAC: l.MAC, Address: address.Prefix.Addr()}
 			if _, known := a.addresses[own]; known {
-				a.addresses[own] = now
+				a.addresses[own], a.there[own] = now, true
 			}
 		}
 	}
-	maps.DeleteFunc(a.addresses, func(_ plan.OwnAddress, last time.Time) bool {
-		old := now.Sub(last) > addressTime
+	maps.DeleteFunc(a.addresses, func(own plan.OwnAddress, last time.Time) bool {
+		old := now.Sub(last) > addressTime || (was[own] && !a.there[own] && !wanted[own])
 		changed = changed || old
 		a.noted.leaving = a.noted.leaving || (!old && last.Before(now))
 		return old
@@ -186,7 +188,8 @@ type inOrder struct {
 // removeOrphans has the rules removed that networkd has forgotten. It tells whether it
 // did.
 func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
-	if a.Rules == nil || a.RemoveOrphans == nil {
+	// Files that could not be written want what they do not have: nothing is removed for that.
+	if a.Rules == nil || a.RemoveOrphans == nil || a.storeErr != "" {
 		return false
 	}
 	generated := a.generatedRules()
@@ -200,7 +203,7 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	if len(orphans)+len(addresses) > 0 {
 		// What somebody else's file wants is not looked at before it matters.
 		wanted, err := a.Store.Rules()
-		var kept map[netip.Addr]bool
+		var kept map[plan.OwnAddress]bool
 		if err == nil {
 			kept, err = a.Store.Addresses()
 		}
@@ -254,9 +257,9 @@ func (a *Agent) orphanAddresses() []plan.OwnAddress {
 	if a.technique != plan.Dynamic {
 		return nil // networkd removes what it has forgotten
 	}
-	wanted := make(map[netip.Addr]bool, len(a.generated.addresses))
+	wanted := make(map[plan.OwnAddress]bool, len(a.generated.addresses))
 	for _, own := range a.generated.addresses {
-		wanted[own.Address] = true
+		wanted[own] = true
 	}
 	return plan.OrphanAddresses(slices.Collect(maps.Keys(a.addresses)), wanted, a.snapshot.Links)
 }

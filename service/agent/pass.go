@@ -43,6 +43,7 @@ func (a *Agent) pass(ctx context.Context) {
 			return
 		}
 		a.decide()
+		a.noteRules(time.Now())
 	}
 	a.repair(ctx)
 	a.saveHint()
@@ -302,6 +303,10 @@ func (a *Agent) decide() {
 			// wait with the ENI's addresses.
 			entry.Busy = now.Sub(memory.reconfigured) < settleTime
 		}
+		if entry.StartFile && !memory.startFile {
+			memory.since = now // networkd has just started, whether that is known by now or not
+		}
+		memory.startFile = entry.StartFile
 		entry.Settled = now.Sub(memory.since) >= settledTime
 		if entry.StartFile && !entry.Settled {
 			a.ask(settledTime - now.Sub(memory.since))
@@ -313,6 +318,8 @@ func (a *Agent) decide() {
 		entry.Foreign = plan.Foreign(&entry, a.isOurs)
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName
+		entry.OffBase = !entry.OnBase && said.File != plan.HoldPath &&
+			(said.Administrative == "unmanaged" || (said.File != "" && said.File != plan.NetworkPath(l.Name)))
 		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC)))
 		entry.Elsewhere = a.elsewhere(&entry, said, now)
 		in.Links = append(in.Links, entry)
@@ -376,8 +383,9 @@ func (a *Agent) act(ctx context.Context) bool {
 	} else {
 		a.storeTry = attempt{}
 		a.unsay("store")
-		a.prepare(a.Store.Prepare)
-		a.prepared = a.planned
+		if a.prepare(a.Store.Prepare) {
+			a.prepared = a.planned
+		}
 	}
 	if changes.Any() {
 		a.generated.seen = false
@@ -403,15 +411,17 @@ func (a *Agent) act(ctx context.Context) bool {
 
 // prepare withdraws or prepares what networkd is to find at its next start, where the plan is
 // another one. What there is stays while networkd is away: it may be starting.
-func (a *Agent) prepare(do func([]plan.File) error) {
+// It tells whether that is done.
+func (a *Agent) prepare(do func([]plan.File) error) bool {
 	if a.prepared == a.planned || !a.networkdUp {
-		return
+		return a.prepared == a.planned
 	}
 	if err := do(a.plan.AtStart()); err != nil {
 		a.say("start", "Cannot prepare the next start of networkd, which may interrupt connections", "reason", err.Error())
-		return
+		return false
 	}
 	a.unsay("start")
+	return true
 }
 
 // touched are the present links of whose unit something was changed. A detached
@@ -573,7 +583,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	l := a.links[eni.Link.Index]
 	l.repairDelay = min(2*l.repairDelay, slowestRepair)
 	l.repairAt = now.Add(jitter(l.repairDelay))
-	a.Log.Warn("Having networkd configure the ENI anew: "+lackingWords(eni, lacking)+" is missing", "eni", eni.View.ID,
+	a.Log.Warn("Asking networkd to configure the ENI again: "+lackingWords(eni, lacking)+" is missing", "eni", eni.View.ID,
 		"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(), "next_try", l.repairDelay.String())
 	// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over a
 	// configuration (measured on 257 and 262).

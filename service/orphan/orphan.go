@@ -100,7 +100,7 @@ func (r *Record) Write(rules []plan.Rule) error {
 // Files tells which rules and addresses stand in networkd's files.
 type Files interface {
 	Rules() ([]plan.Rule, error)
-	Addresses() (map[netip.Addr]bool, error)
+	Addresses() (map[plan.OwnAddress]bool, error)
 }
 
 // Remove removes the orphans of this network namespace and returns them. Whatever it is

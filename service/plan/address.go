@@ -50,9 +50,13 @@ func OwnAddressesIn(content string) []OwnAddress {
 	return found
 }
 
-// AddressesIn returns the addresses that any unit file of networkd has.
-func AddressesIn(content string) []netip.Addr {
-	var found []netip.Addr
+// AddressesIn returns the addresses that any unit file of networkd has. Which links one of
+// somebody else's is for is not known: MAC is empty then.
+func AddressesIn(content string) []OwnAddress {
+	if Ours(content) {
+		return OwnAddressesIn(content)
+	}
+	var found []OwnAddress
 	for line := range strings.Lines(content) {
 		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
 		if !ok || strings.TrimSpace(key) != "Address" {
@@ -60,20 +64,21 @@ func AddressesIn(content string) []netip.Addr {
 		}
 		text, _, _ := strings.Cut(strings.TrimSpace(value), "/")
 		if address, err := netip.ParseAddr(text); err == nil {
-			found = append(found, address)
+			found = append(found, OwnAddress{Address: address})
 		}
 	}
 	return found
 }
 
 // OrphanAddresses are the addresses that networkd has left behind: a link has them, record
-// says that they were in its drop-in, and no file wants them any more. From systemd 257 on
+// says that they were in its drop-in, and no file wants them for it any more, see
+// [AddressesIn]. From systemd 257 on
 // ENIs have KeepConfiguration=yes, with which networkd takes an address that was there before
 // it started for somebody else's.
-func OrphanAddresses(record []OwnAddress, wanted map[netip.Addr]bool, links []kernel.Link) []OwnAddress {
+func OrphanAddresses(record []OwnAddress, wanted map[OwnAddress]bool, links []kernel.Link) []OwnAddress {
 	var found []OwnAddress
 	for _, own := range record {
-		if !wanted[own.Address] && slices.ContainsFunc(links, func(l kernel.Link) bool { return l.MAC == own.MAC && has(&l, own.Address) }) {
+		if !wanted[own] && !wanted[OwnAddress{Address: own.Address}] && slices.ContainsFunc(links, func(l kernel.Link) bool { return l.MAC == own.MAC && has(&l, own.Address) }) {
 			found = append(found, own)
 		}
 	}

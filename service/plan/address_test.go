@@ -98,6 +98,7 @@ func TestOrphanAddresses(t *testing.T) {
 		}
 		return []kernel.Link{l, {MAC: "02:00:00:00:01:12", Addresses: []kernel.Address{{Prefix: netip.MustParsePrefix("10.0.1.22/32")}}}}
 	}
+	const ours = "# Written by ec2netd\n"
 	for _, test := range []struct {
 		name   string
 		wanted string
@@ -106,12 +107,14 @@ func TestOrphanAddresses(t *testing.T) {
 	}{
 		{"left", "", on("10.0.1.20/24", "10.0.1.21/32", "2001:db8:1::21/128"), []OwnAddress{record[0], record[2]}},
 		{"of another file", "[Network]\nAddress=10.0.1.21/32\n", on("10.0.1.21/32"), nil},
+		{"of its own", ours + "[Match]\nMACAddress=" + mac + "\n[Address]\nAddress=10.0.1.21/32\n", on("10.0.1.21/32"), nil},
+		{"moved to another ENI", ours + "[Match]\nMACAddress=02:00:00:00:01:12\n[Address]\nAddress=10.0.1.21/32\n", on("10.0.1.21/32"), record[:1]},
 		{"as a comment", "#Address=10.0.1.21/32\n", on("10.0.1.21/32"), record[:1]},
 		{"with another length", "", on("10.0.1.21/24"), nil},
 		{"by DHCPv6", "", on("2001:db8:1::21/128 dynamic"), nil},
 		{"of another link", "", on(), nil},
 	} {
-		wanted := make(map[netip.Addr]bool)
+		wanted := make(map[OwnAddress]bool)
 		for _, address := range AddressesIn(test.wanted) {
 			wanted[address] = true
 		}

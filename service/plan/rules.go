@@ -77,7 +77,7 @@ func ungrouped(eni *ENI) bool {
 	if eni.View.MAC == "" || eni.Twice || link.Group == Group {
 		return false
 	}
-	return link.Taken != "" || link.NetworkHidden != "" || (!eni.Settings.Managed && link.Done)
+	return link.Taken != "" || link.NetworkHidden != "" || (!eni.Settings.Managed && link.OffBase)
 }
 
 // Compare orders rules.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path"
 	"slices"
@@ -192,11 +191,11 @@ func (s *Store) Rules() ([]plan.Rule, error) {
 }
 
 // Addresses are those that stand in any .network file or drop-in, as Rules.
-func (s *Store) Addresses() (map[netip.Addr]bool, error) {
-	all := make(map[netip.Addr]bool)
+func (s *Store) Addresses() (map[plan.OwnAddress]bool, error) {
+	all := make(map[plan.OwnAddress]bool)
 	err := s.each(func(content string) {
-		for _, address := range plan.AddressesIn(content) {
-			all[address] = true
+		for _, own := range plan.AddressesIn(content) {
+			all[own] = true
 		}
 	})
 	return all, err
