@@ -126,7 +126,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 		g.delay = max(g.delay, repairTime)
 	}
 	g.last = now
-	a.Log.Warn("Asking networkd to configure the ENI again: "+summary(lost.Words)+" is gone", "eni", eni.View.ID, "mac", eni.Link.MAC,
+	a.Log.Warn("Asking networkd to configure the ENI anew: "+summary(lost.Words)+" is gone", "eni", eni.View.ID, "mac", eni.Link.MAC,
 		"interface", eni.Link.Name, "gone", strings.Join(lost.Words, ", "), "times", g.times)
 	if err := a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err != nil {
 		a.say("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", eni.Link.MAC,

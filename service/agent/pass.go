@@ -287,6 +287,7 @@ func (a *Agent) decide() {
 		a.Store.Complete(&entry)
 		if applied, ok := a.Udev.LinkFile(l.Index); ok {
 			entry.LinkFile = a.Store.Policy(l.Name, applied)
+			a.Store.CompletePolicy(&entry)
 		}
 		memory := a.links[l.Index]
 		if !a.networkdUp || a.unhandled(l.Index) {
@@ -583,7 +584,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	l := a.links[eni.Link.Index]
 	l.repairDelay = min(2*l.repairDelay, slowestRepair)
 	l.repairAt = now.Add(jitter(l.repairDelay))
-	a.Log.Warn("Asking networkd to configure the ENI again: "+lackingWords(eni, lacking)+" is missing", "eni", eni.View.ID,
+	a.Log.Warn("Asking networkd to configure the ENI anew: "+lackingWords(eni, lacking)+" is missing", "eni", eni.View.ID,
 		"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(), "next_try", l.repairDelay.String())
 	// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over a
 	// configuration (measured on 257 and 262).

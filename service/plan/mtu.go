@@ -15,6 +15,9 @@ type MTUSetting struct {
 	Bytes int
 	// Lease: the MTU that DHCPv4 tells is used (UseMTU=).
 	Lease bool
+	// OfLink: Bytes stands in the .link file in force, which udevd applies once. A lease would
+	// take its place.
+	OfLink bool
 }
 
 // MTUOf reads a unit and its drop-ins, see systemd.network(5).
@@ -60,7 +63,7 @@ func settleMTU(eni *ENI) {
 	set := link.MTUSetting
 	switch {
 	case set.Bytes != 0:
-		want.MTU = set.Bytes
+		want.MTU, want.OwnMTU = set.Bytes, set.OfLink
 	case len(eni.View.IPv4) == 0:
 		want.MTU, want.OwnMTU = VPCMTU, true
 	case set.Lease:

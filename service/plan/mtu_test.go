@@ -72,3 +72,14 @@ func TestMTU(t *testing.T) {
 		})
 	}
 }
+
+// F2, A9: the .link file in force has its effect too, which a lease would take away.
+func TestMTUOfLinkFile(t *testing.T) {
+	v := view(1, addrs("10.0.1.20"), nil)
+	link := leased(1, &v)
+	link.MTUSetting, link.LeaseMTU, link.MaxMTU = MTUSetting{Bytes: 1400, Lease: true, OfLink: true}, 9001, 65535
+	eni := Make(input([]Link{link}, v)).ENIs[0]
+	if content := eni.Files[0].Content; eni.Want.MTU != 1400 || !strings.Contains(content, "\nMTUBytes=1400\n") || !strings.Contains(content, "\nUseMTU=no\n") {
+		t.Errorf("MTU %d:\n%s", eni.Want.MTU, content)
+	}
+}

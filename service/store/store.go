@@ -203,6 +203,17 @@ func (s *Store) Complete(link *plan.Link) {
 	link.MTUSetting = plan.MTUOf(unit)
 }
 
+// CompletePolicy fills in what the .link file in force has to say of a link's MTU, if no
+// .network file does.
+func (s *Store) CompletePolicy(link *plan.Link) {
+	if link.Bytes != 0 || link.LinkFile == "" {
+		return
+	}
+	if set := plan.MTUOf(s.Look(path.Base(link.LinkFile))); set.Bytes != 0 {
+		link.Bytes, link.OfLink = set.Bytes, true
+	}
+}
+
 // Assigned are the numbers that stand in generated drop-ins, by MAC address. Those of
 // presumed are left out: it was taken for the primary ENI.
 func (s *Store) Assigned(presumed string) map[string]plan.Numbers {
