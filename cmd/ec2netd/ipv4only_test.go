@@ -74,6 +74,7 @@ func (l *lab) stillOff(eni *vpc.ENI) {
 // dualStack waits until an ENI is configured with its IPv6.
 func (l *lab) dualStack(eni *vpc.ENI) {
 	l.t.Helper()
+	l.configured(eni.ID())
 	i := l.reaches(eni.ID(), func(i *state.Interface) bool {
 		return i.State == state.ENIConfigured && i.IPv6NotApplicable == ""
 	})
