@@ -212,6 +212,26 @@ func (l *lab) names(enis ...*vpc.ENI) {
 	l.run("rm", "/etc/ec2netd.conf.d/names.conf")
 	l.run("systemctl", "restart", "ec2netd.service")
 	l.configured(enis[1].ID())
+
+	// EC2 sends several domains as one text. That it is one again tells the lease's file, which
+	// 262 does not keep.
+	behaviour, sets := l.vpc.Behaviour(), [][]string{{"example.com", "corp.example"}}
+	if _, err := l.inst.Exec(l.t.Context(), "test", "-e", "/run/systemd/netif/leases/2"); err == nil {
+		sets = append(sets, []string{vpc.DefaultDomain})
+	}
+	for _, names := range sets {
+		behaviour.DHCP.Domains = names
+		if err := l.vpc.SetBehaviour(behaviour); err != nil {
+			l.t.Fatal(err)
+		}
+		l.run("networkctl", "renew", "ens5")
+		want := "Link 2 (ens5): " + strings.Join(names, " ")
+		l.untilOr(want, func() (bool, error) {
+			l.run("ec2netctl", "refresh", "--wait")
+			last = l.run("resolvectl", "domain", "ens5")
+			return last == want, nil
+		}, &last)
+	}
 }
 
 // What the base unit and networkd.conf.d are for, on one instance.

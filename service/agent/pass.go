@@ -316,6 +316,7 @@ func (a *Agent) decide() {
 		if entry.LeaseMTU = said.MTU; said.MTU == 0 {
 			entry.LeaseMTU = memory.leaseMTU
 		}
+		entry.Domains, entry.LeaseDomains = said.Domains, said.LeaseDomains
 		entry.Foreign = plan.Foreign(&entry, a.isOurs)
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -60,8 +61,8 @@ func TestBeforeNetworkd(t *testing.T) {
 
 func TestLink(t *testing.T) {
 	root := instance(t)
-	text := "# This is private data. Do not parse.\nADMIN_STATE=configured\nNETWORK_FILE=/run/systemd/network/70-ens6.network\nNETWORK_FILE_DROPINS=\"\"\nDHCP_LEASE=/run/systemd/netif/leases/3\n"
-	for file, content := range map[string]string{"links/3": text, "leases/3": "ADDRESS=10.0.1.11\nMTU=9001\nT1=1800\n"} {
+	text := "# This is private data. Do not parse.\nADMIN_STATE=configured\nNETWORK_FILE=/run/systemd/network/70-ens6.network\nNETWORK_FILE_DROPINS=\"\"\nDHCP_LEASE=/run/systemd/netif/leases/3\nDOMAINS=example.com\\032corp.example\n"
+	for file, content := range map[string]string{"links/3": text, "leases/3": "ADDRESS=10.0.1.11\nMTU=9001\nT1=1800\nDOMAINNAME=example.com\\032corp.example\n"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, netifPath, file)), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -70,10 +71,30 @@ func TestLink(t *testing.T) {
 		}
 	}
 	c := &Client{Root: root}
-	if got, want := c.Link(3), (LinkState{Administrative: "configured", File: "/run/systemd/network/70-ens6.network", MTU: 9001}); got != want {
+	if got, want := c.Link(3), (LinkState{Administrative: "configured", File: "/run/systemd/network/70-ens6.network", MTU: 9001,
+		Domains: "example.com corp.example", LeaseDomains: "example.com corp.example"}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if got := c.Link(4); got != (LinkState{}) {
 		t.Errorf("a link that networkd does not know: %+v", got)
+	}
+}
+
+// D14: what a DHCP server says becomes a line of a unit file, or nothing.
+func TestDomains(t *testing.T) {
+	for name, want := range map[string]string{
+		"ec2.internal":                     "ec2.internal",
+		`example.com\032corp.example`:      "example.com corp.example",
+		`a\032\032b\032`:                   "a b",
+		`a\010[Route]`:                     "",
+		`a\032b;c`:                         "",
+		"..":                               "",
+		"":                                 "",
+		strings.Repeat("a", 254):           "",
+		`x\032` + strings.Repeat("a", 254): "",
+	} {
+		if got := domains(name); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
 	}
 }

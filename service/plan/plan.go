@@ -168,6 +168,9 @@ type Link struct {
 	// DHCPv4 lease tells, 0 where it tells none or that is not known.
 	MTUSetting
 	LeaseMTU int
+	// Domains are several search domains that networkd has taken for one, LeaseDomains those of
+	// the lease if they are known, both separated by spaces, see networkd.LinkState.
+	Domains, LeaseDomains string
 	// Foreign are the addresses that somebody else has put on the link, of those that a drop-in
 	// could give it.
 	Foreign []netip.Addr
@@ -259,6 +262,8 @@ type Want struct {
 	KeepAll bool
 	// LeaveDNS: the servers of the lease are the primary ENI's, and not used again.
 	LeaveDNS bool
+	// Domains are search domains in the place of the lease's, separated by spaces, or empty.
+	Domains  string
 	Altnames []string
 }
 
@@ -676,6 +681,7 @@ func render(eni *ENI, in Input, grouped bool) {
 	settleMTU(eni)
 	want.KeepAll = keepsAll(in.Networkd)
 	want.LeaveDNS = leavesDNS(eni, in)
+	want.Domains = severalDomains(&eni.Link)
 	technique, better := compose(eni, in)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
 	if starting(&eni.Link, technique) {
@@ -701,6 +707,22 @@ func leavesDNS(eni *ENI, in Input) bool {
 		return false
 	}
 	return slices.ContainsFunc(in.Links, func(l Link) bool { return l.MAC == in.PrimaryMAC })
+}
+
+// severalDomains are the search domains that stand in the drop-in as the lease has several in
+// one option, and networkd would take them for one name. Where the lease is not known any more
+// they stay.
+func severalDomains(link *Link) string {
+	now := valueIn(link.Current, "Domains")
+	switch {
+	case link.Domains != "":
+		return link.Domains
+	case now == "" || link.LeaseDomains == "":
+		return now
+	case strings.Contains(link.LeaseDomains, " "):
+		return link.LeaseDomains
+	}
+	return ""
 }
 
 // renderUnmanaged fills in what an ENI gets whose .network unit is not this daemon's

@@ -201,6 +201,16 @@ func staticIn(content string) bool {
 	return strings.Contains(content, "\nDHCPv6Client=no\n") || strings.Contains(content, "\nUseAddress=no\n")
 }
 
+// valueIn returns the value of a key that stands once in a generated drop-in, or empty.
+func valueIn(content, key string) string {
+	for line := range strings.Lines(content) {
+		if value, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), key+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
 // metricIs tells whether the content of a drop-in has a route metric.
 func metricIs(content string, metric int) bool {
 	return strings.Contains(content, fmt.Sprintf("\nRouteMetric=%d\n", metric))
@@ -329,8 +339,11 @@ func networkDropIn(eni *ENI) string {
 		u.section("Link")
 		u.number("MTUBytes", want.MTU)
 	}
-	if want.KeepAll || eni.Primary || want.NoDefault {
+	if want.KeepAll || eni.Primary || want.NoDefault || want.Domains != "" {
 		u.section("Network")
+	}
+	if want.Domains != "" {
+		u.set("Domains", want.Domains)
 	}
 	if want.KeepAll {
 		u.set(keepKey, "yes")
@@ -357,6 +370,9 @@ func networkDropIn(eni *ENI) string {
 	}
 	if want.OwnMTU {
 		u.set("UseMTU", "no")
+	}
+	if want.Domains != "" {
+		u.set("UseDomains", "no")
 	}
 	dns(u, eni.Settings.DNS, want.LeaveDNS)
 
