@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -231,7 +230,7 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	a.orphanAt = now.Add(jitter(a.orphanDelay))
 	names := make([]string, 0, len(orphans))
 	for _, rule := range orphans {
-		names = append(names, fmt.Sprintf("from %s lookup %d", rule.From, rule.Table))
+		names = append(names, rule.String())
 	}
 	gone := make([]string, 0, len(addresses))
 	for _, own := range addresses {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -685,6 +686,7 @@ func (a *Agent) verify() []state.Interface {
 			l.since, age = now, 0
 			a.lookDelay = firstLook
 		}
+		a.tellMark(eni)
 		if next := a.regain(eni, compared.lost, now); next > 0 {
 			soonest(next)
 		}
@@ -815,7 +817,7 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 		if readError != "" {
 			return state.ENIConfigured, "the last view of the metadata holds: " + readError
 		}
-		return state.ENIConfigured, plan.Misordered(eni)
+		return state.ENIConfigured, cmp.Or(eni.Unmarked, plan.Misordered(eni))
 	}
 	if age >= explainTime && onlyAltnames(gaps) {
 		if reason := a.namesTaken(eni); reason != "" {
@@ -890,6 +892,17 @@ func (a *Agent) tell(entry *state.Interface) {
 	default:
 		a.Log.Debug("ENI "+string(entry.State), append(args, "reason", entry.Reason)...)
 	}
+}
+
+// tellMark logs that the configuration gives an ENI a firewall mark that another one has (B5).
+func (a *Agent) tellMark(eni *plan.ENI) {
+	key := "mark " + eni.Link.MAC
+	if eni.Unmarked == "" {
+		a.unsay(key)
+		return
+	}
+	a.say(key, "The firewall mark of an ENI is another one's too", "eni", eni.View.ID, "mac", eni.Link.MAC, "interface", eni.Link.Name,
+		"reason", eni.Unmarked)
 }
 
 // describe is what is known of an ENI without looking at the kernel.

@@ -189,7 +189,7 @@ func (w *world) ring() {
 func kernelRule(rule plan.Rule) kernel.Rule {
 	return kernel.Rule{
 		Priority: rule.Priority, Table: rule.Table, From: rule.From, Protocol: kernel.ProtocolStatic, IPv4: rule.From.Addr().Is4(),
-		Plain: !rule.Guard, Guard: rule.Guard, Group: rule.Group,
+		Plain: !rule.Guard, Guard: rule.Guard, Group: rule.Group, Mark: rule.Mark.Value, Mask: rule.Mark.Mask,
 	}
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -51,6 +52,7 @@ type Section struct {
 	// SecondaryAddresses and DNS; DNS is empty where the section says nothing.
 	SecondaryAddresses *bool
 	DNS                []netip.Addr
+	FirewallMark       *Mark
 }
 
 // Settings are what the sections say of one ENI.
@@ -74,6 +76,9 @@ type Settings struct {
 	// DNS are the servers in place of those of leases and routers (A10), none for not to
 	// replace them. [ENI] DNS=
 	DNS []netip.Addr
+	// FirewallMark is the mark of packets that leave by the ENI whatever their source (B12),
+	// the zero Mark for none. [ENI] FirewallMark=
+	FirewallMark Mark
 	// Undecided: a section that would say otherwise of Managed may or may not hold,
 	// since what it asks for is not known yet.
 	Undecided bool
@@ -136,6 +141,9 @@ func (s *Section) apply(settings *Settings) {
 	}
 	if len(s.DNS) > 0 {
 		settings.DNS = s.DNS
+	}
+	if s.FirewallMark != nil {
+		settings.FirewallMark = *s.FirewallMark
 	}
 }
 
@@ -202,6 +210,7 @@ var eniKeys = map[string]struct {
 
 	"SecondaryAddresses": {false, boolean(func(s *Section) **bool { return &s.SecondaryAddresses })},
 	"DNS":                {false, listOf(func(s *Section) *[]netip.Addr { return &s.DNS }, parseServer)},
+	"FirewallMark":       {false, setMark},
 }
 
 // setENI sets a key of the last section. void tells that the section cannot hold any
@@ -273,6 +282,68 @@ func setPrefixes(s *Section, value string) error {
 		return fmt.Errorf("%q is not rule, local or assign", value)
 	}
 	s.Prefixes = &mode
+	return nil
+}
+
+// Mark selects packets by their firewall mark: those whose mark has Value in the bits of Mask.
+type Mark struct {
+	Value uint32 `json:"value"`
+	Mask  uint32 `json:"mask"`
+}
+
+// wholeMark is the mask of a mark that is given without one.
+const wholeMark = 1<<32 - 1
+
+// String is the mark as ip-rule(8) has it.
+func (m Mark) String() string {
+	if m.Mask == wholeMark {
+		return fmt.Sprintf("%#x", m.Value)
+	}
+	return fmt.Sprintf("%#x/%#x", m.Value, m.Mask)
+}
+
+// Overlaps reports whether a packet can have both marks.
+func (m Mark) Overlaps(o Mark) bool { return (m.Value^o.Value)&m.Mask&o.Mask == 0 }
+
+// ParseMark reads a mark as FirewallMark= of systemd.network(5) has it: VALUE or VALUE/MASK.
+func ParseMark(text string) (Mark, error) {
+	part := func(text string) (uint32, error) {
+		number, err := strconv.ParseUint(text, 0, 32)
+		if err != nil || strings.Contains(text, "_") {
+			return 0, fmt.Errorf("%q is not a number from 1 to %d", text, uint32(wholeMark))
+		}
+		return uint32(number), nil
+	}
+	value, mask, masked := strings.Cut(text, "/")
+	mark := Mark{Mask: wholeMark}
+	var err error
+	if mark.Value, err = part(value); err != nil {
+		return Mark{}, err
+	}
+	if masked {
+		if mark.Mask, err = part(mask); err != nil {
+			return Mark{}, err
+		}
+	}
+	switch {
+	case mark.Value == 0:
+		return Mark{}, errors.New("a firewall mark of 0 is that of packets without one, which would all leave by this ENI")
+	case mark.Value&^mark.Mask != 0:
+		return Mark{}, fmt.Errorf("the firewall mark %#x has bits that are not in its mask %#x", mark.Value, mark.Mask)
+	}
+	return mark, nil
+}
+
+func setMark(s *Section, value string) error {
+	s.FirewallMark = nil
+	if value == "" {
+		return nil
+	}
+	mark, err := ParseMark(value)
+	if err != nil {
+		return err
+	}
+	s.FirewallMark = &mark
 	return nil
 }
 

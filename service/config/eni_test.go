@@ -109,6 +109,46 @@ SecondaryAddresses=some
 	}
 }
 
+func TestFirewallMark(t *testing.T) { // B12
+	for text, want := range map[string]string{
+		"2": "0x2", "0x10": "0x10", "7/255": "0x7/0xff", "4294967295": "0xffffffff", "0x20/0xf0": "0x20/0xf0",
+		"0": "that of packets without one", "0/255": "that of packets without one", "0x100/0xff": "bits that are not in its mask", "1/0": "bits that are not",
+		"-1": "not a number from 1 to 4294967295", "4294967296": "not a number", "1_0": "not a number", "7/": "not a number", "/7": "not a number",
+		"7/255/1": "not a number", "mark": "not a number", "1 2": "not a number",
+	} {
+		c := load(t, map[string]string{"etc/ec2netd.conf": "[ENI]\nFirewallMark=" + text + "\nDefaultRoute=no\n"})
+		if len(c.ENIs) != 1 {
+			t.Fatalf("%q: %v", text, c.Problems)
+		}
+		got, s := "", For(c.ENIs, Identity{Name: "ens6"})
+		if s.FirewallMark != (Mark{}) {
+			got = s.FirewallMark.String()
+		}
+		if len(c.Problems) > 0 {
+			got += c.Problems[0].Message
+		}
+		if refused := len(c.Problems) > 0; !strings.Contains(got, want) || refused == (s.FirewallMark != Mark{}) || s.DefaultRoute {
+			t.Errorf("%q: %q, %+v", text, got, s)
+		}
+	}
+	c := load(t, map[string]string{"etc/ec2netd.conf": "[ENI]\nFirewallMark=1\n[ENI]\nName=ens6\nFirewallMark=3\nFirewallMark=\n[ENI]\nName=ens7\nFirewallMark=2\n"})
+	for name, want := range map[string]uint32{"ens5": 1, "ens6": 1, "ens7": 2} {
+		if s := For(c.ENIs, Identity{Name: name}); s.FirewallMark.Value != want || s.FirewallMark.Mask != wholeMark {
+			t.Errorf("%s: %v, want %d", name, s.FirewallMark, want)
+		}
+	}
+	for _, both := range [][2]string{{"2", "2"}, {"2", "2/255"}, {"1/15", "16/240"}} {
+		a, _ := ParseMark(both[0])
+		b, _ := ParseMark(both[1])
+		if !a.Overlaps(b) || !b.Overlaps(a) {
+			t.Errorf("%v and %v do not overlap", a, b)
+		}
+	}
+	if a, b := (Mark{1, 255}), (Mark{2, wholeMark}); a.Overlaps(b) || b.Overlaps(a) {
+		t.Errorf("%v and %v overlap", a, b)
+	}
+}
+
 // What is not known yet leaves an ENI undecided only where it matters.
 func TestUndecided(t *testing.T) {
 	one := 1

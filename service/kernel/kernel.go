@@ -98,10 +98,12 @@ type Rule struct {
 	// From is the source prefix, the zero Prefix if the rule has none.
 	From     netip.Prefix
 	Protocol int
-	// Plain: the rule selects by source alone and only looks a table up. Guard: the
-	// same, but routes of the table do not count that are no longer than [GuardLength]
-	// (SuppressPrefixLength=), nor do routes over links of Group, if that is not 0
-	// (SuppressInterfaceGroup=).
+	// Mark and Mask are the firewall mark that packets must have, 0 if the rule has none.
+	Mark, Mask uint32
+	// Plain: the rule selects by source alone, or by mark alone, and only looks a table up.
+	// Guard: it selects by source alone, but routes of the table do not count that are no
+	// longer than [GuardLength] (SuppressPrefixLength=), nor do routes over links of Group, if
+	// that is not 0 (SuppressInterfaceGroup=).
 	Plain bool
 	Guard bool
 	Group int

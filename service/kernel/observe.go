@@ -407,7 +407,7 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 	bits, flags := int(item[2]), binary.NativeEndian.Uint32(item[8:])
 	rule := Rule{Table: int(item[4]), IPv4: family == unix.AF_INET}
 	// Whatever else a rule selects by, or does, has an attribute of its own.
-	bySource := item[7] == toTable && flags&invert == 0 && item[1] == 0 && item[3] == 0
+	simple := item[7] == toTable && flags&invert == 0 && item[1] == 0 && item[3] == 0
 	const none = 1<<32 - 1
 	suppress, group := none, none
 	attributes(item, ruleSize, func(kind uint16, value []byte) {
@@ -426,16 +426,22 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 			suppress = number(value)
 		case unix.FRA_SUPPRESS_IFGROUP:
 			group = number(value)
+		case unix.FRA_FWMARK:
+			rule.Mark = uint32(number(value))
+		case unix.FRA_FWMASK:
+			rule.Mask = uint32(number(value))
 		case unix.FRA_PAD:
 		default:
-			bySource = false
+			simple = false
 		}
 	})
 	if rule.Priority == 0 || rule.Priority == 32766 || rule.Priority == 32767 {
 		return Rule{}, false
 	}
-	bySource = bySource && rule.From.IsValid() && rule.Table != 0
-	rule.Plain = bySource && suppress == none && group == none
+	simple = simple && rule.Table != 0
+	bySource := simple && rule.From.IsValid() && rule.Mark == 0 && rule.Mask == 0
+	byMark := simple && !rule.From.IsValid() && rule.Mark != 0
+	rule.Plain = (bySource || byMark) && suppress == none && group == none
 	if bySource && group != none {
 		rule.Group = group
 	}

@@ -175,7 +175,7 @@ func TestObserve(t *testing.T) {
 	}
 	source := prefix("10.0.1.10/32")
 	want := []Rule{
-		{Priority: 500, Table: 10001, Protocol: ProtocolStatic, IPv4: true},
+		{Priority: 500, Table: 10001, Protocol: ProtocolStatic, Plain: true, IPv4: true, Mark: 7, Mask: 1<<32 - 1},
 		{Priority: 10000, Table: MainTable, From: source, Protocol: ProtocolStatic, Guard: true, IPv4: true},
 		{Priority: 10001, Table: 10001, From: source, Protocol: ProtocolStatic, Plain: true, IPv4: true},
 	}
@@ -184,6 +184,8 @@ func TestObserve(t *testing.T) {
 	}
 	for i, rule := range want {
 		switch rule.Priority {
+		case 11000:
+			want[i].Mark, want[i].Mask = 1, mask
 		case 11010, 11011:
 			want[i].Table = 77
 		case 11013:

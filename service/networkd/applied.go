@@ -59,6 +59,9 @@ type described struct {
 	Routes             []describedRoute
 	RoutingPolicyRules []struct {
 		configured
+		Family                 int
+		FirewallMark           uint32
+		FirewallMask           uint32
 		FromPrefix             octets
 		FromPrefixLength       int
 		Priority               int
@@ -109,10 +112,11 @@ type describedRoute struct {
 	NextHopID               uint32
 }
 
-// Numbers of rtnetlink(7) in the JSON.
+// Numbers of rtnetlink(7) and of address families in the JSON.
 const (
 	typeUnicast = 1
 	typeLocal   = 2
+	familyIPv4  = 2
 )
 
 func parseApplied(text []byte) (*kernel.Snapshot, error) {
@@ -164,14 +168,15 @@ func parseApplied(text []byte) (*kernel.Snapshot, error) {
 	for i := range d.RoutingPolicyRules {
 		rule := &d.RoutingPolicyRules[i]
 		from, ok := prefix(rule.FromPrefix, rule.FromPrefixLength)
-		if !ok || !rule.own() {
+		if !rule.own() || (!ok && rule.FirewallMark == 0) {
 			continue
 		}
 		group := max(0, rule.SuppressInterfaceGroup)
 		guard := rule.SuppressPrefixLength != nil && *rule.SuppressPrefixLength == kernel.GuardLength(group)
 		s.Rules = append(s.Rules, kernel.Rule{
 			Priority: rule.Priority, Table: rule.Table, From: from, Protocol: rule.Protocol,
-			IPv4: from.Addr().Is4(), Guard: guard, Plain: !guard, Group: group,
+			Mark: rule.FirewallMark, Mask: rule.FirewallMask,
+			IPv4: from.Addr().Is4() || (!ok && rule.Family == familyIPv4), Guard: guard, Plain: !guard, Group: group,
 		})
 	}
 	return s, nil

@@ -14,6 +14,7 @@ import (
 // given to the kernel (D4).
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"rules":[{"from":"10.0.1.20/32","table":10001,"priority":10001},{"from":"2001:db8::/80","table":254,"priority":10000,"guard":true}]}`))
+	f.Add([]byte(`{"rules":[{"from":"::/0","table":10001,"priority":9998,"mark":{"value":2,"mask":255}}]}`))
 	f.Add([]byte(`{"rules":[{"from":"","table":-1}]}`))
 	f.Add([]byte(`{"rules":[{"from":"10.0.1.20/24","table":1e3}]}`))
 	f.Add([]byte(`{"rules":`))

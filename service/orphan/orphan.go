@@ -121,7 +121,7 @@ func Remove(record *Record, files Files) ([]plan.Rule, error) {
 	orphans := plan.Orphans(known, wanted, present)
 	for i, rule := range orphans {
 		if err := remove(rule); err != nil {
-			return orphans[:i], fmt.Errorf("removing the rule from %s lookup %d, priority %d: %w", rule.From, rule.Table, rule.Priority, err)
+			return orphans[:i], fmt.Errorf("removing the rule %s, priority %d: %w", rule, rule.Priority, err)
 		}
 	}
 	return orphans, nil
@@ -203,7 +203,13 @@ func remove(rule plan.Rule) error {
 	if rule.From.Addr().Is4() {
 		what.Family = unix.AF_INET
 	}
-	what.Priority, what.Table, what.Src, what.Protocol = rule.Priority, rule.Table, network(rule.From), kernel.ProtocolStatic
+	what.Priority, what.Table, what.Protocol = rule.Priority, rule.Table, kernel.ProtocolStatic
+	if rule.From.Bits() > 0 {
+		what.Src = network(rule.From)
+	}
+	if rule.Mark.Value != 0 {
+		what.Mark, what.Mask = rule.Mark.Value, &rule.Mark.Mask
+	}
 	if rule.Guard {
 		what.SuppressPrefixlen = kernel.GuardLength(rule.Group)
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 )
 
@@ -93,16 +92,7 @@ func checkRead(t *testing.T, content string) {
 func ruleText(rules []Rule) string {
 	u := &unitWriter{}
 	for _, rule := range rules {
-		u.section("RoutingPolicyRule")
-		u.set("From", rule.From.String())
-		u.number("Table", rule.Table)
-		u.number("Priority", rule.Priority)
-		if rule.Guard {
-			u.number("SuppressPrefixLength", kernel.GuardLength(rule.Group))
-		}
-		if rule.Group != 0 {
-			u.number("SuppressInterfaceGroup", rule.Group)
-		}
+		policyRule(u, rule)
 	}
 	return u.String()
 }

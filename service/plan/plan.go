@@ -240,6 +240,10 @@ type Want struct {
 	// LocalFirst are the sources for which routes of the main table over links that are no
 	// ENIs go before Table.
 	LocalFirst []netip.Prefix
+	// Mark is the firewall mark whose packets are looked up in Table, and Marked are 0.0.0.0/0
+	// and ::/0 as the families have rules for it.
+	Mark   config.Mark
+	Marked []netip.Prefix
 	// Local are prefixes that are the host's own without being listed on the link.
 	Local []netip.Prefix
 	// Table is 0 for an ENI without a table of its own.
@@ -289,6 +293,8 @@ type ENI struct {
 	// Keep: nothing is known that could replace what is on disk for this link, so
 	// all of it stays. KeepLink: that is so of the .link file alone.
 	Keep, KeepLink bool
+	// Unmarked says why there is no rule for the firewall mark of Settings, empty where there is.
+	Unmarked string
 	// Held: addresses that the metadata lists wait for the lease, so that the
 	// primary address is the first one of the link (A3).
 	Held bool
@@ -346,6 +352,7 @@ func Make(in Input) Plan {
 		eni := &plan.ENIs[i]
 		eni.Settings = config.For(in.Sections, identity(eni, in))
 	}
+	settleMarks(plan.ENIs)
 	grouped := !slices.ContainsFunc(plan.ENIs, func(eni ENI) bool { return ungrouped(&eni) })
 	for i := range plan.ENIs {
 		eni := &plan.ENIs[i]
@@ -661,8 +668,9 @@ func render(eni *ENI, in Input, grouped bool) {
 		want.Altnames = Altnames(view)
 	}
 	// Without a default route in the main table and without rules nothing would lead a
-	// reply out of the primary ENI (B11).
-	if !eni.Primary || eni.Settings.PrimaryRules || want.NoDefault {
+	// reply out of the primary ENI (B11). A mark needs a table (B12).
+	want.Mark = markOf(eni)
+	if !eni.Primary || eni.Settings.PrimaryRules || want.NoDefault || want.Mark.Value != 0 {
 		want.Table = eni.Numbers.Table()
 		want.Guarded = eni.Primary
 		// Those of addresses too that others have (A12): their traffic leaves by this ENI.
@@ -672,6 +680,9 @@ func render(eni *ENI, in Input, grouped bool) {
 		want.Rules = append(want.Rules, view.IPv4Prefixes...)
 		want.Rules = append(want.Rules, view.IPv6Prefixes...)
 		slices.SortFunc(want.Rules, netip.Prefix.Compare)
+		if want.Mark.Value != 0 {
+			want.Marked = every(want.IPv4, want.IPv6)
+		}
 		// Else what is for another ENI's subnet would leave by that ENI (B8).
 		if grouped && !want.Guarded {
 			want.LocalFirst = localFirst(eni)

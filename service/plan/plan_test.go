@@ -3,6 +3,7 @@ package plan
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -301,6 +302,34 @@ func TestSettings(t *testing.T) {
 			if held := e.Held; held || len(e.Want.Addresses) != 2 {
 				t.Errorf("%s: waits: %v, has %v", e.Link.Name, held, e.Want.Addresses)
 			}
+		}
+	})
+	t.Run("firewall mark", func(t *testing.T) { // B12
+		golden(t, both(config.Section{Primary: truth(false), FirewallMark: &config.Mark{Value: 2, Mask: 0xff}}, nil))
+	})
+	t.Run("firewall mark of all", func(t *testing.T) { // B5
+		p := both(config.Section{FirewallMark: &config.Mark{Value: 2, Mask: wholeMark}}, nil)
+		golden(t, p)
+		if e := p.ENIs[1]; !strings.Contains(e.Unmarked, "FirewallMark=0x2 of the configuration is not in force: that of ens5 is 0x2") || p.ENIs[0].Unmarked != "" {
+			t.Errorf("%q %q", p.ENIs[0].Unmarked, e.Unmarked)
+		}
+	})
+	t.Run("firewall mark of one that is not known", func(t *testing.T) { // B5
+		section := config.Section{FirewallMark: &config.Mark{Value: 2, Mask: 0xff}}
+		own := both(config.Section{Primary: truth(false), FirewallMark: section.FirewallMark}, nil).ENIs[1]
+		p := both(section, func(in *Input) {
+			in.Views = maps.Clone(in.Views)
+			delete(in.Views, second.MAC)
+			in.Links[1].Current = own.Files[0].Content
+		})
+		if p.ENIs[0].Want.Mark.Value != 0 || !strings.Contains(p.ENIs[0].Unmarked, "that of ens6 is 0x2/0xff") || !p.ENIs[1].Keep {
+			t.Errorf("%+v", p.ENIs)
+		}
+	})
+	t.Run("firewall mark without IPv6", func(t *testing.T) { // A13
+		p := both(config.Section{Primary: truth(false), FirewallMark: &config.Mark{Value: 2, Mask: wholeMark}}, func(in *Input) { in.Links[1].IPv6 = kernel.IPv6OffLink })
+		if got := p.ENIs[1].Want.Marked; len(got) != 1 || !got[0].Addr().Is4() {
+			t.Errorf("%v", got)
 		}
 	})
 	// Before the metadata tells, an ENI that may be unmanaged is left as it is, and so

@@ -1,18 +1,20 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 )
 
 // Rule is a policy rule as generated drop-ins have them.
 type Rule struct {
-	// From is the source, and tells the family.
+	// From is the source, and tells the family; 0.0.0.0/0 or ::/0 with Mark.
 	From     netip.Prefix `json:"from"`
 	Table    int          `json:"table"`
 	Priority int          `json:"priority"`
@@ -21,11 +23,17 @@ type Rule struct {
 	// (SuppressInterfaceGroup=).
 	Guard bool `json:"guard,omitempty"`
 	Group int  `json:"group,omitempty"`
+	// Mark selects by firewall mark, if it is not the zero Mark.
+	Mark config.Mark `json:"mark,omitzero"`
 }
 
 // String is the rule as ip-rule(8) has it.
 func (r Rule) String() string {
-	text := fmt.Sprintf("from %s lookup %d", r.From, r.Table)
+	text := "from " + r.From.String()
+	if r.Mark != (config.Mark{}) {
+		text += " fwmark " + r.Mark.String()
+	}
+	text += fmt.Sprintf(" lookup %d", r.Table)
 	if r.Guard {
 		text += fmt.Sprintf(" suppress_prefixlength %d", kernel.GuardLength(r.Group))
 	}
@@ -40,7 +48,10 @@ func (w *Want) policyRules() []Rule {
 	if w.Table == 0 {
 		return nil
 	}
-	rules := make([]Rule, 0, len(w.LocalFirst)+2*len(w.Rules))
+	rules := make([]Rule, 0, len(w.Marked)+len(w.LocalFirst)+2*len(w.Rules))
+	for _, every := range w.Marked {
+		rules = append(rules, Rule{From: every, Mark: w.Mark, Table: w.Table, Priority: markPriority})
+	}
 	for _, from := range w.LocalFirst {
 		rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: localPriority, Guard: true, Group: Group})
 	}
@@ -69,6 +80,68 @@ func localFirst(eni *ENI) []netip.Prefix {
 	return sources
 }
 
+// markPriority is the priority of the rules by firewall mark (B12), before all others of ENIs:
+// whoever marks a packet knows better than its source where it has to go.
+const markPriority = localPriority - 1
+
+// settleMarks sees to it that a packet with a mark has one way to go: of ENIs whose marks a
+// packet can have at once the first has the rule (B5, B12). The others say so. What is on disk
+// for an ENI that is not known stays, and goes before.
+func settleMarks(enis []ENI) {
+	type claim struct {
+		mark config.Mark
+		of   string
+	}
+	var claims []claim
+	var known []*ENI
+	for i := range enis {
+		eni := &enis[i]
+		if eni.Known {
+			known = append(known, eni)
+			continue
+		}
+		for _, rule := range RulesIn(eni.Link.Current) {
+			if rule.Mark.Value != 0 {
+				claims = append(claims, claim{rule.Mark, eni.Link.Name})
+			}
+		}
+	}
+	slices.SortFunc(known, func(a, b *ENI) int { return order(*a, *b) })
+	for _, eni := range known {
+		mark := eni.Settings.FirewallMark
+		if mark.Value == 0 || !eni.Settings.Managed {
+			continue
+		}
+		first := slices.IndexFunc(claims, func(c claim) bool { return c.mark.Overlaps(mark) })
+		if first < 0 {
+			claims = append(claims, claim{mark, eni.Link.Name})
+			continue
+		}
+		eni.Unmarked = fmt.Sprintf("FirewallMark=%s of the configuration is not in force: that of %s is %s, and a packet can leave by one of the two only",
+			mark, claims[first].of, claims[first].mark)
+	}
+}
+
+// markOf is the firewall mark of an ENI that is in force, or the zero Mark.
+func markOf(eni *ENI) config.Mark {
+	if eni.Unmarked != "" {
+		return config.Mark{}
+	}
+	return eni.Settings.FirewallMark
+}
+
+// every is what the rules by mark of an ENI with these families are for.
+func every(ipv4, ipv6 bool) []netip.Prefix {
+	var all []netip.Prefix
+	if ipv4 {
+		all = append(all, netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+	}
+	if ipv6 {
+		all = append(all, netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	}
+	return all
+}
+
 // ungrouped reports whether the link of an ENI is not in the group of ENIs, and will not be:
 // somebody else's file is in force for it. By the rules of B9 it would count as a link of the
 // host's own.
@@ -90,18 +163,27 @@ func (r Rule) Compare(o Rule) int {
 	case r.Group != o.Group:
 		return r.Group - o.Group
 	}
-	return r.From.Compare(o.From)
+	return cmp.Or(r.From.Compare(o.From), cmp.Compare(r.Mark.Value, o.Mark.Value), cmp.Compare(r.Mark.Mask, o.Mark.Mask))
 }
 
-// RulesIn returns the policy rules by source that a unit file of networkd has: those of
+// RulesIn returns the policy rules by source or by mark that a unit file of networkd has: those of
 // a generated one, and those of others' that are the same.
 func RulesIn(content string) []Rule {
 	var found []Rule
 	var rule Rule
+	var families []netip.Prefix
 	inside, plain, suppressed := false, false, -1
 	end := func() {
 		rule.Guard = suppressed == kernel.GuardLength(rule.Group)
-		if inside && plain && rule.From.IsValid() && rule.Table != 0 && (rule.Guard || (suppressed < 0 && rule.Group == 0)) {
+		if !inside || !plain || rule.Table == 0 || (!rule.Guard && (suppressed >= 0 || rule.Group != 0)) {
+			return
+		}
+		if rule.From.IsValid() {
+			families = []netip.Prefix{rule.From}
+		} else if rule.Mark == (config.Mark{}) {
+			return
+		}
+		for _, rule.From = range families {
 			found = append(found, rule)
 		}
 	}
@@ -110,6 +192,7 @@ func RulesIn(content string) []Rule {
 		if strings.HasPrefix(line, "[") {
 			end()
 			rule, inside, plain, suppressed = Rule{}, line == "[RoutingPolicyRule]", true, -1
+			families = every(true, false) // networkd's default
 			continue
 		}
 		key, value, ok := strings.Cut(line, "=")
@@ -121,6 +204,10 @@ func RulesIn(content string) []Rule {
 		switch strings.TrimSpace(key) {
 		case "From":
 			rule.From, err = parsePrefix(value)
+		case "Family":
+			families = every(value == "ipv4" || value == "both", value == "ipv6" || value == "both")
+		case "FirewallMark":
+			rule.Mark, err = config.ParseMark(value)
 		case "Table":
 			rule.Table, err = tableNumber(value)
 		case "Priority":
@@ -163,7 +250,9 @@ func (r Rule) is(k *kernel.Rule) bool {
 // hits reports whether the kernel, asked to remove the rule, could take another one for it:
 // that has what it is asked for and maybe more, such as a mark.
 func (r Rule) hits(k *kernel.Rule) bool {
-	return k.Priority == r.Priority && k.Table == r.Table && k.From == r.From && (!r.Guard || k.Guard) && (r.Group == 0 || k.Group == r.Group)
+	source := k.From == r.From || (r.From.Bits() == 0 && k.IPv4 == r.From.Addr().Is4())
+	mark := r.Mark == (config.Mark{}) || r.Mark == config.Mark{Value: k.Mark, Mask: k.Mask}
+	return k.Priority == r.Priority && k.Table == r.Table && source && mark && (!r.Guard || k.Guard) && (r.Group == 0 || k.Group == r.Group)
 }
 
 // Orphans are the policy rules that networkd has forgotten: the kernel has them, they
@@ -213,5 +302,12 @@ func RuleOf(k *kernel.Rule) (Rule, bool) {
 
 // asRule is a rule of the kernel without whose it is.
 func asRule(k *kernel.Rule) Rule {
-	return Rule{From: k.From, Table: k.Table, Priority: k.Priority, Guard: k.Guard, Group: k.Group}
+	rule := Rule{
+		From: k.From, Table: k.Table, Priority: k.Priority, Guard: k.Guard, Group: k.Group,
+		Mark: config.Mark{Value: k.Mark, Mask: k.Mask},
+	}
+	if k.Plain && !k.From.IsValid() {
+		rule.From = every(k.IPv4, !k.IPv4)[0]
+	}
+	return rule
 }

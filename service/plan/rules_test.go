@@ -6,8 +6,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 )
+
+const wholeMark = 1<<32 - 1
 
 func ruleOf(from string) Rule {
 	return Rule{From: netip.MustParsePrefix(from), Table: 10001, Priority: 10001}
@@ -46,6 +49,24 @@ Table=main
 Priority=10000
 SuppressPrefixLength=0
 [RoutingPolicyRule]
+FirewallMark=7/255
+Table=10001
+[RoutingPolicyRule]
+FirewallMark=0x7
+From=10.0.1.20
+Table=10001
+[RoutingPolicyRule]
+Family=both
+FirewallMark=7
+Table=10001
+[RoutingPolicyRule]
+FirewallMark=0
+From=10.0.1.20
+Table=10001
+[RoutingPolicyRule]
+Family=ipv6
+Table=10001
+[RoutingPolicyRule]
 From=nonsense
 Table=10001
 [RoutingPolicyRule]
@@ -62,7 +83,13 @@ SuppressInterfaceGroup=3778
 [Network]
 DHCP=yes`
 	guarded := Rule{From: netip.MustParsePrefix("10.0.1.20/32"), Table: kernel.MainTable, Priority: 10000, Guard: true}
-	if diff := cmp.Diff([]Rule{ruleOf("10.0.1.20/32"), guarded}, RulesIn(text), compare); diff != "" {
+	marked := func(from string, mask uint32) Rule {
+		return Rule{From: netip.MustParsePrefix(from), Table: 10001, Mark: config.Mark{Value: 7, Mask: mask}}
+	}
+	if diff := cmp.Diff([]Rule{
+		ruleOf("10.0.1.20/32"), guarded,
+		marked("0.0.0.0/0", 255), marked("10.0.1.20/32", wholeMark), marked("0.0.0.0/0", wholeMark), marked("::/0", wholeMark),
+	}, RulesIn(text), compare); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -80,6 +107,10 @@ func TestOrphans(t *testing.T) {
 	local := with(func(r *kernel.Rule) { r.Plain, r.Guard, r.Group = false, true, Group })
 	guarded, _ := RuleOf(&guards)
 	grouped, _ := RuleOf(&local)
+	byMark := with(func(r *kernel.Rule) {
+		r.From, r.Priority, r.Mark, r.Mask = netip.Prefix{}, markPriority, 7, wholeMark
+	})
+	marked, _ := RuleOf(&byMark)
 	for name, c := range map[string]struct {
 		record, wanted []Rule
 		rules          []kernel.Rule
@@ -101,6 +132,11 @@ func TestOrphans(t *testing.T) {
 		"before one with a group":   {[]Rule{guarded}, nil, []kernel.Rule{guards, local}, true},
 		"a local one":               {[]Rule{grouped}, nil, []kernel.Rule{guards, local}, true},
 		"a local one of others":     {[]Rule{guarded}, nil, []kernel.Rule{local}, false},
+		"by mark":                   {[]Rule{marked}, nil, []kernel.Rule{byMark}, true},
+		"by another mark":           {[]Rule{marked}, nil, []kernel.Rule{with(func(r *kernel.Rule) { *r = byMark; r.Mark = 8 })}, false},
+		"by a mark of others":       {[]Rule{marked}, nil, []kernel.Rule{with(func(r *kernel.Rule) { *r = byMark; r.Mask = 255 })}, false},
+		"by mark, and IPv6":         {[]Rule{marked}, nil, []kernel.Rule{with(func(r *kernel.Rule) { *r = byMark; r.IPv4 = false })}, false},
+		"by mark, behind a source":  {[]Rule{marked}, nil, []kernel.Rule{with(func(r *kernel.Rule) { *r = byMark; r.From, r.Plain = there.From, false }), byMark}, false},
 		"a guard, where it is none": {[]Rule{own}, nil, []kernel.Rule{with(func(r *kernel.Rule) { r.Plain, r.Guard = false, true })}, false},
 	} {
 		if got := Orphans(c.record, c.wanted, c.rules); (len(got) == 1 && got[0] == c.record[0]) != c.orphan || (!c.orphan && len(got) > 0) {

@@ -200,6 +200,9 @@ func (c *comparison) inapplicable() {
 	if len(want.LocalFirst) > 0 {
 		of.LocalFirst = eni.View.IPv6Subnets
 	}
+	if want.Mark.Value != 0 {
+		of.Mark, of.Marked = want.Mark, every(false, true)
+	}
 	for _, rule := range of.policyRules() {
 		if _, there := now[rule]; !there { // else it is told of already
 			add(state.ItemRule, rule.String())
@@ -380,6 +383,9 @@ func (c *comparison) rules() {
 		e := c.add(state.ItemRule, rule.String(), false)
 		e.unwanted = true
 		e.cause = c.notApplicable(rule.From.Addr())
+		if rule.Mark.Value != 0 && e.cause == "" {
+			e.cause = "the configuration has no such FirewallMark="
+		}
 		told(e, rule)
 	}
 }
@@ -405,7 +411,7 @@ func rulesOf(s *kernel.Snapshot, table int) map[Rule]int {
 	found := make(map[Rule]int)
 	for i := range s.Rules {
 		k := &s.Rules[i]
-		own := k.Plain && k.Priority == table && k.Table == table
+		own := k.Plain && k.Table == table && (k.Priority == table || (k.Priority == markPriority && k.Mark != 0))
 		before := k.Guard && k.Table == kernel.MainTable && (k.Priority == guard(table) || k.Priority == localPriority)
 		if rule := asRule(k); (own || before) && found[rule] != kernel.ProtocolStatic {
 			found[rule] = k.Protocol

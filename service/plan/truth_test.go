@@ -68,7 +68,7 @@ func whole(eni *ENI) *kernel.Snapshot {
 	for _, rule := range eni.Want.policyRules() {
 		s.Rules = append(s.Rules, kernel.Rule{
 			Priority: rule.Priority, Table: rule.Table, From: rule.From, Plain: !rule.Guard, Guard: rule.Guard, Group: rule.Group,
-			Protocol: kernel.ProtocolStatic, IPv4: rule.From.Addr().Is4(),
+			Protocol: kernel.ProtocolStatic, IPv4: rule.From.Addr().Is4(), Mark: rule.Mark.Value, Mask: rule.Mark.Mask,
 		})
 	}
 	return s
@@ -336,4 +336,56 @@ func TestCompareLeftToOthers(t *testing.T) {
 	if item, unwanted := of(addrs("10.0.1.21")); item.NotApplicable != "" || len(unwanted) != 1 || !strings.Contains(item.Reason, "SecondaryAddresses=no") {
 		t.Errorf("networkd has it still: %+v, unwanted %q", item, unwanted)
 	}
+}
+
+// TestCompareMark: rules by firewall mark, of each family (B12).
+func TestCompareMark(t *testing.T) {
+	section := config.Section{FirewallMark: &config.Mark{Value: 2, Mask: 0xff}}
+	eni, snapshot := known(t, section)
+	const ipv4, ipv6 = "rule from 0.0.0.0/0 fwmark 0x2/0xff lookup 10001", "rule from ::/0 fwmark 0x2/0xff lookup 10001"
+	marks := func(truth Truth) []string {
+		return slices.DeleteFunc(sides(truth.Items("")), func(line string) bool { return !strings.Contains(line, "fwmark") })
+	}
+	check := func(what string, truth Truth, wants ...string) {
+		t.Helper()
+		if diff := cmp.Diff(wants, marks(truth)); diff != "" {
+			t.Errorf("%s: %s", what, diff)
+		}
+	}
+	check("all is there", Compare(&eni, rendered(&eni), snapshot, snapshot, nil, anyRule), "MRNK "+ipv4, "MRNK "+ipv6)
+
+	less := *snapshot
+	less.Rules = slices.DeleteFunc(slices.Clone(snapshot.Rules), func(r kernel.Rule) bool { return r.Mark != 0 && r.IPv4 })
+	truth := Compare(&eni, rendered(&eni), &less, &less, nil, anyRule)
+	check("one is missing", truth, "MR-- "+ipv4+": networkd has not brought it", "MRNK "+ipv6)
+	if !slices.Equal(truth.Missing(), []string{ipv4}) || !truth.Lost().Own {
+		t.Errorf("%q, %+v", truth.Missing(), truth.Lost())
+	}
+	less.Rules = slices.Clone(snapshot.Rules)
+	for i := range less.Rules {
+		less.Rules[i].Mask |= 0xff00 // another rule
+	}
+	truth = Compare(&eni, rendered(&eni), nil, &less, nil, anyRule)
+	if missing := truth.Missing(); !slices.Contains(missing, ipv4) || !slices.Contains(missing, ipv6) {
+		t.Errorf("%q", missing)
+	}
+
+	plain, _ := known(t)
+	truth = Compare(&plain, rendered(&plain), snapshot, snapshot, nil, anyRule)
+	const left = ": the configuration has no such FirewallMark=; networkd has not taken it away"
+	check("not configured any more", truth, "--NK "+ipv4+left, "--NK "+ipv6+left)
+	if !slices.Equal(truth.Unwanted(), []string{ipv4, ipv6}) {
+		t.Errorf("%q", truth.Unwanted())
+	}
+	others := Compare(&plain, rendered(&plain), snapshot, snapshot, nil, func(Rule) bool { return false })
+	if lines := marks(others); len(lines) > 0 {
+		t.Errorf("not configured, and of others: %q", lines)
+	}
+
+	v := view(1, addrs("10.0.1.20"), addrs("2001:db8:1::20"))
+	in := input([]Link{leased(1, &v)}, v)
+	in.Links[0].IPv6, in.Sections = kernel.IPv6OffLink, []config.Section{section}
+	eni = Make(in).ENIs[0] // A13
+	now := whole(&eni)
+	check("a link without IPv6", Compare(&eni, rendered(&eni), now, now, nil, anyRule), "MRNK "+ipv4, "M-?- "+ipv6)
 }

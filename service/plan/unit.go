@@ -492,7 +492,19 @@ func dns(u *unitWriter, servers []netip.Addr, leave bool) {
 // policyRule writes a policy rule.
 func policyRule(u *unitWriter, rule Rule) {
 	u.section("RoutingPolicyRule")
-	u.set("From", rule.From.String())
+	switch {
+	case rule.Mark.Value == 0:
+		u.set("From", rule.From.String())
+	case rule.From.Bits() > 0:
+		u.set("From", rule.From.String())
+		u.set("FirewallMark", rule.Mark.String())
+	case rule.From.Addr().Is4():
+		u.set("Family", "ipv4")
+		u.set("FirewallMark", rule.Mark.String())
+	default:
+		u.set("Family", "ipv6")
+		u.set("FirewallMark", rule.Mark.String())
+	}
 	u.number("Table", rule.Table)
 	u.number("Priority", rule.Priority)
 	if rule.Guard {

@@ -154,7 +154,8 @@ type Interface struct {
 	NetworkFile string `json:"networkFile"`
 	// State, and Reason in words. Of a configured ENI Reason is empty, or says what is
 	// worth knowing all the same: that the metadata could not be read again and its
-	// last view holds, or that the primary address is not the first of the link.
+	// last view holds, that the primary address is not the first of the link, or that another
+	// ENI has its firewall mark.
 	State  ENI    `json:"state"`
 	Reason string `json:"reason"`
 	// Items are what the ENI has, or should have, at each of the four places where that
