@@ -33,7 +33,7 @@ const (
 // finding is what doctor says of one thing.
 type finding struct {
 	// Check names the thing: platform, ec2netd, configuration, eni, conflict, metadata, unit, file,
-	// systemd, rp_filter.
+	// systemd, nexthop, rp_filter, published.
 	Check string `json:"check"`
 	Level string `json:"level"`
 	Text  string `json:"text"`
@@ -64,6 +64,10 @@ type symptoms struct {
 	filters []filter
 	// nextHops is how many next hop objects of others there are.
 	nextHops int
+	// bridges are links behind which containers or virtual machines can be, on a host that
+	// forwards. marked are the tables that rules by firewall mark lead to.
+	bridges []string
+	marked  map[int]bool
 }
 
 type probe struct {
@@ -152,6 +156,12 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 	if found.nextHops, err = kernel.NextHops(); err != nil {
 		return nil, err
 	}
+	found.bridges, found.marked = c.bridges(), make(map[int]bool)
+	for _, rule := range s.kernel.Rules {
+		if rule.Mark != 0 {
+			found.marked[rule.Table] = true
+		}
+	}
 	found.conflicts = conflict.Find(looker.Look(ctx, links))
 	if found.units, err = unitsOf(ctx, bus); err != nil {
 		found.busError = err.Error()
@@ -220,6 +230,20 @@ func (c *ctl) filterMode(link string) int {
 	return mode
 }
 
+// bridges are the names of the bridges of a host that forwards.
+func (c *ctl) bridges() []string {
+	text, err := file.Read(filepath.Join("/", c.root, "proc/sys/net/ipv4/ip_forward"), file.Limit)
+	if err != nil || strings.TrimSpace(text) == "0" {
+		return nil
+	}
+	dir := filepath.Join("/", c.root, "sys/class/net")
+	names, _ := file.List(dir, "*")
+	return slices.DeleteFunc(names, func(name string) bool {
+		_, err := os.Stat(filepath.Join(dir, name, "bridge"))
+		return err != nil
+	})
+}
+
 // busTime bounds the questions to systemd.
 const busTime = 10 * time.Second
 
@@ -279,6 +303,7 @@ func diagnose(s *symptoms) []finding {
 			"%d of the next hops (ip nexthop) are others': networkd %s deletes them when it configures a link", s.nextHops, s.systemd)
 	}
 	d.filters(s.filters)
+	d.published(s)
 	return d.findings
 }
 
@@ -487,6 +512,27 @@ func (d *diagnosis) filters(filters []filter) {
 	d.warn("rp_filter", "loose filtering will do: sysctl -w "+strings.Join(settings, " ")+", and the same in a file in /etc/sysctl.d",
 		"strict reverse path filtering on %s: what comes in for an address without a policy rule, of a container for one, is dropped where its answer would go out elsewhere",
 		strings.Join(strict, ", "))
+}
+
+// published says that answers of containers leave by the primary ENI, whatever ENI the question
+// came in by (B12). Which ports are published only packet filters know.
+func (d *diagnosis) published(s *symptoms) {
+	if s.state == nil || len(s.bridges) == 0 {
+		return
+	}
+	var without []string
+	for i := range s.state.Interfaces {
+		if e := &s.state.Interfaces[i]; !e.Primary && e.State == state.ENIConfigured && e.Table > 0 && !s.marked[e.Table] {
+			without = append(without, cmp.Or(e.Name, e.ID()))
+		}
+	}
+	if len(without) == 0 {
+		d.ok("published", "answers of what is behind %s leave by the ENI that its FirewallMark= says", strings.Join(s.bridges, ", "))
+		return
+	}
+	d.warn("published", "nothing, as long as no port is published (DNAT) on an address of theirs; else see FirewallMark= in ec2netd.conf(5)",
+		"containers and virtual machines behind %s answer by the primary ENI what comes in by %s, and the VPC drops that",
+		strings.Join(s.bridges, ", "), strings.Join(without, ", "))
 }
 
 // hinted is an error with the line on what to do about it, if it has one.

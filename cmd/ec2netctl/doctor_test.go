@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -87,6 +88,11 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"next hops", func(s *symptoms) { s.systemd, s.nextHops = "252.39-1", 3 }, levelWarning, "nexthop", "3 of the next hops", "zebra"},
 		{name: "next hops that stay", change: func(s *symptoms) { s.nextHops = 3 }},
 		{"unknown systemd", func(s *symptoms) { s.systemd = "" }, levelWarning, "systemd", "could not", "252"},
+		{"published ports", func(s *symptoms) { s.bridges = []string{"br-1", "docker0"} }, levelWarning, "published", "behind br-1, docker0 answer by the primary ENI what comes in by ens6,", "FirewallMark="},
+		{name: "published ports with a mark", change: func(s *symptoms) {
+			s.bridges, s.marked = []string{"docker0"}, map[int]bool{s.state.Interfaces[1].Table: true}
+		}},
+		{name: "a bridge, one ENI", change: func(s *symptoms) { s.bridges, s.state.Interfaces = []string{"docker0"}, s.state.Interfaces[:1] }},
 		{"strict", func(s *symptoms) { s.filters[1].mode = 1 }, levelWarning, "rp_filter", "on ens6", "net.ipv4.conf.ens6.rp_filter=2"},
 	} {
 		s := healthy()
@@ -119,6 +125,25 @@ func TestDiagnose(t *testing.T) { // H5, F5
 	}
 	if f := diagnose(&symptoms{}); len(f) == 0 || f[0].Level != levelProblem {
 		t.Errorf("nothing is known: %+v", f)
+	}
+}
+
+// TestBridges: links behind which containers can be, where the host forwards.
+func TestBridges(t *testing.T) { // B12
+	root := t.TempDir()
+	for _, dir := range []string{"sys/class/net/docker0/bridge", "sys/class/net/ens5/device", "proc/sys/net/ipv4"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &ctl{environment: environment{root: root}}
+	for _, test := range []struct{ forward, want string }{{"1\n", "docker0"}, {"0\n", ""}} {
+		if err := os.WriteFile(filepath.Join(root, "proc/sys/net/ipv4/ip_forward"), []byte(test.forward), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(c.bridges(), " "); got != test.want {
+			t.Errorf("forwarding %q: %q", test.forward, got)
+		}
 	}
 }
 
