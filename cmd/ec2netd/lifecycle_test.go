@@ -771,7 +771,7 @@ func TestLabCycles(t *testing.T) {
 		idle := func() int {
 			return strings.Count(l.run("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6"), ":0050 01 ")
 		}
-		l.until("no connection is left", func() (bool, error) { return idle() == 0, nil })
+		l.until("no more connections are left than a look at one ENI has", func() (bool, error) { return idle() <= 2, nil })
 		list, files, before := units(), l.files(), l.usage()
 		there := func() string { return l.run("sh", "-c", "find /run/systemd/network /run/ec2netd | sort") }
 		left := there()

@@ -250,7 +250,8 @@ func TestLabMainJob(t *testing.T) {
 		if !slices.Contains(l.addresses(eni.Name()), added[0]) || !changes.Settled {
 			t.Errorf("after Refresh the new address is not there: %v; %+v", l.addresses(eni.Name()), changes)
 		}
-		if len(changes.Interfaces) != 1 || !slices.Equal(changes.Interfaces[0].Added, []string{added[0].String()}) {
+		// In the first seconds of an attachment the daemon may have seen it by itself (D11).
+		if n := len(changes.Interfaces); n > 1 || (n == 1 && !slices.Equal(changes.Interfaces[0].Added, []string{added[0].String()})) {
 			t.Errorf("Refresh says that it changed %+v", changes)
 		}
 		l.pingFrom(added[0])
