@@ -146,7 +146,7 @@ func (b *beside) look(ctx context.Context) (*view, error) {
 		}
 		v.Links = append(v.Links, linkLines(name, link, names)...)
 		for _, a := range link.objects("addr_info") {
-			v.Addresses = append(v.Addresses, addressLine(name, a, names))
+			v.Addresses = append(v.Addresses, addressLines(name, a, names)...)
 		}
 		if err := b.lease(v, name, link.text("ifindex")); err != nil {
 			return nil, err
@@ -195,12 +195,12 @@ func linkLines(name string, link object, names symbols) []string {
 	return lines
 }
 
-func addressLine(name string, a object, names symbols) string {
-	line := fmt.Sprintf("address %s %s scope %s", name, names.of(a.text("local")+"/"+a.text("prefixlen")), a.text("scope"))
+func addressLines(name string, a object, names symbols) []string {
+	address := fmt.Sprintf("address %s %s scope %s", name, names.of(a.text("local")+"/"+a.text("prefixlen")), a.text("scope"))
 	if a["deprecated"] == true {
-		line += " deprecated"
+		return []string{address, address + " deprecated"}
 	}
-	return line
+	return []string{address}
 }
 
 func routeLine(r object, names symbols) string {

@@ -253,14 +253,20 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 
 // orphanAddresses are the addresses that links have and generated files no longer want.
 func (a *Agent) orphanAddresses() []plan.OwnAddress {
-	if a.technique != plan.Dynamic {
-		return nil // networkd removes what it has forgotten
+	if a.technique == plan.Undecided {
+		return nil
 	}
 	wanted := make(map[plan.OwnAddress]bool, len(a.generated.addresses))
 	for _, own := range a.generated.addresses {
 		wanted[own] = true
 	}
-	return plan.OrphanAddresses(slices.Collect(maps.Keys(a.addresses)), wanted, a.snapshot.Links)
+	orphans := plan.OrphanAddresses(slices.Collect(maps.Keys(a.addresses)), wanted, a.snapshot.Links)
+	if a.technique == plan.Static {
+		// networkd 252 removes what it has forgotten, but takes a deprecated address (A11) for
+		// one of DHCP, which KeepConfiguration=dhcp keeps (measured).
+		orphans = slices.DeleteFunc(orphans, func(own plan.OwnAddress) bool { return own.Address.Is4() })
+	}
+	return orphans
 }
 
 // stillThere has addresses count as withdrawn and still there.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
 )
@@ -255,6 +256,30 @@ func (a *Agent) schedule(t *target, now time.Time, changed bool) {
 	turns := t.view.Turns(a.often())
 	t.look, t.turn = metadata.InTurn, t.turn%turns+1
 	t.next = now.Add(earlier(a.RefreshEvery/time.Duration(turns), lookJitter))
+}
+
+// readLeased has the metadata read at once of an ENI to which DHCPv6 has brought an address of
+// which they have not told: the kernel prefers the address that it got last, until the plan says
+// otherwise (A11).
+func (a *Agent) readLeased(before, snapshot *kernel.Snapshot, now time.Time) {
+	had := make(map[string]*kernel.Link, len(before.Links))
+	for i := range before.Links {
+		had[before.Links[i].MAC] = &before.Links[i]
+	}
+	for i := range snapshot.Links {
+		l := &snapshot.Links[i]
+		t, last := a.targets[l.MAC], had[l.MAC]
+		if t == nil || t.view == nil || last == nil {
+			continue
+		}
+		if slices.ContainsFunc(l.Addresses, func(address kernel.Address) bool {
+			ip := address.Prefix.Addr()
+			return address.Dynamic && address.Global && ip.Is6() && !slices.Contains(t.view.IPv6, ip) && !last.Has(ip)
+		}) {
+			t.look, t.turn = metadata.AtAddresses, 0
+			t.follow, t.next = firstFollow, now
+		}
+	}
 }
 
 // young reports whether an ENI was attached so lately that EC2 is expected to tell more of it.

@@ -156,13 +156,16 @@ func (a *Agent) observe() bool {
 	}
 	a.unsay("kernel")
 	running := a.snapshot != nil
+	now := time.Now()
 	if !running || !snapshot.Equal(a.snapshot) {
+		if running {
+			a.readLeased(a.snapshot, snapshot, now)
+		}
 		a.snapshot = snapshot
 	}
 	snapshot = a.snapshot
 	clear(a.linkStates)
 	a.generated.seen = false
-	now := time.Now()
 	seen := make(map[string]bool)
 	present := make(map[int]bool)
 	gone := false

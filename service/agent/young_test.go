@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
@@ -210,6 +212,34 @@ func TestHoldWhileListed(t *testing.T) {
 					}
 				}
 			})
+		})
+	}
+}
+
+// A11: DHCPv6 brings an address before the metadata has been read again, and the kernel prefers
+// it: it is in the files, deprecated, as soon as the metadata tell it.
+func TestLeasedAddress(t *testing.T) {
+	for _, late := range []time.Duration{0, time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			s, _ := inTurns(t, 1, func(i *imds.Interface) { i.IPv6 = i.IPv6[:1] })
+			settle(3 * time.Second)
+			address := specOf(0, 0, 0).IPv6[1]
+			s.set(func() {
+				s.links[0].Addresses = append(s.links[0].Addresses, kernel.Address{Prefix: netip.PrefixFrom(address, 128), Global: true, Dynamic: true})
+			})
+			s.ring()
+			settle(late)
+			s.amend(0, func(*imds.Interface) {})
+			began := time.Now()
+			for !strings.Contains(s.store.Read(plan.NetworkDropIn("ens5")), "Address="+address.String()+"/128\n") {
+				settle(50 * time.Millisecond)
+				if took := time.Since(began); took > 2*firstFollow {
+					t.Fatalf("not in the files %v after the metadata told it, %v after the lease", took, took+late)
+				}
+			}
+			if content := s.store.Read(plan.NetworkDropIn("ens5")); !strings.Contains(content, "PreferredLifetime=0\n") {
+				t.Errorf("not deprecated:\n%s", content)
+			}
 		})
 	}
 }

@@ -37,7 +37,8 @@ type ENI struct {
 	// always on instance types with one card, and for a while on others.
 	NetworkCard *int `json:"networkCard"`
 	// IPv4 is local-ipv4s in the order of the service: the first is the primary
-	// address. IPv6 is ipv6s. Either is empty when the ENI has no such address.
+	// address. IPv6 is ipv6s: the first is the source of what does not bind (A11). Either is
+	// empty when the ENI has no such address.
 	IPv4 []netip.Addr `json:"ipv4"`
 	IPv6 []netip.Addr `json:"ipv6"`
 	// IPv4Prefixes and IPv6Prefixes are the delegated prefixes (ipv4-prefix,
@@ -51,12 +52,12 @@ type ENI struct {
 }
 
 // Equal tells whether two views say the same. The order of secondary addresses and
-// of prefixes says nothing (A2).
+// of prefixes says nothing (A2, A11).
 func (e *ENI) Equal(o *ENI) bool {
 	return e.MAC == o.MAC && e.ID == o.ID && e.DeviceIndex == o.DeviceIndex &&
 		equalCard(e.NetworkCard, o.NetworkCard) &&
 		equalFirst(e.IPv4, o.IPv4) && equalSets(e.IPv4, o.IPv4, netip.Addr.Compare) &&
-		equalSets(e.IPv6, o.IPv6, netip.Addr.Compare) &&
+		equalFirst(e.IPv6, o.IPv6) && equalSets(e.IPv6, o.IPv6, netip.Addr.Compare) &&
 		equalSets(e.IPv4Prefixes, o.IPv4Prefixes, netip.Prefix.Compare) &&
 		equalSets(e.IPv6Prefixes, o.IPv6Prefixes, netip.Prefix.Compare) &&
 		equalSets(e.IPv4Subnets, o.IPv4Subnets, netip.Prefix.Compare) &&
@@ -66,7 +67,7 @@ func (e *ENI) Equal(o *ENI) bool {
 // Sorted is the view with what has no order sorted, so that equal views have equal texts.
 func (e *ENI) Sorted() ENI {
 	s := *e
-	// The first one is the primary of IPv4, and that of DHCPv6.
+	// The first one is the primary of IPv4, and the source of IPv6.
 	s.IPv4, s.IPv6 = slices.Clone(e.IPv4), slices.Clone(e.IPv6)
 	for _, addresses := range [][]netip.Addr{s.IPv4, s.IPv6} {
 		if len(addresses) > 0 {

@@ -166,7 +166,7 @@ var mutable = []struct {
 	}},
 	{keyIPv6, true, func(e *ENI) bool { return len(e.IPv6) > 0 }, func(e *ENI, body string) (bool, error) {
 		now, err := parseAddresses(body, false)
-		return equalSets(e.IPv6, now, netip.Addr.Compare), err
+		return equalFirst(e.IPv6, now) && equalSets(e.IPv6, now, netip.Addr.Compare), err
 	}},
 	{keyIPv4Prefixes, false, func(e *ENI) bool { return len(e.IPv4Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
 		now, err := parseDelegated(body, true)

@@ -443,6 +443,17 @@ func TestEqual(t *testing.T) {
 	if a.Equal(&b) {
 		t.Error("another primary address does not matter")
 	}
+	// A11
+	a, b = wanted(), wanted()
+	a.IPv6 = []netip.Addr{netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("2001:db8:1::2"), netip.MustParseAddr("2001:db8:1::3")}
+	b.IPv6 = []netip.Addr{a.IPv6[0], a.IPv6[2], a.IPv6[1]}
+	if !a.Equal(&b) {
+		t.Error("the order of further IPv6 addresses matters")
+	}
+	b.IPv6 = []netip.Addr{a.IPv6[1], a.IPv6[0], a.IPv6[2]}
+	if a.Equal(&b) {
+		t.Error("another first IPv6 address does not matter")
+	}
 }
 
 // D1: a token is everybody's as soon as it is there, also while the key hangs for which it

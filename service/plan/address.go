@@ -74,7 +74,7 @@ func AddressesIn(content string) []OwnAddress {
 // says that they were in its drop-in, and no file wants them for it any more, see
 // [AddressesIn]. From systemd 257 on
 // ENIs have KeepConfiguration=yes, with which networkd takes an address that was there before
-// it started for somebody else's.
+// it started for somebody else's; 252 takes a deprecated one for DHCP's then.
 func OrphanAddresses(record []OwnAddress, wanted map[OwnAddress]bool, links []kernel.Link) []OwnAddress {
 	var found []OwnAddress
 	for _, own := range record {

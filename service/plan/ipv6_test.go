@@ -95,7 +95,12 @@ func TestPrimaryIPv6(t *testing.T) {
 		for _, networkd := range []Networkd{{}, oldNetworkd, newNetworkd} {
 			link.Current = second.Files[0].Content
 			if keepsAll(networkd) {
-				link.Current = strings.Replace(link.Current, "[Network]\n", "[Network]\nKeepConfiguration=yes\n", 1)
+				// It takes it over in its own way, once.
+				e := plan(networkd)
+				link.Current = e.Files[0].Content
+				if !e.Want.StaticIPv6 || !strings.Contains(link.Current, "\nUseAddress=no\n") {
+					t.Errorf("%+v, routers %v:\n%s", networkd, routers, link.Current)
+				}
 			}
 			if e := plan(networkd); e.Files[0].Content != link.Current || e.Held {
 				t.Errorf("%+v, routers %v:\n%s", networkd, routers, e.Files[0].Content)
@@ -113,6 +118,57 @@ func TestPrimaryIPv6(t *testing.T) {
 	link.Routers = addrs("fe80::2")
 	if e := plan(oldNetworkd); strings.Contains(e.Files[0].Content, "fe80::1") || !strings.Contains(e.Files[0].Content, "\nGateway=fe80::2\n") {
 		t.Errorf("another router:\n%s", e.Files[0].Content)
+	}
+}
+
+// A11, A2, E2: the first of several addresses is the source and the others are deprecated, which
+// is not left to DHCPv6; their order says nothing. A networkd that keeps leases over a reload
+// takes the addresses over in one, and they stay static when only one is left.
+func TestSource(t *testing.T) {
+	v := view(0, addrs("10.0.1.10"), addrs("2001:db8:1::12", "2001:db8:1::11", "2001:db8:1::13"))
+	link := dualStack(&v)
+	for _, address := range v.IPv6[1:] {
+		link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.PrefixFrom(address, 128), Global: true, Dynamic: true})
+	}
+	plan := func(networkd Networkd, ipv6 ...string) ENI {
+		v := v
+		v.IPv6 = addrs(ipv6...)
+		in := input([]Link{link}, v)
+		in.Networkd = networkd
+		return Make(in).ENIs[0]
+	}
+	deprecated := func(e ENI) (found []netip.Addr) {
+		for section := range strings.SplitSeq(e.Files[0].Content, "\n\n") {
+			if strings.Contains(section, "\nPreferredLifetime=0") {
+				found = append(found, StaticIn(section)...)
+			}
+		}
+		return found
+	}
+	link.Current = plan(newNetworkd, "2001:db8:1::12").Files[0].Content
+	first := plan(newNetworkd, "2001:db8:1::12", "2001:db8:1::11", "2001:db8:1::13")
+	golden(t, Plan{Files: first.Files[:1]})
+	if first.Held {
+		t.Error("addresses wait for the lease to end")
+	}
+	link.Current = first.Files[0].Content
+	if e := plan(newNetworkd, "2001:db8:1::12", "2001:db8:1::13", "2001:db8:1::11"); e.Files[0].Content != link.Current {
+		t.Errorf("others permuted:\n%s", e.Files[0].Content)
+	}
+	if got := deprecated(plan(newNetworkd, "2001:db8:1::13", "2001:db8:1::11", "2001:db8:1::12")); !slices.Equal(got, addrs("2001:db8:1::11", "2001:db8:1::12")) {
+		t.Errorf("another one is the first: %v are deprecated", got)
+	}
+	if e := plan(newNetworkd, "2001:db8:1::12"); !slices.Equal(e.Want.Static, addrs("2001:db8:1::12")) || len(deprecated(e)) > 0 {
+		t.Errorf("one is left:\n%s", e.Files[0].Content)
+	}
+	// 252 has them once the lease has ended.
+	link.Current, link.Done, link.LeaseOverdue = "", true, true
+	if e := plan(oldNetworkd, "2001:db8:1::12", "2001:db8:1::11"); !e.Held || !e.Want.StaticIPv6 {
+		t.Errorf("252, with the lease:\n%s", e.Files[0].Content)
+	}
+	link.Addresses = link.Addresses[:1]
+	if got := deprecated(plan(oldNetworkd, "2001:db8:1::12", "2001:db8:1::11")); !slices.Equal(got, addrs("2001:db8:1::11")) {
+		t.Errorf("252: %v are deprecated", got)
 	}
 }
 

@@ -230,6 +230,9 @@ type Want struct {
 	Static []netip.Addr
 	// Primary IPv4 address, or the zero Addr.
 	Primary netip.Addr
+	// Source is the IPv6 address of what does not bind to one: the others are deprecated (A11).
+	// It is the zero Addr where there is none.
+	Source netip.Addr
 	// Ahead is Primary with the length of its subnet if it stands in the drop-in, before
 	// those of Static, or the zero Prefix.
 	Ahead netip.Prefix
@@ -663,6 +666,9 @@ func render(eni *ENI, in Input, grouped bool) {
 	if want.IPv4 {
 		want.Primary = view.IPv4[0]
 	}
+	if len(view.IPv6) > 0 {
+		want.Source = view.IPv6[0]
+	}
 	want.NoDefault = !eni.Settings.DefaultRoute
 	if eni.Settings.AlternativeNames {
 		want.Altnames = Altnames(view)
@@ -870,9 +876,13 @@ func withoutHeld(all []netip.Prefix, present []Rule, held []netip.Addr) []netip.
 // its way from DHCPv6, to the ENI's own drop-in. Where a lease ends and the same address
 // is made a static one at once, networkd 252 sometimes takes the latter away (measured
 // under load), and never lets it go without duplicate address detection, which keeps it
-// from use for up to a second: so the lease ends first, if it does so in time.
+// from use for up to a second: so the lease ends first, if it does so in time. Others need
+// no such way, see [takesOver].
 func moving(eni *ENI, address netip.Addr) bool {
 	link, metric := &eni.Link, eni.Want.Metric
+	if takesOver(eni) {
+		return false
+	}
 	if link.LeaseOverdue && metricIs(link.Current, metric) && (!eni.Primary || staticIn(link.Current)) {
 		return false
 	}

@@ -358,7 +358,7 @@ func networkDropIn(eni *ENI) string {
 	off := eni.Link.IPv6 != kernel.IPv6On
 	if off {
 		ipv6Off(u)
-	} else if want.StaticIPv6 && want.IPv4 {
+	} else if want.StaticIPv6 && want.IPv4 && !takesOver(eni) {
 		u.section("Network")
 		u.set("DHCP", "ipv4")
 	}
@@ -377,9 +377,9 @@ func networkDropIn(eni *ENI) string {
 	dns(u, eni.Settings.DNS, want.LeaveDNS)
 
 	// The primary ENI's router in the main table: with it stands a static route.
-	beside := eni.Primary && want.StaticIPv6 && want.IPv6 && len(want.Routers) > 0
+	beside := eni.Primary && !routersFirst(eni) && want.IPv6 && len(want.Routers) > 0
 	if !off {
-		advertisements(u, want, beside)
+		advertisements(u, eni, beside)
 	}
 
 	if want.Ahead.IsValid() {
@@ -401,6 +401,9 @@ func networkDropIn(eni *ENI) string {
 			// EC2 sees to it that an address is not given twice; detection would only
 			// delay its use.
 			u.set("DuplicateAddressDetection", "none")
+			if address != want.Source {
+				u.set("PreferredLifetime", "0")
+			}
 		}
 	}
 	for _, prefix := range want.Local {
@@ -426,7 +429,7 @@ func networkDropIn(eni *ENI) string {
 			}
 		}
 	}
-	if eni.Primary && !want.StaticIPv6 {
+	if routersFirst(eni) {
 		keepRouters(u, view, want)
 	}
 	if want.Table == 0 {
@@ -542,7 +545,8 @@ func keepRouters(u *unitWriter, view *metadata.ENI, want *Want) {
 
 // advertisements says what becomes of router advertisements; beside: static routes stand
 // with those that they bring.
-func advertisements(u *unitWriter, want *Want, beside bool) {
+func advertisements(u *unitWriter, eni *ENI, beside bool) {
+	want := &eni.Want
 	u.section("IPv6AcceptRA")
 	if beside {
 		u.number("RouteMetric", want.Metric-1)
@@ -553,6 +557,15 @@ func advertisements(u *unitWriter, want *Want, beside bool) {
 		u.set("UseGateway", "no")
 	}
 	switch {
+	case want.StaticIPv6 && takesOver(eni):
+		if len(eni.onLink(eni.Applies.IPv6)) == len(eni.Applies.IPv6) {
+			u.set("DHCPv6Client", "no")
+		}
+		// Else with the next advertisement there is a lease, and networkd removes the addresses of
+		// the last one that are not to be on the link (A12).
+		u.section("DHCPv6")
+		u.set("UseAddress", "no")
+		u.set("WithoutRA", "no")
 	case want.StaticIPv6 && want.IPv4:
 		u.set("DHCPv6Client", "no")
 	case want.StaticIPv6:

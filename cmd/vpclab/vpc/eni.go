@@ -747,6 +747,15 @@ func (e *ENI) PermuteIPv4(ctx context.Context, compare func(a, b netip.Addr) int
 	})
 }
 
+// PermuteIPv6 changes the order of all IPv6 addresses: the first is the source of what does not
+// bind (requirement A11).
+func (e *ENI) PermuteIPv6(ctx context.Context, compare func(a, b netip.Addr) int) error {
+	return e.change(ctx, "permuting the IPv6 addresses of", func() error {
+		slices.SortFunc(e.ipv6, compare)
+		return nil
+	})
+}
+
 // AssignPrefixV4 delegates /28 prefixes to the ENI; without any, one that is
 // free. It returns those that are new.
 func (e *ENI) AssignPrefixV4(ctx context.Context, prefixes ...netip.Prefix) ([]netip.Prefix, error) {
