@@ -701,11 +701,12 @@ func render(eni *ENI, in Input, grouped bool) {
 	want.Domains = severalDomains(&eni.Link)
 	technique, better := compose(eni, in)
 	eni.Files = append(networkFiles(eni, in), linkFiles(eni)...)
-	if starting(&eni.Link, technique) {
-		eni.Files = append(eni.Files, startDropIn(eni))
-	}
 	eni.AtStart = startFiles(eni, technique, better)
 	eni.KeepLink = eni.Link.LinkFile == ""
+	if starting(&eni.Link, technique) {
+		// With it in force a change would have networkd drop all of the link and add it again.
+		eni.Files, eni.Keep, eni.KeepLink = nil, true, true
+	}
 }
 
 // onLink are those of the ENI's addresses of one family that shall be on its link.

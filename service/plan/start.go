@@ -65,8 +65,9 @@ func startDropIn(eni *ENI) File {
 	return File{Path: StartDropIn(eni.Link.Name), Content: u.String()}
 }
 
-// starting reports whether what networkd 252 found at its start must stay a little longer. It
-// has the lease again some milliseconds after it has begun; not to be early costs nothing.
+// starting reports whether what networkd 252 found at its start must stay a little longer, with
+// all else that is there for the link. It has the lease again some milliseconds after it has
+// begun; not to be early costs nothing.
 func starting(link *Link, technique Technique) bool {
-	return link.StartFile && (technique == Undecided || !link.LeaseOverdue && (!link.Settled || !link.Done || link.Busy))
+	return link.StartFile && link.Current != "" && (technique == Undecided || !link.LeaseOverdue && (!link.Settled || !link.Done || link.Busy))
 }

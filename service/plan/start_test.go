@@ -56,7 +56,8 @@ func TestAtStart(t *testing.T) {
 func TestStartDropIn(t *testing.T) {
 	v := view(0, addrs("10.0.1.10"), addrs("2001:db8:1::10"))
 	link := dualStack(&v)
-	asks := func(networkd Networkd, change func(*Link)) bool {
+	link.Current = Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
+	stays := func(networkd Networkd, change func(*Link)) bool {
 		t.Helper()
 		now := link
 		change(&now)
@@ -66,7 +67,10 @@ func TestStartDropIn(t *testing.T) {
 		if files := p.AtStart(); networkd == oldNetworkd && (len(files) != 1 || files[0].Path != StartDropIn("ens5")) {
 			t.Errorf("networkd is to find %+v", files)
 		}
-		return slices.ContainsFunc(p.Files, func(f File) bool { return f.Path == StartDropIn("ens5") })
+		if slices.ContainsFunc(p.Files, func(f File) bool { return f.Path == StartDropIn("ens5") }) {
+			t.Errorf("the daemon itself puts it there: %+v", p.Files)
+		}
+		return p.ENIs[0].Keep
 	}
 	link.Done, link.Settled, link.StartFile = true, true, true
 	for name, change := range map[string]func(*Link){
@@ -74,7 +78,7 @@ func TestStartDropIn(t *testing.T) {
 		"it is not done":      func(l *Link) { l.Done = false },
 		"it is at work again": func(l *Link) { l.Busy = true },
 	} {
-		if !asks(oldNetworkd, change) {
+		if !stays(oldNetworkd, change) {
 			t.Errorf("%s: the drop-in goes", name)
 		}
 	}
@@ -82,15 +86,16 @@ func TestStartDropIn(t *testing.T) {
 		"done":                func(*Link) {},
 		"it has had its time": func(l *Link) { l.Done, l.Settled, l.LeaseOverdue = false, false, true },
 		"nothing there":       func(l *Link) { l.StartFile = false },
+		"another ENI's":       func(l *Link) { l.Current = "" },
 	} {
-		if asks(oldNetworkd, change) {
+		if stays(oldNetworkd, change) {
 			t.Errorf("%s: the drop-in stays", name)
 		}
 	}
-	if !asks(Networkd{}, func(*Link) {}) {
+	if !stays(Networkd{}, func(*Link) {}) {
 		t.Error("networkd is away: the drop-in goes")
 	}
-	if asks(newNetworkd, func(*Link) {}) {
+	if stays(newNetworkd, func(*Link) {}) {
 		t.Error("another networkd has no use for the drop-in")
 	}
 }
