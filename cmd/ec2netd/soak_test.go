@@ -117,8 +117,9 @@ func (s *life) look() leftovers {
 	s.t.Helper()
 	lines := func(command string) []string { return strings.Split(s.run("sh", "-c", command), "\n") }
 	return leftovers{
-		usage:    s.usage(),
-		files:    lines("find /run/systemd/network /run/ec2netd /var/lib/ec2netd"),
+		usage: s.usage(),
+		// What waits for networkd's start goes with the first change of its ENI.
+		files:    lines("find /run/systemd/network /run/ec2netd /var/lib/ec2netd ! -path '/run/ec2netd/networkd-start*'"),
 		units:    lines("systemctl list-units --all --plain --no-legend --no-pager --full | cut -d' ' -f1"),
 		rules:    lines("ip -4 rule; ip -6 rule"),
 		altnames: lines("ip link show | grep altname"),

@@ -41,7 +41,7 @@ func (s *Store) Withdraw(shall []plan.File) error {
 		if err := os.Remove(s.at(atStart(p))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		_ = os.Remove(s.at(path.Dir(atStart(p)))) // unless there is another one in it
+		s.tidyStart(p)
 		s.step()
 	}
 	return nil
@@ -65,15 +65,26 @@ func (s *Store) Prepare(shall []plan.File) error {
 	return nil
 }
 
+// tidyStart removes the directories of a file that waited, unless others are in them.
+func (s *Store) tidyStart(p string) {
+	if os.Remove(s.at(path.Dir(atStart(p)))) == nil {
+		_ = os.Remove(s.at(plan.StartDirectory))
+	}
+}
+
 // outdated takes away the copy of a file that waits for networkd's start, as the file has
 // changed.
 func (s *Store) outdated(p string) error {
 	if path.Base(p) != plan.DropInName {
 		return nil
 	}
-	if err := os.Remove(s.at(atStart(p))); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+	if err := os.Remove(s.at(atStart(p))); err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			return nil
+		}
 		return err
 	}
+	s.tidyStart(p)
 	return nil
 }
 
