@@ -3,6 +3,7 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
+	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -29,36 +30,9 @@ func watchRemovals(done <-chan struct{}, failed func(error)) (<-chan int, error)
 		socket.Close()
 		return nil, fmt.Errorf("filtering removed routes and rules: %w", err)
 	}
-	indexes := make(chan int, 64)
-	go func() {
-		<-done
-		socket.Close()
-	}()
-	go func() {
-		defer close(indexes)
-		for {
-			messages, from, err := socket.Receive()
-			if err != nil {
-				failed(err)
-				return
-			}
-			if from.Pid != nl.PidKernel {
-				continue
-			}
-			for _, message := range messages {
-				index, ok := removalOf(message.Header.Type, message.Data)
-				if !ok {
-					continue
-				}
-				select {
-				case indexes <- index:
-				case <-done:
-					return
-				}
-			}
-		}
-	}()
-	return indexes, nil
+	return follow(socket, done, failed, func(message *syscall.NetlinkMessage) (int, bool) {
+		return removalOf(message.Header.Type, message.Data)
+	}), nil
 }
 
 // Places in a message of rtnetlink: those of struct nlmsghdr, and behind it those of struct

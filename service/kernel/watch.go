@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -221,6 +222,17 @@ func watchIPv6(done <-chan struct{}, failed func(error)) (<-chan int, error) {
 	if err != nil {
 		return nil, fmt.Errorf("subscribing to IPv6 events: %w", err)
 	}
+	return follow(socket, done, failed, func(message *syscall.NetlinkMessage) (int, bool) {
+		if message.Header.Type != unix.RTM_NEWLINK || len(message.Data) < unix.SizeofIfInfomsg {
+			return 0, false
+		}
+		return int(binary.NativeEndian.Uint32(message.Data[4:])), true
+	}), nil
+}
+
+// follow sends what a function makes of the kernel's messages on a subscription, the index of a
+// link, until done is closed, and closes the socket then.
+func follow(socket *nl.NetlinkSocket, done <-chan struct{}, failed func(error), of func(*syscall.NetlinkMessage) (index int, ok bool)) <-chan int {
 	indexes := make(chan int, 64)
 	go func() {
 		<-done
@@ -237,19 +249,20 @@ func watchIPv6(done <-chan struct{}, failed func(error)) (<-chan int, error) {
 			if from.Pid != nl.PidKernel {
 				continue
 			}
-			for _, message := range messages {
-				if message.Header.Type != unix.RTM_NEWLINK || len(message.Data) < unix.SizeofIfInfomsg {
+			for i := range messages {
+				index, ok := of(&messages[i])
+				if !ok {
 					continue
 				}
 				select {
-				case indexes <- int(binary.NativeEndian.Uint32(message.Data[4:])):
+				case indexes <- index:
 				case <-done:
 					return
 				}
 			}
 		}
 	}()
-	return indexes, nil
+	return indexes
 }
 
 func (w *Watcher) poke() {
