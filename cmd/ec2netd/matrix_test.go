@@ -24,15 +24,7 @@ func whole() bool { return os.Getenv("EC2NETD_LONG") != "" }
 // luck is the chance of a test. EC2NETD_SEED is another one than the usual.
 func luck(t testing.TB) *rand.Rand {
 	t.Helper()
-	seed := uint64(1)
-	if text := os.Getenv("EC2NETD_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("EC2NETD_SEED: %v", err)
-		}
-	}
-	t.Logf("EC2NETD_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
+	return rand.New(rand.NewPCG(vpc.ChanceForTest(t), 0))
 }
 
 // The keys that the daemon reads: those of the instance, and those of an ENI.

@@ -56,6 +56,15 @@ func ForTest(t testing.TB, opts Options) *VPC {
 
 func seedForTest(t testing.TB) uint64 {
 	t.Helper()
+	hash := fnv.New64a()
+	fmt.Fprintf(hash, "%s %d", t.Name(), ChanceForTest(t))
+	return hash.Sum64()
+}
+
+// ChanceForTest is the seed of all that a test leaves to chance: EC2NETD_SEED, or 1. It is
+// logged.
+func ChanceForTest(t testing.TB) uint64 {
+	t.Helper()
 	seed := uint64(1)
 	if text := os.Getenv("EC2NETD_SEED"); text != "" {
 		var err error
@@ -64,9 +73,7 @@ func seedForTest(t testing.TB) uint64 {
 		}
 	}
 	t.Logf("EC2NETD_SEED=%d", seed)
-	hash := fnv.New64a()
-	fmt.Fprintf(hash, "%s %d", t.Name(), seed)
-	return hash.Sum64()
+	return seed
 }
 
 // BootForTest makes an instance and boots it. If the test fails, the instance's
