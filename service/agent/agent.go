@@ -286,6 +286,7 @@ type Agent struct {
 	networkdErr string
 	networkdUp  bool
 	owner       string
+	varlink     bool // the networkd with this owner's name has had its Varlink socket
 	networkdWhy string
 	absentSince time.Time
 	busDown     bool

@@ -743,6 +743,29 @@ func TestLeaseThatDoesNotCome(t *testing.T) {
 	})
 }
 
+// E7: a networkd that stops is still the one that it was, though its Varlink socket goes before its
+// name: nothing is written, or laid ready for its start, that is for one without such a socket.
+func TestStoppingNetworkd(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		before := w.tree(t)
+		w.set(func() { w.stopping = true })
+		w.ring()
+		settle(time.Minute)
+		if after := w.tree(t); after != before {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+		if ready, err := filepath.Glob(filepath.Join(w.dir, plan.StartDirectory, "*", "*")); err != nil || len(ready) > 0 {
+			t.Errorf("laid ready: %q (%v)", ready, err)
+		}
+	})
+}
+
 // networkd leaves new ENIs alone until their files are there: each is configured once. One
 // whose metadata does not come gets the base unit, and so do all once the daemon is stopped
 // for good.

@@ -356,7 +356,10 @@ func (a *Agent) decide() {
 
 // networkd is what is known of the networkd that runs.
 func (a *Agent) networkd() plan.Networkd {
-	return plan.Networkd{Running: a.networkdUp, Varlink: a.Networkd.Varlink(), Keeps: a.Networkd.Keeps()}
+	// A networkd that stops removes its socket before it gives up its name (measured on 257 and
+	// 262): what was seen of it holds until there is another one.
+	a.varlink = a.varlink || a.Networkd.Varlink()
+	return plan.Networkd{Running: a.networkdUp, Varlink: a.varlink, Keeps: a.Networkd.Keeps()}
 }
 
 // act brings the disk to the plan and has networkd and udevd take it up. It tells
@@ -475,7 +478,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	a.networkdWhy, a.busDelay = "", 0
 	if owner != a.owner {
 		// Another networkd: it configures all links, which takes its time.
-		a.owner, a.reloadTry = owner, attempt{}
+		a.owner, a.varlink, a.reloadTry = owner, false, attempt{}
 		a.holdInForce = a.holdThere()
 		a.othersDue, a.othersAt = true, time.Time{}
 		a.applied = applied{busy: a.applied.busy}

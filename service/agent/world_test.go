@@ -69,6 +69,8 @@ type world struct {
 	gateways bool
 	// old: networkd is one that drops with a reload what is dynamic.
 	old bool
+	// stopping: networkd has its name, and its Varlink socket no more.
+	stopping bool
 	// deaf: udevd has nothing about links, and networkd waits for it.
 	deaf bool
 	// udevErr: udevadm fails, after a while.
@@ -483,7 +485,7 @@ func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
 	return s, err
 }
 
-func (w *world) Varlink() bool                  { return !w.old }
+func (w *world) Varlink() bool                  { w.mu.Lock(); defer w.mu.Unlock(); return !w.old && !w.stopping }
 func (w *world) Keeps() bool                    { return !w.old }
 func (w *world) Version(context.Context) string { return "257" }
 func (w *world) WhyNotRunning(context.Context) (string, bool) {
