@@ -348,9 +348,9 @@ Environment=SYSTEMD_IMDS_ADDRESS_IPV4=169.254.169.254
 	l.checkKernel(eni)
 	l.arrives(eni)
 	l.arrives(primary)
-	// FIXME (D9): this must be systemd-imdsd's socket, and is where an ENI has no rules of B9. With
-	// them imdsd does not answer in time, and the daemon asks directly.
-	t.Logf("the endpoint is said to be %s", l.manager(state.Configured).Metadata.Endpoint)
+	if endpoint := l.manager(state.Configured).Metadata.Endpoint; endpoint != "/run/systemd/io.systemd.InstanceMetadata" {
+		t.Errorf("the endpoint is said to be %s", endpoint)
+	}
 	// It goes away.
 	l.run("sh", "-c", "systemctl stop systemd-imdsd.socket 'systemd-imdsd@*.service'")
 	asks(true)

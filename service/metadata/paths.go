@@ -36,6 +36,7 @@ func (w Way) Paths(links []kernel.Link, mac, primary string) []Path {
 		devices[rank] = append(devices[rank], i)
 	}
 	var ipv4, ipv6 []Path
+	best := 0
 	for _, index := range slices.Concat(devices[:]...) {
 		l := &links[index]
 		var has4, has6 bool
@@ -46,6 +47,9 @@ func (w Way) Paths(links []kernel.Link, mac, primary string) []Path {
 				has4 = has4 || address.Prefix.Addr().Is4()
 				has6 = has6 || address.Prefix.Addr().Is6()
 			}
+		}
+		if (has4 || has6) && l.MAC == primary {
+			best = l.Index
 		}
 		if has4 && len(ipv4) < mostLinks {
 			ipv4 = append(ipv4, Path{Device: l.Name, Index: l.Index, Endpoint: EndpointIPv4})
@@ -58,6 +62,10 @@ func (w Way) Paths(links []kernel.Link, mac, primary string) []Path {
 	if len(direct) == 0 || w.Imdsd == "" {
 		return direct
 	}
-	// Where direct access is prohibited: over the best link, or any that it finds (D9).
-	return append(direct, Path{Socket: w.Imdsd, Index: direct[0].Index}, Path{Socket: w.Imdsd})
+	// Where direct access is prohibited: over the primary ENI, the way that the lock leaves open,
+	// or over any that it finds (D9). From another ENI's address the rules of B9 lead to the lock.
+	if best == 0 {
+		best = direct[0].Index
+	}
+	return append(direct, Path{Socket: w.Imdsd, Index: best}, Path{Socket: w.Imdsd})
 }

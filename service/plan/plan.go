@@ -240,9 +240,9 @@ type Want struct {
 	// them the specific routes of the main table go before.
 	Rules   []netip.Prefix
 	Guarded bool
-	// LocalFirst are the sources for which routes of the main table over links that are no
-	// ENIs go before Table.
-	LocalFirst []netip.Prefix
+	// LocalFirst: for each of Rules, a specific route of the main table over a link that is no
+	// ENI goes before Table (B9).
+	LocalFirst bool
 	// Mark is the firewall mark whose packets are looked up in Table, and Marked are 0.0.0.0/0
 	// and ::/0 as the families have rules for it.
 	Mark   config.Mark
@@ -690,9 +690,7 @@ func render(eni *ENI, in Input, grouped bool) {
 			want.Marked = every(want.IPv4, want.IPv6)
 		}
 		// Else what is for another ENI's subnet would leave by that ENI (B8).
-		if grouped && !want.Guarded {
-			want.LocalFirst = localFirst(eni)
-		}
+		want.LocalFirst = grouped && !want.Guarded
 	}
 	delegate(eni)
 	settleMTU(eni)

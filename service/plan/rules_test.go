@@ -22,10 +22,11 @@ func TestRulesIn(t *testing.T) {
 	v := view(1, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
 	v.IPv4Prefixes = prefixes("10.0.1.64/28")
 	made := Make(input([]Link{leased(1, &v)}, v))
-	local := func(subnet string) Rule {
-		return Rule{From: netip.MustParsePrefix(subnet), Table: kernel.MainTable, Priority: 9999, Guard: true, Group: Group}
+	var want []Rule
+	for _, from := range []string{"10.0.1.20/32", "10.0.1.21/32", "10.0.1.64/28", "2001:db8:1::20/128"} {
+		local := Rule{From: netip.MustParsePrefix(from), Table: kernel.MainTable, Priority: 9999, Guard: true, Group: Group}
+		want = append(want, local, ruleOf(from))
 	}
-	want := []Rule{local("10.0.1.0/24"), local("2001:db8:1::/64"), ruleOf("10.0.1.20/32"), ruleOf("10.0.1.21/32"), ruleOf("10.0.1.64/28"), ruleOf("2001:db8:1::20/128")}
 	compare := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 	got := RulesOf(made.Files)
 	if len(got) != len(want) {

@@ -191,19 +191,21 @@ func (c *comparison) inapplicable() {
 	for _, subnet := range eni.View.IPv6Subnets {
 		add(state.ItemRoute, fmt.Sprintf("%s table %d", subnet, want.Table))
 	}
-	now := rulesOf(c.snapshot, want.Table)
 	// The rules that it would have with IPv6.
-	of := Want{Table: want.Table, Guarded: want.Guarded, Rules: slices.Clone(eni.View.IPv6Prefixes)}
+	of := Want{Table: want.Table, Guarded: want.Guarded, LocalFirst: want.LocalFirst, Rules: slices.Clone(eni.View.IPv6Prefixes)}
 	for _, address := range eni.View.IPv6 {
 		of.Rules = append(of.Rules, netip.PrefixFrom(address, address.BitLen()))
-	}
-	if len(want.LocalFirst) > 0 {
-		of.LocalFirst = eni.View.IPv6Subnets
 	}
 	if want.Mark.Value != 0 {
 		of.Mark, of.Marked = want.Mark, every(false, true)
 	}
-	for _, rule := range of.policyRules() {
+	rules := of.policyRules()
+	wanted := make(map[Rule]bool, len(rules))
+	for _, rule := range rules {
+		wanted[rule] = true
+	}
+	now := rulesOf(c.snapshot, want.Table, wanted)
+	for _, rule := range rules {
 		if _, there := now[rule]; !there { // else it is told of already
 			add(state.ItemRule, rule.String())
 		}
@@ -359,19 +361,22 @@ func (c *comparison) rules() {
 	if want.Table == 0 {
 		return
 	}
-	now := rulesOf(c.snapshot, want.Table)
+	rules := want.policyRules()
+	wanted := make(map[Rule]bool, len(rules))
+	for _, rule := range rules {
+		wanted[rule] = true
+	}
+	now := rulesOf(c.snapshot, want.Table, wanted)
 	var applied map[Rule]int
 	if c.applied != nil {
-		applied = rulesOf(c.applied, want.Table)
+		applied = rulesOf(c.applied, want.Table, wanted)
 	}
 	told := func(e *entry, rule Rule) {
 		e.Rendered = c.files.rules[rule]
 		_, e.Kernel = now[rule]
 		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { _, ok := applied[rule]; return ok })
 	}
-	wanted := make(map[Rule]bool, len(want.Rules))
-	for _, rule := range want.policyRules() {
-		wanted[rule] = true
+	for _, rule := range rules {
 		e := c.add(state.ItemRule, rule.String(), true)
 		e.own = true
 		told(e, rule)
@@ -405,15 +410,15 @@ func (c *comparison) mtu() {
 	}
 }
 
-// rulesOf are the rules of an ENI with a table, with their protocol: those that look the
-// table up, and those that let routes of the main one go before.
-func rulesOf(s *kernel.Snapshot, table int) map[Rule]int {
+// rulesOf are rules of the kernel, with their protocol: those that look an ENI's table up, and of
+// those that let routes of the main one go before the wanted ones.
+func rulesOf(s *kernel.Snapshot, table int, wanted map[Rule]bool) map[Rule]int {
 	found := make(map[Rule]int)
 	for i := range s.Rules {
 		k := &s.Rules[i]
 		own := k.Plain && k.Table == table && (k.Priority == table || (k.Priority == markPriority && k.Mark != 0))
-		before := k.Guard && k.Table == kernel.MainTable && (k.Priority == guard(table) || k.Priority == localPriority)
-		if rule := asRule(k); (own || before) && found[rule] != kernel.ProtocolStatic {
+		rule := asRule(k)
+		if (own || wanted[rule]) && found[rule] != kernel.ProtocolStatic {
 			found[rule] = k.Protocol
 		}
 	}
