@@ -49,7 +49,7 @@ type Networkd interface {
 	Reload(ctx context.Context) error
 	Reconfigure(ctx context.Context, index int) error
 	Link(index int) networkd.LinkState
-	Applied(ctx context.Context) (*kernel.Snapshot, error)
+	Applied(ctx context.Context) (*networkd.Applied, error)
 	Varlink() bool
 	Keeps() bool
 	Version(ctx context.Context) string
@@ -412,8 +412,8 @@ type link struct {
 	nameElsewhere bool
 	// ipv6 is whether it had IPv6 when last seen.
 	ipv6 kernel.IPv6
-	// leaseMTU is the MTU that its DHCPv4 lease tells, by networkd's last answer.
-	leaseMTU int
+	// lease is its DHCPv4 lease by networkd's last answer.
+	lease networkd.Lease
 	// file is the .network file that networkd used for it last.
 	file    string
 	state   state.ENI

@@ -1596,3 +1596,49 @@ func TestConnectionsOfLinksThatAreGone(t *testing.T) {
 		}
 	})
 }
+
+// TestSeveralDomains: search domains that stand in a drop-in are those of the lease, also where
+// only networkd's answer tells that they are others now.
+func TestSeveralDomains(t *testing.T) { // A10
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		lease := func(names string) {
+			w.set(func() { w.dhcp = map[int]networkd.Lease{2: {Known: true, MTU: 9001, Domains: names}} })
+		}
+		lease("ec2.internal")
+		_, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		expect := func(want string) {
+			t.Helper()
+			if text := w.store.Read(plan.NetworkDropIn("ens5")); strings.Contains(text, "Domains=") != (want != "") || !strings.Contains(text, want) {
+				t.Errorf("not %q:\n%s", want, text)
+			}
+		}
+		// An answer that is older than the lease with several domains does not count.
+		expect("")
+		joined := networkd.LinkState{Administrative: "configured", File: plan.NetworkPath("ens5"), Domains: "a.example b.example"}
+		w.set(func() { w.uses = map[int]networkd.LinkState{2: joined} })
+		w.ring()
+		settle(50 * time.Millisecond)
+		w.set(func() { w.uses = nil })
+		w.ring()
+		settle(50 * time.Millisecond)
+		expect("\nDomains=a.example b.example\n")
+		for _, names := range []string{"a.example b.example", "c.example b.example"} {
+			lease(names)
+			settle(10 * time.Minute)
+			expect("\nDomains=" + names + "\n")
+		}
+		lease("ec2.internal")
+		settle(10 * time.Minute)
+		expect("")
+		var asked int
+		w.set(func() { asked = w.questions })
+		settle(time.Hour)
+		w.set(func() { asked = w.questions - asked })
+		if asked > 0 {
+			t.Errorf("networkd was asked %d times, and no domains are in a drop-in", asked)
+		}
+	})
+}

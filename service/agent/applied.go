@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ec2netd/service/kernel"
+	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
@@ -37,6 +38,8 @@ type applied struct {
 	busy        bool
 	// failed: there was no answer to the last question.
 	failed bool
+	// leases: what leases tell is asked for, whatever else has changed.
+	leases bool
 }
 
 // opinion is what networkd last said of a link: whether that is so still is known by the
@@ -52,8 +55,8 @@ func (o *opinion) fresh() bool { return o.told == o.changes }
 
 // answer is the end of one question.
 type answer struct {
-	snapshot *kernel.Snapshot
-	err      error
+	*networkd.Applied
+	err error
 }
 
 // compared is the comparison of an ENI, and what it was made of. With 15 ENIs of 50
@@ -162,7 +165,7 @@ func (p *applied) schedule(now time.Time, up, stale, changed, disputed bool) {
 	case !up:
 		*p = applied{busy: p.busy}
 	case p.busy:
-	case stale || p.snapshot == nil:
+	case stale || p.leases || p.snapshot == nil:
 		if p.since.IsZero() {
 			p.since, p.next = now, now.Add(appliedDelay)
 		}
@@ -188,17 +191,28 @@ func (a *Agent) askApplied(ctx context.Context, now time.Time) {
 	if a.applied.busy || !reached(a.applied.next, now) {
 		return
 	}
-	a.applied.busy, a.applied.next, a.applied.since = true, time.Time{}, time.Time{}
+	a.applied.busy, a.applied.next, a.applied.since, a.applied.leases = true, time.Time{}, time.Time{}, false
 	for _, l := range a.links {
 		l.opinion.asked = l.opinion.changes
 	}
 	go func() {
-		snapshot, err := a.Networkd.Applied(ctx)
+		said, err := a.Networkd.Applied(ctx)
 		select {
-		case a.answers <- answer{snapshot, err}:
+		case a.answers <- answer{said, err}:
 		case <-ctx.Done():
 		}
 	}()
+}
+
+// askOfLeases has networkd asked for the leases where search domains of one stand in a drop-in
+// and networkd keeps no file of it: nothing else tells that there are others now.
+func (a *Agent) askOfLeases() {
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		if eni.Want.Domains != "" && !a.linkState(eni.Link.Index).Lease.Known {
+			a.applied.leases = true
+		}
+	}
 }
 
 // takeApplied puts an answer where it belongs.
@@ -213,16 +227,14 @@ func (a *Agent) takeApplied(r answer, now time.Time) {
 		a.applied.since, a.applied.next = now, now.Add(a.applied.delay)
 		return
 	}
-	if a.applied.snapshot == nil || !r.snapshot.Equal(a.applied.snapshot) {
-		a.applied.snapshot = r.snapshot
+	if a.applied.snapshot == nil || !r.Snapshot.Equal(a.applied.snapshot) {
+		a.applied.snapshot = r.Snapshot
 	}
 	for _, l := range a.links {
 		l.opinion.told = l.opinion.asked
 	}
-	for i := range r.snapshot.Links {
-		if l := a.links[r.snapshot.Links[i].Index]; l != nil {
-			l.leaseMTU = r.snapshot.Links[i].MTU
-		}
+	for index, l := range a.links {
+		l.lease = r.Leases[index]
 	}
 	a.ask(0)
 }

@@ -317,10 +317,16 @@ func (a *Agent) decide() {
 			a.ask(settledTime - now.Sub(memory.since))
 		}
 		entry.Reconfigured = memory.metric
-		if entry.LeaseMTU = said.MTU; said.MTU == 0 {
-			entry.LeaseMTU = memory.leaseMTU
+		if said.Domains != "" {
+			// What networkd said of the lease before may be older.
+			memory.lease.Domains = said.Domains
 		}
-		entry.Domains, entry.LeaseDomains = said.Domains, said.LeaseDomains
+		lease := said.Lease
+		if !lease.Known {
+			lease = memory.lease
+		}
+		entry.Leased, entry.LeaseMTU, entry.LeaseDomains = lease.Known, lease.MTU, lease.Domains
+		entry.Domains = said.Domains
 		entry.Foreign = plan.Foreign(&entry, a.isOurs)
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName

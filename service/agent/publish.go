@@ -221,6 +221,7 @@ func (a *Agent) begin(r *request) {
 		a.applied.delay, a.applied.next = 0, now
 	}
 	a.hurry(now)
+	a.askOfLeases()
 	for _, l := range a.links {
 		l.gone.hurry = true
 		switch l.state {

@@ -231,6 +231,7 @@ func (a *Agent) refresh(now time.Time) {
 	if now.Sub(a.othersAt) >= othersTime || len(a.conflicts) > 0 {
 		a.othersDue, a.othersAt = true, now
 	}
+	a.askOfLeases()
 	a.ask(0)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -78,6 +79,7 @@ type world struct {
 	// uses is what networkd says of links, by index, if not that all is well; applied the
 	// .link files of udevd.
 	uses    map[int]networkd.LinkState
+	dhcp    map[int]networkd.Lease
 	applied map[int]string
 	// others is what else is found on the instance, looked how often it was looked for.
 	others conflict.Facts
@@ -468,10 +470,10 @@ func (w *world) during(count *int, d time.Duration) (grown int) {
 }
 
 // Applied is all that the kernel has.
-func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
+func (w *world) Applied(context.Context) (*networkd.Applied, error) {
 	w.mu.Lock()
 	w.questions++
-	denies, dumb := w.denies, w.dumb
+	denies, dumb, leases := w.denies, w.dumb, maps.Clone(w.dhcp)
 	w.mu.Unlock()
 	if dumb {
 		return nil, errors.New("no answer")
@@ -482,7 +484,7 @@ func (w *world) Applied(context.Context) (*kernel.Snapshot, error) {
 			s.Links[i].Addresses = nil
 		}
 	}
-	return s, err
+	return &networkd.Applied{Snapshot: s, Leases: leases}, err
 }
 
 func (w *world) Varlink() bool                  { w.mu.Lock(); defer w.mu.Unlock(); return !w.old && !w.stopping }

@@ -3,6 +3,8 @@ package networkd
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,15 +17,32 @@ import (
 	"ec2netd/service/kernel"
 )
 
+// Applied is what networkd says that it has applied.
+type Applied struct {
+	// Snapshot is in the shape of one of the kernel. Links have no MTU.
+	Snapshot *kernel.Snapshot
+	// Leases are what is known of DHCPv4 leases from 258 on, by the index of the link.
+	Leases map[int]Lease
+}
+
+// Lease is what a DHCPv4 lease tells.
+type Lease struct {
+	// Known: networkd has told of the lease. What is missing then is not in it.
+	Known bool
+	// MTU is that of the interface MTU option, or 0.
+	MTU int
+	// Domains are those of the domain name option, separated by spaces.
+	Domains string
+}
+
 // Applied asks networkd what it counts as its own: the addresses and routes that it has
-// configured on each link, and the policy rules, in the shape of a snapshot of the kernel.
-// What it knows of and calls foreign is left out, and so is what it is asked for and has
-// not brought yet. The MTU of a link is the one that its DHCPv4 lease tells, from 258 on, or 0.
+// configured on each link, and the policy rules. What it knows of and calls foreign is left
+// out, and so is what it is asked for and has not brought yet.
 //
 // It asks for everything in one call of Describe, which is there from 249: rules belong to
 // no link, and from 257 the IPv6 default routes of router advertisements do neither. It
 // costs networkd about a millisecond for each 60 items.
-func (c *Client) Applied(ctx context.Context) (*kernel.Snapshot, error) {
+func (c *Client) Applied(ctx context.Context) (*Applied, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	conn, err := c.connection(ctx)
@@ -50,7 +69,8 @@ type described struct {
 
 		DHCPv4Client struct {
 			Lease struct {
-				// Message is the server's, from 258 on.
+				// Message is the server's last one, from 258 on. It is the whole of it, also
+				// what networkd has been told not to use.
 				Message struct{ Options []describedOption }
 			}
 		}
@@ -97,8 +117,27 @@ type describedOption struct {
 	Data string
 }
 
-// optionMTU is the number of the interface MTU option (RFC 2132).
-const optionMTU = 26
+// Numbers of DHCP options (RFC 2132).
+const (
+	optionDomain = 15
+	optionMTU    = 26
+)
+
+// lease reads the options of a DHCPv4 lease.
+func lease(options []describedOption) Lease {
+	told := Lease{Known: true}
+	for _, option := range options {
+		data, err := hex.DecodeString(option.Data)
+		switch {
+		case err != nil:
+		case option.Tag == optionDomain:
+			told.Domains = domains(strings.TrimRight(string(data), "\x00"))
+		case option.Tag == optionMTU && len(data) == 2:
+			told.MTU = int(binary.BigEndian.Uint16(data))
+		}
+	}
+	return told
+}
 
 type describedRoute struct {
 	configured
@@ -119,14 +158,14 @@ const (
 	familyIPv4  = 2
 )
 
-func parseApplied(text []byte) (*kernel.Snapshot, error) {
+func parseApplied(text []byte) (*Applied, error) {
 	var d described
 	var odd *json.UnmarshalTypeError
 	// The decoder passes over what is of an unexpected type, and goes on.
 	if err := json.Unmarshal(text, &d); err != nil && !errors.As(err, &odd) {
 		return nil, fmt.Errorf("reading what networkd has applied: %w", err)
 	}
-	s := &kernel.Snapshot{}
+	s, leases := &kernel.Snapshot{}, make(map[int]Lease)
 	hops := make(map[uint32]int)
 	add := func(route *describedRoute, index int) {
 		to, ok := prefix(route.Destination, route.DestinationPrefixLength)
@@ -147,10 +186,8 @@ func parseApplied(text []byte) (*kernel.Snapshot, error) {
 				link.Addresses = append(link.Addresses, kernel.Address{Prefix: p, Global: a.Scope == 0})
 			}
 		}
-		for _, option := range entry.DHCPv4Client.Lease.Message.Options {
-			if mtu, err := strconv.ParseUint(option.Data, 16, 16); option.Tag == optionMTU && err == nil {
-				link.MTU = int(mtu)
-			}
+		if options := entry.DHCPv4Client.Lease.Message.Options; len(options) > 0 {
+			leases[entry.Index] = lease(options)
 		}
 		for j := range entry.Routes {
 			add(&entry.Routes[j], entry.Index)
@@ -179,7 +216,7 @@ func parseApplied(text []byte) (*kernel.Snapshot, error) {
 			IPv4: from.Addr().Is4() || (!ok && rule.Family == familyIPv4), Guard: guard, Plain: !guard, Group: group,
 		})
 	}
-	return s, nil
+	return &Applied{Snapshot: s, Leases: leases}, nil
 }
 
 func prefix(address octets, length int) (netip.Prefix, bool) {

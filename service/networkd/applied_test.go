@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,10 +21,11 @@ func TestParseApplied(t *testing.T) { // H4
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, err := parseApplied(text)
+			applied, err := parseApplied(text)
 			if err != nil {
 				t.Fatal(err)
 			}
+			s := applied.Snapshot
 			var got []string
 			for _, l := range s.Links {
 				for _, a := range l.Addresses {
@@ -64,7 +66,7 @@ func TestParseApplied(t *testing.T) { // H4
 
 // TestParseAppliedOdd: what another version may say is passed over, and the rest counts.
 func TestParseAppliedOdd(t *testing.T) {
-	s, err := parseApplied([]byte(`{"Interfaces":[
+	applied, err := parseApplied([]byte(`{"Interfaces":[
 		{"Index":3,"Name":7,"Addresses":[
 			{"Address":"10.0.0.7","PrefixLength":32,"ConfigSource":"static","ConfigState":"configured"},
 			{"Address":[10,0,0,8],"PrefixLength":"32","ConfigSource":"static","ConfigState":"configured"},
@@ -79,6 +81,7 @@ func TestParseAppliedOdd(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
+	s := applied.Snapshot
 	for _, a := range s.Links[0].Addresses {
 		got = append(got, a.Prefix.String())
 	}
@@ -89,5 +92,26 @@ func TestParseAppliedOdd(t *testing.T) {
 		if _, err := parseApplied([]byte(text)); err == nil {
 			t.Errorf("%q is not JSON, and is read", text)
 		}
+	}
+}
+
+// TestParseLeases: 262 tells what DHCPv4 leases have, in bytes.
+func TestParseLeases(t *testing.T) {
+	option := func(tag int, data string) string { return fmt.Sprintf(`{"tag":%d,"data":"%x"}`, tag, data) }
+	lease := func(index int, options ...string) string {
+		return fmt.Sprintf(`{"Index":%d,"DHCPv4Client":{"Lease":{"Message":{"op":2,"options":[%s]}}}}`, index, strings.Join(options, ","))
+	}
+	applied, err := parseApplied([]byte(`{"Interfaces":[` + strings.Join([]string{
+		lease(2, option(1, "\xff\xff\xf0\x00"), option(15, "ec2.internal"), option(26, "\x23\x29")),
+		lease(3, option(15, "a.example b.example\x00"), option(26, "\x23")),
+		lease(4, option(1, "\xff\xff\xf0\x00"), option(15, "a.example\nDNS=192.0.2.1"), `{"tag":26,"data":"none"}`),
+		`{"Index":5,"DHCPv4Client":{"Lease":{"Hostname":"host"}}}`,
+	}, ",") + `]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[int]Lease{2: {Known: true, MTU: 9001, Domains: "ec2.internal"}, 3: {Known: true, Domains: "a.example b.example"}, 4: {Known: true}}
+	if diff := cmp.Diff(want, applied.Leases); diff != "" {
+		t.Error(diff)
 	}
 }

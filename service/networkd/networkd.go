@@ -428,14 +428,13 @@ type LinkState struct {
 	Administrative string
 	// File is the .network file in force, an absolute path, or empty.
 	File string
-	// MTU is the one that the DHCPv4 lease tells, or 0. From 258 on networkd keeps no file
-	// of a lease: [Client.Applied] tells it.
-	MTU int
+	// Lease is that of DHCPv4. From 258 on networkd keeps no file of a lease:
+	// [Client.Applied] tells it.
+	Lease Lease
 	// Domains are several search domains that networkd has taken for one, separated by spaces:
 	// EC2 sends them so in the DHCP option for the domain (15), and networkd escapes the spaces
-	// (measured on 252, 257 and 262). Empty where it has not. LeaseDomains are all that the
-	// lease has, by the file that networkd up to 257 keeps of it; empty if that is not there.
-	Domains, LeaseDomains string
+	// (measured on 252, 257 and 262). Empty where it has not.
+	Domains string
 }
 
 // Link reads what networkd says of a link from its state file, which all versions
@@ -455,7 +454,7 @@ func (c *Client) Link(index int) LinkState {
 		case "NETWORK_FILE":
 			state.File = value
 		case "DHCP_LEASE":
-			state.MTU, state.LeaseDomains = c.lease(index)
+			state.Lease = c.lease(index)
 		case "DOMAINS":
 			for _, name := range strings.Fields(value) {
 				if joined := domains(name); strings.Contains(joined, " ") {
@@ -467,25 +466,26 @@ func (c *Client) Link(index int) LinkState {
 	return state
 }
 
-// lease reads the MTU and the domains that a lease tells from the file that networkd keeps of it.
-func (c *Client) lease(index int) (mtu int, names string) {
+// lease reads the file that networkd up to 257 keeps of a lease.
+func (c *Client) lease(index int) Lease {
 	text, err := c.files.Read(filepath.Join("/", c.Root, netifPath, "leases", strconv.Itoa(index)))
 	if err != nil {
-		return 0, ""
+		return Lease{}
 	}
+	told := Lease{Known: true}
 	for line := range strings.Lines(text) {
 		switch key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "="); key {
 		case "MTU":
-			mtu, _ = strconv.Atoi(value)
+			told.MTU, _ = strconv.Atoi(value)
 		case "DOMAINNAME":
-			names = domains(value)
+			told.Domains = domains(value)
 		}
 	}
-	return mtu, names
+	return told
 }
 
-// domains splits a domain name that is several ones with escaped spaces (RFC 4343 2.1). It is
-// empty where one of them is no name of hosts: a DHCP server may say anything.
+// domains splits a domain name that is several ones with spaces, escaped (RFC 4343 2.1) or
+// not. It is empty where one of them is no name of hosts: a DHCP server may say anything.
 func domains(name string) string {
 	names := strings.Fields(strings.ReplaceAll(name, `\032`, " "))
 	for _, each := range names {

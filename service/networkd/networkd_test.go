@@ -71,8 +71,8 @@ func TestLink(t *testing.T) {
 		}
 	}
 	c := &Client{Root: root}
-	if got, want := c.Link(3), (LinkState{Administrative: "configured", File: "/run/systemd/network/70-ens6.network", MTU: 9001,
-		Domains: "example.com corp.example", LeaseDomains: "example.com corp.example"}); got != want {
+	if got, want := c.Link(3), (LinkState{Administrative: "configured", File: "/run/systemd/network/70-ens6.network",
+		Lease: Lease{Known: true, MTU: 9001, Domains: "example.com corp.example"}, Domains: "example.com corp.example"}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if got := c.Link(4); got != (LinkState{}) {

@@ -10,7 +10,7 @@ func TestSeveralDomains(t *testing.T) {
 	v := view(0, addrs("10.0.1.10"), nil)
 	link := leased(0, &v)
 	render := func(domains, lease string) string {
-		link.Domains, link.LeaseDomains = domains, lease
+		link.Domains, link.LeaseDomains, link.Leased = domains, lease, lease != ""
 		return Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
 	}
 	link.Current = render("", "ec2.internal")
@@ -31,5 +31,9 @@ func TestSeveralDomains(t *testing.T) {
 	}
 	if now := render("", "ec2.internal"); strings.Contains(now, "Domains=") {
 		t.Errorf("one again:\n%s", now)
+	}
+	link.Domains, link.LeaseDomains, link.Leased = "", "", true
+	if now := Make(input([]Link{link}, v)).ENIs[0].Files[0].Content; strings.Contains(now, "Domains=") {
+		t.Errorf("none any more:\n%s", now)
 	}
 }

@@ -168,9 +168,11 @@ type Link struct {
 	// DHCPv4 lease tells, 0 where it tells none or that is not known.
 	MTUSetting
 	LeaseMTU int
-	// Domains are several search domains that networkd has taken for one, LeaseDomains those of
-	// the lease if they are known, both separated by spaces, see networkd.LinkState.
+	// Domains are several search domains that networkd has taken for one, see
+	// networkd.LinkState, LeaseDomains those of its DHCPv4 lease, both separated by spaces.
+	// Leased: what the lease tells is known.
 	Domains, LeaseDomains string
+	Leased                bool
 	// Foreign are the addresses that somebody else has put on the link, of those that a drop-in
 	// could give it.
 	Foreign []netip.Addr
@@ -733,7 +735,7 @@ func severalDomains(link *Link) string {
 	switch {
 	case link.Domains != "":
 		return link.Domains
-	case now == "" || link.LeaseDomains == "":
+	case now == "" || !link.Leased:
 		return now
 	case strings.Contains(link.LeaseDomains, " "):
 		return link.LeaseDomains
