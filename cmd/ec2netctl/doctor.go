@@ -18,6 +18,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
+	"ec2netd/service/plan"
 	"ec2netd/service/platform"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
@@ -33,7 +34,7 @@ const (
 // finding is what doctor says of one thing.
 type finding struct {
 	// Check names the thing: platform, ec2netd, configuration, eni, conflict, metadata, unit, file,
-	// systemd, nexthop, rp_filter, published.
+	// systemd, nexthop, rp_filter, group, published.
 	Check string `json:"check"`
 	Level string `json:"level"`
 	Text  string `json:"text"`
@@ -62,6 +63,8 @@ type symptoms struct {
 	missing []string
 	// filters is the reverse path filter in force of each ENI.
 	filters []filter
+	// groups are those of the links of ENIs, by name.
+	groups map[string]int
 	// nextHops is how many next hop objects of others there are.
 	nextHops int
 	// bridges are links behind which containers or virtual machines can be, on a host that
@@ -149,8 +152,10 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 	found.systemd = bus.Version(ctx)
 	looker := conflict.Looker{Root: c.root, Units: bus.ActiveUnits}
 	links := make([]conflict.Link, 0, len(s.kernel.Links))
+	found.groups = make(map[string]int)
 	for _, l := range s.kernel.Links {
 		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
+		found.groups[l.Name] = l.Group
 		found.filters = append(found.filters, filter{l.Name, max(c.filterMode("all"), c.filterMode(l.Name))})
 	}
 	if found.nextHops, err = kernel.NextHops(); err != nil {
@@ -303,6 +308,7 @@ func diagnose(s *symptoms) []finding {
 			"%d of the next hops (ip nexthop) are others': networkd %s deletes them when it configures a link", s.nextHops, s.systemd)
 	}
 	d.filters(s.filters)
+	d.groups(s)
 	d.published(s)
 	return d.findings
 }
@@ -512,6 +518,39 @@ func (d *diagnosis) filters(filters []filter) {
 	d.warn("rp_filter", "loose filtering will do: sysctl -w "+strings.Join(settings, " ")+", and the same in a file in /etc/sysctl.d",
 		"strict reverse path filtering on %s: what comes in for an address without a policy rule, of a container for one, is dropped where its answer would go out elsewhere",
 		strings.Join(strict, ", "))
+}
+
+// groups says which ENIs keep the rules from being set by which the host's own networks reach
+// the addresses of ENIs (B9): their links are not in the group, and ec2netd's unit, which would
+// put them there, is not in force.
+func (d *diagnosis) groups(s *symptoms) {
+	if s.state == nil {
+		return
+	}
+	var without, advice []string
+	served := false
+	for i := range s.state.Interfaces {
+		e := &s.state.Interfaces[i]
+		switch e.State {
+		case state.ENIShadowed, state.ENIOverridden, state.ENIUnmanaged:
+		default:
+			served = served || !e.Primary
+			continue
+		}
+		switch group, there := s.groups[e.Name]; {
+		case !there || group == plan.Group:
+			continue
+		case e.NetworkFile == "":
+			advice = append(advice, fmt.Sprintf("ip link set dev %s group %d, at each boot", e.Name, plan.Group))
+		default:
+			advice = append(advice, fmt.Sprintf("Group=%d in [Link] of /etc/systemd/network/%s.d/group.conf, then: networkctl reload", plan.Group, path.Base(e.NetworkFile)))
+		}
+		without = append(without, e.Name)
+	}
+	if served && len(without) > 0 {
+		d.warn("group", strings.Join(advice, "; "),
+			"containers, bridges and VPNs of the host do not reach the addresses of ENIs, since these are not in the group of ENIs: %s", strings.Join(without, ", "))
+	}
 }
 
 // published says that answers of containers leave by the primary ENI, whatever ENI the question

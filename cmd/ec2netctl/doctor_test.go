@@ -15,6 +15,7 @@ import (
 	"ec2netd/api/apitest"
 	"ec2netd/cmd/vpclab/imds"
 	"ec2netd/service/metadata"
+	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
 
@@ -93,6 +94,20 @@ func TestDiagnose(t *testing.T) { // H5, F5
 			s.bridges, s.marked = []string{"docker0"}, map[int]bool{s.state.Interfaces[1].Table: true}
 		}},
 		{name: "a bridge, one ENI", change: func(s *symptoms) { s.bridges, s.state.Interfaces = []string{"docker0"}, s.state.Interfaces[:1] }},
+		{"not in the group", func(s *symptoms) {
+			s.groups = map[string]int{"ens5": 0, "ens6": plan.Group}
+			s.state.Interfaces[0].State, s.state.Interfaces[0].NetworkFile = state.ENIUnmanaged, "/run/systemd/network/10-netplan-ens5.network"
+		}, levelWarning, "group", "in the group of ENIs: ens5", "Group=3778 in [Link] of /etc/systemd/network/10-netplan-ens5.network.d/group.conf"},
+		{"not in the group, without a unit", func(s *symptoms) {
+			s.groups = map[string]int{"ens5": 1, "ens6": plan.Group}
+			s.state.Interfaces[0].State, s.state.Interfaces[0].NetworkFile = state.ENIUnmanaged, ""
+		}, levelWarning, "group", "in the group of ENIs: ens5", "ip link set dev ens5 group 3778"},
+		{name: "in the group", change: func(s *symptoms) {
+			s.groups, s.state.Interfaces[0].State = map[string]int{"ens5": plan.Group, "ens6": plan.Group}, state.ENIUnmanaged
+		}},
+		{name: "not in the group, and nobody else is", change: func(s *symptoms) {
+			s.groups, s.state.Interfaces[1].State = map[string]int{"ens5": plan.Group}, state.ENIUnmanaged
+		}},
 		{"strict", func(s *symptoms) { s.filters[1].mode = 1 }, levelWarning, "rp_filter", "on ens6", "net.ipv4.conf.ens6.rp_filter=2"},
 	} {
 		s := healthy()

@@ -9,6 +9,7 @@ import (
 
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/plan"
+	"ec2netd/service/state"
 )
 
 // Addresses of the host's own networks in these tests.
@@ -59,6 +60,43 @@ func (l *lab) localRules() string {
 	lines := strings.Split(strings.TrimSpace(linesOf(l.run("sh", "-c", "ip rule; ip -6 rule"), fmt.Sprintf("suppress_ifgroup %d", plan.Group))), "\n")
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
+}
+
+// ungrouped attaches an ENI to the subnet of another one, which somebody else has a unit for
+// with the best route to the subnet. Nobody's addresses must leave by it but its own (B8), and
+// so the rules are gone.
+func (l *lab) ungrouped(beside *vpc.ENI) *vpc.ENI {
+	l.t.Helper()
+	l.put(etcNetwork+"10-netplan-ens19.network", "[Match]\nName=ens19\n[Network]\nDHCP=yes\nIPv6AcceptRA=no\n[DHCPv4]\nRouteMetric=100\nUseGateway=no\n")
+	l.reload()
+	eni := l.attach(vpc.ENISpec{Name: "ens19", DeviceIndex: 19})
+	if eni.Subnet() != beside.Subnet() {
+		l.t.Fatalf("%s is in another subnet than %s", eni.Name(), beside.Name())
+	}
+	l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIShadowed })
+	l.until("it has the best route", func() (bool, error) {
+		return slices.ContainsFunc(l.routes("-4", "main"), func(r route) bool {
+			return r.Dev == eni.Name() && r.Metric == 100 && r.Dst == eni.Subnet().IPv4().String()
+		}), nil
+	})
+	l.until("the rules are gone", func() (bool, error) { return l.localRules() == "", nil })
+	return eni
+}
+
+// advised does what doctor says of an ENI that is not in the group.
+func (l *lab) advised(eni *vpc.ENI) {
+	l.t.Helper()
+	// There are problems: the ENI is shadowed.
+	out, _ := l.inst.Exec(l.t.Context(), "ec2netctl", "doctor")
+	const dropIn = etcNetwork + "10-netplan-ens19.network.d/group.conf"
+	for _, want := range []string{"not in the group of ENIs: " + eni.Name(), fmt.Sprintf("Group=%d in [Link] of %s, then: networkctl reload", plan.Group, dropIn)} {
+		if !strings.Contains(out, want) {
+			l.t.Errorf("doctor does not say %q:\n%s", want, out)
+		}
+	}
+	l.run("mkdir", "-p", etcNetwork+"10-netplan-ens19.network.d")
+	l.put(dropIn, fmt.Sprintf("[Link]\nGroup=%d\n", plan.Group))
+	l.reload()
 }
 
 // B9: the host's own networks reach the addresses and prefixes of every ENI and are reached
@@ -174,6 +212,13 @@ func TestLabLocalNetworks(t *testing.T) {
 			t.Errorf("an ENI of the same subnet came and went: %q", events)
 		}
 		check("after a restart of networkd")
+		shadowed := l.ungrouped(same)
+		l.pings("beside an ENI that is not in the group", [3]string{"", other.IPv4()[0].String(), same.Subnet().Gateway4().String()})
+		l.advised(shadowed)
+		l.until("the rules are there again", func() (bool, error) { return l.localRules() == rules, nil })
+		l.detach(shadowed)
+		l.gone(shadowed, len(enis)+1)
+		check("after an ENI with a unit of somebody else's")
 		l.detach(other)
 		l.detach(same)
 		l.until("the rules are gone", func() (bool, error) { return l.localRules() == "", nil })

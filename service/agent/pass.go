@@ -332,6 +332,7 @@ func (a *Agent) decide() {
 		entry.OnBase = path.Base(said.File) == store.BaseName
 		entry.OffBase = !entry.OnBase && said.File != plan.HoldPath &&
 			(said.Administrative == "unmanaged" || (said.File != "" && said.File != plan.NetworkPath(l.Name)))
+		entry.OnOthers = entry.OffBase && said.File != "" && said.File != plan.NetworkPath(l.Name)
 		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC)))
 		entry.Elsewhere = a.elsewhere(&entry, said, now)
 		in.Links = append(in.Links, entry)

@@ -158,7 +158,8 @@ type Link struct {
 	// configure the link anew for the sake of its routes, or 0.
 	Reconfigured int
 	// OffBase: networkd uses a file of somebody else's for the link, or leaves it alone.
-	OffBase bool
+	// OnOthers: it uses one.
+	OffBase, OnOthers bool
 	// Elsewhere: networkd does not use the unit that was generated for the link, but the base
 	// unit or none.
 	Elsewhere bool

@@ -130,14 +130,14 @@ func every(ipv4, ipv6 bool) []netip.Prefix {
 }
 
 // ungrouped reports whether the link of an ENI is not in the group of ENIs, and will not be:
-// somebody else's file is in force for it. By the rules of B9 it would count as a link of the
-// host's own.
+// somebody else's file is in force for it, or none. By the rules of B9 it would count as a link
+// of the host's own. ec2netctl doctor says so.
 func ungrouped(eni *ENI) bool {
 	link := &eni.Link
 	if eni.View.MAC == "" || eni.Twice || link.Group == Group {
 		return false
 	}
-	return link.Taken != "" || link.NetworkHidden != "" || (!eni.Settings.Managed && link.OffBase)
+	return link.Taken != "" || link.NetworkHidden != "" || link.OnOthers || (link.OffBase && (link.Elsewhere || !eni.Settings.Managed))
 }
 
 // Compare orders rules.

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -142,6 +143,40 @@ func TestOrphans(t *testing.T) {
 	} {
 		if got := Orphans(c.record, c.wanted, c.rules); (len(got) == 1 && got[0] == c.record[0]) != c.orphan || (!c.orphan && len(got) > 0) {
 			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+// B9: no rules let local networks go first while an ENI's link counts as one of them.
+func TestUngrouped(t *testing.T) {
+	first, second := view(1, addrs("10.0.1.20"), nil), view(2, addrs("10.0.1.30"), nil)
+	const unit = "/etc/systemd/network/10-netplan-ens7.network"
+	no := []config.Section{{Names: []string{"ens7"}, Managed: new(bool)}}
+	for name, c := range map[string]struct {
+		link     Link // as which the second is
+		sections []config.Section
+		local    bool
+	}{
+		"all well":                           {local: true},
+		"on the base unit":                   {link: Link{OnBase: true}, local: true},
+		"on its way":                         {link: Link{OffBase: true}, local: true},
+		"left alone for good":                {link: Link{OffBase: true, Elsewhere: true}},
+		"shadowed":                           {link: Link{OffBase: true, OnOthers: true}},
+		"shadowed, in the group":             {link: Link{Link: kernel.Link{Group: Group}, OffBase: true, OnOthers: true}, local: true},
+		"another unit in its place":          {link: Link{Extent: Extent{Taken: unit}}},
+		"another drop-in in its place":       {link: Link{Extent: Extent{NetworkHidden: unit}}},
+		"not managed, on the base unit":      {link: Link{OnBase: true}, sections: no, local: true},
+		"not managed":                        {link: Link{OffBase: true}, sections: no},
+		"not managed, in the group, by hand": {link: Link{Link: kernel.Link{Group: Group}, OffBase: true}, sections: no, local: true},
+	} {
+		link := leased(2, &second)
+		link.Group, link.OnBase, link.OffBase, link.OnOthers, link.Elsewhere = c.link.Group, c.link.OnBase, c.link.OffBase, c.link.OnOthers, c.link.Elsewhere
+		link.Taken, link.NetworkHidden = c.link.Taken, c.link.NetworkHidden
+		in := input([]Link{leased(1, &first), link}, first, second)
+		in.Sections = c.sections
+		local := slices.ContainsFunc(RulesOf(Make(in).ENIs[0].Files), func(r Rule) bool { return r.Group == Group })
+		if local != c.local {
+			t.Errorf("%s: rules for local networks: %v", name, local)
 		}
 	}
 }
