@@ -506,6 +506,58 @@ func TestLabDaemonsDown(t *testing.T) {
 	})
 }
 
+// F11: dbus-daemon is restarted, as an upgrade may do, and networkd does not come
+// back to the bus. systemd has those of 257 and 262 reload; for 252 the state names the command.
+func TestLabBusRestarted(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+			often(o)
+			o.Primary.IPv6Count = 2
+		})
+		primary := l.inst.Primary()
+		l.configured("ens5")
+		for range 2 {
+			l.run("systemctl", "restart", "dbus.service")
+			if suite == "bookworm" {
+				const advice = "systemctl restart systemd-networkd.service"
+				l.until("the state names the command", func() (bool, error) {
+					s, err := l.tryDescribe()
+					return err == nil && s.State == state.Degraded && strings.HasSuffix(s.Reason, advice), nil
+				})
+				if doctor := l.fails("ec2netctl", "doctor"); !strings.Contains(doctor, advice) {
+					t.Errorf("doctor says\n%s", doctor)
+				}
+				l.run("sh", "-c", advice)
+				l.manager(state.Configured)
+			}
+			added, err := primary.AssignIPv4(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.until("the address is there", func() (bool, error) { return slices.Contains(l.addresses("ens5"), added[0]), nil })
+			l.manager(state.Configured)
+			l.configured("ens5")
+			eni := l.attach(hotplugSpec())
+			l.configured(eni.ID())
+			l.checkKernel(eni)
+			l.arrives(eni)
+			l.detach(eni)
+			l.gone(eni, 1)
+			if err := eni.Delete(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Where networkd itself is restarted it is on the bus again.
+		l.run("systemctl", "restart", "systemd-networkd.service")
+		l.until("networkd is on the bus", func() (bool, error) {
+			_, err := l.inst.Exec(t.Context(), "busctl", "status", "org.freedesktop.network1")
+			return err == nil, nil
+		})
+		l.run("ec2netctl", "refresh", "--wait")
+		l.manager(state.Configured)
+	})
+}
+
 // C10: the daemon is killed at any moment of attaches, assignments and detaches; what
 // comes of it is the same as if it had not been.
 func TestLabKilled(t *testing.T) {

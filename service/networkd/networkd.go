@@ -7,6 +7,7 @@ package networkd
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,6 +35,10 @@ const (
 	netifPath = "run/systemd/netif"
 	// noSuchLink is networkd's error for an index that it does not know.
 	noSuchLink = "org.freedesktop.network1.NoSuchLink"
+	// noOwner and unknownService are errors of the bus where networkd is not on it: of
+	// GetNameOwner, and of a call, where dbus-daemon and dbus-broker have one each.
+	noOwner        = "org.freedesktop.DBus.Error.NameHasNoOwner"
+	unknownService = "org.freedesktop.DBus.Error.ServiceUnknown"
 )
 
 // dialTimeout bounds the setting up of a connection. A bus whose socket systemd holds
@@ -63,6 +68,8 @@ type Client struct {
 	conn    bus.Lazy
 	mu      sync.Mutex
 	version string
+	// absent is since when networkd has not been on the bus, or zero.
+	absent  time.Time
 	changed chan struct{}
 	once    sync.Once
 }
@@ -120,9 +127,10 @@ func (c *Client) follow(conn *bus.Conn) {
 // Close ends the connection.
 func (c *Client) Close() { c.conn.Close() }
 
-// Owner names the networkd that is on the bus, by its unique name; it is empty while
-// there is none, and another one after a restart. The error says that the bus does
-// not answer; then nobody knows.
+// Owner names the networkd that runs, by its unique name on the bus; it is empty while
+// there is none, and another one after a restart. One that has lost the bus and can be told to
+// reload nevertheless (F11) has a name that is none of the bus. The error says that the bus
+// does not answer; then nobody knows.
 func (c *Client) Owner(ctx context.Context) (string, error) {
 	if _, err := os.Stat(filepath.Join("/", c.Root, netifPath)); errors.Is(err, fs.ErrNotExist) {
 		// networkd has not run since the boot. This daemon starts before it and before
@@ -137,14 +145,65 @@ func (c *Client) Owner(ctx context.Context) (string, error) {
 	}
 	var owner string
 	err = conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, busName).Store(&owner)
-	var failure dbus.Error
-	if errors.As(err, &failure) && failure.Name == "org.freedesktop.DBus.Error.NameHasNoOwner" {
-		return "", nil
-	}
-	if err != nil {
+	absent := offTheBus(err)
+	if err != nil && !absent {
 		return "", fmt.Errorf("%w: %w", ErrNoBus, err)
 	}
-	return owner, nil
+	c.mu.Lock()
+	switch {
+	case !absent:
+		c.absent = time.Time{}
+	case c.absent.IsZero():
+		c.absent = time.Now()
+	}
+	since := c.absent
+	c.mu.Unlock()
+	if !absent || time.Since(since) < lostTime {
+		return owner, nil
+	}
+	unit, err := c.offBus(ctx, conn)
+	if err != nil || !unit.reloads {
+		return "", nil // [Client.WhyNotRunning] tells
+	}
+	return "networkd-" + unit.invocation, nil
+}
+
+// lostTime is how long networkd may be absent from the bus before systemd is asked about it.
+// When it starts it is there some milliseconds after it has begun.
+const lostTime = 2 * time.Second
+
+// offBus is what systemd says of a networkd that is not on the bus.
+type offBus struct {
+	// active: it runs all the same. networkd does not come back where
+	// dbus-daemon was restarted (measured on 252, 257 and 262).
+	active bool
+	// reloads: systemd can have it reload, by a signal (Type=notify-reload, from 253 on).
+	// Before that systemd runs networkctl, which needs the bus.
+	reloads bool
+	// invocation identifies this run of it.
+	invocation string
+}
+
+func (c *Client) offBus(ctx context.Context, conn *bus.Conn) (found offBus, err error) {
+	object, err := load(ctx, conn, unitName)
+	if err != nil {
+		return found, err
+	}
+	var active, kind, invocation dbus.Variant
+	for _, ask := range []struct {
+		of, property string
+		into         *dbus.Variant
+	}{{systemdUnit, "ActiveState", &active}, {systemdUnit, "InvocationID", &invocation}, {systemdService, "Type", &kind}} {
+		if err := object.CallWithContext(ctx, properties+".Get", 0, ask.of, ask.property).Store(ask.into); err != nil {
+			return found, err
+		}
+	}
+	state, _ := active.Value().(string)
+	found.active = state == "active" || state == "reloading"
+	found.reloads = found.active && kind.Value() == "notify-reload"
+	id, _ := invocation.Value().([]byte)
+	found.invocation = hex.EncodeToString(id)
+	return found, nil
 }
 
 // Gone reports whether networkd does not run, by its control group: also where the bus has gone
@@ -168,6 +227,9 @@ func (c *Client) Reload(ctx context.Context) error {
 	for {
 		err := c.call(ctx, "Reload")
 		var failure dbus.Error
+		if offTheBus(err) {
+			err = c.signalReload(ctx)
+		}
 		// From 257 there is one reload at a time.
 		if !errors.As(err, &failure) || !strings.Contains(failure.Error(), "lready reloading") {
 			if err != nil {
@@ -183,6 +245,34 @@ func (c *Client) Reload(ctx context.Context) error {
 	}
 }
 
+// offTheBus reports whether a call has failed because networkd is not on the bus.
+func offTheBus(err error) bool {
+	var failure dbus.Error
+	return errors.As(err, &failure) && (failure.Name == noOwner || failure.Name == unknownService)
+}
+
+// signalReload has systemd tell a networkd to reload that is not on the bus (F11), and waits
+// until that is done.
+func (c *Client) signalReload(ctx context.Context) error {
+	conn, err := c.connection(ctx)
+	if err != nil {
+		return err
+	}
+	unit, err := c.offBus(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if !unit.reloads {
+		return errors.New("it is not on the bus")
+	}
+	var started dbus.ObjectPath
+	if err := systemd(conn).CallWithContext(ctx, systemdManager+".ReloadUnit", 0, unitName, "replace").Store(&started); err != nil {
+		return fmt.Errorf("by systemctl reload %s: %w", unitName, err)
+	}
+	_, err = waitFor(ctx, conn, unitName, func(state string) bool { return state != "reloading" })
+	return err
+}
+
 // Reconfigure has networkd configure one link anew, also where nothing changed.
 func (c *Client) Reconfigure(ctx context.Context, index int) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -191,6 +281,9 @@ func (c *Client) Reconfigure(ctx context.Context, index int) error {
 	var failure dbus.Error
 	if errors.As(err, &failure) && failure.Name == noSuchLink {
 		return nil // it has gone meanwhile
+	}
+	if offTheBus(err) {
+		return fmt.Errorf("having networkd reconfigure link %d: it is not on the system bus: restart it with systemctl restart %s", index, unitName)
 	}
 	if err != nil {
 		return fmt.Errorf("having networkd reconfigure link %d: %w", index, err)
@@ -279,6 +372,7 @@ const (
 	systemdName    = "org.freedesktop.systemd1"
 	systemdManager = systemdName + ".Manager"
 	systemdUnit    = systemdName + ".Unit"
+	systemdService = systemdName + ".Service"
 	properties     = "org.freedesktop.DBus.Properties"
 )
 
@@ -356,46 +450,46 @@ func (c *Client) Run(ctx context.Context, unit string) error {
 	if err := systemd(conn).CallWithContext(ctx, systemdManager+".StartUnit", 0, unit, "replace").Store(&started); err != nil {
 		return fmt.Errorf("having systemd start %s: %w", unit, err)
 	}
+	state, err := waitFor(ctx, conn, unit, func(state string) bool { return state == "inactive" || state == "failed" })
+	if err != nil {
+		return fmt.Errorf("waiting for the end of %s: %w", unit, err)
+	}
+	if state == "failed" {
+		return fmt.Errorf("%s failed: see systemctl status %s", unit, unit)
+	}
+	return nil
+}
+
+// waitFor waits until a unit has no job and is in a state that will do, which it returns
+// (ActiveState).
+func waitFor(ctx context.Context, conn *bus.Conn, unit string, will func(state string) bool) (state string, err error) {
 	for {
-		done, failed, err := ended(ctx, conn, unit)
-		switch {
-		case err != nil:
-			return fmt.Errorf("waiting for the end of %s: %w", unit, err)
-		case failed:
-			return fmt.Errorf("%s failed: see systemctl status %s", unit, unit)
-		case done:
-			return nil
+		// A unit that has ended is forgotten; this has systemd know it again.
+		object, err := load(ctx, conn, unit)
+		if err != nil {
+			return "", err
+		}
+		// The job first: what it brings about is there when it has gone.
+		var job, active dbus.Variant
+		for _, ask := range []struct {
+			property string
+			into     *dbus.Variant
+		}{{"Job", &job}, {"ActiveState", &active}} {
+			if err := object.CallWithContext(ctx, properties+".Get", 0, systemdUnit, ask.property).Store(ask.into); err != nil {
+				return "", err
+			}
+		}
+		numbered, ok := job.Value().([]any)
+		state, _ := active.Value().(string)
+		if ok && len(numbered) > 0 && numbered[0] == uint32(0) && will(state) {
+			return state, nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for the end of %s: %w", unit, ctx.Err())
+			return "", ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-}
-
-// ended tells whether a unit has no job any more and does not run, or has failed.
-func ended(ctx context.Context, conn *bus.Conn, unit string) (done, failed bool, err error) {
-	// A unit that has ended is forgotten; this has systemd know it again.
-	object, err := load(ctx, conn, unit)
-	if err != nil {
-		return false, false, err
-	}
-	get := func(property string) (any, error) {
-		var value dbus.Variant
-		err := object.CallWithContext(ctx, properties+".Get", 0, systemdUnit, property).Store(&value)
-		return value.Value(), err
-	}
-	// The job first: what it brings about is there when it has gone.
-	job, err := get("Job")
-	if err != nil {
-		return false, false, err
-	}
-	if numbered, ok := job.([]any); !ok || len(numbered) == 0 || numbered[0] != uint32(0) {
-		return false, false, nil
-	}
-	active, err := get("ActiveState")
-	return active == "inactive" || active == "failed", active == "failed", err
 }
 
 // WhyNotRunning says in words why networkd is not on the bus, and what to do.
@@ -416,6 +510,8 @@ func (c *Client) WhyNotRunning(ctx context.Context) (reason string, lasting bool
 		return "systemd-networkd has failed: see systemctl status " + unitName, true
 	case active == "activating":
 		return "systemd-networkd is starting", false
+	case active == "active" || active == "reloading":
+		return "systemd-networkd runs and is not on the system bus, which it does not join again where that was restarted: restart it with systemctl restart " + unitName, false
 	}
 	return reason, false
 }
