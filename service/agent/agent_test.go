@@ -1642,3 +1642,41 @@ func TestSeveralDomains(t *testing.T) { // A10
 		}
 	})
 }
+
+// An ENI whose files cannot be written is not held for them: it gets the base unit.
+func TestHoldUnwritten(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		_, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		if !w.holds() {
+			t.Fatal("new ENIs are not held")
+		}
+		// In the place of the directory for its drop-in.
+		blocked := filepath.Join(w.dir, plan.NetworkPath("ens6")+".d")
+		if err := os.WriteFile(blocked, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, before, _ := w.counts()
+		w.set(func() { w.uses = map[int]networkd.LinkState{3: {Administrative: "unmanaged", File: plan.HoldPath}} })
+		w.attach(1, "ens6", "10.0.1.20")
+		w.ring()
+		settle(holdTime - 50*time.Millisecond)
+		if !w.holds() {
+			t.Error("it was not waited for")
+		}
+		settle(100 * time.Millisecond)
+		if _, now, _ := w.counts(); w.holds() || now != before+1 {
+			t.Errorf("held: %v, after %d reloads", w.holds(), now-before)
+		}
+		if err := os.Remove(blocked); err != nil {
+			t.Fatal(err)
+		}
+		w.set(func() { w.uses = nil })
+		settle(time.Minute)
+		if w.store.Read(plan.NetworkDropIn("ens6")) == "" || !w.holds() {
+			t.Errorf("its files are written, held: %v", w.holds())
+		}
+	})
+}

@@ -224,16 +224,21 @@ func (a *Agent) observe() bool {
 func (a *Agent) holdThere() bool { return plan.Ours(a.Store.Read(plan.HoldPath)) }
 
 // holdFor is how long networkd leaves a new ENI alone whose files are not there.
-func (a *Agent) holdFor(mac string) time.Duration {
+func (a *Agent) holdFor(mac, name string) time.Duration {
 	t := a.targets[mac]
 	var incomplete *metadata.IncompleteError
 	switch {
-	case t == nil:
+	case t == nil, a.unwritable(name):
 	case t.view == nil && errors.As(t.err, &incomplete) && len(incomplete.Missing) > 0,
 		t.view != nil && t.err == nil:
 		return listedHoldTime
 	}
 	return holdTime
+}
+
+// unwritable tells whether the unit of a link could not be written.
+func (a *Agent) unwritable(name string) bool {
+	return a.storeErr != "" || a.refused[plan.NetworkPath(name)] != "" || a.refused[plan.NetworkDropIn(name)] != ""
 }
 
 // elsewhere tells whether networkd uses the base unit for a link, or none, in place of the
@@ -333,7 +338,8 @@ func (a *Agent) decide() {
 		entry.OffBase = !entry.OnBase && said.File != plan.HoldPath &&
 			(said.Administrative == "unmanaged" || (said.File != "" && said.File != plan.NetworkPath(l.Name)))
 		entry.OnOthers = entry.OffBase && said.File != "" && said.File != plan.NetworkPath(l.Name)
-		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC)))
+		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC, l.Name)))
+		entry.Unwritten = entry.Current == "" && !entry.Waits && a.unwritable(l.Name)
 		entry.Elsewhere = a.elsewhere(&entry, said, now)
 		in.Links = append(in.Links, entry)
 	}
@@ -724,8 +730,8 @@ func (a *Agent) verify() []state.Interface {
 		}
 		if eni.Link.New {
 			soonest(newTime)
-		} else if eni.Link.Waits && !eni.Known {
-			soonest(max(l.seen.Add(a.holdFor(eni.Link.MAC)).Sub(now), firstLook))
+		} else if eni.Link.Waits && (!eni.Known || a.unwritable(eni.Link.Name)) {
+			soonest(max(l.seen.Add(a.holdFor(eni.Link.MAC, eni.Link.Name)).Sub(now), firstLook))
 		}
 		if a.missed(eni) {
 			soonest(udevTime)

@@ -179,6 +179,8 @@ type Link struct {
 	Foreign []netip.Addr
 	// Waits: the link came lately, and networkd leaves it alone until its files are there.
 	Waits bool
+	// Unwritten: the files of the link cannot be written, and it has none.
+	Unwritten bool
 	// StartFile: the link's [StartDropIn] is there. Settled: networkd has had some seconds since
 	// it was last asked to do something about the link, or was started.
 	StartFile, Settled bool
@@ -409,13 +411,14 @@ func Make(in Input) Plan {
 // holds tells whether networkd shall leave ENIs alone that are still to come, until their
 // files are there. It must not as long as there is an ENI that needs the base unit, which
 // it would not get any more: one that is left to others, one whose metadata is not there in
-// time, or one that networkd does not use the generated unit for.
+// time, one whose files cannot be written, or one that networkd does not use the generated unit
+// for.
 func holds(enis []ENI, in Input) bool {
 	if len(in.Drivers) == 0 || !slices.ContainsFunc(enis, func(eni ENI) bool { return eni.Primary }) {
 		return false
 	}
 	return !slices.ContainsFunc(enis, func(eni ENI) bool {
-		own := eni.Keep || slices.ContainsFunc(eni.Files, func(f File) bool { return f.Path == NetworkPath(eni.Link.Name) })
+		own := eni.Keep || (!eni.Link.Unwritten && slices.ContainsFunc(eni.Files, func(f File) bool { return f.Path == NetworkPath(eni.Link.Name) }))
 		left := eni.Twice && in.Holding // nobody knows which of two it is
 		return eni.Link.Taken != "" || eni.Link.Elsewhere || (!own && !left && !waits(&eni))
 	})
