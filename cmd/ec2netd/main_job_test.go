@@ -13,6 +13,7 @@ import (
 
 	"ec2netd/cmd/vpclab/imds"
 	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
 
@@ -182,9 +183,7 @@ func (l *lab) pingFrom(source netip.Addr) {
 // follow, and a detach leaves nothing behind.
 func TestLabMainJob(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
-			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=3\n"
-		})
+		l := boot(t, suite, nil)
 		primary := l.inst.Primary()
 
 		// B1, B3, A3, G1: the primary.
@@ -207,13 +206,8 @@ func TestLabMainJob(t *testing.T) {
 
 		// C1: attach.
 		monitor := l.monitor("ens5")
-		requests := len(l.inst.Metadata().Requests())
 		eni := l.hotplug(hotplugSpec())
 		got = l.configured(eni.ID())
-		// The periodic refresh of the primary is not part of it.
-		l.readOnce(eni, slices.DeleteFunc(l.inst.Metadata().Requests()[requests:], func(r imds.Request) bool {
-			return strings.Contains(r.Key, primary.MAC().String())
-		}))
 		if got.Metric != 513 || got.Table != 10001 || got.Priority != 10001 || got.DeviceIndex != 1 || got.Name != eni.Name() {
 			t.Errorf("the new ENI: %+v", got)
 		}
@@ -240,7 +234,19 @@ func TestLabMainJob(t *testing.T) {
 			t.Errorf("permuted addresses made networkd do something:\n%s", strings.TrimPrefix(now, log))
 		}
 
-		// A1, H3: assign; Refresh returns when it is in the kernel.
+		// A1, H3: assign; Refresh returns when it is in the kernel. In the first seconds of an
+		// attachment the daemon sees it by itself as soon (D11), so these have to be over: it has
+		// just looked, and does so again in some seconds.
+		l.until("the daemon looks at the ENI less often", func() (bool, error) {
+			var looks []time.Time
+			for _, r := range l.inst.Metadata().Requests() {
+				if strings.HasSuffix(r.Key, eni.MAC().String()+"/local-ipv4s") {
+					looks = append(looks, r.Time)
+				}
+			}
+			n := len(looks)
+			return n > 1 && looks[n-1].Sub(looks[n-2]) > 2*time.Second, nil
+		})
 		added, err := eni.AssignIPv4(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -250,12 +256,13 @@ func TestLabMainJob(t *testing.T) {
 		if !slices.Contains(l.addresses(eni.Name()), added[0]) || !changes.Settled {
 			t.Errorf("after Refresh the new address is not there: %v; %+v", l.addresses(eni.Name()), changes)
 		}
-		// In the first seconds of an attachment the daemon may have seen it by itself (D11).
-		if n := len(changes.Interfaces); n > 1 || (n == 1 && !slices.Equal(changes.Interfaces[0].Added, []string{added[0].String()})) {
+		if len(changes.Interfaces) != 1 || !slices.Equal(changes.Interfaces[0].Added, []string{added[0].String()}) {
 			t.Errorf("Refresh says that it changed %+v", changes)
 		}
 		l.pingFrom(added[0])
 		// And without anyone's help, within a refresh period, both ways.
+		l.put("/etc/ec2netd.conf.d/test.conf", "[Metadata]\nRefreshSec=3\n")
+		l.run("systemctl", "reload", "ec2netd.service")
 		more, err := eni.AssignIPv4(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -312,9 +319,12 @@ func TestLabMainJob(t *testing.T) {
 	})
 }
 
-// hotplug attaches an ENI, and waits until it has its addresses and rules. From the moment on
-// that the metadata tells all of it, the daemon has 0.3 s for its part, until networkd configures
-// it by the files (D11).
+// hotplug attaches ENIs one after the other, waits until each has its addresses, rules and routes,
+// and takes all but the first away again. From the moment on that the metadata tells all of an ENI
+// the daemon has 0.3 s (D11) to write the files. In one that the machine is busy in with something
+// else it takes longer, so this is the limit of the best of them, and half a second more that of
+// each, and of the best until all is in the kernel: that is the time of udevd and networkd too, for
+// which there is a figure in the benchmarks (late).
 func (l *lab) hotplug(spec vpc.ENISpec) *vpc.ENI {
 	l.t.Helper()
 	handle, err := l.inst.Netlink()
@@ -322,35 +332,57 @@ func (l *lab) hotplug(spec vpc.ENISpec) *vpc.ENI {
 		l.t.Fatal(err)
 	}
 	defer handle.Close()
-	eni := l.attach(spec)
-	began := time.Now()
-	p := plugging{lab: l, handle: handle, enis: []*vpc.ENI{eni}, every: time.Millisecond}
-	p.applied()
-	there := time.Now()
-	told, ok := l.inst.Metadata().Complete(eni.MAC().String())
-	if !ok {
-		l.t.Fatalf("the metadata will never tell all of %s", eni.ID())
-	}
-	var configured time.Time
-	lines := l.run("journalctl", "--boot", "--unit=systemd-networkd", "--output=short-unix", "--no-pager")
-	for line := range strings.Lines(lines) {
-		if strings.Contains(line, eni.Name()+": Configuring with ") || strings.Contains(line, eni.Name()+": Reconfiguring with ") {
-			seconds, _, _ := strings.Cut(line, " ")
-			at, err := strconv.ParseFloat(seconds, 64)
-			if err != nil {
-				l.t.Fatalf("networkd's log: %q: %v", line, err)
-			}
-			configured = time.UnixMicro(int64(at * 1e6))
+	const times, limit, machine = 3, 300 * time.Millisecond, 500 * time.Millisecond
+	var enis []*vpc.ENI
+	writing, applying := time.Hour, time.Hour
+	for range times {
+		requests := len(l.inst.Metadata().Requests())
+		eni := l.attach(spec)
+		enis = append(enis, eni)
+		began := time.Now()
+		p := plugging{lab: l, handle: handle, enis: []*vpc.ENI{eni}, every: time.Millisecond}
+		p.applied()
+		there := time.Now()
+		told, ok := l.inst.Metadata().Complete(eni.MAC().String())
+		if !ok {
+			l.t.Fatalf("the metadata will never tell all of %s", eni.ID())
 		}
+		written := l.written(plan.NetworkDropIn(eni.Name()))
+		since := func(at time.Time) time.Duration { return at.Sub(told).Round(time.Millisecond) }
+		l.t.Logf("hotplug: all was told %v after the link, the last file was written %v after that, and all was in the kernel after %v",
+			-since(began), since(written), since(there))
+		if there.Before(told) || written.Sub(told) > limit+machine {
+			l.t.Errorf("hotplug: written %v after the metadata told all, and in the kernel after %v", since(written), since(there))
+		}
+		writing, applying = min(writing, since(written)), min(applying, since(there))
+		l.configured(eni.ID())
+		// That others are looked at is not part of it.
+		l.readOnce(eni, slices.DeleteFunc(l.inst.Metadata().Requests()[requests:], func(r imds.Request) bool {
+			return slices.ContainsFunc(l.inst.ENIs(), func(other *vpc.ENI) bool {
+				return other != eni && strings.Contains(r.Key, other.MAC().String())
+			})
+		}))
 	}
-	since := func(at time.Time) time.Duration { return at.Sub(told).Round(time.Millisecond) }
-	l.t.Logf("hotplug: all was told %v after the link, networkd configured %s %v after that, and all was in the kernel after %v",
-		told.Sub(began).Round(time.Millisecond), eni.Name(), since(configured), since(there))
-	// Half a second is for the machine.
-	if late := configured.Sub(told); late > 800*time.Millisecond || configured.IsZero() {
-		l.t.Errorf("networkd configured %s %v after the metadata told all:\n%s", eni.Name(), late, lines)
+	if writing > limit || applying > limit+machine {
+		l.t.Errorf("hotplug: at best written %v after the metadata told all, and in the kernel after %v", writing, applying)
 	}
-	return eni
+	for i, eni := range enis[1:] {
+		if err := eni.Delete(l.t.Context()); err != nil {
+			l.t.Fatal(err)
+		}
+		l.gone(eni, times-i)
+	}
+	return enis[0]
+}
+
+// written is when a file was written.
+func (l *lab) written(file string) time.Time {
+	l.t.Helper()
+	seconds, err := strconv.ParseFloat(l.run("find", file, "-printf", "%T@"), 64)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return time.UnixMicro(int64(seconds * 1e6))
 }
 
 // readOnce checks what an attachment cost the metadata service: what never changes is read
@@ -440,9 +472,7 @@ func (l *lab) checkKernel(eni *vpc.ENI) {
 					found = found || (r.Dev == eni.Name() && r.Metric == metric)
 				}
 			}
-			// Beside the static one of 252 with 512 stands the advertised one, beside that with 512
-			// static ones on others: one for each router that there was.
-			return found && best.Dev == l.inst.Primary().Name() && (best.Metric == 512 || (family == "-6" && best.Metric >= 510 && best.Metric < 512)), nil
+			return found && best.Dev == l.inst.Primary().Name() && slices.Contains(l.primaryMetrics(family), best.Metric), nil
 		})
 	}
 	// G1: altnames, by which the link is found.
@@ -462,6 +492,27 @@ func (l *lab) checkKernel(eni *vpc.ENI) {
 	if link := l.run("readlink", "/run/systemd/network/70-"+eni.Name()+".link"); link != "/usr/lib/systemd/network/99-default.link" {
 		l.t.Errorf("the .link file leads to %s", link)
 	}
+}
+
+// primaryMetrics are what the best default route of the primary in the main table may have for a
+// metric.
+func (l *lab) primaryMetrics(family string) []int {
+	l.t.Helper()
+	if family == "-4" {
+		return []int{512}
+	}
+	if l.inst.Suite() == "bookworm" {
+		// 252 has a static one with 512 and the advertised one with 511, which it drops with each
+		// reload, until the next advertisement.
+		return []int{511, 512}
+	}
+	// The advertised one has 512. With a restart of networkd come static ones that go before it, one
+	// for each router that there was (E7).
+	n, err := strconv.Atoi(l.run("sh", "-c", "grep -c '^Gateway=' /run/systemd/network/70-"+l.inst.Primary().Name()+".network.d/50-ec2netd.conf || true"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return []int{512 - n}
 }
 
 // checkAPI asks as an ordinary user with the tools of the suite (H1, H2).
