@@ -47,8 +47,14 @@ func late(b *testing.B, r *report, suite string) {
 			l.configured(eni.ID())
 		}
 		name := fmt.Sprintf("latency-%d", latency.Milliseconds())
-		r.compare(suite, figure{Name: name, What: fmt.Sprintf("one ENI plugged in, with a metadata latency of %v", latency), Unit: "ms"}, daemon, oracle)
-		if latency >= 50*time.Millisecond { // below, the machine counts for more
+		plugged := figure{Name: name, What: fmt.Sprintf("one ENI plugged in, with a metadata latency of %v", latency), Unit: "ms"}
+		if latency < 50*time.Millisecond {
+			// From one time to the next it varies by tens of milliseconds, which is more than three
+			// round trips: what holds is what does for any ENI that is plugged in.
+			plugged.Most, plugged.MostRatio = most(300), most(2)
+		}
+		r.compare(suite, plugged, daemon, oracle)
+		if latency >= 50*time.Millisecond {
 			r.set(suite, figure{Name: name + "-trips", What: "  what it takes more than the oracle, in round trips", Unit: "round trips", Most: most(3)},
 				max(0, median(daemon)-median(oracle))/ms(latency))
 		}
@@ -73,6 +79,6 @@ func late(b *testing.B, r *report, suite string) {
 			after = append(after, ms(there.Sub(told)))
 			l.configured(eni.ID())
 		}
-		r.set(suite, figure{Name: "late " + test.what, What: test.what + ": from the last key listed until all is there", Unit: "ms"}, median(after))
+		r.set(suite, figure{Name: "late " + test.what, What: test.what + ": from the last key listed until all is there", Unit: "ms", Most: most(300)}, median(after))
 	}
 }
