@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
@@ -96,18 +97,10 @@ func TestFaultMatrix(t *testing.T) {
 // long tells whether the long matrices run whole rather than by a sample.
 func long() bool { return os.Getenv("EC2NETD_LONG") != "" }
 
-// seeded is the chance of a test. EC2NETD_SEED is another one than the usual.
+// seeded is the chance of a test.
 func seeded(t *testing.T) *rand.Rand {
 	t.Helper()
-	seed := uint64(1)
-	if text := os.Getenv("EC2NETD_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("EC2NETD_SEED: %v", err)
-		}
-	}
-	t.Logf("EC2NETD_SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 0))
+	return rand.New(rand.NewPCG(vpc.ChanceForTest(t), 0))
 }
 
 // specs are the ENIs of the matrix: the primary, and one on another network card.
