@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -274,14 +275,48 @@ func (b *beside) refresh(ctx context.Context) error {
 	return err
 }
 
-// leave detaches the secondary ENIs.
+// leave detaches the secondary ENIs, and waits until the old package is done with them. It stops
+// its unit after the link has gone: where a link of that name is there again by then, it takes
+// the new one's files away, or never writes them.
 func (b *beside) leave(ctx context.Context) error {
+	var names []string
 	for _, eni := range b.inst.ENIs()[1:] {
+		names = append(names, eni.Name())
 		if err := eni.Delete(ctx); err != nil {
 			return err
 		}
 	}
+	if !b.old {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, name := range names {
+		if err := vpc.Until(ctx, "the package is done with "+name, func() (bool, error) { return b.stopped(ctx, name) }); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// stopped reports whether the old package has stopped what it runs for a link, and removed its
+// files.
+func (b *beside) stopped(ctx context.Context, name string) (bool, error) {
+	for _, unit := range []string{"policy-routes@" + name + ".service", "refresh-policy-routes@" + name + ".service", "refresh-policy-routes@" + name + ".timer"} {
+		active, err := b.inst.Exec(ctx, "systemctl", "show", "--property=ActiveState", "--value", unit)
+		if err != nil {
+			return false, err
+		}
+		if active = strings.TrimSpace(active); active != "inactive" && active != "failed" {
+			return false, nil
+		}
+	}
+	for _, file := range []string{"", ".d"} {
+		if _, err := os.Lstat(b.inst.Path("/run/systemd/network/70-" + name + ".network" + file)); !errors.Is(err, os.ErrNotExist) {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // alike waits until there is no difference between the two but those that are accepted, and
