@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"ec2netd/cmd/vpclab/vpc"
 )
 
 // view is what an instance has, as lines in which its ENIs have symbolic names: "eni0" is the
@@ -46,14 +48,16 @@ func (b *beside) symbols() symbols {
 		name := fmt.Sprintf("eni%d", i)
 		s[eni.Name()], s[eni.ID()], s[eni.MAC().String()] = name, name+".id", name+".mac"
 		card := 0
+		number := fmt.Sprint("device-number-", eni.DeviceIndex())
 		if c := eni.NetworkCard(); c != nil {
 			card = *c
+			s[number], s[fmt.Sprint(number, ".", card)] = "device-number-"+name+".without-card", "device-number-"+name+".with-card"
 		}
 		metric, table := 512+100*card+eni.DeviceIndex(), 10000+100*card+eni.DeviceIndex()
 		if b.old {
 			metric, table = 512+10*eni.DeviceIndex(), 10000+eni.DeviceIndex()
 		}
-		s[fmt.Sprint("metric ", eni.Name(), " ", metric)], s[fmt.Sprint(table)] = name+".metric", name+".table"
+		s[fmt.Sprint(table)] = name + ".table"
 		for family, list := range map[string][]netip.Addr{"ipv4": eni.IPv4(), "ipv6": eni.IPv6()} {
 			for n, a := range list {
 				s[a.String()] = fmt.Sprintf("%s.%s[%d]", name, family, n)
@@ -61,15 +65,45 @@ func (b *beside) symbols() symbols {
 		}
 		of := map[bool]int{}
 		for _, p := range eni.Prefixes() {
-			s[p.String()] = fmt.Sprintf("%s.prefix%d[%d]", name, p.Addr().BitLen()/32, of[p.Addr().Is4()])
+			family := "ipv6"
+			if p.Addr().Is4() {
+				family = "ipv4"
+			}
+			s[p.String()] = fmt.Sprintf("%s.%sprefix[%d]", name, family, of[p.Addr().Is4()])
 			of[p.Addr().Is4()]++
 		}
 		mac := eni.MAC()
 		s[netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}).String()] = name + ".ll"
 		s[netip.AddrFrom4([4]byte{169, 254, 1 + mac[4]%168, mac[5]}).String()] = name + ".ll4"
+		subnet := eni.Subnet()
+		s.onLink(eni.Name(), subnet.IPv4().String(), name+".subnet4")
+		s.onLink(eni.Name(), subnet.IPv6().String(), name+".subnet6")
+		s.onLink(eni.Name(), subnet.Gateway4().String(), name+".gateway4")
+		s.onLink(eni.Name(), subnet.Gateway6().String(), name+".gateway6")
+		s.onLink(eni.Name(), fmt.Sprint("metric ", metric), name+".metric")
+	}
+	options := b.vpc.Behaviour().DHCP
+	for what, servers := range map[string][]netip.Addr{"dns": resolvers(options), "ntp": options.NTP} {
+		for i, server := range servers {
+			s[server.String()] = fmt.Sprintf("%s[%d]", what, i)
+		}
 	}
 	return s
 }
+
+// resolvers are the DNS servers of a VPC. Amazon's has another address in a subnet without IPv4,
+// and one for IPv6, which DHCPv6 says there.
+func resolvers(o vpc.DHCPOptions) []netip.Addr {
+	servers := o.DNS
+	if len(servers) == 0 {
+		servers = []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("169.254.169.253")}
+	}
+	return append(slices.Clone(servers), vpc.AmazonDNS6)
+}
+
+// onLink has a symbol on a link alone: ENIs of one subnet share its routers, and a metric is
+// an ENI's own by chance elsewhere.
+func (s symbols) onLink(link, text, symbol string) { s[link+" "+text] = symbol }
 
 // of returns the symbol of a text, with the length of a prefix if it has one.
 func (s symbols) of(text string) string {
@@ -82,6 +116,15 @@ func (s symbols) of(text string) string {
 		}
 	}
 	return text
+}
+
+// ofAll returns a list with the symbols of its items.
+func (s symbols) ofAll(list string) string {
+	items := strings.Fields(list)
+	for i, item := range items {
+		items[i] = s.of(item)
+	}
+	return strings.Join(items, " ")
 }
 
 // object is an object of ip's JSON.
@@ -148,7 +191,7 @@ func (b *beside) look(ctx context.Context) (*view, error) {
 		for _, a := range link.objects("addr_info") {
 			v.Addresses = append(v.Addresses, addressLines(name, a, names)...)
 		}
-		if err := b.lease(v, name, link.text("ifindex")); err != nil {
+		if err := b.lease(v, name, link.text("ifindex"), names); err != nil {
 			return nil, err
 		}
 	}
@@ -212,16 +255,17 @@ func routeLine(r object, names symbols) string {
 	if kind != "" && kind != "unicast" {
 		line += kind + " "
 	}
-	line += names.of(r.text("dst"))
+	link := r.text("dev")
+	of := func(text, otherwise string) string { return cmp.Or(names[link+" "+text], otherwise) }
+	line += of(r.text("dst"), names.of(r.text("dst")))
 	for _, key := range []string{"gateway", "dev", "prefsrc", "metric", "scope"} {
 		value := r.text(key)
 		switch {
 		case value == "":
 		case key == "metric":
-			// A metric is the ENI's own on its links alone.
-			line += " metric " + cmp.Or(names["metric "+r.text("dev")+" "+value], value)
+			line += " metric " + of("metric "+value, value)
 		default:
-			line += " " + key + " " + names.of(value)
+			line += " " + key + " " + of(value, names.of(value))
 		}
 	}
 	return line
@@ -242,14 +286,14 @@ func ruleLine(family string, r object, names symbols) string {
 }
 
 // lease adds what networkd keeps of a link's leases: the NTP servers.
-func (b *beside) lease(v *view, name, index string) error {
+func (b *beside) lease(v *view, name, index string, names symbols) error {
 	text, err := os.ReadFile(b.inst.Path("/run/systemd/netif/links/" + index))
 	if err != nil {
 		return fmt.Errorf("looking for what networkd keeps of %s: %w", name, err)
 	}
 	for line := range strings.Lines(string(text)) {
 		if servers, ok := strings.CutPrefix(strings.TrimSpace(line), "NTP="); ok && servers != "" {
-			v.NTP = append(v.NTP, "ntp "+name+" "+servers)
+			v.NTP = append(v.NTP, "ntp "+name+" "+names.ofAll(servers))
 		}
 	}
 	return nil
@@ -266,7 +310,7 @@ func dnsLines(what, out string, names symbols) (lines []string) {
 			}
 			subject = symbol
 		}
-		lines = append(lines, strings.TrimSpace("dns "+strings.ToLower(subject)+" "+what+" "+strings.TrimSpace(value)))
+		lines = append(lines, strings.TrimSpace("dns "+strings.ToLower(subject)+" "+what+" "+names.ofAll(value)))
 	}
 	return lines
 }
