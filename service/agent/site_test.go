@@ -359,9 +359,9 @@ func wanted(name string, spec imds.Interface, primary bool) map[string]bool {
 		tables = append(tables, table)
 		for _, subnet := range append(slices.Clone(spec.SubnetIPv6), spec.SubnetIPv4) {
 			words[fmt.Sprintf("%s route %s table %d", name, subnet, table)] = true
+			words[fmt.Sprintf("rule from %s lookup %d", subnet, kernel.MainTable)] = true
 		}
 		for _, from := range sourcesOf(spec) {
-			words[fmt.Sprintf("rule from %s lookup %d", from, kernel.MainTable)] = true
 			words[fmt.Sprintf("rule from %s lookup %d", from, table)] = true
 		}
 	}

@@ -95,10 +95,11 @@ func TestCompare(t *testing.T) {
 		"MRNK address 10.0.1.20", "MRNK address 10.0.1.21", "MRNK address 2001:db8:1::20",
 		"MRNK route 0.0.0.0/0 table 10001", "MRNK route 0.0.0.0/0 metric 513", "MRNK route 10.0.1.0/24 table 10001",
 		"MRNK route ::/0 table 10001", "MRNK route ::/0 metric 513", "MRNK route 2001:db8:1::/64 table 10001",
-		"MRNK rule from 10.0.1.20/32 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778", "MRNK rule from 10.0.1.20/32 lookup 10001",
-		"MRNK rule from 10.0.1.21/32 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778", "MRNK rule from 10.0.1.21/32 lookup 10001",
-		"MRNK rule from 10.0.24.0/28 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778", "MRNK rule from 10.0.24.0/28 lookup 10001",
-		"MRNK rule from 2001:db8:1::20/128 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778", "MRNK rule from 2001:db8:1::20/128 lookup 10001",
+		"MRNK rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778",
+		"MRNK rule from 2001:db8:1::/64 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778",
+		"MRNK rule from 10.0.24.0/28 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778",
+		"MRNK rule from 10.0.1.20/32 lookup 10001", "MRNK rule from 10.0.1.21/32 lookup 10001",
+		"MRNK rule from 10.0.24.0/28 lookup 10001", "MRNK rule from 2001:db8:1::20/128 lookup 10001",
 		"MR?K altname eni-0123456789abcdef1", "MR?K altname device-number-1",
 	}
 	truth := Compare(&eni, rendered(&eni), snapshot, snapshot, nil, anyRule)
@@ -118,13 +119,13 @@ func TestCompare(t *testing.T) {
 			func(eni *ENI, _, snapshot *kernel.Snapshot) {
 				eni.Link.Addresses = eni.Link.Addresses[:1]
 				snapshot.Rules = slices.DeleteFunc(slices.Clone(snapshot.Rules), func(r kernel.Rule) bool {
-					return r.From.String() == "10.0.1.20/32"
+					return r.From.String() == "10.0.1.20/32" || r.From.String() == "10.0.1.0/24"
 				})
 			},
 			[]string{
 				"MRN- address 10.0.1.21: networkd has asked the kernel for it, or somebody else has removed it",
 				"MRN- address 2001:db8:1::20: networkd has asked the kernel for it, or somebody else has removed it",
-				"MRN- rule from 10.0.1.20/32 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778: networkd has asked the kernel for it, or somebody else has removed it",
+				"MRN- rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778: networkd has asked the kernel for it, or somebody else has removed it",
 				"MRN- rule from 10.0.1.20/32 lookup 10001: networkd has asked the kernel for it, or somebody else has removed it",
 			},
 		},
