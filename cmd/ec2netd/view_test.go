@@ -81,6 +81,10 @@ func (b *beside) symbols() symbols {
 		s.onLink(eni.Name(), subnet.Gateway4().String(), name+".gateway4")
 		s.onLink(eni.Name(), subnet.Gateway6().String(), name+".gateway6")
 		s.onLink(eni.Name(), fmt.Sprint("metric ", metric), name+".metric")
+		if i > 0 {
+			s.asSource(subnet.IPv4().String(), name+".subnet4")
+			s.asSource(subnet.IPv6().String(), name+".subnet6")
+		}
 	}
 	options := b.vpc.Behaviour().DHCP
 	for what, servers := range map[string][]netip.Addr{"dns": resolvers(options), "ntp": options.NTP} {
@@ -104,6 +108,13 @@ func resolvers(o vpc.DHCPOptions) []netip.Addr {
 // onLink has a symbol on a link alone: ENIs of one subnet share its routers, and a metric is
 // an ENI's own by chance elsewhere.
 func (s symbols) onLink(link, text, symbol string) { s[link+" "+text] = symbol }
+
+// asSource has a symbol for the source of a rule alone. Of ENIs in one subnet it is the first one's.
+func (s symbols) asSource(text, symbol string) {
+	if _, there := s["from "+text]; !there {
+		s["from "+text] = symbol
+	}
+}
 
 // of returns the symbol of a text, with the length of a prefix if it has one.
 func (s symbols) of(text string) string {
@@ -276,7 +287,7 @@ func ruleLine(family string, r object, names symbols) string {
 	if length := r.text("srclen"); length != "" {
 		from += "/" + length
 	}
-	line := fmt.Sprintf("rule %s %s from %s", family, names.of(r.text("priority")), names.of(from))
+	line := fmt.Sprintf("rule %s %s from %s", family, names.of(r.text("priority")), cmp.Or(names["from "+from], names.of(from)))
 	for _, key := range []string{"dst", "fwmark", "iif", "table", "suppress_prefixlen", "suppress_ifgroup"} {
 		if value := r.text(key); value != "" {
 			line += " " + key + " " + names.of(value)

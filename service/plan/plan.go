@@ -116,6 +116,8 @@ type Input struct {
 	Sections []config.Section
 	// Networkd is what was observed of the networkd that runs.
 	Networkd Networkd
+	// Locked: the host keeps the metadata service to itself, see [Locked].
+	Locked bool
 	// Drivers of ENIs; empty for no unit that has networkd leave new ones alone. Holding:
 	// there is one on disk.
 	Drivers []string
@@ -245,9 +247,9 @@ type Want struct {
 	// them the specific routes of the main table go before.
 	Rules   []netip.Prefix
 	Guarded bool
-	// LocalFirst: for each of Rules, a specific route of the main table over a link that is no
-	// ENI goes before Table (B9).
-	LocalFirst bool
+	// LocalFirst are the sources for which a specific route of the main table over a link that
+	// is no ENI goes before Table (B9).
+	LocalFirst []netip.Prefix
 	// Mark is the firewall mark whose packets are looked up in Table, and Marked are 0.0.0.0/0
 	// and ::/0 as the families have rules for it.
 	Mark   config.Mark
@@ -696,7 +698,9 @@ func render(eni *ENI, in Input, grouped bool) {
 			want.Marked = every(want.IPv4, want.IPv6)
 		}
 		// Else what is for another ENI's subnet would leave by that ENI (B8).
-		want.LocalFirst = grouped && !want.Guarded
+		if grouped && !want.Guarded {
+			want.LocalFirst = localFirst(eni, in.Locked)
+		}
 	}
 	delegate(eni)
 	settleMTU(eni)

@@ -48,23 +48,53 @@ func (w *Want) policyRules() []Rule {
 	if w.Table == 0 {
 		return nil
 	}
-	rules := make([]Rule, 0, len(w.Marked)+2*len(w.Rules))
+	rules := make([]Rule, 0, len(w.Marked)+len(w.LocalFirst)+2*len(w.Rules))
 	for _, every := range w.Marked {
 		rules = append(rules, Rule{From: every, Mark: w.Mark, Table: w.Table, Priority: markPriority})
 	}
+	for _, from := range w.LocalFirst {
+		rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: localPriority, Guard: true, Group: Group})
+	}
 	for _, from := range w.Rules {
-		switch {
-		case w.Guarded:
+		if w.Guarded {
 			rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: guard(w.Table), Guard: true})
-		case w.LocalFirst:
-			// By address and not by subnet: of that others may have addresses too, whose packets
-			// find their way by rules that come later, as those to systemd-imdsd's metadata
-			// service from the primary's address (D9).
-			rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: localPriority, Guard: true, Group: Group})
 		}
 		rules = append(rules, Rule{From: from, Table: w.Table, Priority: w.Table})
 	}
 	return rules
+}
+
+// localFirst returns the sources for which a specific route of the main table over a link that is
+// no ENI goes before the table of an ENI (B9): its subnets, which have all its addresses and
+// prefixes. A rule for each address would double the rules, of which the kernel tries one after
+// the other. ENIs of one subnet have the same rule: networkd keeps it as long as one of their files
+// has it (measured on 252, 257 and 262).
+//
+// A subnet has addresses of others too, the primary's as a rule. Where the metadata service is
+// locked (D9), the lock is a route of the main table, and the way through it from the primary's
+// address a rule that comes later: so there is a rule for each address then.
+func localFirst(eni *ENI, locked bool) []netip.Prefix {
+	if locked {
+		return eni.Want.Rules
+	}
+	subnets := slices.SortedFunc(slices.Values(slices.Concat(eni.Applies.IPv4Subnets, eni.Applies.IPv6Subnets)), netip.Prefix.Compare)
+	sources := slices.Clone(subnets)
+	for _, from := range eni.Want.Rules {
+		if !slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return s.Bits() <= from.Bits() && s.Contains(from.Addr()) }) {
+			sources = append(sources, from)
+		}
+	}
+	return sources
+}
+
+// imdsMark is the firewall mark of packets that systemd-imdsd sends to the metadata service
+// (facts.md 22).
+const imdsMark = 0x7FFF0815
+
+// Locked reports whether the kernel has the rule by which systemd-imdsd reaches a metadata service
+// that is prohibited to all others.
+func Locked(rules []kernel.Rule) bool {
+	return slices.ContainsFunc(rules, func(k kernel.Rule) bool { return k.Mark == imdsMark })
 }
 
 // markPriority is the priority of the rules by firewall mark (B12), before all others of ENIs:

@@ -23,11 +23,10 @@ func TestRulesIn(t *testing.T) {
 	v := view(1, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
 	v.IPv4Prefixes = prefixes("10.0.1.64/28")
 	made := Make(input([]Link{leased(1, &v)}, v))
-	var want []Rule
-	for _, from := range []string{"10.0.1.20/32", "10.0.1.21/32", "10.0.1.64/28", "2001:db8:1::20/128"} {
-		local := Rule{From: netip.MustParsePrefix(from), Table: kernel.MainTable, Priority: 9999, Guard: true, Group: Group}
-		want = append(want, local, ruleOf(from))
+	local := func(subnet string) Rule {
+		return Rule{From: netip.MustParsePrefix(subnet), Table: kernel.MainTable, Priority: 9999, Guard: true, Group: Group}
 	}
+	want := []Rule{local("10.0.1.0/24"), local("2001:db8:1::/64"), ruleOf("10.0.1.20/32"), ruleOf("10.0.1.21/32"), ruleOf("10.0.1.64/28"), ruleOf("2001:db8:1::20/128")}
 	compare := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 	got := RulesOf(made.Files)
 	if len(got) != len(want) {
@@ -178,5 +177,21 @@ func TestUngrouped(t *testing.T) {
 		if local != c.local {
 			t.Errorf("%s: rules for local networks: %v", name, local)
 		}
+	}
+}
+
+// D9, B9: where systemd-imdsd's rule leads through the lock of the metadata service, no rule for a
+// subnet goes before it: the primary's address is in it.
+func TestLocked(t *testing.T) {
+	v := view(1, addrs("10.0.1.20"), nil)
+	in := input([]Link{leased(1, &v)}, v)
+	in.Locked = Locked([]kernel.Rule{{Priority: 32766, Table: kernel.MainTable}, {Priority: 32765, Table: imdsMark, Mark: imdsMark, Mask: wholeMark}})
+	for _, rule := range RulesOf(Make(in).Files) {
+		if rule.From != netip.MustParsePrefix("10.0.1.20/32") {
+			t.Errorf("%+v", rule)
+		}
+	}
+	if Locked([]kernel.Rule{{Priority: 9998, Table: 10001, Mark: 7, Mask: wholeMark}}) {
+		t.Error("any mark counts as the lock's")
 	}
 }

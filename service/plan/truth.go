@@ -192,9 +192,16 @@ func (c *comparison) inapplicable() {
 		add(state.ItemRoute, fmt.Sprintf("%s table %d", subnet, want.Table))
 	}
 	// The rules that it would have with IPv6.
-	of := Want{Table: want.Table, Guarded: want.Guarded, LocalFirst: want.LocalFirst, Rules: slices.Clone(eni.View.IPv6Prefixes)}
+	of := Want{Table: want.Table, Guarded: want.Guarded, Rules: slices.Clone(eni.View.IPv6Prefixes)}
 	for _, address := range eni.View.IPv6 {
 		of.Rules = append(of.Rules, netip.PrefixFrom(address, address.BitLen()))
+	}
+	switch {
+	case len(want.LocalFirst) == 0:
+	case slices.Equal(want.LocalFirst, want.Rules):
+		of.LocalFirst = of.Rules
+	default:
+		of.LocalFirst = eni.View.IPv6Subnets
 	}
 	if want.Mark.Value != 0 {
 		of.Mark, of.Marked = want.Mark, every(false, true)
