@@ -526,7 +526,8 @@ func TestLabSwappedNames(t *testing.T) {
 		check := func() {
 			t.Helper()
 			for i, eni := range []*vpc.ENI{one, two} {
-				l.reaches(eni.ID(), func(s *state.Interface) bool { return s.State == state.ENIConfigured && s.Name == names[i] })
+				l.reaches(eni.ID(), func(s *state.Interface) bool { return s.Name == names[i] })
+				l.configured(eni.ID())
 				l.checkKernel(eni)
 			}
 		}
