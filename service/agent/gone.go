@@ -19,9 +19,6 @@ const (
 	// of the link and has again a second later.
 	takenTime  = time.Second
 	routerTime = 3 * time.Second
-	// beginTime is how long networkd may take until it begins with what it was told: 252 answers
-	// first. What is there until then is no sign that it has done its work.
-	beginTime = 2 * time.Second
 	// contestedTimes is how often something must have been taken away, and come back, until
 	// the ENI counts as contested. The time to the next repair doubles each time, and begins
 	// anew when nothing was taken away for that time and quietTime.
@@ -94,11 +91,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 	}
 	g.routed = g.routed || len(lost.Words) == 0
 	if len(lost.Words) == 0 || (lost.ByRouter && !g.routed) {
-		g.trying, g.since = false, time.Time{}
-		if left := l.since.Add(beginTime).Sub(now); !g.whole && left > 0 {
-			return left
-		}
-		g.whole = true
+		g.whole, g.trying, g.since = true, false, time.Time{}
 		switch left := g.last.Add(g.delay + quietTime).Sub(now); {
 		case g.times == 0:
 			return 0
