@@ -332,9 +332,18 @@ func TestLabHitlessPrimary(t *testing.T) {
 		})
 		steps[1].do()
 		if old {
-			l.until("the static route is that of the new router", func() (bool, error) {
-				return strings.Contains(l.run("ip", "-6", "route", "show", "default", "proto", "static"), "fe80::ec2:2"), nil
+			by := func(protocol, router string) bool {
+				return strings.Contains(l.run("ip", "-6", "route", "show", "default", "proto", protocol), router)
+			}
+			l.until("there are routes by the new router", func() (bool, error) {
+				return by("static", "fe80::ec2:2") && by("ra", "fe80::ec2:2"), nil
 			})
+			// The one before may be written down as well, until the next change after it has gone.
+			steps[0].do()
+			l.until("the static route is that of the new router alone", func() (bool, error) {
+				return by("static", "fe80::ec2:2") && !by("static", "fe80::ec2:1"), nil
+			})
+			steps[1].do()
 		}
 		l.pingFrom(primary.IPv6()[0])
 		subnet.Mute(vpc.RA)
