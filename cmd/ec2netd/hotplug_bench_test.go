@@ -319,9 +319,8 @@ func many(b *testing.B, r *report, suite string) {
 		Name: "many-cpu-system", What: "  CPU time of the whole system until then", Unit: "s",
 		Shell: map[string]float64{"bookworm": 7.4, "trixie": 7},
 	}, system, systemOracle)
-	// Ten for a view, and then those of looks each 0.2 s for what EC2 lists late (D11).
 	r.set(suite, figure{
-		Name: "many-requests", What: "  metadata requests an ENI (most of all rounds)", Unit: "requests",
+		Name: "many-requests", What: "  metadata requests an ENI (most of all rounds)", Unit: "requests", Most: most(10),
 		Shell: map[string]float64{"bookworm": 22, "trixie": 22},
 	}, slices.Max(requests))
 
