@@ -280,10 +280,7 @@ func (r Rule) hits(k *kernel.Rule) bool {
 // it did not run.
 func Orphans(record, wanted []Rule, rules []kernel.Rule) []Rule {
 	var found []Rule
-	unwanted := make(map[Rule]bool, len(record))
-	for _, rule := range record {
-		unwanted[rule] = true
-	}
+	unwanted := setOf(record)
 	for _, rule := range wanted {
 		delete(unwanted, rule)
 	}

@@ -207,11 +207,7 @@ func (c *comparison) inapplicable() {
 		of.Mark, of.Marked = want.Mark, every(false, true)
 	}
 	rules := of.policyRules()
-	wanted := make(map[Rule]bool, len(rules))
-	for _, rule := range rules {
-		wanted[rule] = true
-	}
-	now := rulesOf(c.snapshot, want.Table, wanted)
+	now := rulesOf(c.snapshot, want.Table, setOf(rules))
 	for _, rule := range rules {
 		if _, there := now[rule]; !there { // else it is told of already
 			add(state.ItemRule, rule.String())
@@ -369,10 +365,7 @@ func (c *comparison) rules() {
 		return
 	}
 	rules := want.policyRules()
-	wanted := make(map[Rule]bool, len(rules))
-	for _, rule := range rules {
-		wanted[rule] = true
-	}
+	wanted := setOf(rules)
 	now := rulesOf(c.snapshot, want.Table, wanted)
 	var applied map[Rule]int
 	if c.applied != nil {
@@ -415,6 +408,15 @@ func (c *comparison) mtu() {
 	if !e.Kernel {
 		e.cause = fmt.Sprintf("the link has %d", c.eni.Link.MTU)
 	}
+}
+
+// setOf has the rules of a list.
+func setOf(rules []Rule) map[Rule]bool {
+	set := make(map[Rule]bool, len(rules))
+	for _, rule := range rules {
+		set[rule] = true
+	}
+	return set
 }
 
 // rulesOf are rules of the kernel, with their protocol: those that look an ENI's table up, and of
