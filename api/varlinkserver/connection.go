@@ -164,13 +164,18 @@ func (c *connection) refuse(ctx context.Context, reason string) error {
 // for it, and returns the reason.
 func (c *connection) turnAway(reason string) error {
 	text, err := json.Marshal(errorReply{api.VarlinkInterface + ".LimitsExceeded", map[string]string{"reason": reason}})
-	if err == nil {
-		err = c.net.SetWriteDeadline(time.Now().Add(time.Millisecond))
+	if err != nil {
+		return errors.New(reason)
 	}
-	if err == nil {
-		// The buffer of a new socket has room for it.
-		_, _ = c.net.Write(append(text, 0))
+	raw, err := c.net.SyscallConn()
+	if err != nil {
+		return errors.New(reason)
 	}
+	// The buffer of a new socket has room for it. A short write deadline instead would
+	// pass before the write begins on a machine that has much else to do.
+	_ = raw.Control(func(fd uintptr) {
+		_, _ = unix.SendmsgN(int(fd), append(text, 0), nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	})
 	return errors.New(reason)
 }
 

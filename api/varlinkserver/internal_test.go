@@ -287,6 +287,36 @@ func TestRefreshLimits(t *testing.T) {
 	admin.expect(`"settled":true`)
 }
 
+// J1: who is turned away learns why, also when the server's own writes may take no more
+// time, and a client whose buffer is full is not waited for.
+func TestTurnAway(t *testing.T) {
+	s := newServer(t, Options{})
+	server, own := pair(t)
+	c, err := s.newConnection(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if err := server.SetWriteDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	told := 0
+	for range 10_000 { // the buffer has room for some hundreds
+		if got := c.turnAway("so many"); got.Error() != "so many" {
+			t.Fatal(got)
+		}
+		told++
+	}
+	server.Close()
+	text, err := io.ReadAll(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(string(text), limitsExceeded); got == 0 || got == told {
+		t.Errorf("of %d refusals %d were read", told, got)
+	}
+}
+
 // J1: requests that do not end cost what was set aside for them, and no more.
 func TestEndless(t *testing.T) {
 	s := newServer(t, Options{Limits: Limits{ConnectionsPerSecond: 1000}})
