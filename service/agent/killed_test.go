@@ -79,11 +79,10 @@ func TestKilledAtEveryStep(t *testing.T) {
 		settle(3 * time.Minute)
 		w.set(func() { w.views[macOf(2)] = viewOf(2, "10.0.1.30", "10.0.1.31") })
 		settle(2 * time.Minute)
-		// The two change names.
-		w.detach(1)
-		w.detach(2)
-		w.attach(1, "ens7", "10.0.1.20", "10.0.1.21")
-		w.attach(2, "ens42", "10.0.1.30", "10.0.1.31")
+		// The two change names, at once: a daemon that saw the one without the other would hold
+		// it for a moment, and write its primary address ahead of the lease.
+		w.set(func() { w.links[1].Name, w.links[2].Name = "ens7", "ens42" })
+		w.ring()
 		settle(3 * time.Minute)
 		for _, name := range []string{"ens5", "ens7", "ens42"} {
 			must(t, a, name, state.ENIConfigured)
