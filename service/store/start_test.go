@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 )
 
@@ -87,5 +88,50 @@ func TestStart(t *testing.T) {
 	must(s.Start(true))
 	if target := s.Target(plan.StartDropIn("ens6")); target != os.DevNull {
 		t.Errorf("the mask leads to %q", target)
+	}
+}
+
+// E7: what is put in place for networkd's start while a plan is carried out that was made before
+// stays until the next one, which knows of it; but not longer than its ENI.
+func TestStartMeanwhile(t *testing.T) {
+	s := &Store{Root: t.TempDir()}
+	own := plan.File{Path: plan.NetworkDropIn("ens6"), Content: "# Written by ec2netd, see ec2netd(8).\n\n[Match]\nMACAddress=02:00:00:00:01:10\n"}
+	start := plan.File{Path: plan.StartDropIn("ens6"), Content: "[Network]\nKeepConfiguration=yes\n"}
+	apply := func(files ...plan.File) {
+		t.Helper()
+		if _, err := s.Apply(files, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func() (there bool) {
+		link := plan.Link{Link: kernel.Link{Name: "ens6", MAC: "02:00:00:00:01:10"}}
+		s.Complete(&link)
+		return link.StartFile
+	}
+	begin := func() {
+		t.Helper()
+		if err := s.Prepare([]plan.File{start}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Start(true); err != nil || !s.there(start.Path) {
+			t.Fatal(err)
+		}
+	}
+	apply(own)
+	if look() {
+		t.Fatal("it is there before networkd starts")
+	}
+	begin()
+	if apply(own); !s.there(start.Path) {
+		t.Error("a plan that did not know of it has removed it")
+	}
+	look()
+	if apply(own); s.there(start.Path) {
+		t.Error("the next plan has left it")
+	}
+	look()
+	begin()
+	if apply(); s.there(start.Path) {
+		t.Error("it has outlived the files of its ENI")
 	}
 }

@@ -34,6 +34,8 @@ type Store struct {
 	Step func()
 
 	swept bool
+	// starts are the [plan.StartDropIn] that were there when Complete was last called.
+	starts map[string]bool
 
 	files file.Reader
 }
@@ -192,6 +194,10 @@ func (s *Store) Units() ([]Unit, error) {
 func (s *Store) Complete(link *plan.Link) {
 	link.Current, link.Extent = s.Read(plan.NetworkDropIn(link.Name)), s.Extent(link.Name)
 	link.StartFile = s.regular(plan.StartDropIn(link.Name))
+	if s.starts == nil {
+		s.starts = make(map[string]bool)
+	}
+	s.starts[plan.StartDropIn(link.Name)] = link.StartFile
 	if plan.MACIn(link.Current) != link.MAC {
 		// It is of another ENI that had the name.
 		link.Current = ""
@@ -367,6 +373,10 @@ func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error
 		return err
 	}
 	for _, p := range unwanted {
+		// Put in place since the plan was made, for a networkd that is about to read it.
+		if path.Base(p) == plan.StartDropInName && !s.starts[p] && wanted[unit.dropIn()] {
+			continue
+		}
 		if err := s.remove(p, changes); err != nil {
 			return err
 		}
