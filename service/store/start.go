@@ -75,7 +75,8 @@ func (s *Store) tidyStart(p string) {
 // outdated takes away the copy of a file that waits for networkd's start, as the file has
 // changed.
 func (s *Store) outdated(p string) error {
-	if path.Base(p) != plan.DropInName {
+	// On a file system that is read-only the kernel refuses to remove also what is not there.
+	if path.Base(p) != plan.DropInName || !s.there(atStart(p)) {
 		return nil
 	}
 	if err := os.Remove(s.at(atStart(p))); err != nil {

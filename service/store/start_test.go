@@ -1,10 +1,14 @@
 package store
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
@@ -133,5 +137,31 @@ func TestStartMeanwhile(t *testing.T) {
 	begin()
 	if apply(); s.there(start.Path) {
 		t.Error("it has outlived the files of its ENI")
+	}
+}
+
+// E10: what waits for networkd's start on a file system that has become read-only keeps nothing from
+// being written that it is not about.
+func TestStartReadOnly(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a mount takes root: sudo go test ./service/store")
+	}
+	runtime.LockOSThread() // it ends with the test, and its mounts with it
+	if err := errors.Join(unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")); err != nil {
+		t.Fatal(err)
+	}
+	s := &Store{Root: t.TempDir()}
+	waiting := filepath.Join(s.Root, plan.StartDirectory)
+	start := plan.File{Path: plan.StartDropIn("ens6"), Content: "[Network]\nKeepConfiguration=yes\n"}
+	if err := errors.Join(os.MkdirAll(waiting, 0o755), unix.Mount("test", waiting, "tmpfs", 0, ""), s.Prepare([]plan.File{start}),
+		unix.Mount("", waiting, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
+		t.Fatal(err)
+	}
+	own := plan.File{Path: plan.NetworkDropIn("ens6"), Content: "# Written by ec2netd, see ec2netd(8).\n\n[Match]\nMACAddress=02:00:00:00:01:10\n"}
+	if _, err := s.Apply([]plan.File{own}, nil); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Unmount(waiting, 0); err != nil {
+		t.Error(err)
 	}
 }
