@@ -33,7 +33,8 @@ type ManagerState string
 // configuring: the files are written, systemd-networkd applies them.
 // pending: the metadata of this ENI is not complete yet; what was configured stays.
 // shadowed: systemd-networkd uses another .network file for the link.
-// overridden: a file of the administrator takes the place of the daemon's.
+// overridden: a file of the administrator takes the place of the daemon's, the link was set
+// down by hand, or it is a port of a bridge or bond.
 // contested: somebody takes away again and again what the ENI shall have.
 // unmanaged: the configuration, or systemd-networkd, leaves the link alone.
 // degraded: the kernel lacks what the metadata says, and time for it is up.
@@ -848,7 +849,8 @@ type ManagerState (
 # configuring: the files are written, systemd-networkd applies them.
 # pending: the metadata of this ENI is not complete yet; what was configured stays.
 # shadowed: systemd-networkd uses another .network file for the link.
-# overridden: a file of the administrator takes the place of the daemon's.
+# overridden: a file of the administrator takes the place of the daemon's, the link was set
+# down by hand, or it is a port of a bridge or bond.
 # contested: somebody takes away again and again what the ENI shall have.
 # unmanaged: the configuration, or systemd-networkd, leaves the link alone.
 # degraded: the kernel lacks what the metadata says, and time for it is up.

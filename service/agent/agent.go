@@ -406,6 +406,8 @@ type link struct {
 	repairDelay time.Duration
 	// gone is what was taken away from it.
 	gone gone
+	// unused is why it cannot be used.
+	unused unused
 	// triggered is when udevd was last asked to apply its .link file.
 	triggered time.Time
 	// nameElsewhere: another link had one of its alternative names.

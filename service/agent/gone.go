@@ -84,7 +84,13 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 	l := a.links[eni.Link.Index]
 	g := &l.gone
 	defer func() { g.hurry = false }()
-	if !eni.Known || eni.Hinted || eni.Held || !eni.Settings.Managed || !eni.Link.Carrier || eni.Reconfigure() || !a.networkdUp || !a.begun ||
+	if eni.Link.Down {
+		// The kernel drops the routes of a link that is set down. networkd brings them back only if
+		// that lasts (IgnoreCarrierLoss=): what was there is gone when the link comes up.
+		g.since = time.Time{}
+		return 0
+	}
+	if !eni.Known || eni.Hinted || eni.Held || !eni.Settings.Managed || !eni.Link.Carrier || eni.Link.Port() || eni.Reconfigure() || !a.networkdUp || !a.begun ||
 		a.storeErr != "" || a.networkdErr != "" || !a.ownInForce(eni) {
 		g.whole, g.routed, g.since = false, false, time.Time{}
 		return 0

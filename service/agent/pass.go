@@ -306,6 +306,10 @@ func (a *Agent) decide() {
 		// Before networkd runs, what is written for a link costs no reload.
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
 		entry.Fresh = memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime
+		var down time.Duration
+		if entry.SetDown, down = memory.unused.look(&entry, now); down > 0 {
+			a.ask(down)
+		}
 		said := a.linkState(l.Index)
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":
@@ -706,8 +710,10 @@ func (a *Agent) verify() []state.Interface {
 			a.lookDelay = firstLook
 		}
 		a.tellMark(eni)
-		if next := a.regain(eni, compared.lost, now); next > 0 {
-			soonest(next)
+		for _, next := range []time.Duration{a.regain(eni, compared.lost, now), a.raise(eni, now)} {
+			if next > 0 {
+				soonest(next)
+			}
 		}
 		entry.State, entry.Reason = a.judge(eni, &entry, age)
 		if disputed := entry.State == state.ENIConfigured || entry.State == state.ENIConfiguring || entry.State == state.ENIDegraded; disputed && l.gone.contested(now) {
@@ -832,11 +838,15 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	if other, reason := a.inForce(eni, why, age); other != "" {
 		return other, reason
 	}
+	memory := a.links[eni.Link.Index]
+	if other, reason := memory.unused.judge(&eni.Link, len(gaps) > 0, time.Now()); other != "" {
+		return other, reason
+	}
 	if len(gaps) == 0 && !eni.Held {
 		if readError != "" {
 			return state.ENIConfigured, "the last view of the metadata holds: " + readError
 		}
-		return state.ENIConfigured, cmp.Or(eni.Unmarked, plan.Misordered(eni))
+		return state.ENIConfigured, cmp.Or(eni.Unmarked, port(&eni.Link), plan.Misordered(eni))
 	}
 	if age >= explainTime && onlyAltnames(gaps) {
 		if reason := a.namesTaken(eni); reason != "" {

@@ -138,7 +138,7 @@ func (s *site) plug(name string) {
 	for _, l := range s.links {
 		index = max(index, l.Index+1)
 	}
-	s.links = append(s.links, kernel.Link{Index: index, Name: name, MAC: s.specs[name].MAC, Driver: "ena"})
+	s.links = append(s.links, kernel.Link{Index: index, Name: name, MAC: s.specs[name].MAC, Driver: "ena", Carrier: true})
 	s.apply()
 	s.ring()
 }

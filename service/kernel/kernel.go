@@ -36,8 +36,11 @@ type Link struct {
 	Altnames []string
 	// Group of the link, see ip-link(8).
 	Group int
-	// Carrier: the link is up and has one.
-	Carrier bool
+	// Down: the link is set down. Carrier: it is set up, and has a carrier.
+	Down, Carrier bool
+	// Master is the name of the link that this one is a port of, or empty, and MasterKind what
+	// that is, in the words of ip-link(8): bridge, bond, vrf.
+	Master, MasterKind string
 	// MTU of the link, and the most that it can have, 0 where the driver sets no limit.
 	MTU, MaxMTU int
 	// IPv6 says whether the link has IPv6, and what has switched it off.
@@ -130,6 +133,10 @@ const (
 
 // MainTable is the number of the main routing table.
 const MainTable = 254
+
+// Port reports whether another link takes what arrives at this one: addresses and routes of a
+// port are of no use. A VRF is only a table for its ports.
+func (l *Link) Port() bool { return l.Master != "" && l.MasterKind != "vrf" }
 
 // Has tells whether the address is on the link and may be used.
 func (l *Link) Has(address netip.Addr) bool {

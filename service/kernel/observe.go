@@ -87,7 +87,11 @@ func (o *Observer) Observe() (*Snapshot, error) {
 			Driver:   driver,
 			Altnames: slices.Sorted(slices.Values(attrs.AltNames)),
 			Group:    int(attrs.Group),
+			Down:     attrs.RawFlags&unix.IFF_UP == 0,
 			Carrier:  attrs.RawFlags&unix.IFF_LOWER_UP != 0,
+		}
+		if i := slices.IndexFunc(links, func(l netlink.Link) bool { return l.Attrs().Index == attrs.MasterIndex }); i >= 0 {
+			entry.Master, entry.MasterKind = links[i].Attrs().Name, links[i].Type()
 		}
 		if err := errors.Join(o.addresses(&entry), o.details(&entry)); err != nil {
 			if gone(err) {

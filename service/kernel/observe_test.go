@@ -53,6 +53,49 @@ func newLink(tb testing.TB, name string) int {
 	return index
 }
 
+// F10: what a link is a port of, and whether it is set down.
+func TestObservePort(t *testing.T) {
+	own(t)
+	index := newLink(t, "ens5")
+	observer, err := NewObserver([]string{"veth"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer observer.Close()
+	expect := func(want Link) {
+		t.Helper()
+		snapshot, err := observer.Observe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(snapshot.Links, func(l Link) bool { return l.Index == index })
+		got := &snapshot.Links[i]
+		if got.Master != want.Master || got.MasterKind != want.MasterKind || got.Port() != want.Port() || got.Down != want.Down {
+			t.Errorf("got %+v, want %+v", *got, want)
+		}
+	}
+	expect(Link{})
+	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetMaster(link, bridge); err != nil {
+		t.Fatal(err)
+	}
+	expect(Link{Master: "br0", MasterKind: "bridge"})
+	if err := netlink.LinkSetNoMaster(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	expect(Link{Down: true})
+	if vrf := (Link{Master: "red", MasterKind: "vrf"}); vrf.Port() {
+		t.Error("a port of a VRF has addresses of its own")
+	}
+}
+
 // B2, F1: the snapshot has all of an ENI, and nothing of others; what a rule selects by
 // besides its source keeps it from being taken for one of this daemon.
 func TestObserve(t *testing.T) {

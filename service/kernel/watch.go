@@ -283,6 +283,7 @@ type appearance struct {
 	name, mac string
 	flags     uint32
 	mtu       int
+	master    int
 	altnames  []string
 }
 
@@ -292,10 +293,11 @@ func appearanceOf(attrs *netlink.LinkAttrs) appearance {
 		mac:      attrs.HardwareAddr.String(),
 		flags:    attrs.RawFlags & (unix.IFF_UP | unix.IFF_LOWER_UP),
 		mtu:      attrs.MTU,
+		master:   attrs.MasterIndex,
 		altnames: attrs.AltNames,
 	}
 }
 
 func (a appearance) equal(b appearance) bool {
-	return a.name == b.name && a.mac == b.mac && a.flags == b.flags && a.mtu == b.mtu && slices.Equal(a.altnames, b.altnames)
+	return a.name == b.name && a.mac == b.mac && a.flags == b.flags && a.mtu == b.mtu && a.master == b.master && slices.Equal(a.altnames, b.altnames)
 }

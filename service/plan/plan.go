@@ -171,6 +171,9 @@ type Link struct {
 	// DHCPv4 lease tells, 0 where it tells none or that is not known.
 	MTUSetting
 	LeaseMTU int
+	PortSetting
+	// SetDown: somebody has set the link down, which was up.
+	SetDown bool
 	// Domains are several search domains that networkd has taken for one, see
 	// networkd.LinkState, LeaseDomains those of its DHCPv4 lease, both separated by spaces.
 	// Leased: what the lease tells is known.

@@ -517,7 +517,7 @@ func tentative(link *Link, value string) bool {
 // then. An address that stands in the drop-in is lacking too where the lease has brought no
 // route. It is the zero Addr if nothing is lacking.
 func Lacking(eni *ENI) netip.Addr {
-	if !eni.Known || !eni.Settings.Managed || !eni.Link.Carrier {
+	if !eni.Known || !eni.Settings.Managed || !eni.Link.Carrier || eni.Link.Port() {
 		return netip.Addr{}
 	}
 	// What stands in the drop-in is there without a lease, but no route of it.

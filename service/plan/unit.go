@@ -328,6 +328,8 @@ func matchLink(u *unitWriter, link *Link) {
 	// force (B9).
 	u.section("Link")
 	u.number("Group", Group)
+	keepDown(u, link)
+	keepMaster(u, link)
 }
 
 func networkDropIn(eni *ENI) string {

@@ -206,7 +206,7 @@ func (s *Store) Complete(link *plan.Link) {
 	if unit.Path == "" {
 		unit = s.Look(BaseName)
 	}
-	link.MTUSetting = plan.MTUOf(unit)
+	link.MTUSetting, link.PortSetting = plan.MTUOf(unit), plan.PortOf(unit)
 }
 
 // CompletePolicy fills in what the .link file in force has to say of a link's MTU, if no

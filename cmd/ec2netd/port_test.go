@@ -1,0 +1,133 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/state"
+)
+
+// throughout does what makes networkd configure an ENI anew, each time with an address more, and
+// checks after each that something of its link is as it was.
+func (l *lab) throughout(eni *vpc.ENI, check func(when string)) {
+	l.t.Helper()
+	name := eni.Name()
+	for _, step := range []struct {
+		name string
+		argv []string
+	}{
+		{"an address assigned", []string{"true"}},
+		{"the daemon restarted", []string{"systemctl", "restart", "ec2netd.service"}},
+		{"networkd restarted", []string{"systemctl", "restart", "systemd-networkd.service"}},
+		{"networkctl reload", []string{"networkctl", "reload"}},
+		{"networkctl reconfigure", []string{"networkctl", "reconfigure", name}},
+	} {
+		added, err := eni.AssignIPv4(l.t.Context())
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		l.until("networkd answers", func() (bool, error) {
+			_, err := l.inst.Exec(l.t.Context(), step.argv...)
+			return err == nil, nil
+		})
+		l.until(step.name+": the drop-in has the address", func() (bool, error) {
+			_, err := l.inst.Exec(l.t.Context(), "sh", "-c", "grep -q '^Address="+added[0].String()+"/' /run/systemd/network/70-"+name+".network.d/50-ec2netd.conf")
+			return err == nil, nil
+		})
+		l.until(step.name+": networkd has read it", func() (bool, error) {
+			s, err := l.tryDescribe()
+			return err == nil && s.Networkd.Running && s.Networkd.LastError == "", nil
+		})
+		check(step.name)
+	}
+}
+
+// F10: an ENI that is the port of a bridge made by hand stays one, the state says of what, and
+// released it is an ENI as any other. Nothing of that costs the primary ENI a packet.
+func TestLabPort(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, often)
+		l.configured("ens5")
+		eni := l.attach(hotplugSpec())
+		l.configured(eni.ID())
+		finish := l.measurePings(l.inst.Primary())
+		name := eni.Name()
+		// With IPv6 the bridge would have the VPC's routes too, by its router's advertisements.
+		l.run("sh", "-ec", "ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6; ip link set br0 up; ip link set "+name+" master br0")
+		named := func(i *state.Interface) bool { return strings.Contains(i.Reason, "port of br0 (bridge)") }
+		l.throughout(eni, func(when string) {
+			l.reaches(eni.ID(), named)
+			if link := l.run("ip", "-o", "link", "show", name); !strings.Contains(link, " master br0 ") {
+				t.Fatalf("%s: %s", when, link)
+			}
+		})
+		entry := l.reaches(eni.ID(), func(i *state.Interface) bool { return named(i) && i.State == state.ENIOverridden })
+		_, advice, _ := strings.Cut(entry.Reason, "with: ")
+		if doctor := l.fails("ec2netctl", "doctor"); !strings.Contains(doctor, advice) {
+			t.Errorf("doctor says\n%s", doctor)
+		}
+		l.run("sh", "-c", advice)
+		released := l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && !named(i) })
+		if suite != "bookworm" {
+			l.checkKernel(eni)
+		} else if released.Reason != "" && !strings.Contains(released.Reason, "no address is missing") {
+			// A port gets no lease: networkd 252, restarted, adds the primary address after the others.
+			t.Error(released.Reason)
+		}
+		l.arrives(eni)
+		lost := finish()
+		if suite == "bookworm" {
+			lost.lost[2], lost.lost[3] = 0, 0 // 252 gives up its lease of IPv6 addresses when it is restarted
+		}
+		if lost.lost != [4]int{} {
+			t.Errorf("the primary ENI lost %v", lost)
+		}
+	})
+}
+
+// F10: a link that somebody sets down stays down, one that ifdown has left so is set up when the
+// daemon starts, and one without a carrier is called that.
+func TestLabSetDown(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, often)
+		l.configured("ens5")
+		eni := l.attach(hotplugSpec())
+		l.configured(eni.ID())
+		name := eni.Name()
+		down := func() bool { return !strings.Contains(l.run("ip", "-o", "link", "show", name), ",UP") }
+		l.run("ip", "link", "set", name, "down")
+		overridden := func(i *state.Interface) bool { return i.State == state.ENIOverridden }
+		l.reaches(eni.ID(), overridden)
+		var entry *state.Interface
+		l.throughout(eni, func(when string) {
+			if entry = l.reaches(eni.ID(), overridden); !down() {
+				t.Fatalf("%s: the link is up", when)
+			}
+		})
+		l.run("sh", "-c", entry.Reason[strings.LastIndex(entry.Reason, "ip link"):])
+		l.configured(eni.ID())
+		l.checkKernel(eni)
+		l.arrives(eni)
+
+		l.run("systemctl", "stop", "ec2netd.socket", "ec2netd-metrics.socket", "ec2netd.service")
+		l.run("ip", "link", "set", name, "down")
+		l.run("systemctl", "start", "ec2netd.service")
+		l.until("the link is up", func() (bool, error) { return !down(), nil })
+		l.configured(eni.ID())
+		l.checkKernel(eni)
+
+		if err := eni.SetCarrier(false); err != nil {
+			t.Fatal(err)
+		}
+		l.reaches(eni.ID(), func(i *state.Interface) bool {
+			return i.State == state.ENIDegraded && strings.Contains(i.Reason, "no carrier")
+		})
+		if err := eni.SetCarrier(true); err != nil {
+			t.Fatal(err)
+		}
+		l.configured(eni.ID())
+		l.checkKernel(eni)
+		l.arrives(eni)
+	})
+}

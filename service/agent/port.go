@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"time"
+
+	"ec2netd/service/plan"
+	"ec2netd/service/state"
+)
+
+// downTime is how long a link must be down until somebody has set it down: udevd does so for a
+// moment to rename it, the kernel when it becomes a port of a VRF, and EC2 before it is detached.
+const downTime = 500 * time.Millisecond
+
+// unused is why a link cannot be used, whatever its files say (F10).
+type unused struct {
+	// up: the daemon has seen the link up.
+	up bool
+	// down and dark are since when it is set down, and up without a carrier.
+	down, dark time.Time
+	// raise is when networkd is to be asked to set it up, and the delay to the next time.
+	raise attempt
+}
+
+// look notes whether a link is up, and reports whether somebody has set it down and how long it
+// takes until that can be told.
+func (u *unused) look(link *plan.Link, now time.Time) (setDown bool, wait time.Duration) {
+	if !link.Down {
+		u.up, u.down, u.raise = true, time.Time{}, attempt{}
+	} else if u.down.IsZero() {
+		u.down = now
+	}
+	if link.Down || link.Carrier {
+		u.dark = time.Time{}
+	} else if u.dark.IsZero() {
+		u.dark = now
+	}
+	if !link.Down || (!u.up && !link.KeptDown()) {
+		return false, 0
+	}
+	wait = max(u.down.Add(downTime).Sub(now), 0)
+	return wait == 0 || link.KeptDown(), wait
+}
+
+// judge says what is wrong with the link of an ENI itself: gaps is whether something of the ENI
+// is missing. The state is empty if nothing is.
+func (u *unused) judge(link *plan.Link, gaps bool, now time.Time) (state.ENI, string) {
+	switch {
+	case link.SetDown:
+		return state.ENIOverridden, "the link was set down, and stays so. Set it up with: ip link set dev " + link.Name + " up"
+	case link.Port() && gaps:
+		return state.ENIOverridden, "the link is a port of " + link.Master + " (" + link.MasterKind + "), which takes what arrives. Give the addresses to " +
+			link.Master + ", or release the link with: " + release(link.Name)
+	case link.Down && !link.OthersActivation && now.Sub(u.down) >= settleTime:
+		return state.ENIDegraded, "the link is down, and networkd does not set it up: see networkctl status " + link.Name
+	case !u.dark.IsZero() && now.Sub(u.dark) >= settleTime:
+		return state.ENIDegraded, "the link has no carrier: see networkctl status " + link.Name + ", and whether EC2 has the ENI attached"
+	}
+	return "", ""
+}
+
+// release makes a link no port any more. The kernel tells of that as it does of a link that goes, and
+// networkd takes it for that: 262 then misses the link-local address, without which it asks no router,
+// until there is another one.
+func release(name string) string {
+	return "ip link set dev " + name + " nomaster; ip link set dev " + name + " down; ip link set dev " + name + " up"
+}
+
+// port says of what the link of an ENI that has everything is a port, or is empty.
+func port(link *plan.Link) string {
+	if link.Master == "" {
+		return ""
+	}
+	return "the link is a port of " + link.Master + " (" + link.MasterKind + ")"
+}
+
+// raise has networkd set up a link that was down when the daemon came, as ifdown leaves it, and
+// returns the time to the next look at that, 0 for none. networkd does so only where it
+// configures the link anew.
+func (a *Agent) raise(eni *plan.ENI, now time.Time) time.Duration {
+	l, link := a.links[eni.Link.Index], &eni.Link
+	if !l.unused.dark.IsZero() {
+		return max(l.unused.dark.Add(settleTime).Sub(now), 0)
+	}
+	if !link.Down || l.unused.up || link.SetDown || link.OthersActivation || !eni.Known || !eni.Settings.Managed || !a.networkdUp || !a.begun ||
+		a.storeErr != "" || a.networkdErr != "" || !a.ownInForce(eni) {
+		return 0
+	}
+	try := &l.unused.raise
+	if try.next.IsZero() {
+		try.next = l.since.Add(explainTime)
+	}
+	if now.Before(try.next) {
+		return try.next.Sub(now)
+	}
+	try.delay = min(max(2*try.delay, settleTime), slowestRepair)
+	try.next = now.Add(try.delay)
+	a.Log.Info("Asking networkd to set the link up", "eni", eni.View.ID, "mac", link.MAC, "interface", link.Name)
+	if err := a.Store.Renew(plan.NetworkDropIn(link.Name)); err != nil {
+		a.say("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", link.MAC,
+			"interface", link.Name, "reason", err.Error())
+		return try.delay
+	}
+	l.atWork(now)
+	a.reloadDue = true
+	a.ask(0)
+	return try.delay
+}

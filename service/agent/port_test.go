@@ -1,0 +1,149 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ec2netd/service/kernel"
+	"ec2netd/service/plan"
+	"ec2netd/service/state"
+)
+
+// link changes a link by its name.
+func (w *world) link(name string, change func(*kernel.Link)) {
+	w.set(func() {
+		i := slices.IndexFunc(w.links, func(l kernel.Link) bool { return l.Name == name })
+		change(&w.links[i])
+	})
+	w.ring()
+}
+
+// F10: a link that somebody sets down stays down, also for the next daemon, and one that comes up
+// again is as before. What udevd does in passing is nothing of the kind.
+func TestSetDown(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer func() { stop() }()
+		settle(time.Minute)
+		down := func(l *kernel.Link) { l.Down, l.Carrier = true, false }
+		up := func(l *kernel.Link) { l.Down, l.Carrier = false, true }
+		keptDown := func() bool {
+			return strings.Contains(w.store.Read(plan.NetworkDropIn("ens6")), "\nActivationPolicy=manual\n")
+		}
+		_, reloads, _ := w.counts()
+		w.link("ens6", down)
+		settle(100 * time.Millisecond)
+		w.link("ens6", up)
+		settle(time.Minute)
+		if _, now, _ := w.counts(); keptDown() || now != reloads {
+			t.Errorf("down for a moment: kept down %v, %d reloads", keptDown(), now-reloads)
+		}
+		w.link("ens6", down)
+		settle(time.Minute)
+		for _, when := range []string{"set down", "with a new daemon"} {
+			if got := must(t, a, "ens6", state.ENIOverridden); !strings.Contains(got.Reason, "ip link set dev ens6 up") || !keptDown() {
+				t.Errorf("%s: %q, kept down %v", when, got.Reason, keptDown())
+			}
+			if when == "set down" {
+				stop()
+				a, stop = w.start(t)
+				settle(time.Minute)
+			}
+		}
+		w.link("ens6", up)
+		settle(time.Minute)
+		if must(t, a, "ens6", state.ENIConfigured); keptDown() {
+			t.Error("it is kept down")
+		}
+	})
+}
+
+// F10: a link that is down when the daemon starts, as ifdown leaves it, is set up by networkd.
+func TestDownAtStart(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		settle(time.Minute)
+		must(t, a, "ens5", state.ENIConfigured)
+		stop()
+		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = true, false })
+		raised := func() (n int) {
+			w.set(func() { n = strings.Count(strings.Join(w.log, ""), "set the link up") })
+			return n
+		}
+		a, stop = w.start(t)
+		defer stop()
+		settle(14 * time.Second)
+		if raised() == 0 {
+			t.Error("networkd was not asked")
+		}
+		settle(time.Minute)
+		if got := must(t, a, "ens5", state.ENIDegraded); !strings.Contains(got.Reason, "the link is down") {
+			t.Error(got.Reason)
+		}
+		n := raised()
+		settle(24 * time.Hour)
+		if more := raised() - n; more < 100 || more > 150 {
+			t.Errorf("asked %d times in a day", more)
+		}
+		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = false, true })
+		settle(time.Minute)
+		must(t, a, "ens5", state.ENIConfigured)
+	})
+}
+
+// F10: a link without a carrier is called that, but not for a moment without one (E8).
+func TestNoCarrier(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.link("ens5", func(l *kernel.Link) { l.Carrier = false })
+		settle(10 * time.Second)
+		must(t, a, "ens5", state.ENIConfigured)
+		settle(10 * time.Second)
+		if got := must(t, a, "ens5", state.ENIDegraded); !strings.Contains(got.Reason, "no carrier") {
+			t.Error(got.Reason)
+		}
+		w.link("ens5", func(l *kernel.Link) { l.Carrier = true })
+		settle(10 * time.Second)
+		must(t, a, "ens5", state.ENIConfigured)
+	})
+}
+
+// F10: a port stays one, and the state says of what. What it lacks is not asked for.
+func TestPort(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind = "br0", "bridge" })
+		settle(time.Minute)
+		keeps := func() bool {
+			return strings.Contains(w.store.Read(plan.NetworkDropIn("ens6")), "\nKeepMaster=yes\n")
+		}
+		if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "the link is a port of br0 (bridge)" || !keeps() {
+			t.Errorf("%q, %v", got.Reason, keeps())
+		}
+		n := w.repairs()
+		w.lose("ens6")
+		settle(time.Minute)
+		got := must(t, a, "ens6", state.ENIOverridden)
+		if !strings.Contains(got.Reason, "port of br0 (bridge)") || !strings.Contains(got.Reason, "ip link set dev ens6 nomaster") || w.repairs() != n {
+			t.Errorf("%q, %d repairs", got.Reason, w.repairs()-n)
+		}
+		w.set(w.lease)
+		w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind = "", "" })
+		settle(2 * time.Minute)
+		if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "" || keeps() {
+			t.Errorf("%q, %v", got.Reason, keeps())
+		}
+	})
+}

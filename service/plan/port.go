@@ -1,0 +1,68 @@
+package plan
+
+import (
+	"slices"
+	"strings"
+
+	"ec2netd/service/kernel"
+)
+
+// PortSetting is what unit files of others than this daemon say of what a link is a port of, and
+// of whether it is up.
+type PortSetting struct {
+	// OthersMaster: they say what the link is a port of, or that it stays one.
+	OthersMaster bool
+	// OthersActivation: they say whether networkd sets the link up or down.
+	OthersActivation bool
+}
+
+// PortOf reads a unit and its drop-ins, see systemd.network(5).
+func PortOf(unit UnitText) PortSetting {
+	var found PortSetting
+	for i := range unit.Texts {
+		text := &unit.Texts[i]
+		if text.Generated() {
+			continue
+		}
+		for _, s := range settings(text.Content) {
+			switch {
+			case s.section == "Network" && slices.Contains([]string{"Bridge", "Bond", "VRF", "BatmanAdvanced"}, s.key):
+				found.OthersMaster = s.value != ""
+			case s.section == "Network" && s.key == "KeepMaster":
+				found.OthersMaster = true
+			case s.section == "Link" && s.key == "ActivationPolicy":
+				found.OthersActivation = s.value != ""
+			}
+		}
+	}
+	return found
+}
+
+// KeptDown reports whether the generated drop-in of a link has networkd leave it down.
+func (l *Link) KeptDown() bool { return strings.Contains(l.Current, "\n"+activation+"\n") }
+
+// activation is the line that has networkd set a link neither up nor down.
+const activation = "ActivationPolicy=manual"
+
+// keepDown continues the section [Link]: a link that somebody has set down stays down when
+// networkd configures it anew (F10).
+func keepDown(u *unitWriter, link *Link) {
+	if link.SetDown && !link.OthersActivation {
+		u.text.WriteString(activation + "\n")
+	}
+}
+
+// keepMaster keeps a link the port that it is when networkd configures it anew (F10). By itself
+// networkd releases a link from a master that none of its files names. With KeepMaster= it takes
+// IPv6 from the link unless it is told otherwise, which a port of a VRF needs; and for others it
+// says at each reload what it does without.
+func keepMaster(u *unitWriter, link *Link) {
+	if link.Master == "" || link.OthersMaster {
+		return
+	}
+	u.section("Network")
+	u.set("KeepMaster", "yes")
+	if link.IPv6 == kernel.IPv6On {
+		u.set(linkLocal, "ipv6")
+	}
+}
