@@ -13,6 +13,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/plan"
 	"ec2netd/service/platform"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
@@ -94,7 +95,9 @@ func (s *site) paths(primary string) []metadata.Path {
 // linkFile is the .link file that holds for a link, empty if udevd does not tell.
 func (s *site) linkFile(l *kernel.Link) string {
 	if applied, ok := (&udev.Udev{Root: s.store.Root}).LinkFile(l.Index); ok {
-		return s.store.Policy(l.Name, applied)
+		link := plan.Link{Link: *l}
+		link.TakePolicy(s.store.Policies(), s.store.Policy(applied))
+		return link.LinkFile
 	}
 	return ""
 }

@@ -23,6 +23,7 @@ import (
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
+	"ec2netd/service/udev"
 )
 
 // planOptions are the flags of plan.
@@ -137,7 +138,9 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 			l := &s.kernel.Links[i]
 			entry := plan.Observed(*l, s.kernel.Routes)
 			s.store.Complete(&entry)
-			entry.LinkFile = s.linkFile(l)
+			if applied, ok := (&udev.Udev{Root: s.store.Root}).LinkFile(l.Index); ok {
+				entry.TakePolicy(s.store.Policies(), s.store.Policy(applied))
+			}
 			in.Links = append(in.Links, entry)
 		}
 		if result, err = makePlan(d, in); err != nil { //nolint:contextcheck // it waits for nothing

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"syscall"
@@ -55,8 +56,8 @@ var (
 	hintPlace  = persist.Place{Path: "/var/lib/ec2netd/boot.json", Mark: "/run/ec2netd/boot.void"}
 )
 
-// orphansUnit removes policy rules that networkd has forgotten, by running this program with
-// --remove-orphans.
+// orphansUnit removes policy rules that networkd has forgotten, and gives links their alternative
+// names, by running this program with --remove-orphans.
 const (
 	orphansUnit = "ec2netd-orphans.service"
 	ownUnit     = "ec2netd.service"
@@ -103,7 +104,7 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 		flags.PrintDefaults()
 	}
 	showVersion := flags.Bool("version", false, "print the version and exit")
-	orphans := flags.Bool("remove-orphans", false, "remove policy rules and addresses that networkd has forgotten, and exit: see "+orphansUnit)
+	orphans := flags.Bool("remove-orphans", false, "remove what networkd has forgotten, give links their alternative names, and exit: see "+orphansUnit)
 	reloaded := flags.Int("reload", 0, "check the configuration, have the daemon with this `PID` take it up, and exit: see ExecReload= of "+ownUnit)
 	released := flags.Bool("release", false, "let networkd configure new ENIs without the daemon, and exit: see "+releaseUnit)
 	starts := flags.Bool("before-networkd", false, "put in place what networkd is to find when it starts, and exit: see "+startUnit)
@@ -193,7 +194,24 @@ func removeOrphans(log *slog.Logger) error {
 	for _, name := range names {
 		log.Debug("removed an alternative name", "interface", name.Link, "altname", name.Name)
 	}
-	return errors.Join(err, addressErr, nameErr)
+	added, addErr := orphan.AddNames((&store.Store{}).Read, keepsNames)
+	for _, name := range added {
+		log.Debug("added an alternative name", "interface", name.Link, "altname", name.Name)
+	}
+	return errors.Join(err, addressErr, nameErr, addErr)
+}
+
+// keepsNames reports whether the administrator keeps alternative names away from a link.
+func keepsNames(l *kernel.Link) bool {
+	files := &store.Store{}
+	link := plan.Link{Link: *l, Extent: files.Extent(l.Name)}
+	link.Driver = plan.DriverIn(files.Read(plan.LinkDropIn(l.Name))) // that is for this link
+	applied, ok := (&udev.Udev{}).LinkFile(l.Index)
+	if !ok || (applied != "" && files.Read(applied) == "") {
+		applied = ""
+	}
+	why, _ := plan.KeepsNames(&link, files.Look(filepath.Base(plan.LinkPath(l.Name))), applied)
+	return why != plan.NamesFree
 }
 
 // task is a long-running part.
@@ -240,7 +258,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		Kernel:       observer,
 		Metadata:     metadata.NewClient(metadata.Options{UserAgent: "ec2netd/" + versionText(), Ignored: ignored(log)}),
 		Networkd:     bus,
-		Udev:         &udev.Udev{},
+		Udev:         &udev.Udev{GiveNames: func(ctx context.Context) error { return bus.Run(ctx, orphansUnit) }},
 		Store:        &store.Store{},
 		Others:       &conflict.Looker{Units: bus.ActiveUnits},
 		Log:          log,

@@ -73,8 +73,8 @@ type Store interface {
 	Base() (unit string, dropIns []string)
 	Target(path string) string
 	Complete(link *plan.Link)
-	CompletePolicy(link *plan.Link)
-	Policy(name, applied string) string
+	Policies() []plan.UnitText
+	Policy(applied string) string
 	Assigned(presumed string) map[string]plan.Numbers
 	Look(file string) plan.UnitText
 	Names() []string

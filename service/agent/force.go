@@ -173,25 +173,27 @@ func (a *Agent) explained(eni *plan.ENI, gaps []string) string {
 func (a *Agent) namesTaken(eni *plan.ENI) string {
 	own := plan.LinkPath(eni.Link.Name)
 	const without = "the ENI has no alternative names: "
-	switch unit := a.Store.Look(path.Base(own)); {
-	case a.refused[own] != "":
-		return without + own + " is not written: " + a.refused[own] + ". Remove that to have them"
-	case a.refused[plan.LinkDropIn(eni.Link.Name)] != "":
-		return without + plan.LinkDropIn(eni.Link.Name) + " is not written: " + a.refused[plan.LinkDropIn(eni.Link.Name)] + ". Remove that to have them"
-	case unit.Masked:
-		return without + unit.Path + " masks the .link file. Remove it to have them"
-	case eni.Link.LinkHidden != "":
-		return without + "the administrator's " + eni.Link.LinkHidden + " is in force in place of " + plan.LinkDropIn(eni.Link.Name) +
-			". Give it another name to have both, or remove it"
-	case unit.Path != "":
-		if match, culprit := plan.MatchOf(unit, &eni.Link); match == plan.NoMatch && culprit != "" {
-			return without + culprit + " has a [Match] that the .link file does not match the link with. Change it to have them"
+	for _, file := range []string{own, plan.LinkDropIn(eni.Link.Name)} {
+		if a.refused[file] != "" {
+			return without + file + " is not written: " + a.refused[file] + ". Remove that to have them"
 		}
 	}
 	applied, ok := a.Udev.LinkFile(eni.Link.Index)
-	if ok && applied != "" && path.Base(applied) < path.Base(own) && !strings.HasPrefix(applied, plan.Directory+"/70-") && a.Store.Read(applied) != "" {
-		return without + "udevd uses " + applied + " for the link instead of " + own + ": give it a name that sorts after " + path.Base(own) +
+	if !ok || (applied != "" && a.Store.Read(applied) == "") {
+		applied = ""
+	}
+	switch why, file := plan.KeepsNames(&eni.Link, a.Store.Look(path.Base(own)), applied); why {
+	case plan.NamesMasked:
+		return without + file + " masks the .link file. Remove it to have them"
+	case plan.NamesHidden:
+		return without + "the administrator's " + file + " is in force in place of " + plan.LinkDropIn(eni.Link.Name) +
+			". Give it another name to have both, or remove it"
+	case plan.NamesElsewhere:
+		return without + file + " has a [Match] that the .link file does not match the link with. Change it to have them"
+	case plan.NamesEarlier:
+		return without + "udevd uses " + file + " for the link instead of " + own + ": give it a name that sorts after " + path.Base(own) +
 			", or write the names into it"
+	case plan.NamesFree:
 	}
 	return ""
 }

@@ -291,12 +291,12 @@ func (a *Agent) decide() {
 			in.Views[mac] = *t.view
 		}
 	}
+	policies := a.Store.Policies()
 	for _, l := range a.snapshot.Links {
 		entry := plan.Observed(l, a.snapshot.Routes)
 		a.Store.Complete(&entry)
 		if applied, ok := a.Udev.LinkFile(l.Index); ok {
-			entry.LinkFile = a.Store.Policy(l.Name, applied)
-			a.Store.CompletePolicy(&entry)
+			entry.TakePolicy(policies, a.Store.Policy(applied))
 		}
 		memory := a.links[l.Index]
 		if !a.networkdUp || a.unhandled(l.Index) {
@@ -866,10 +866,10 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 		return state.ENIDegraded, "udevd has not handled the link, which networkd waits for: see systemctl status systemd-udevd.service"
 	case onlyAltnames(gaps):
 		if name, holder := a.nameElsewhere(eni); holder != "" {
-			return state.ENIDegraded, "altname " + name + " is still that of " + holder + ", and udevd takes none away: ip link property del dev " +
+			return state.ENIDegraded, "altname " + name + " is still that of " + holder + ": ip link property del dev " +
 				holder + " altname " + name
 		}
-		return state.ENIDegraded, "udevd has not brought: " + summary(gaps) + "; see journalctl -u systemd-udevd"
+		return state.ENIDegraded, "missing: " + summary(gaps) + "; see journalctl -u ec2netd-orphans.service"
 	}
 	return state.ENIDegraded, "networkd has not brought: " + summary(gaps) + "; see journalctl -u systemd-networkd"
 }

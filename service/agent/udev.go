@@ -80,8 +80,8 @@ func (a *Agent) takeUdev(done udevDone) {
 	}
 	a.udev.failed(now, done.err, false, slowestRetry)
 	if now.Sub(a.udev.failing) >= udevPatience {
-		a.say("udev", "udevd does not apply .link files: alternative names will be missing; see systemctl status systemd-udevd.service", "reason", done.err.Error())
+		a.say("udev", "Alternative names cannot be given; trying again", "reason", done.err.Error())
 	} else {
-		a.Log.Debug("udevd does not apply .link files; trying again", "reason", done.err.Error())
+		a.Log.Debug("alternative names cannot be given; trying again", "reason", done.err.Error())
 	}
 }

@@ -72,6 +72,8 @@ type Client struct {
 	absent  time.Time
 	changed chan struct{}
 	once    sync.Once
+	// running is held while a unit runs.
+	running sync.Mutex
 }
 
 // Changed carries no data: networkd came or went, or the bus did.
@@ -435,8 +437,11 @@ func (c *Client) Keeps() bool {
 	return err == nil
 }
 
-// Run has systemd run a unit that ends by itself, and waits for its end.
+// Run has systemd run a unit that ends by itself, and waits for its end. One runs at a time: who
+// asks for a unit that runs already needs another run, which sees what is on disk by then.
 func (c *Client) Run(ctx context.Context, unit string) error {
+	c.running.Lock()
+	defer c.running.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	conn, err := c.connection(ctx)

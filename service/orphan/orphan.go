@@ -1,7 +1,8 @@
 // Package orphan removes policy rules and addresses of this daemon that networkd has
 // forgotten, and that it therefore never removes, see [plan.Orphans] and
-// [plan.OrphanAddresses], and alternative names that udevd
-// leaves where another ENI needs them, see [plan.StaleNames].
+// [plan.OrphanAddresses]. It gives links the alternative names of their .link files, see
+// [plan.LackingNames], and removes those that are left where another ENI needs them, see
+// [plan.StaleNames].
 //
 // It is the one thing that this project does to the kernel by itself, and it takes
 // CAP_NET_ADMIN, which the daemon has not: a unit of its own runs it, once, when the
@@ -172,9 +173,8 @@ func RemoveAddresses(record *Record, files Files) ([]plan.OwnAddress, error) {
 	return removed, nil
 }
 
-// RemoveNames removes the stale names of the links of this network namespace and returns
-// them. Read returns a generated file or nothing.
-func RemoveNames(read func(path string) string) ([]plan.Name, error) {
+// listLinks lists the links of this network namespace with their names.
+func listLinks() ([]kernel.Link, error) {
 	present, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
@@ -183,6 +183,47 @@ func RemoveNames(read func(path string) string) ([]plan.Name, error) {
 	for _, link := range present {
 		attrs := link.Attrs()
 		links = append(links, kernel.Link{Index: attrs.Index, Name: attrs.Name, MAC: attrs.HardwareAddr.String(), Altnames: attrs.AltNames})
+	}
+	return links, nil
+}
+
+// AddNames gives the links of this network namespace the alternative names that stand in their
+// .link files, and returns them. Read returns a generated file or nothing; kept reports whether
+// the administrator keeps the names away from a link.
+//
+// udevd gives them only with an "add" event, which programs take for another link that comes
+// (cloud-init configures the network anew), and with which it applies sysctls anew; from 257 on
+// it does nothing with "bind" and "move" (facts.md 14).
+func AddNames(read func(path string) string, kept func(link *kernel.Link) bool) ([]plan.Name, error) {
+	links, err := listLinks()
+	if err != nil {
+		return nil, err
+	}
+	var added []plan.Name
+	for _, name := range plan.LackingNames(links, read) {
+		i := slices.IndexFunc(links, func(l kernel.Link) bool { return l.Name == name.Link })
+		if kept(&links[i]) {
+			continue
+		}
+		err := netlink.LinkAddAltName(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: links[i].Index}}, name.Name)
+		switch {
+		case errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENODEV):
+			// udevd or somebody else was faster, or the link has gone.
+		case err != nil:
+			return added, fmt.Errorf("giving %s the alternative name %s: %w", name.Link, name.Name, err)
+		default:
+			added = append(added, name)
+		}
+	}
+	return added, nil
+}
+
+// RemoveNames removes the stale names of the links of this network namespace and returns
+// them. Read returns a generated file or nothing.
+func RemoveNames(read func(path string) string) ([]plan.Name, error) {
+	links, err := listLinks()
+	if err != nil {
+		return nil, err
 	}
 	stale := plan.StaleNames(links, read)
 	for i, name := range stale {

@@ -178,11 +178,16 @@ func evaluate(conditions map[string][]string, link *Link) Match {
 		switch key {
 		case "Name":
 			holds = listed(values, append([]string{link.Name}, link.Altnames...), glob)
+		case "OriginalName":
+			// The kernel's name is not known, but that anything will do.
+			if slices.Contains(values, "*") {
+				holds = Matches
+			}
 		case "Driver":
 			holds = listed(values, []string{link.Driver}, glob)
 		case "Type":
 			holds = listed(values, []string{"ether"}, glob)
-		case "MACAddress":
+		case "MACAddress", "PermanentMACAddress": // no ENI has another one
 			holds = listed(values, []string{link.MAC}, sameMAC)
 		}
 		match = min(match, holds)

@@ -129,9 +129,11 @@ type Input struct {
 // Link is a link that can be an ENI, and what is known of it.
 type Link struct {
 	kernel.Link
-	// LinkFile is the .link file that udevd applied: an absolute path, or empty
-	// while udevd is not done with the link.
+	// LinkFile is the .link file that holds for the link besides the generated one: an absolute
+	// path, or empty while udevd is not done with the link.
 	LinkFile string
+	// LinkDropIns are the drop-ins of that file: absolute paths, sorted by name.
+	LinkDropIns []string
 	// Current is the content of the generated .network drop-in that is on disk for
 	// this name and this MAC address, or empty.
 	Current string
@@ -945,36 +947,6 @@ func Altnames(view *metadata.ENI) []string {
 		number = fmt.Sprintf("device-number-%d.%d", view.DeviceIndex, *view.NetworkCard)
 	}
 	return []string{view.ID, number}
-}
-
-// Name is an alternative name of a link.
-type Name struct{ Link, Name string }
-
-// StaleNames are alternative names (ID or number) that an ENI had before another one got
-// them: udevd adds those of a .link file and takes none away. Links are the ENIs with the
-// names that they have, read returns a generated file or nothing. A name counts only where
-// the files of both ENIs are this daemon's and say whose it is now.
-func StaleNames(links []kernel.Link, read func(path string) string) (stale []Name) {
-	own := make(map[int][]string)
-	wanted := make(map[string]bool)
-	for _, l := range links {
-		content := read(LinkDropIn(l.Name))
-		if MACIn(content) != l.MAC {
-			continue
-		}
-		own[l.Index] = altnamesIn(content)
-		for _, name := range own[l.Index] {
-			wanted[name] = true
-		}
-	}
-	for _, l := range links {
-		for _, name := range l.Altnames {
-			if wanted[name] && len(own[l.Index]) > 0 && !slices.Contains(own[l.Index], name) {
-				stale = append(stale, Name{l.Name, name})
-			}
-		}
-	}
-	return stale
 }
 
 // NetworkPath and LinkPath are the generated units of a link, and NetworkDropIn and

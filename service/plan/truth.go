@@ -463,7 +463,7 @@ func (c *comparison) why(e *entry) string {
 	case e.wanted && e.Kind == state.ItemMTU:
 		return e.cause + ": networkd has not set it, or somebody else has changed it"
 	case e.wanted && e.Kind == state.ItemAltname:
-		return "udevd has not added it"
+		return "it has not been added yet"
 	case e.wanted && e.Networkd == state.Yes:
 		return "networkd has asked the kernel for it, or somebody else has removed it"
 	case e.wanted && tentative(&eni.Link, e.Value):

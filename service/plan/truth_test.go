@@ -187,7 +187,7 @@ func TestCompare(t *testing.T) {
 		},
 		"no names": {
 			func(eni *ENI, _, _ *kernel.Snapshot) { eni.Link.Altnames = nil },
-			[]string{"MR?- altname eni-0123456789abcdef1: udevd has not added it", "MR?- altname device-number-1: udevd has not added it"},
+			[]string{"MR?- altname eni-0123456789abcdef1: it has not been added yet", "MR?- altname device-number-1: it has not been added yet"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -595,8 +595,9 @@ func linkFiles(eni *ENI) []File {
 	for _, altname := range eni.Want.Altnames {
 		u.set("AlternativeName", altname)
 	}
-	return []File{
-		{Path: LinkDropIn(name), Content: u.String()},
-		{Path: LinkPath(name), Target: eni.Link.LinkFile},
+	files := []File{{Path: LinkDropIn(name), Content: u.String()}}
+	for _, dropIn := range eni.Link.LinkDropIns {
+		files = append(files, File{Path: path.Join(LinkPath(name)+".d", path.Base(dropIn)), Target: dropIn})
 	}
+	return append(files, File{Path: LinkPath(name), Target: eni.Link.LinkFile})
 }

@@ -169,18 +169,7 @@ func (s *Store) text(p string) plan.Text {
 
 // Names lists the names of all .network files, in the order in which networkd looks at
 // them.
-func (s *Store) Names() []string {
-	var names []string
-	for _, dir := range unitDirs {
-		for _, name := range s.list(dir, "*.network") {
-			if !strings.HasPrefix(name, ".") {
-				names = append(names, name)
-			}
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
+func (s *Store) Names() []string { return s.names("*.network") }
 
 // Rules are the policy rules by source that stand in any .network file or drop-in,
 // whosoever's, in force or not.

@@ -209,17 +209,6 @@ func (s *Store) Complete(link *plan.Link) {
 	link.MTUSetting, link.PortSetting = plan.MTUOf(unit), plan.PortOf(unit)
 }
 
-// CompletePolicy fills in what the .link file in force has to say of a link's MTU, if no
-// .network file does.
-func (s *Store) CompletePolicy(link *plan.Link) {
-	if link.Bytes != 0 || link.LinkFile == "" {
-		return
-	}
-	if set := plan.MTUOf(s.Look(path.Base(link.LinkFile))); set.Bytes != 0 {
-		link.Bytes, link.OfLink = set.Bytes, true
-	}
-}
-
 // Assigned are the numbers that stand in generated drop-ins, by MAC address. Those of
 // presumed are left out: it was taken for the primary ENI.
 func (s *Store) Assigned(presumed string) map[string]plan.Numbers {
@@ -236,31 +225,6 @@ func (s *Store) Assigned(presumed string) map[string]plan.Numbers {
 		}
 	}
 	return held
-}
-
-// Policy is the .link file whose policies hold for a link: the one that udevd
-// applied or, where that is a generated one, the one that it leads to.
-func (s *Store) Policy(name, applied string) string {
-	if applied == "" {
-		// None, as where 99-default.link is masked to keep the kernel's names.
-		return plan.NoPolicy
-	}
-	if path.Dir(applied) != plan.Directory || !strings.HasPrefix(path.Base(applied), "70-") {
-		if s.Read(applied) == "" {
-			return plan.DefaultPolicy // it has been removed since
-		}
-		return applied
-	}
-	for _, generated := range []string{applied, plan.LinkPath(name)} {
-		if target := s.Target(generated); target != "" {
-			return target
-		}
-	}
-	if s.Read(applied) != "" {
-		return applied // a file of somebody else's
-	}
-	// It was that of the link's old name, and is gone.
-	return plan.DefaultPolicy
 }
 
 // Apply makes the disk have files, in their order, and nothing else of its own but
@@ -431,10 +395,10 @@ func (u Unit) leadsTo(target string) bool {
 }
 
 // mirrored tells whether a link in a drop-in directory leads to a drop-in of the base
-// unit, as this daemon makes them.
+// unit, or of a .link file, as this daemon makes them.
 func mirrored(target string) bool {
 	dir := path.Dir(target)
-	return path.Base(dir) == BaseName+".d" && slices.Contains(unitDirs, path.Dir(dir))
+	return (path.Base(dir) == BaseName+".d" || strings.HasSuffix(dir, ".link.d")) && slices.Contains(unitDirs, path.Dir(dir))
 }
 
 func (s *Store) remove(p string, changes *Changes) error {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,8 @@ const commandTimeout = 10 * time.Second
 type Udev struct {
 	// Root is put before /run/udev and /sys; empty for the system.
 	Root string
+	// GiveNames gives links the alternative names of their .link files.
+	GiveNames func(ctx context.Context) error
 
 	files file.Reader
 }
@@ -49,9 +52,27 @@ func (u *Udev) LinkFile(index int) (file string, ok bool) {
 	return file, ok
 }
 
-// Apply has udevd read its files again and apply them to links. The event is "add":
-// "move" and "bind" do nothing from 257 on (facts.md 14).
+// Apply gives links the alternative names of their .link files. A link that udevd knows nothing
+// of is shown to it again.
 func (u *Udev) Apply(ctx context.Context, names []string) error {
+	var missed []string
+	for _, name := range names {
+		link, err := net.InterfaceByName(name)
+		if err != nil {
+			continue // it has gone, which is no failure (C6)
+		}
+		if _, known := u.LinkFile(link.Index); !known {
+			missed = append(missed, name)
+		}
+	}
+	if len(missed) > 0 {
+		return u.show(ctx, missed)
+	}
+	return u.GiveNames(ctx)
+}
+
+// show has udevd read its files again, and handle links as if they had just come.
+func (u *Udev) show(ctx context.Context, names []string) error {
 	if err := run(ctx, "control", "--reload"); err != nil {
 		return err
 	}

@@ -1,0 +1,105 @@
+package plan
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"ec2netd/service/kernel"
+)
+
+// Name is an alternative name of a link.
+type Name struct{ Link, Name string }
+
+// StaleNames are alternative names (ID or number) that an ENI had before another one got
+// them: udevd adds those of a .link file and takes none away. Links are the ENIs with the
+// names that they have, read returns a generated file or nothing. A name counts only where
+// the files of both ENIs are this daemon's and say whose it is now.
+func StaleNames(links []kernel.Link, read func(path string) string) (stale []Name) {
+	own := make(map[int][]string)
+	wanted := make(map[string]bool)
+	for _, l := range links {
+		content := read(LinkDropIn(l.Name))
+		if MACIn(content) != l.MAC {
+			continue
+		}
+		own[l.Index] = altnamesIn(content)
+		for _, name := range own[l.Index] {
+			wanted[name] = true
+		}
+	}
+	for _, l := range links {
+		for _, name := range l.Altnames {
+			if wanted[name] && len(own[l.Index]) > 0 && !slices.Contains(own[l.Index], name) {
+				stale = append(stale, Name{l.Name, name})
+			}
+		}
+	}
+	return stale
+}
+
+// LackingNames are alternative names that stand in the .link files of ENIs, see [StaleNames] for
+// links and read, and that no link has.
+func LackingNames(links []kernel.Link, read func(path string) string) (lacking []Name) {
+	taken := make(map[string]bool)
+	for _, l := range links {
+		taken[l.Name] = true
+		for _, name := range l.Altnames {
+			taken[name] = true
+		}
+	}
+	for _, l := range links {
+		content := read(LinkDropIn(l.Name))
+		if !Ours(content) || MACIn(content) != l.MAC {
+			continue
+		}
+		for _, name := range altnamesIn(content) {
+			if !taken[name] {
+				taken[name] = true
+				lacking = append(lacking, Name{l.Name, name})
+			}
+		}
+	}
+	return lacking
+}
+
+// DriverIn returns the driver that a generated .link drop-in is for, or empty.
+func DriverIn(content string) string { return valueIn(content, "Driver") }
+
+// NamesWhy is what keeps the alternative names of a .link file away from its link.
+type NamesWhy int
+
+// The values of NamesWhy.
+const (
+	// NamesFree: nothing does.
+	NamesFree NamesWhy = iota
+	// NamesMasked: the .link file is masked.
+	NamesMasked
+	// NamesHidden: its drop-in is hidden by one of the administrator's.
+	NamesHidden
+	// NamesElsewhere: a drop-in has it match other links.
+	NamesElsewhere
+	// NamesEarlier: another .link file goes before it.
+	NamesEarlier
+)
+
+// KeepsNames tells what keeps the alternative names of a link away, and in which file that
+// stands. Unit is all that is read under the name of its .link file, and applied the file that
+// udevd has applied to the link, empty if that is none or has gone.
+func KeepsNames(link *Link, unit UnitText, applied string) (why NamesWhy, file string) {
+	own := path.Base(LinkPath(link.Name))
+	switch {
+	case unit.Masked:
+		return NamesMasked, unit.Path
+	case link.LinkHidden != "":
+		return NamesHidden, link.LinkHidden
+	case unit.Path != "":
+		if match, culprit := MatchOf(unit, link); match == NoMatch && culprit != "" {
+			return NamesElsewhere, culprit
+		}
+	}
+	if applied != "" && path.Base(applied) < own && !strings.HasPrefix(applied, Directory+"/70-") {
+		return NamesEarlier, applied
+	}
+	return NamesFree, ""
+}
