@@ -282,7 +282,7 @@ func linkPresent(snapshot *kernel.Snapshot, index int) bool {
 func (a *Agent) decide() {
 	now := time.Now()
 	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections,
-		Networkd: a.networkd(), Locked: plan.Locked(a.snapshot.Rules), Hint: a.planHint(), Drivers: a.Drivers, Holding: a.holdThere()}
+		Networkd: a.networkd(), Locked: plan.Locked(a.snapshot.Rules), Tunnel: a.snapshot.Tunnel, Hint: a.planHint(), Drivers: a.Drivers, Holding: a.holdThere()}
 	in.Base, in.BaseDropIns = a.Store.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
 	in.Assigned = a.Store.Assigned(a.presumed)

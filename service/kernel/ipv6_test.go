@@ -153,7 +153,7 @@ func TestWithoutIPv6(t *testing.T) {
 		}
 		snapshot := &Snapshot{Links: []Link{{Index: 3}}}
 		want := Route{Link: 3, Table: MainTable, Destination: netip.MustParsePrefix("0.0.0.0/0")}
-		if err := listRoutes(dump, snapshot); err != nil || !slices.Equal(snapshot.Routes, []Route{want}) {
+		if _, err := listRoutes(dump, snapshot); err != nil || !slices.Equal(snapshot.Routes, []Route{want}) {
 			t.Errorf("%v: routes %+v, %v", refusal, snapshot.Routes, err)
 		}
 	}
@@ -162,7 +162,7 @@ func TestWithoutIPv6(t *testing.T) {
 		if _, _, err := listRules(refuses(family, refusal), 0); !errors.Is(err, refusal) {
 			t.Errorf("rules of family %d: %v, want %v", family, err, refusal)
 		}
-		if err := listRoutes(refuses(family, refusal), &Snapshot{}); !errors.Is(err, refusal) {
+		if _, err := listRoutes(refuses(family, refusal), &Snapshot{}); !errors.Is(err, refusal) {
 			t.Errorf("routes of family %d: %v, want %v", family, err, refusal)
 		}
 	}

@@ -18,11 +18,15 @@ type Snapshot struct {
 	// rules.
 	Routes []Route
 	Rules  []Rule
+	// Tunnel is the priority of the first rule that takes all packets without a firewall mark
+	// to a table with a default route over another link, as that of a VPN's full tunnel does; 0
+	// for none.
+	Tunnel int
 }
 
 // Equal tells whether two snapshots say the same.
 func (s *Snapshot) Equal(o *Snapshot) bool {
-	return slices.Equal(s.Routes, o.Routes) && slices.Equal(s.Rules, o.Rules) && reflect.DeepEqual(s.Links, o.Links)
+	return s.Tunnel == o.Tunnel && slices.Equal(s.Routes, o.Routes) && slices.Equal(s.Rules, o.Rules) && reflect.DeepEqual(s.Links, o.Links)
 }
 
 // Link is a link that can be an ENI.
@@ -111,6 +115,8 @@ type Rule struct {
 	Guard bool
 	Group int
 	IPv4  bool
+	// Unmarked: the rule looks a table up for all packets that do not have the mark.
+	Unmarked bool
 }
 
 // GuardLength is the length up to which prefixes do not count for a rule that guards a table.

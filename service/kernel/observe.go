@@ -108,7 +108,8 @@ func (o *Observer) Observe() (*Snapshot, error) {
 	}
 	slices.SortFunc(snapshot.Links, func(a, b Link) int { return a.Index - b.Index })
 	if len(snapshot.Links) > 0 {
-		if err := listRoutes(o.dumper.dump, snapshot); err != nil {
+		elsewhere, err := listRoutes(o.dumper.dump, snapshot)
+		if err != nil {
 			return nil, err
 		}
 		rules, host, err := listRules(o.dumper.dump, o.listed)
@@ -116,6 +117,7 @@ func (o *Observer) Observe() (*Snapshot, error) {
 			return nil, err
 		}
 		snapshot.Rules, o.listed = rules, len(rules)
+		snapshot.Tunnel = tunnel(rules, elsewhere)
 		offHost(snapshot.Links, host)
 	}
 	return snapshot, nil
@@ -262,10 +264,31 @@ func ipv6Of(item []byte) IPv6 {
 	return found
 }
 
+// familyTable is a routing table of a family.
+type familyTable struct {
+	ipv4  bool
+	table int
+}
+
+// tunnel returns the priority of the first rule of a full tunnel, see [Snapshot]. Elsewhere are
+// the tables with a default route over a link that is no ENI.
+func tunnel(rules []Rule, elsewhere map[familyTable]bool) int {
+	first := 0
+	for i := range rules {
+		rule := &rules[i]
+		if rule.Unmarked && elsewhere[familyTable{rule.IPv4, rule.Table}] && (first == 0 || rule.Priority < first) {
+			first = rule.Priority
+		}
+	}
+	return first
+}
+
 // listRoutes adds the routes of the links of the snapshot. They are asked for by type, so that
 // the kernel's own local ones, one for each address, stay with the kernel; for each link by
-// itself the kernel would go through all of them each time.
-func listRoutes(dump dumping, snapshot *Snapshot) error {
+// itself the kernel would go through all of them each time. It returns the tables that have a
+// default route over another link.
+func listRoutes(dump dumping, snapshot *Snapshot) (elsewhere map[familyTable]bool, err error) {
+	elsewhere = make(map[familyTable]bool)
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		for _, filter := range []struct{ kind, protocol byte }{{kind: unix.RTN_UNICAST}, {unix.RTN_LOCAL, ProtocolStatic}} {
 			header := make([]byte, unix.SizeofRtMsg)
@@ -279,6 +302,8 @@ func listRoutes(dump dumping, snapshot *Snapshot) error {
 				add := func(route Route) {
 					if slices.ContainsFunc(snapshot.Links, func(l Link) bool { return l.Index == route.Link }) {
 						snapshot.Routes = append(snapshot.Routes, route)
+					} else if route.IsDefault() {
+						elsewhere[familyTable{family == unix.AF_INET, route.Table}] = true
 					}
 				}
 				if hops == nil {
@@ -293,11 +318,11 @@ func listRoutes(dump dumping, snapshot *Snapshot) error {
 				break
 			}
 			if err != nil {
-				return fmt.Errorf("listing routes: %w", err)
+				return nil, fmt.Errorf("listing routes: %w", err)
 			}
 		}
 	}
-	return nil
+	return elsewhere, nil
 }
 
 // routeOf reads a struct rtmsg. It is false for what can be no route of an ENI's. hops are the
@@ -411,7 +436,7 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 	bits, flags := int(item[2]), binary.NativeEndian.Uint32(item[8:])
 	rule := Rule{Table: int(item[4]), IPv4: family == unix.AF_INET}
 	// Whatever else a rule selects by, or does, has an attribute of its own.
-	simple := item[7] == toTable && flags&invert == 0 && item[1] == 0 && item[3] == 0
+	lookup := item[7] == toTable && item[1] == 0 && item[3] == 0
 	const none = 1<<32 - 1
 	suppress, group := none, none
 	attributes(item, ruleSize, func(kind uint16, value []byte) {
@@ -436,13 +461,15 @@ func ruleOf(item []byte, family byte) (Rule, bool) {
 			rule.Mask = uint32(number(value))
 		case unix.FRA_PAD:
 		default:
-			simple = false
+			lookup = false
 		}
 	})
 	if rule.Priority == 0 || rule.Priority == 32766 || rule.Priority == 32767 {
 		return Rule{}, false
 	}
-	simple = simple && rule.Table != 0
+	lookup = lookup && rule.Table != 0
+	simple := lookup && flags&invert == 0
+	rule.Unmarked = lookup && !simple && !rule.From.IsValid() && rule.Mark != 0 && suppress == none && group == none
 	bySource := simple && rule.From.IsValid() && rule.Mark == 0 && rule.Mask == 0
 	byMark := simple && !rule.From.IsValid() && rule.Mark != 0
 	rule.Plain = (bySource || byMark) && suppress == none && group == none

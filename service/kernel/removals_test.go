@@ -25,12 +25,15 @@ func TestRemovals(t *testing.T) {
 		kind, flags  uint16
 		bits         byte
 		protocol     byte
+		inverted     bool
 		passes, ours bool
 		index        int
 	}{
 		"rule removed":           {kind: unix.RTM_DELRULE, protocol: ProtocolStatic, passes: true, ours: true, index: anyLink},
 		"rule of others removed": {kind: unix.RTM_DELRULE, protocol: boot, passes: true},
 		"rule added":             {kind: unix.RTM_NEWRULE, protocol: ProtocolStatic},
+		"tunnel's rule added":    {kind: unix.RTM_NEWRULE, protocol: boot, inverted: true, passes: true, ours: true, index: anyLink},
+		"tunnel's rule removed":  {kind: unix.RTM_DELRULE, protocol: boot, inverted: true, passes: true, ours: true, index: anyLink},
 		"static route removed":   {kind: unix.RTM_DELROUTE, bits: 24, protocol: ProtocolStatic, passes: true, ours: true, index: 7},
 		"lease's route removed":  {kind: unix.RTM_DELROUTE, protocol: ProtocolDHCP, passes: true, ours: true, index: 7},
 		"router's route removed": {kind: unix.RTM_DELROUTE, protocol: ProtocolRA, passes: true, ours: true, index: 7},
@@ -51,6 +54,9 @@ func TestRemovals(t *testing.T) {
 			message = append(message, make([]byte, aligned(len(value))-len(value))...)
 		}
 		if c.kind == unix.RTM_DELRULE || c.kind == unix.RTM_NEWRULE {
+			if c.inverted {
+				binary.NativeEndian.PutUint32(message[ruleFlagsAt:], invert)
+			}
 			attribute(unix.FRA_PROTOCOL, c.protocol)
 		} else {
 			message[protocolAt] = c.protocol

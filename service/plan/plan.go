@@ -118,6 +118,9 @@ type Input struct {
 	Networkd Networkd
 	// Locked: the host keeps the metadata service to itself, see [Locked].
 	Locked bool
+	// Tunnel is the priority of the rule of a VPN that takes everything along, see
+	// [kernel.Snapshot]; 0 for none.
+	Tunnel int
 	// Drivers of ENIs; empty for no unit that has networkd leave new ones alone. Holding:
 	// there is one on disk.
 	Drivers []string
@@ -263,6 +266,10 @@ type Want struct {
 	Local []netip.Prefix
 	// Table is 0 for an ENI without a table of its own.
 	Table int
+	// Lead is the priority from which on the rules stand a second time, before those of a VPN,
+	// 0 for not to. Services: the metadata and time services have routes of their own.
+	Lead     int
+	Services bool
 	// Metric of the default routes in the main table.
 	Metric int
 	// IPv4, IPv6: families in use, whose default routes must be there. NoDefault: not
@@ -689,7 +696,9 @@ func render(eni *ENI, in Input, grouped bool) {
 	// Without a default route in the main table and without rules nothing would lead a
 	// reply out of the primary ENI (B11). A mark needs a table (B12).
 	want.Mark = markOf(eni)
-	if !eni.Primary || eni.Settings.PrimaryRules || want.NoDefault || want.Mark.Value != 0 {
+	// Nor would a reply if a VPN takes everything along (F13).
+	want.Services = eni.Primary && in.Tunnel != 0
+	if !eni.Primary || eni.Settings.PrimaryRules || want.NoDefault || want.Mark.Value != 0 || in.Tunnel != 0 {
 		want.Table = eni.Numbers.Table()
 		want.Guarded = eni.Primary
 		// Those of addresses too that others have (A12): their traffic leaves by this ENI.
@@ -706,6 +715,7 @@ func render(eni *ENI, in Input, grouped bool) {
 		if grouped && !want.Guarded {
 			want.LocalFirst = localFirst(eni, in.Locked)
 		}
+		want.Lead = lead(in.Tunnel, want.Table)
 	}
 	delegate(eni)
 	settleMTU(eni)

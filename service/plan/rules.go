@@ -61,7 +61,35 @@ func (w *Want) policyRules() []Rule {
 		}
 		rules = append(rules, Rule{From: from, Table: w.Table, Priority: w.Table})
 	}
+	if w.Lead == 0 {
+		return rules
+	}
+	for _, every := range w.Marked {
+		rules = append(rules, Rule{From: every, Mark: w.Mark, Table: w.Table, Priority: w.Lead})
+	}
+	for _, from := range w.LocalFirst {
+		rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: w.Lead + 1, Guard: true, Group: Group})
+	}
+	for _, from := range w.Rules {
+		if w.Guarded {
+			rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: w.Lead + 1, Guard: true})
+		}
+		rules = append(rules, Rule{From: from, Table: w.Table, Priority: w.Lead + 2})
+	}
 	return rules
+}
+
+// lead returns the priority of the rules that go before those of a VPN, whose rule for everything
+// has the priority tunnel, or 0 where there is no need or no room. The kernel gives a rule without
+// a priority, as wg-quick(8) adds two, one less than the least there is: what comes last goes
+// first, whatever the priorities of ENIs are. wg-quick's other rule has tunnel-1, and looks up what
+// is specific in the main table: for packets of an ENI's address that is left to the ENI's rules.
+func lead(tunnel, table int) int {
+	const before = 4
+	if tunnel == 0 || tunnel > table || tunnel <= before {
+		return 0
+	}
+	return tunnel - before
 }
 
 // localFirst returns the sources for which a specific route of the main table over a link that is

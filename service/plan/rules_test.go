@@ -1,8 +1,10 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -193,5 +195,61 @@ func TestLocked(t *testing.T) {
 	}
 	if Locked([]kernel.Rule{{Priority: 9998, Table: 10001, Mark: 7, Mask: wholeMark}}) {
 		t.Error("any mark counts as the lock's")
+	}
+}
+
+// F13: under a VPN that takes everything along, replies from each ENI's address leave by that ENI,
+// and what EC2 has at link-local addresses is reached.
+func TestTunnel(t *testing.T) {
+	v, primary := view(1, addrs("10.0.1.20"), nil), view(0, addrs("10.0.1.10"), addrs("2001:db8:1::10"))
+	for name, c := range map[string]struct {
+		tunnel int
+		// The rules of the primary ENI and of another one: source, table and priority.
+		primary, other []string
+		services       bool
+	}{
+		"none": {
+			0, nil, []string{"10.0.1.0/24 254 9999", "10.0.1.20/32 10001 10001"}, false,
+		},
+		"before ours": {
+			32764,
+			[]string{"10.0.1.10/32 254 9999", "10.0.1.10/32 10000 10000", "2001:db8:1::10/128 254 9999", "2001:db8:1::10/128 10000 10000"},
+			[]string{"10.0.1.0/24 254 9999", "10.0.1.20/32 10001 10001"},
+			true,
+		},
+		"after ours": {
+			9998,
+			[]string{
+				"10.0.1.10/32 254 9999", "10.0.1.10/32 10000 10000", "2001:db8:1::10/128 254 9999", "2001:db8:1::10/128 10000 10000",
+				"10.0.1.10/32 254 9995", "10.0.1.10/32 10000 9996", "2001:db8:1::10/128 254 9995", "2001:db8:1::10/128 10000 9996",
+			},
+			[]string{"10.0.1.0/24 254 9999", "10.0.1.20/32 10001 10001", "10.0.1.0/24 254 9995", "10.0.1.20/32 10001 9996"},
+			true,
+		},
+		"no room": {
+			3,
+			[]string{"10.0.1.10/32 254 9999", "10.0.1.10/32 10000 10000", "2001:db8:1::10/128 254 9999", "2001:db8:1::10/128 10000 10000"},
+			[]string{"10.0.1.0/24 254 9999", "10.0.1.20/32 10001 10001"},
+			true,
+		},
+	} {
+		in := input([]Link{leased(0, &primary), leased(1, &v)}, primary, v)
+		in.PrimaryMAC, in.Tunnel = primary.MAC, c.tunnel
+		made := Make(in)
+		for i, want := range [][]string{c.primary, c.other} {
+			var got []string
+			content := networkDropIn(&made.ENIs[i])
+			for _, rule := range RulesIn(content) {
+				got = append(got, fmt.Sprintf("%s %d %d", rule.From, rule.Table, rule.Priority))
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: ENI %d has rules %q, want %q", name, i, got, want)
+			}
+			services := strings.Contains(content, "[Route]\nDestination=169.254.169.0/24\nGateway=_dhcp4\nMetric=512\n") &&
+				strings.Contains(content, "[Route]\nDestination=fd00:ec2::/32\nGateway=_ipv6ra\nMetric=512\n")
+			if services != (c.services && i == 0) {
+				t.Errorf("%s: ENI %d:\n%s", name, i, content)
+			}
+		}
 	}
 }

@@ -301,9 +301,11 @@ func (c *comparison) routes() {
 		name    string
 		to      netip.Prefix
 		subnets []netip.Prefix
+		// services is where EC2's are.
+		services netip.Prefix
 	}{
-		{want.IPv4, "IPv4", netip.PrefixFrom(netip.IPv4Unspecified(), 0), eni.View.IPv4Subnets},
-		{want.IPv6, "IPv6", netip.PrefixFrom(netip.IPv6Unspecified(), 0), eni.View.IPv6Subnets},
+		{want.IPv4, "IPv4", netip.PrefixFrom(netip.IPv4Unspecified(), 0), eni.View.IPv4Subnets, servicesIPv4},
+		{want.IPv6, "IPv6", netip.PrefixFrom(netip.IPv6Unspecified(), 0), eni.View.IPv6Subnets, servicesIPv6},
 	} {
 		if !f.use {
 			continue
@@ -315,6 +317,12 @@ func (c *comparison) routes() {
 			e.words = fmt.Sprintf("default route (%s) in table %d", f.name, want.Table)
 			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{f.to, want.Table}], c.networkd(has), has(c.snapshot)
 			own, e.byRouter = e.Kernel, f.to.Addr().Is6()
+		}
+		if want.Services {
+			has := func(s *kernel.Snapshot) bool { return hasRoute(s, index, kernel.MainTable, want.Metric, f.services) }
+			e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", f.services, want.Metric), true)
+			e.words = fmt.Sprintf("route to EC2's services (%s)", f.name)
+			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{f.services, kernel.MainTable}], c.networkd(has), has(c.snapshot)
 		}
 		if !want.NoDefault {
 			has := func(s *kernel.Snapshot) bool {

@@ -136,6 +136,7 @@ func read(rendered Rendered) files {
 		case "[Route]":
 			to, _ := netip.ParsePrefix(values["Destination"])
 			switch gateway := values["Gateway"]; {
+			case to.IsValid():
 			case gateway == "_dhcp4":
 				to = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 			case gateway != "":
@@ -413,6 +414,9 @@ func networkDropIn(eni *ENI) string {
 		u.set("Destination", prefix.String())
 		u.set("Type", "local")
 	}
+	if want.Services {
+		services(u, want)
+	}
 	if beside {
 		// networkd 252 drops what a router advertised with each reload, and has it again
 		// after up to a second: these stay meanwhile (facts.md 4). Other ENIs have default
@@ -474,6 +478,29 @@ func networkDropIn(eni *ENI) string {
 	}
 	return u.String()
 }
+
+// services adds routes to what EC2 has at link-local addresses: the metadata and time services and
+// the VPC's name server ("Link-local addresses" and "Amazon Time Sync Service" in the EC2 user
+// guide). A VPN that takes everything along leaves specific routes of the main table alone.
+func services(u *unitWriter, want *Want) {
+	route := func(use bool, destination netip.Prefix, gateway string) {
+		if !use {
+			return
+		}
+		u.section("Route")
+		u.set("Destination", destination.String())
+		u.set("Gateway", gateway)
+		u.number("Metric", want.Metric)
+	}
+	route(want.IPv4, servicesIPv4, "_dhcp4")
+	route(want.IPv6, servicesIPv6, "_ipv6ra")
+}
+
+// Where EC2 has its link-local services.
+var (
+	servicesIPv4 = netip.MustParsePrefix("169.254.169.0/24")
+	servicesIPv6 = netip.MustParsePrefix("fd00:ec2::/32")
+)
 
 // dns replaces the servers of leases and router advertisements, or leaves them; it continues
 // the section [DHCPv4].
