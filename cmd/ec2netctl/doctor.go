@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -34,7 +35,7 @@ const (
 // finding is what doctor says of one thing.
 type finding struct {
 	// Check names the thing: platform, ec2netd, configuration, eni, conflict, metadata, unit, file,
-	// systemd, nexthop, rp_filter, group, published.
+	// dns, systemd, nexthop, rp_filter, group, published.
 	Check string `json:"check"`
 	Level string `json:"level"`
 	Text  string `json:"text"`
@@ -71,6 +72,11 @@ type symptoms struct {
 	// forwards. marked are the tables that rules by firewall mark lead to.
 	bridges []string
 	marked  map[int]bool
+	// resolv is what /etc/resolv.conf says.
+	resolv resolvConf
+	// unmatched are directories of drop-ins for links that no ENI has the name of, and unused the
+	// [ENI] sections that hold for none.
+	unmatched, unused []string
 }
 
 type probe struct {
@@ -153,7 +159,9 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 	looker := conflict.Looker{Root: c.root, Units: bus.ActiveUnits}
 	links := make([]conflict.Link, 0, len(s.kernel.Links))
 	found.groups = make(map[string]int)
+	drivers := make(map[string]string)
 	for _, l := range s.kernel.Links {
+		drivers[l.Name] = l.Driver
 		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
 		found.groups[l.Name] = l.Group
 		found.filters = append(found.filters, filter{l.Name, max(c.filterMode("all"), c.filterMode(l.Name))})
@@ -170,6 +178,11 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 	found.conflicts = conflict.Find(looker.Look(ctx, links))
 	if found.units, err = unitsOf(ctx, bus); err != nil {
 		found.busError = err.Error()
+	}
+	found.resolv = c.readResolvConf()
+	found.unmatched = c.unmatched(slices.Collect(maps.Keys(drivers)))
+	if found.state != nil {
+		found.unused = forNone(s.config.ENIs, identities(found.state, drivers))
 	}
 	base, _ := s.store.Base()
 	for _, file := range []string{base, "/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"} {
@@ -194,13 +207,11 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 // probeAll tries each way to the metadata service. systemd-imdsd, which a call starts, is
 // asked only where no direct way gives an answer.
 func probeAll(ctx context.Context, paths []metadata.Path) []probe {
-	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion()})
-	defer client.CloseIdle()
 	direct := slices.DeleteFunc(slices.Clone(paths), func(p metadata.Path) bool { return p.Socket != "" })
 	probes := make([]probe, len(direct))
 	var all sync.WaitGroup
 	for i, p := range direct {
-		all.Go(func() { probes[i] = probeOne(ctx, client, p) })
+		all.Go(func() { probes[i] = probeOne(ctx, p) })
 	}
 	all.Wait()
 	if slices.ContainsFunc(probes, func(p probe) bool { return p.error == "" }) {
@@ -208,13 +219,17 @@ func probeAll(ctx context.Context, paths []metadata.Path) []probe {
 	}
 	for _, p := range paths {
 		if _, err := os.Stat(p.Socket); p.Socket != "" && err == nil {
-			return append(probes, probeOne(ctx, client, p))
+			return append(probes, probeOne(ctx, p))
 		}
 	}
 	return probes
 }
 
-func probeOne(ctx context.Context, client *metadata.Client, path metadata.Path) probe {
+// probeOne tries one way, with a client of its own: the ways would share a token, and all wait for
+// it where it is asked for on one that hangs.
+func probeOne(ctx context.Context, path metadata.Path) probe {
+	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion()})
+	defer client.CloseIdle()
 	p, began := probe{path: path}, time.Now()
 	if err := client.Probe(ctx, path); err != nil {
 		p.error = err.Error()
@@ -302,6 +317,9 @@ func diagnose(s *symptoms) []finding {
 				"%s is missing: networkd takes away routes and rules of others", file)
 		}
 	}
+	d.sections(s.unused)
+	d.unmatched(s.unmatched)
+	d.resolvConf(s.resolv)
 	d.version(s.systemd)
 	if major, _ := systemdVersion(s.systemd); s.nextHops > 0 && major < nextHopsKept {
 		d.warn("nexthop", "have routes without them, in FRR by \"no zebra nexthop kernel enable\", or update to systemd 256 or later",

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"ec2netd/api/apitest"
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/service/config"
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
@@ -199,6 +201,91 @@ func TestSystemdVersion(t *testing.T) {
 		if major, minor := systemdVersion(text); [2]int{major, minor} != want {
 			t.Errorf("%q: %d.%d", text, major, minor)
 		}
+	}
+}
+
+// Where one way hangs, the others answer all the same, and are not blamed.
+func TestProbeHangs(t *testing.T) { // H5
+	service := imds.New(imds.Options{})
+	service.SetInstance(imds.Instance{ID: "i-0123456789abcdef0", MAC: "02:00:00:00:00:01"})
+	server := httptest.NewServer(service)
+	defer server.Close()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	probes := probeAll(t.Context(), []metadata.Path{{Endpoint: "http://" + silent.Addr().String()}, {Endpoint: server.URL}, {Endpoint: server.URL}})
+	if probes[0].error == "" || probes[1].error != "" || probes[2].error != "" {
+		t.Errorf("%+v", probes)
+	}
+	if probes[1].took >= probes[0].took {
+		t.Errorf("it waited for the one that hangs: %s", probes[1].took)
+	}
+}
+
+// F8: who is asked for names, and what of the administrator's files has no effect.
+func TestIneffective(t *testing.T) {
+	root := t.TempDir()
+	put := func(name, content string) {
+		t.Helper()
+		p := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{
+		"70-ens5.network.d/a.conf", "70-ens9.network.d/a.conf", "70-ens9.link.d/a.conf", "70-mine.network", "70-mine.network.d/a.conf", "80-ec2.network.d/a.conf",
+	} {
+		put("etc/systemd/network/"+file, "[Network]\n")
+	}
+	put("etc/resolv.conf", "# dhclient\nsearch ec2.internal\nnameserver 192.0.2.53\nnameserver 10.0.0.2\n")
+	put("run/systemd/resolve/resolv.conf", "nameserver 10.0.0.2\n")
+	c := &ctl{environment: environment{root: root}}
+	got := c.unmatched([]string{"ens5", "ens6"})
+	if want := []string{"/etc/systemd/network/70-ens9.network.d", "/etc/systemd/network/70-ens9.link.d"}; !slices.Equal(got, want) {
+		t.Errorf("without effect: %q, want %q", got, want)
+	}
+	var d diagnosis
+	d.resolvConf(c.readResolvConf())
+	put("etc/resolv.conf", "")
+	d.resolvConf(c.readResolvConf())
+	put("etc/resolv.conf", "nameserver 10.0.0.2\n")
+	d.resolvConf(c.readResolvConf())
+	if err := os.Remove(filepath.Join(root, "etc/resolv.conf")); err != nil {
+		t.Fatal(err)
+	}
+	put("run/systemd/resolve/stub-resolv.conf", "nameserver 127.0.0.53\n")
+	if err := os.Symlink("../run/systemd/resolve/stub-resolv.conf", filepath.Join(root, "etc/resolv.conf")); err != nil {
+		t.Fatal(err)
+	}
+	d.resolvConf(c.readResolvConf())
+	if err := os.Remove(filepath.Join(root, "run/systemd/resolve/resolv.conf")); err != nil {
+		t.Fatal(err)
+	}
+	d.resolvConf(c.readResolvConf())
+	var levels []string
+	for _, f := range d.findings {
+		levels = append(levels, f.Level)
+	}
+	if want := []string{levelWarning, levelWarning, levelOK, levelOK}; !slices.Equal(levels, want) || !strings.Contains(d.findings[0].Text, "192.0.2.53") {
+		t.Errorf("%+v", d.findings)
+	}
+
+	one := 1
+	sections := []config.Section{
+		{File: "/etc/ec2netd.conf", Line: 3, DeviceIndexes: []int{1}}, {File: "/etc/ec2netd.conf", Line: 6, DeviceIndexes: []int{7}},
+		{File: "/etc/ec2netd.conf", Line: 9, Names: []string{"en*"}},
+	}
+	enis := []config.Identity{{Name: "ens5", DeviceIndex: new(int)}, {Name: "ens6", DeviceIndex: &one}}
+	if got := forNone(sections, enis); !slices.Equal(got, []string{"/etc/ec2netd.conf:6"}) {
+		t.Errorf("sections for no ENI: %q", got)
+	}
+	if got := forNone(sections, []config.Identity{{Name: "ens5"}}); len(got) > 0 {
+		t.Errorf("sections for no ENI while their numbers are not known: %q", got)
 	}
 }
 

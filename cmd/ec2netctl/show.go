@@ -168,7 +168,11 @@ func (c *ctl) describeDifferences(found []differing) string {
 		b.WriteString(c.truthTitle(&state.Interface{ENIID: d.ENIID, MAC: d.MAC, Name: d.Name, State: d.State, Reason: d.Reason}))
 		for _, i := range d.Items {
 			line := fmt.Sprintf("%s %s %s", itemSign(i), i.Kind, clean(i.Value))
-			b.WriteString("  " + paint(line, itemColour(i), c.colour) + ": " + clean(strings.Join(strings.Fields(i.Reason), " ")) + "\n")
+			b.WriteString("  " + paint(line, itemColour(i), c.colour))
+			if i.Reason != d.Reason { // which the title has said
+				b.WriteString(": " + clean(strings.Join(strings.Fields(i.Reason), " ")))
+			}
+			b.WriteString("\n")
 		}
 	}
 	return b.String()

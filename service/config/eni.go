@@ -155,6 +155,9 @@ const (
 	unknown
 )
 
+// Holds reports whether a section is for an ENI, or may be: not all is known of it.
+func (s *Section) Holds(id Identity) bool { return s.holds(id) != no }
+
 // holds tells whether a section is for an ENI.
 func (s *Section) holds(id Identity) answer {
 	result := yes
