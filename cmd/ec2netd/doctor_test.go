@@ -1,8 +1,11 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
+
+	"ec2netd/service/state"
 )
 
 // F8, H5: doctor tells of what has no effect, and what it advises helps.
@@ -42,6 +45,27 @@ func TestLabDoctor(t *testing.T) {
 				said = doctor()
 				return strings.HasSuffix(said, "\nNothing to do."), nil
 			}, &said)
+		}
+		// An address that EC2 withdraws and a drop-in of the administrator keeps.
+		added, err := l.inst.Primary().AssignIPv4(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.put("/etc/systemd/network/70-ens5.network.d/kept.conf", "[Address]\nAddress="+added[0].String()+"/32\n")
+		l.run("ec2netctl", "refresh", "--wait")
+		if err := l.inst.Primary().UnassignIPv4(t.Context(), added[0]); err != nil {
+			t.Fatal(err)
+		}
+		l.run("ec2netctl", "refresh")
+		entry := l.reaches("ens5", func(i *state.Interface) bool { return i.State == state.ENIOverridden })
+		if !strings.HasPrefix(entry.Reason, "/etc/systemd/network/70-ens5.network.d/kept.conf keeps what the ENI has no more (Address=") {
+			t.Error(entry.Reason)
+		}
+		l.run("rm", "/etc/systemd/network/70-ens5.network.d/kept.conf")
+		l.run("networkctl", "reload")
+		l.configured("ens5")
+		if slices.Contains(l.addresses("ens5"), added[0]) {
+			t.Errorf("%s is still there", added[0])
 		}
 		l.until("the drop-in is in force", func() (bool, error) {
 			return strings.Contains(l.run("ip", "-o", "link", "show", "ens5"), " mtu 1400 "), nil

@@ -12,6 +12,9 @@ import (
 	"ec2netd/service/store"
 )
 
+// stillThere begins the gap of what is on a link and should not be.
+const stillThere = "still there: "
+
 // explainTime is how long what is missing is waited for before files of somebody else's
 // are asked whether they explain it.
 const explainTime = 5 * time.Second
@@ -161,7 +164,13 @@ func (a *Agent) unmanagedBy(eni *plan.ENI) (state.ENI, string) {
 // away what is missing.
 func (a *Agent) explained(eni *plan.ENI, gaps []string) string {
 	unit := a.Store.Look(path.Base(plan.NetworkPath(eni.Link.Name)))
-	if culprit, line := plan.TakenAway(unit, gaps, store.Shipped()); culprit != "" {
+	culprit, line := plan.TakenAway(unit, gaps, store.Shipped())
+	withdrawn := func(gap string) bool { return strings.HasPrefix(gap, stillThere) }
+	switch {
+	case culprit == "":
+	case !slices.ContainsFunc(gaps, func(gap string) bool { return !withdrawn(gap) }):
+		return culprit + " keeps what the ENI has no more (" + line + "). " + summary(gaps) + ". Remove that line to have it go"
+	default:
 		return culprit + " takes away what the ENI shall have (" + line + "). Missing: " + summary(gaps) +
 			". Change it, or remove it"
 	}

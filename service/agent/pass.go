@@ -826,7 +826,7 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 		}
 		return state.ENIPending, reason
 	}
-	gaps := slices.Concat(entry.Missing, prefixed("still there: ", entry.Unwanted))
+	gaps := slices.Concat(entry.Missing, prefixed(stillThere, entry.Unwanted))
 	why := a.linkState(eni.Link.Index)
 	entry.NetworkFile = why.File
 	switch {

@@ -347,7 +347,28 @@ func TakenAway(unit UnitText, gaps []string, shipped string) (culprit, line stri
 	}
 	when(lacks(address, "IPv6"), "DHCPv6.UseAddress", no)
 	when(lacks(stays+address, ""), "Network.KeepConfiguration", func(v string) bool { return yes(v) || v == "static" })
+	if text, kept := keeps(unit, gaps, stays+address); text != nil {
+		blame(place{text, kept})
+	}
 	return culprit, line
+}
+
+// keeps returns the line of a text that is not this daemon's by which a link keeps an address, of
+// gaps that begin with a prefix.
+func keeps(unit UnitText, gaps []string, prefix string) (*Text, setting) {
+	for i := range unit.Texts {
+		text := &unit.Texts[i]
+		if text.Generated() {
+			continue
+		}
+		for _, s := range settings(text.Content) {
+			address, _, _ := strings.Cut(s.value, "/")
+			if s.key == "Address" && (s.section == "Network" || s.section == "Address") && slices.Contains(gaps, prefix+address) {
+				return text, s
+			}
+		}
+	}
+	return nil, setting{}
 }
 
 func yes(value string) bool {

@@ -122,6 +122,9 @@ func TestTakenAway(t *testing.T) {
 		"DHCPv4 only":                   {"[Network]\nDHCP=ipv4\n", four, ""},
 		"no router advertisements":      {"[Network]\nIPv6AcceptRA=false\n", route6, "IPv6AcceptRA=false in [Network]"},
 		"addresses are kept":            {"[Network]\nKeepConfiguration=static\n", stays, "KeepConfiguration=static in [Network]"},
+		"an address is kept":            {"[Network]\nAddress=10.0.1.22/32\n", stays, "Address=10.0.1.22/32 in [Network]"},
+		"in a section of its own":       {"[Address]\nAddress=10.0.1.22/32\n", stays, "Address=10.0.1.22/32 in [Address]"},
+		"another one is kept":           {"[Network]\nAddress=10.0.1.23/32\n", stays, ""},
 		"leases are kept":               {"[Network]\nKeepConfiguration=dhcp\n", stays, ""},
 		"altnames are not its business": {"[Network]\nAddress=\nDHCP=no\n[Link]\nUnmanaged=yes\n", altname, ""},
 	} {
