@@ -703,7 +703,7 @@ func (a *Agent) verify() []state.Interface {
 			}
 			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool { return !eni.Link.Has(address) })
 		}
-		if l.state == state.ENIConfigured && len(entry.Missing)+len(entry.Unwanted) > 0 && age >= settleTime {
+		if l.state == state.ENIConfigured && len(compared.missing)+len(entry.Unwanted) > 0 && age >= settleTime {
 			// Something went that was there: a carrier that was lost, somebody's reload.
 			// networkd gets its time for that too.
 			l.since, age = now, 0
