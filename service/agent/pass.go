@@ -306,11 +306,11 @@ func (a *Agent) decide() {
 		// Before networkd runs, what is written for a link costs no reload.
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
 		entry.Fresh = memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime
+		said := a.linkState(l.Index)
 		var down time.Duration
-		if entry.SetDown, down = memory.unused.look(&entry, now); down > 0 {
+		if entry.SetDown, down = memory.unused.look(&entry, a.networkdUp, said.Administrative, now); down > 0 {
 			a.ask(down)
 		}
-		said := a.linkState(l.Index)
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":
 			// At first it waits for its IPv6 link-local address too, which is no reason to

@@ -13,7 +13,7 @@ const downTime = 500 * time.Millisecond
 
 // unused is why a link cannot be used, whatever its files say (F10).
 type unused struct {
-	// up: the daemon has seen the link up.
+	// up: networkd has configured the link, and it was up.
 	up bool
 	// down and dark are since when it is set down, and up without a carrier.
 	down, dark time.Time
@@ -22,10 +22,14 @@ type unused struct {
 }
 
 // look notes whether a link is up, and reports whether somebody has set it down and how long it
-// takes until that can be told.
-func (u *unused) look(link *plan.Link, now time.Time) (setDown bool, wait time.Duration) {
+// takes until that can be told. Who sets a link down that networkd has not configured, or while it
+// does not run, means something else: so cloud-init does early at boot, when it has asked the
+// metadata service, and networkd sets the link up.
+func (u *unused) look(link *plan.Link, running bool, administrative string, now time.Time) (setDown bool, wait time.Duration) {
+	u.up = u.up && running
 	if !link.Down {
-		u.up, u.down, u.raise = true, time.Time{}, attempt{}
+		u.up = u.up || (running && administrative == "configured")
+		u.down, u.raise = time.Time{}, attempt{}
 	} else if u.down.IsZero() {
 		u.down = now
 	}

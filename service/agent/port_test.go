@@ -62,6 +62,29 @@ func TestSetDown(t *testing.T) {
 	})
 }
 
+// F10: who sets a link down early at boot, before networkd runs, as cloud-init does when it has asked
+// the metadata service, does not mean it to stay down.
+func TestSetDownBeforeNetworkd(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.running = false
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Second)
+		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = true, false })
+		settle(5 * time.Second)
+		w.set(func() { w.running = true })
+		w.ring()
+		settle(4 * time.Second)
+		if text := w.store.Read(plan.NetworkDropIn("ens5")); strings.Contains(text, "ActivationPolicy") {
+			t.Errorf("it is kept down:\n%s", text)
+		}
+		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = false, true })
+		settle(time.Minute)
+		must(t, a, "ens5", state.ENIConfigured)
+	})
+}
+
 // F10: a link that is down when the daemon starts, as ifdown leaves it, is set up by networkd.
 func TestDownAtStart(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
