@@ -308,7 +308,8 @@ func (a *Agent) decide() {
 		entry.Fresh = memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime
 		said := a.linkState(l.Index)
 		var down time.Duration
-		if entry.SetDown, down = memory.unused.look(&entry, a.networkdUp, said.Administrative, now); down > 0 {
+		done, configured := said.Administrative == "configured", memory.state == state.ENIConfigured
+		if entry.SetDown, down = memory.unused.look(&entry, a.networkdUp, done, configured, now); down > 0 {
 			a.ask(down)
 		}
 		switch said.Administrative {

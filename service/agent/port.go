@@ -24,11 +24,15 @@ type unused struct {
 // look notes whether a link is up, and reports whether somebody has set it down and how long it
 // takes until that can be told. Who sets a link down that networkd has not configured, or while it
 // does not run, means something else: so cloud-init does early at boot, when it has asked the
-// metadata service, and networkd sets the link up.
-func (u *unused) look(link *plan.Link, running bool, administrative string, now time.Time) (setDown bool, wait time.Duration) {
-	u.up = u.up && running
+// metadata service, and networkd sets the link up. Running and done say whether networkd runs and is
+// done with the link, configured whether the ENI was so when it was last looked at.
+func (u *unused) look(link *plan.Link, running, done, configured bool, now time.Time) (setDown bool, wait time.Duration) {
+	if !running {
+		u.up = false
+	} else if (!link.Down && done) || (u.down.IsZero() && configured) {
+		u.up = true
+	}
 	if !link.Down {
-		u.up = u.up || (running && administrative == "configured")
 		u.down, u.raise = time.Time{}, attempt{}
 	} else if u.down.IsZero() {
 		u.down = now
