@@ -21,6 +21,7 @@ import (
 // upOptions are the flags of "up".
 type upOptions struct {
 	suite       string
+	stock       string
 	installRoot string
 	cards       int
 	secondaries int
@@ -63,6 +64,7 @@ change the profile. A range is a time, such as
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.suite, "suite", "trixie", "Debian suite: "+suiteNames())
+	f.StringVar(&o.stock, "stock", "", "boot as a distribution's image does: "+stockNames())
 	f.StringVar(&o.installRoot, "install-root", "", "install ec2netd from this `directory`")
 	f.IntVar(&o.cards, "network-cards", 1, "how many network cards the instance type has")
 	f.IntVar(&o.secondaries, "ipv4-count", 1, "IPv4 addresses of the primary ENI")
@@ -80,6 +82,14 @@ func suiteNames() string {
 	var names []string
 	for _, s := range vpc.Suites {
 		names = append(names, fmt.Sprintf("%s (systemd %s)", s.Name, s.Systemd))
+	}
+	return strings.Join(names, ", ")
+}
+
+func stockNames() string {
+	var names []string
+	for _, s := range vpc.Stocks {
+		names = append(names, s.Name)
 	}
 	return strings.Join(names, ", ")
 }
@@ -115,7 +125,7 @@ func (o upOptions) serve(ctx context.Context, name string, out io.Writer) (err e
 // newInstance makes an instance as the flags say, with ec2netd if asked for.
 func newInstance(ctx context.Context, v *vpc.VPC, o upOptions) (*vpc.Instance, error) {
 	opts := vpc.InstanceOptions{
-		Suite: o.suite, NetworkCards: o.cards,
+		Suite: o.suite, Stock: o.stock, NetworkCards: o.cards,
 		Primary: vpc.ENISpec{Subnet: o.subnet, IPv4Count: o.secondaries},
 	}
 	if o.subnet == "v6" {

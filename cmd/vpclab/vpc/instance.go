@@ -37,6 +37,9 @@ const (
 type InstanceOptions struct {
 	// Suite of Debian; default: trixie. See [Suites].
 	Suite string
+	// Stock names one of [Stocks], if the instance is to boot as that image does; default: an
+	// image in which nothing owns the links.
+	Stock string
 	// Type is what the metadata say; default: m7i.large.
 	Type string
 	// NetworkCards is how many cards the type has; from 2 on, every ENI's
@@ -61,13 +64,14 @@ type InstanceOptions struct {
 
 // Instance is a machine of the VPC.
 type Instance struct {
-	vpc  *VPC
-	opts InstanceOptions
-	id   string
-	dir  string
-	root string
-	cg   string
-	meta *imds.Server
+	vpc   *VPC
+	opts  InstanceOptions
+	stock Stock
+	id    string
+	dir   string
+	root  string
+	cg    string
+	meta  *imds.Server
 
 	ordinal int    // among the VPC's instances
 	created int    // how many ENIs were made; guarded by vpc.mu
@@ -100,6 +104,13 @@ func (v *VPC) NewInstance(ctx context.Context, opts InstanceOptions) (_ *Instanc
 	if opts.MachineID == "" {
 		opts.MachineID = randomHex(16)
 	}
+	var stock Stock
+	if opts.Stock != "" {
+		if stock, err = stockNamed(opts.Stock); err != nil {
+			return nil, err
+		}
+		stock.add(&opts)
+	}
 	images := v.opts.Images
 	if images.Logf == nil {
 		images.Logf = v.opts.Logf
@@ -121,7 +132,7 @@ func (v *VPC) NewInstance(ctx context.Context, opts InstanceOptions) (_ *Instanc
 		v.mu.Unlock()
 		image = layer + ":" + image
 	}
-	inst := &Instance{vpc: v, opts: opts, id: resourceID("i"), meta: imds.New(imds.Options{Seed: v.opts.Seed})}
+	inst := &Instance{vpc: v, opts: opts, stock: stock, id: resourceID("i"), meta: imds.New(imds.Options{Seed: v.opts.Seed})}
 	inst.dir = filepath.Join(v.dir, inst.id)
 	inst.root = filepath.Join(inst.dir, "root")
 	inst.cg = filepath.Join(v.cgroup, inst.id)
@@ -180,6 +191,9 @@ func (inst *Instance) prepare(ctx context.Context) error {
 				return err
 			}
 		}
+	}
+	if err := inst.stock.prepare(ctx, inst.root); err != nil {
+		return err
 	}
 	for _, tree := range inst.opts.Trees {
 		if err := CopyTree(ctx, inst.root, tree); err != nil {

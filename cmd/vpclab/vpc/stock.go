@@ -1,0 +1,112 @@
+package vpc
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Stock is what a distribution's image for EC2 has besides that of the lab: who configures the
+// network there, as the distribution ships it.
+type Stock struct {
+	Name string
+	// packages are Debian's, unmodified.
+	packages []string
+	// units are enabled by their presets.
+	units []string
+	// files make the instance a machine of EC2 for them, by path.
+	files map[string]string
+}
+
+// Stocks are the stock images, see [InstanceOptions].Stock.
+var Stocks = []Stock{
+	// cloud-init writes netplan's YAML, netplan networkd's units.
+	{Name: "cloud-init-netplan", packages: []string{"cloud-init", "netplan.io"}, units: networkdUnits, files: netplanFiles()},
+	// cloud-init writes networkd's units itself.
+	{Name: "cloud-init-networkd", packages: []string{"cloud-init"}, units: networkdUnits, files: cloudInitFiles},
+}
+
+var networkdUnits = []string{"systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service"}
+
+// stockNamed returns the stock image of a name.
+func stockNamed(name string) (Stock, error) {
+	var names []string
+	for _, s := range Stocks {
+		if s.Name == name {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	return Stock{}, fmt.Errorf("unknown stock image %q, want one of %s", name, strings.Join(names, ", "))
+}
+
+// cloudInitFiles have cloud-init take the container for an instance of EC2. It does not ask the
+// metadata service before the network is up unless the DMI strings are EC2's, and believes none
+// in a container: it asks systemd-detect-virt and dmidecode, of which it finds these first, and
+// looks at the environment of PID 1, which is hidden from it.
+var cloudInitFiles = map[string]string{
+	// As Debian's image for EC2 has it.
+	"/etc/cloud/cloud.cfg.d/01_debian_cloud.cfg": "datasource_list: [Ec2]\n",
+	"/usr/local/bin/systemd-detect-virt":         "#!/bin/sh\ncase \"$*\" in *-c*) exit 1 ;; *-q*) exit 0 ;; esac\necho amazon\n",
+	"/usr/local/sbin/dmidecode": `#!/bin/sh
+case "$*" in
+*system-uuid | *system-serial-number) echo ec2e1916-9099-7caf-fd21-0123456789ab ;;
+*system-manufacturer | *chassis-manufacturer) echo 'Amazon EC2' ;;
+*system-product-name) echo m7i.large ;;
+esac
+`,
+	"/usr/local/sbin/vpclab-machine": `#!/bin/sh
+mount --bind /dev/null /proc/1/environ
+# The DMI strings of the machine that the lab runs on.
+dmi=/sys/devices/virtual/dmi/id
+if [ -d $dmi ]; then mount -t tmpfs vpclab $dmi; fi
+`,
+	"/etc/systemd/system/vpclab-machine.service": `[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/local/sbin/vpclab-machine
+`,
+	"/etc/systemd/system/cloud-init-local.service.d/vpclab.conf": machineFirst,
+	"/etc/systemd/system/cloud-init-main.service.d/vpclab.conf":  machineFirst,
+	// Its rule for hotplug is for the drivers of ENIs, which are veth links here.
+	"/etc/udev/rules.d/81-vpclab.rules": `SUBSYSTEM=="net", ENV{ID_NET_DRIVER}=="veth", ENV{ID_NET_DRIVER}="ena"` + "\n",
+}
+
+// netplanFiles have what netplan writes match the links of ENIs, of which it names the permanent
+// MAC address: a veth link has none.
+func netplanFiles() map[string]string {
+	files := maps.Clone(cloudInitFiles)
+	for n := 5; n < 10; n++ {
+		files[fmt.Sprintf("/etc/systemd/network/10-netplan-ens%d.network.d/vpclab.conf", n)] = "[Match]\nPermanentMACAddress=\n"
+		files[fmt.Sprintf("/etc/systemd/network/10-netplan-ens%d.link.d/vpclab.conf", n)] = fmt.Sprintf("[Match]\nPermanentMACAddress=\nOriginalName=ens%d\n", n)
+	}
+	return files
+}
+
+const machineFirst = "[Unit]\nWants=vpclab-machine.service\nAfter=vpclab-machine.service\n"
+
+// add adds a stock image to the options of an instance.
+func (s *Stock) add(o *InstanceOptions) {
+	o.Packages = slices.Concat(s.packages, o.Packages)
+	files := maps.Clone(s.files)
+	maps.Copy(files, o.Files)
+	o.Files = files
+}
+
+// prepare makes a root with the files of a stock image one.
+func (s *Stock) prepare(ctx context.Context, root string) error {
+	for path, text := range s.files {
+		if strings.HasPrefix(text, "#!") {
+			if err := os.Chmod(filepath.Join(root, path), 0o755); err != nil {
+				return fmt.Errorf("making %s a program: %w", path, err)
+			}
+		}
+	}
+	return ApplyPresets(ctx, root, s.units...)
+}
