@@ -33,6 +33,12 @@ const (
 // have it.
 const defaultMetric = 1024
 
+// dhcpcdMetric and the index of the link make the metric of dhcpcd's routes, which have the
+// protocol of networkd's by DHCP (dhcpcd.conf(5)). cloud-init runs it on secondary ENIs to learn
+// their gateways, and leaves them with these routes. networkd does not take them away, whatever is
+// asked of it.
+const dhcpcdMetric = 1000
+
 // Group is the group of the links of all ENIs, set in the base unit 80-ec2.network and in
 // the generated drop-ins: policy rules tell ENIs from other links by it (B9). It is 0xec2.
 const Group = 3778
@@ -217,6 +223,7 @@ func Observed(link kernel.Link, routes []kernel.Route) Link {
 		}
 		entry.Metrics = append(entry.Metrics, route.Metric)
 		switch {
+		case route.Protocol == kernel.ProtocolDHCP && route.Metric == dhcpcdMetric+link.Index && route.Metric != defaultMetric:
 		case route.Protocol == kernel.ProtocolDHCP && route.Destination.Addr().Is4():
 			entry.DHCPMetrics = append(entry.DHCPMetrics, route.Metric)
 		case route.Protocol == kernel.ProtocolRA && route.Gateway.IsLinkLocalUnicast():

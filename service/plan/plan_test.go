@@ -984,3 +984,25 @@ func TestReadBack(t *testing.T) {
 		t.Error("the metric of an unknown ENI gives numbers")
 	}
 }
+
+// F8: routes of dhcpcd's are none of networkd's that an old metric has left.
+func TestObservedDHCP(t *testing.T) {
+	link := kernel.Link{Index: 3, Name: "ens6"}
+	everywhere := netip.MustParsePrefix("0.0.0.0/0")
+	var routes []kernel.Route
+	for _, metric := range []int{513, 100, 1003, 1004, 1024} {
+		routes = append(routes, kernel.Route{Link: 3, Table: kernel.MainTable, Metric: metric, Protocol: kernel.ProtocolDHCP, Destination: everywhere})
+	}
+	l := Observed(link, routes)
+	if want := []int{513, 100, 1004, 1024}; !slices.Equal(l.DHCPMetrics, want) {
+		t.Errorf("networkd's are %v, want %v", l.DHCPMetrics, want)
+	}
+	if len(l.Metrics) != len(routes) {
+		t.Errorf("all are %v", l.Metrics)
+	}
+	link.Index = 24
+	routes = []kernel.Route{{Link: 24, Table: kernel.MainTable, Metric: defaultMetric, Protocol: kernel.ProtocolDHCP, Destination: everywhere}}
+	if l := Observed(link, routes); !slices.Equal(l.DHCPMetrics, []int{defaultMetric}) {
+		t.Errorf("the default of networkd's counts as dhcpcd's: %v", l.DHCPMetrics)
+	}
+}
