@@ -134,10 +134,11 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 		in := plan.Input{Sections: s.config.ENIs, Assigned: s.store.Assigned("")}
 		in.Networkd.Keeps = (&networkd.Client{Root: c.root}).Keeps()
 		in.Base, in.BaseDropIns = s.store.Base()
+		names := s.store.Names()
 		for i := range s.kernel.Links {
 			l := &s.kernel.Links[i]
 			entry := plan.Observed(*l, s.kernel.Routes)
-			s.store.Complete(&entry)
+			s.store.Complete(&entry, names)
 			if applied, ok := (&udev.Udev{Root: s.store.Root}).LinkFile(l.Index); ok {
 				entry.TakePolicy(s.store.Policies(), s.store.Policy(applied))
 			}
@@ -152,6 +153,10 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 		}
 		if err := result.compare(s.store, units); err != nil {
 			return err
+		}
+		// netplan's files are for root and networkd alone.
+		for _, unread := range s.store.Unread() {
+			fmt.Fprintf(c.stderr, "ec2netctl: the plan is without what is in %s\n", clean(unread))
 		}
 	}
 	if c.wantsJSON() {
@@ -313,6 +318,7 @@ func (p *planned) compare(on *store.Store, units []store.Unit) error {
 		}
 		p.Removed = append(p.Removed, unwanted...)
 	}
+	p.Removed = append(p.Removed, on.UnwantedLinks(wanted, func(unit store.Unit) bool { return kept[unit.Name] })...)
 	return nil
 }
 

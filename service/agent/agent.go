@@ -72,7 +72,7 @@ type Store interface {
 	Read(path string) string
 	Base() (unit string, dropIns []string)
 	Target(path string) string
-	Complete(link *plan.Link)
+	Complete(link *plan.Link, names []string)
 	Policies() []plan.UnitText
 	Policy(applied string) string
 	Assigned(presumed string) map[string]plan.Numbers

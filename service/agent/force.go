@@ -41,7 +41,7 @@ func (a *Agent) watchBase(unit string, dropIns []string) {
 // inForce tells by what file an ENI is configured, if that is not its own unit with its
 // own drop-in; the state is empty if it is, or may be in a moment.
 func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration) (state.ENI, string) {
-	own := plan.NetworkPath(eni.Link.Name)
+	own, inForce := plan.NetworkPath(eni.Link.Name), eni.Link.UnitInForce(why.File)
 	settled := why.Administrative != "pending" && why.Administrative != "initialized" && age > takeUp
 	if why.File == plan.HoldPath {
 		why.File = ""
@@ -50,17 +50,17 @@ func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration
 	base := path.Base(why.File) == store.BaseName
 	taken := eni.Link.Taken
 	switch {
-	case why.File != own && !settled && age < settleTime && (why.File != "" || nothing):
+	case !inForce && !settled && age < settleTime && (why.File != "" || nothing):
 		// It may be on its way from one file to another.
 		return state.ENIConfiguring, "waiting for networkd to take up its files"
 	case taken != "" && (base || nothing || why.File == taken):
 		return state.ENIOverridden, a.takenOver(eni, why)
 	case a.refused[own] != "":
 		return state.ENIOverridden, own + " is not written: " + a.refused[own] + ". Remove that to have the ENI configured"
-	case why.File == own && eni.Link.NetworkHidden != "":
+	case inForce && eni.Link.NetworkHidden != "":
 		return state.ENIOverridden, "the administrator's " + eni.Link.NetworkHidden + " is in force in place of " +
 			plan.NetworkDropIn(eni.Link.Name) + ". Give it another name to have both, or remove it"
-	case why.File == own || !settled || (why.File == "" && !nothing):
+	case inForce || !settled || (why.File == "" && !nothing):
 		return "", ""
 	case path.Base(why.File) == path.Base(own):
 		return state.ENIOverridden, why.File + " is still in force in place of " + own + ": have networkd read its files with networkctl reload"
@@ -163,7 +163,7 @@ func (a *Agent) unmanagedBy(eni *plan.ENI) (state.ENI, string) {
 // explained tells what file of somebody else's, read together with the ENI's own, takes
 // away what is missing.
 func (a *Agent) explained(eni *plan.ENI, gaps []string) string {
-	unit := a.Store.Look(path.Base(plan.NetworkPath(eni.Link.Name)))
+	unit := a.Store.Look(path.Base(eni.Link.Unit()))
 	culprit, line := plan.TakenAway(unit, gaps, store.Shipped())
 	withdrawn := func(gap string) bool { return strings.HasPrefix(gap, stillThere) }
 	switch {

@@ -154,6 +154,64 @@ func TestInForce(t *testing.T) {
 	}
 }
 
+// F3: what netplan makes for the ENI alone is completed, and in force in place of the ENI's own
+// unit. When it goes, or comes while the daemon runs, nothing is missing in between.
+func TestNetplan(t *testing.T) {
+	const netplan = "/run/systemd/network/10-netplan-ens6.network"
+	bubble(t, func(t *testing.T, w *world) {
+		w.put(t, baseUnit, "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n")
+		w.put(t, netplan, "[Match]\nMACAddress="+macOf(1)+"\nName=ens6\n[Network]\nDHCP=ipv4\n")
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		uses := func(file string) {
+			w.set(func() { w.uses = map[int]networkd.LinkState{3: {Administrative: "configured", File: file}} })
+		}
+		uses(netplan)
+		a, stop := w.start(t)
+		defer stop()
+		settle(2 * time.Minute)
+		dropIn := plan.GeneratorDir(netplan) + "/" + plan.DropInName
+		if got := must(t, a, "ens6", state.ENIConfigured); got.NetworkFile != netplan || got.Reason != "" || !slices.Contains(got.Files, dropIn) {
+			t.Errorf("%+v", got)
+		}
+		with := w.files(t)
+		if with[dropIn] != plan.NetworkDropIn("ens6") {
+			t.Errorf("%s leads to %q", dropIn, with[dropIn])
+		}
+		if err := os.Remove(filepath.Join(w.dir, netplan)); err != nil {
+			t.Fatal(err)
+		}
+		uses(plan.NetworkPath("ens6"))
+		w.ring()
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		if _, there := w.files(t)[dropIn]; there {
+			t.Errorf("%s is still there", dropIn)
+		}
+		_, before, _ := w.counts()
+		w.put(t, netplan, "[Match]\nName=ens6\n[Network]\nDHCP=ipv4\n")
+		w.ring()
+		settle(time.Minute)
+		// networkd is told of it, and may not have looked yet.
+		must(t, a, "ens6", state.ENIConfigured)
+		if _, reloads, _ := w.counts(); reloads != before+1 {
+			t.Errorf("%d reloads", reloads-before)
+		}
+		with[netplan] = w.store.Read(netplan)
+		if diff := cmp.Diff(with, w.files(t)); diff != "" {
+			t.Error(diff)
+		}
+		// It is for others too now, and networkd uses it all the same.
+		w.put(t, netplan, "[Match]\nName=ens*\n[Network]\nDHCP=ipv4\n")
+		uses(netplan)
+		w.ring()
+		settle(3 * time.Minute)
+		if got := must(t, a, "ens6", state.ENIShadowed); !strings.Contains(got.Reason, netplan) {
+			t.Errorf("the reason: %s", got.Reason)
+		}
+	})
+}
+
 // F2: what a file takes away is explained by it; what has other causes is not.
 func TestTakenAway(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

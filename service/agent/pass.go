@@ -291,10 +291,10 @@ func (a *Agent) decide() {
 			in.Views[mac] = *t.view
 		}
 	}
-	policies := a.Store.Policies()
+	policies, names := a.Store.Policies(), a.Store.Names()
 	for _, l := range a.snapshot.Links {
 		entry := plan.Observed(l, a.snapshot.Routes)
-		a.Store.Complete(&entry)
+		a.Store.Complete(&entry, names)
 		if applied, ok := a.Udev.LinkFile(l.Index); ok {
 			entry.TakePolicy(policies, a.Store.Policy(applied))
 		}
@@ -341,8 +341,8 @@ func (a *Agent) decide() {
 		entry.Done = said.Administrative == "configured"
 		entry.OnBase = path.Base(said.File) == store.BaseName
 		entry.OffBase = !entry.OnBase && said.File != plan.HoldPath &&
-			(said.Administrative == "unmanaged" || (said.File != "" && said.File != plan.NetworkPath(l.Name)))
-		entry.OnOthers = entry.OffBase && said.File != "" && said.File != plan.NetworkPath(l.Name)
+			(said.Administrative == "unmanaged" || (said.File != "" && !entry.UnitInForce(said.File)))
+		entry.OnOthers = entry.OffBase && said.File != "" && !entry.UnitInForce(said.File)
 		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC, l.Name)))
 		entry.Unwritten = entry.Current == "" && !entry.Waits && a.unwritable(l.Name)
 		entry.Elsewhere = a.elsewhere(&entry, said, now)
@@ -431,8 +431,8 @@ func (a *Agent) act(ctx context.Context) bool {
 			l.held = false
 		}
 	}
-	acted := a.applyNetwork(ctx, touched(&a.plan, changes.Written, changes.Removed, plan.NetworkPath), before)
-	a.applyLinks(ctx, touched(&a.plan, changes.Written, nil, plan.LinkPath))
+	acted := a.applyNetwork(ctx, touched(&a.plan, changes.Written, changes.Removed, ofNetwork), before)
+	a.applyLinks(ctx, touched(&a.plan, changes.Written, nil, ofLink))
 	return acted
 }
 
@@ -453,17 +453,29 @@ func (a *Agent) prepare(do func([]plan.File) error) bool {
 
 // touched are the present links of whose unit something was changed. A detached
 // ENI's files go without a reload: networkd has forgotten the link already (C2).
-func touched(p *plan.Plan, written, removed []string, unit func(string) string) []*plan.ENI {
+func touched(p *plan.Plan, written, removed []string, of func(*plan.Link, string) bool) []*plan.ENI {
 	var found []*plan.ENI
 	for i := range p.ENIs {
 		eni := &p.ENIs[i]
-		if slices.ContainsFunc(slices.Concat(written, removed), func(file string) bool {
-			return file == unit(eni.Link.Name) || path.Dir(file) == unit(eni.Link.Name)+".d"
-		}) {
+		if slices.ContainsFunc(slices.Concat(written, removed), func(file string) bool { return of(&eni.Link, file) }) {
 			found = append(found, eni)
 		}
 	}
 	return found
+}
+
+// ofNetwork reports whether a file is one of the .network unit of a link, or of a generator's in
+// its place, and ofLink one of its .link file.
+func ofNetwork(link *plan.Link, file string) bool {
+	unit := plan.NetworkPath(link.Name)
+	return file == unit || path.Dir(file) == unit+".d" || slices.ContainsFunc(append([]string{link.Generator}, link.Shared...), func(made string) bool {
+		return made != "" && path.Dir(file) == plan.GeneratorDir(made)
+	})
+}
+
+func ofLink(link *plan.Link, file string) bool {
+	unit := plan.LinkPath(link.Name)
+	return file == unit || path.Dir(file) == unit+".d"
 }
 
 // applyNetwork has networkd reload if files of present links changed, now or
@@ -631,10 +643,11 @@ func lackingWords(eni *plan.ENI, lacking netip.Addr) string {
 	return "address " + lacking.String()
 }
 
-// ownInForce tells whether networkd uses the ENI's own unit with its own drop-in.
+// ownInForce tells whether networkd uses the ENI's own unit with its own drop-in, or a
+// generator's that says the same.
 func (a *Agent) ownInForce(eni *plan.ENI) bool {
 	return eni.Link.Taken == "" && eni.Link.NetworkHidden == "" &&
-		a.linkState(eni.Link.Index).File == plan.NetworkPath(eni.Link.Name)
+		eni.Link.UnitInForce(a.linkState(eni.Link.Index).File)
 }
 
 // lacking returns the address that an ENI lacks and that networkd would bring

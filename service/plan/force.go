@@ -63,7 +63,9 @@ func (p *Plan) GiveWay() {
 		eni := &p.ENIs[i]
 		name := eni.Link.Name
 		if eni.Link.Taken != "" {
-			eni.Files = slices.DeleteFunc(eni.Files, func(f File) bool { return f.of(NetworkPath(name)) })
+			eni.Files = slices.DeleteFunc(eni.Files, func(f File) bool {
+				return f.of(NetworkPath(name)) || (eni.Link.Generator != "" && path.Dir(f.Path) == GeneratorDir(eni.Link.Generator))
+			})
 			// Nothing of the unit is to be kept, but the .link file is.
 			eni.Keep, eni.KeepLink = false, eni.KeepLink || eni.Keep
 		}

@@ -98,7 +98,8 @@ func KeepsNames(link *Link, unit UnitText, applied string) (why NamesWhy, file s
 			return NamesElsewhere, culprit
 		}
 	}
-	if applied != "" && path.Base(applied) < own && !strings.HasPrefix(applied, Directory+"/70-") {
+	// A generator has nothing against names.
+	if applied != "" && path.Base(applied) < own && !strings.HasPrefix(applied, Directory+"/70-") && !FromGenerator(applied) {
 		return NamesEarlier, applied
 	}
 	return NamesFree, ""

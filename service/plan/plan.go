@@ -197,6 +197,13 @@ type Link struct {
 	Waits bool
 	// Unwritten: the files of the link cannot be written, and it has none.
 	Unwritten bool
+	// Generator is the .network file that a generator made and that networkd will use for the
+	// link in place of its own unit, an absolute path, or empty. It is for no other link. DropIns
+	// are the drop-ins of others for the own unit then.
+	Generator string
+	DropIns   []string
+	// Shared are such files that are for several links, and of which ENIs can be left out.
+	Shared []string
 	// StartFile: the link's [StartDropIn] is there. Settled: networkd has had some seconds since
 	// it was last asked to do something about the link, or was started.
 	StartFile, Settled bool
@@ -419,12 +426,15 @@ func Make(in Input) Plan {
 	holding := holds(plan.ENIs, in)
 	pendingMetrics(plan.ENIs, in, holding)
 	for i := range plan.ENIs {
-		plan.Files = append(plan.Files, plan.ENIs[i].Files...)
+		eni := &plan.ENIs[i]
+		eni.Files = append(eni.Files, generatorFiles(eni, in)...)
+		plan.Files = append(plan.Files, eni.Files...)
 	}
+	plan.shared = leaveOut(plan.ENIs, in.Drivers)
 	if holding {
 		plan.shared = append(plan.shared, holdFile(plan.ENIs, in.Drivers))
-		plan.Files = append(plan.Files, plan.shared...)
 	}
+	plan.Files = append(plan.Files, plan.shared...)
 	slices.SortFunc(plan.ENIs, order)
 	return plan
 }
@@ -439,7 +449,7 @@ func holds(enis []ENI, in Input) bool {
 		return false
 	}
 	return !slices.ContainsFunc(enis, func(eni ENI) bool {
-		own := eni.Keep || (!eni.Link.Unwritten && slices.ContainsFunc(eni.Files, func(f File) bool { return f.Path == NetworkPath(eni.Link.Name) }))
+		own := eni.Keep || (!eni.Link.Unwritten && slices.ContainsFunc(eni.Files, func(f File) bool { return f.Path == NetworkDropIn(eni.Link.Name) }))
 		left := eni.Twice && in.Holding // nobody knows which of two it is
 		return eni.Link.Taken != "" || eni.Link.Elsewhere || (!own && !left && !waits(&eni))
 	})

@@ -260,7 +260,7 @@ func guard(table int) int { return table - 1 }
 // networkFiles are the unit, its own drop-in, and the base unit's drop-ins. The
 // drop-in comes first: a reader that sees the unit sees all of it.
 func networkFiles(eni *ENI, in Input) []File {
-	return unitFiles(eni.Link.Name, networkDropIn(eni), in)
+	return unitFiles(&eni.Link, networkDropIn(eni), in)
 }
 
 // Ours tells whether the content of a file is what this daemon writes.
@@ -303,15 +303,19 @@ func pendingFiles(eni *ENI, in Input) []File {
 		u.section("IPv6AcceptRA")
 		u.number("RouteMetric", eni.Want.Metric)
 	}
-	return unitFiles(eni.Link.Name, u.String(), in)
+	return unitFiles(&eni.Link, u.String(), in)
 }
 
-func unitFiles(name, dropIn string, in Input) []File {
-	files := []File{{Path: NetworkDropIn(name), Content: dropIn}}
+func unitFiles(link *Link, dropIn string, in Input) []File {
+	unit := NetworkPath(link.Name)
+	files := []File{{Path: NetworkDropIn(link.Name), Content: dropIn}}
 	for _, dropIn := range in.BaseDropIns {
-		files = append(files, File{Path: path.Join(NetworkPath(name)+".d", path.Base(dropIn)), Target: dropIn})
+		files = append(files, File{Path: path.Join(unit+".d", path.Base(dropIn)), Target: dropIn})
 	}
-	return append(files, File{Path: NetworkPath(name), Target: in.Base})
+	if link.generatedOwn() {
+		unit = path.Join(unit+".d", BaseLinkName)
+	}
+	return append(files, File{Path: unit, Target: in.Base})
 }
 
 // matchLink begins a drop-in for one link.

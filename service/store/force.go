@@ -33,7 +33,7 @@ func (s *Store) taken(u Unit) string {
 		return above
 	}
 	// It is no link where that is the error.
-	if target, err := os.Readlink(s.at(u.unit())); errors.Is(err, unix.EINVAL) || (err == nil && !u.leadsTo(target)) {
+	if target, err := os.Readlink(s.at(u.unit())); (errors.Is(err, unix.EINVAL) && !s.fromKernelLine(u)) || (err == nil && !u.leadsTo(target)) {
 		return u.unit()
 	}
 	var there unix.Stat_t

@@ -56,7 +56,7 @@ func TestStrangeFiles(t *testing.T) {
 				want := slices.Concat(files("ens5"), files("ens6"), []plan.File{{Path: plan.HoldPath, Content: "[X-EC2]\n"}})
 				_, _ = s.Apply(want, nil)
 				_ = s.Release()
-				s.Complete(&plan.Link{})
+				s.Complete(&plan.Link{}, s.Names())
 				_, dropIns := s.Base()
 				for _, unit := range append(s.Names(), "70-ens6.network", BaseName, "10-other.network") {
 					s.Look(unit)

@@ -190,8 +190,8 @@ func (s *Store) Units() ([]Unit, error) {
 }
 
 // Complete fills in what the disk has for a link: the drop-in, and files of somebody
-// else's.
-func (s *Store) Complete(link *plan.Link) {
+// else's. Names are those of all .network files, see [Store.Names].
+func (s *Store) Complete(link *plan.Link, names []string) {
 	link.Current, link.Extent = s.Read(plan.NetworkDropIn(link.Name)), s.Extent(link.Name)
 	link.StartFile = s.regular(plan.StartDropIn(link.Name))
 	if s.starts == nil {
@@ -205,6 +205,12 @@ func (s *Store) Complete(link *plan.Link) {
 	unit := s.Look(path.Base(plan.NetworkPath(link.Name)))
 	if unit.Path == "" {
 		unit = s.Look(BaseName)
+	}
+	if link.Generator, link.Shared = s.generator(link, names); link.Generator != "" {
+		link.DropIns = s.ownDropIns(link.Name)
+		// What is read under its name, and as long as nothing of this daemon's is, what will be.
+		of := s.Look(path.Base(link.Generator))
+		unit.Texts = slices.Concat(of.Texts, unit.Texts)
 	}
 	link.MTUSetting, link.PortSetting = plan.MTUOf(unit), plan.PortOf(unit)
 }
@@ -240,10 +246,11 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 	if err != nil {
 		return changes, err
 	}
-	wanted := make(map[string]bool, len(files))
+	wanted, links := make(map[string]bool, len(files)), make(map[string]bool, len(files))
 	content := make(map[string]string, len(files))
 	for _, file := range files {
 		wanted[file.Path], content[file.Path] = true, file.Content
+		links[file.Path] = file.Target != ""
 	}
 	// Before the units of ENIs that shall have the base unit, which this one keeps from them.
 	if !wanted[plan.HoldPath] {
@@ -265,6 +272,9 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 		if err := s.prune(unit, stays, &changes); err != nil {
 			return changes, err
 		}
+	}
+	if err := s.pruneGenerators(links, content, keep, &changes); err != nil {
+		return changes, err
 	}
 	for _, file := range files {
 		dir := path.Dir(file.Path)
@@ -320,7 +330,7 @@ func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
 		if p == own || wanted[p] {
 			continue
 		}
-		if mirrored(s.Target(p)) || ((name == plan.MatchDropIn || name == plan.StartDropInName) && s.regular(p)) {
+		if unit.mirrored(p, s.Target(p)) || ((name == plan.MatchDropIn || name == plan.StartDropInName) && s.regular(p)) {
 			unwanted = append(unwanted, p)
 		}
 	}
@@ -368,6 +378,7 @@ func (s *Store) sweep() {
 			_ = os.Remove(s.at(path.Join(plan.Directory, name)))
 		}
 	}
+	s.sweepCompletions()
 	for _, kind := range []string{Network, Link} {
 		for _, dir := range s.list(plan.Directory, "70-*."+kind+".d") {
 			dir = path.Join(plan.Directory, dir)
@@ -392,6 +403,12 @@ func (u Unit) leadsTo(target string) bool {
 		return path.Base(target) == BaseName
 	}
 	return target == plan.NoPolicy || (path.Ext(target) == ".link" && slices.Contains(unitDirs, path.Dir(target)))
+}
+
+// mirrored reports whether a link among the drop-ins of a unit is this daemon's: to a drop-in of the
+// base unit, or to that itself, see [plan.BaseLinkName].
+func (u Unit) mirrored(p, target string) bool {
+	return mirrored(target) || (path.Base(p) == plan.BaseLinkName && u.Kind == Network && u.leadsTo(target))
 }
 
 // mirrored tells whether a link in a drop-in directory leads to a drop-in of the base
@@ -432,7 +449,7 @@ func (s *Store) write(want plan.File, units []Unit, changes *Changes) error {
 		if err == nil && present == want.Content {
 			return nil
 		}
-		if want.Path == plan.HoldPath && !plan.Ours(present) {
+		if !strings.HasPrefix(path.Base(path.Dir(want.Path)), "70-") && !plan.Ours(present) {
 			changes.Refused[want.Path] = "a file of somebody else's is in its place"
 			return nil
 		}
@@ -510,7 +527,7 @@ func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
 			changes.Refused[want.Path] = "it is masked"
 			return nil
 		}
-		if !known(want.Path, target, units) {
+		if !known(want.Path, target, units) && !s.completes(want.Path, target) {
 			changes.Refused[want.Path] = "a link of somebody else's to " + target + " is in its place"
 			return nil
 		}
@@ -534,6 +551,6 @@ func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
 // known tells whether a link was made by this daemon before this Apply.
 func known(p, target string, units []Unit) bool {
 	return slices.ContainsFunc(units, func(u Unit) bool {
-		return (p == u.unit() && u.leadsTo(target)) || (path.Dir(p) == u.dir() && mirrored(target))
+		return (p == u.unit() && u.leadsTo(target)) || (path.Dir(p) == u.dir() && u.mirrored(p, target))
 	})
 }

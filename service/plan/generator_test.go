@@ -1,0 +1,88 @@
+package plan
+
+import (
+	"strings"
+	"testing"
+
+	"ec2netd/service/config"
+)
+
+const netplans = "/run/systemd/network/10-netplan-ens6."
+
+// F3: a generator's files say all that the ENI's own say, as long as there are such.
+func TestGenerator(t *testing.T) {
+	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
+	link := leased(1, &v)
+	link.Generator, link.LinkFile = netplans+"network", netplans+"link"
+	link.Shared = []string{"/run/systemd/network/10-netplan-all-en.network"}
+	link.DropIns = []string{"/etc/systemd/network/70-ens6.network.d/mtu.conf", "/etc/systemd/network/70-ens6.network.d/shared.conf"}
+	in := input([]Link{link}, v)
+	in.Drivers = []string{"ena", "vif"}
+	in.BaseDropIns = []string{"/etc/systemd/network/80-ec2.network.d/lab.conf", "/etc/systemd/network/80-ec2.network.d/shared.conf"}
+	p := Make(in)
+	p.GiveWay()
+	golden(t, p)
+
+	none := func(name string, in Input, network bool) {
+		t.Helper()
+		p := Make(in)
+		p.GiveWay()
+		for _, f := range p.Files {
+			if !network && strings.HasPrefix(f.Path, netplans+"network") || strings.HasPrefix(f.Path, netplans+"link") {
+				t.Errorf("%s: %s", name, f.Path)
+			}
+		}
+	}
+	taken := in
+	taken.Links = []Link{link}
+	taken.Links[0].Taken = "/etc/systemd/network/70-ens6.network"
+	none("the administrator's", taken, false)
+	unmanaged := in
+	unmanaged.Sections = []config.Section{{Managed: new(bool)}}
+	none("unmanaged", unmanaged, false)
+	if text := text(Make(unmanaged)); strings.Contains(text, "10-netplan-all-en") {
+		t.Errorf("an unmanaged ENI is left out:\n%s", text)
+	}
+}
+
+func TestFromGenerator(t *testing.T) {
+	for file, want := range map[string]bool{
+		netplans + "network": true, netplans + "link": true, "/etc/systemd/network/10-cloud-init-ens5.network": true,
+		// An administrator's copy.
+		"/etc/systemd/network/10-netplan-ens6.network": false,
+		"/run/systemd/network/70-ens6.network":         false, "/run/systemd/network/10-mine.network": false,
+	} {
+		if got := FromGenerator(file); got != want {
+			t.Errorf("%s: %v", file, got)
+		}
+	}
+}
+
+// Files that name drivers lose no ENI by naming more.
+func TestLeavesOut(t *testing.T) {
+	for content, want := range map[string]bool{"[Match]\nName=en*\n": true, "[Match]\nDriver=ena\n": false, "[Link]\nDriver=x\n": true} {
+		if got := LeavesOut(&Text{Content: content}); got != want {
+			t.Errorf("%q: %v", content, got)
+		}
+	}
+}
+
+// What is said for one link, and what for others too.
+func TestSole(t *testing.T) {
+	for content, want := range map[string]bool{
+		"[Match]\nMACAddress=02:00:00:00:01:11\nName=ens6\n": true,
+		"[Match]\nPermanentMACAddress=02:00:00:00:01:11\n":   true,
+		"[Match]\nOriginalName=ens6\n":                       true,
+		"[Match]\nName=ens6\n":                               true,
+		"[Match]\nName=en*\n":                                false,
+		"[Match]\nName=ens5 ens6\n":                          false,
+		"[Match]\nMACAddress=02:00:00:00:01:12\n":            false,
+		"[Match]\nDriver=ena\n":                              false,
+		"[Network]\nName=ens6\n":                             false,
+		"":                                                   false,
+	} {
+		if got := Sole(&Text{Content: content}, &ens6); got != want {
+			t.Errorf("%q: %v", content, got)
+		}
+	}
+}
