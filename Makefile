@@ -233,7 +233,9 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/ec2netd.socket units/ec2netd-metrics.socket
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network units/80-ec2.network
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d units/udev/80-ec2netd.rules
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link units/cloud-init.cfg
+	install -d $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d
+	ln -sfn /run/ec2netd/cloud-init.cfg $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d/95-ec2netd.cfg
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d units/networkd.conf.d/80-ec2netd.conf
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system-preset presets/80-ec2netd.preset
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system-services units/dbus-1/org.ec2netd1.service
@@ -263,6 +265,7 @@ uninstall: ## remove what install put there, the configuration in /etc excepted
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-networkd-start.service \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/systemd-networkd.service.wants/ec2netd-networkd-start.service \
 	  $(DESTDIR)$(PREFIX)/lib/udev/rules.d/80-ec2netd.rules \
+	  $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d/95-ec2netd.cfg \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/network/80-ec2.network \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/80-ec2netd.conf \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/80-ec2netd.preset \

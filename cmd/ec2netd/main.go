@@ -296,6 +296,9 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		})
 		served, parts = idle, []part{idle}
 	} else {
+		if err := leaveNetwork("/"); err != nil {
+			log.Warn("cloud-init may configure the network too", "reason", err.Error())
+		}
 		loop := agent.New(options)
 		served, parts = loop, []part{watcher, loop}
 		again.agent = loop

@@ -33,6 +33,9 @@ func release(ctx context.Context, log *slog.Logger) error {
 		log.Debug("ec2netd is about to start again")
 		return nil
 	}
+	if err := returnNetwork("/"); err != nil {
+		log.Warn("cloud-init leaves the network alone until the next boot", "reason", err.Error())
+	}
 	if err := files.Release(); err != nil {
 		return fmt.Errorf("%w: remove it and run networkctl reload", err)
 	}

@@ -67,8 +67,7 @@ func Find(f Facts) []state.Conflict {
 	add(NMCloudSetup, f.units("nm-cloud-setup."),
 		"systemctl disable --now nm-cloud-setup.timer nm-cloud-setup.service: ec2netd does what it is for")
 	add(CloudInit, f.PolicyRouting,
-		"have cloud-init leave the network alone: network: {config: disabled} in /etc/cloud/cloud.cfg.d/99-disable-network-config.cfg; "+
-			"then remove what the evidence names and reboot")
+		"remove what the evidence names and reboot: ec2netd does what it is for, and keeps cloud-init from writing it again")
 	old := slices.Clone(f.OldFiles)
 	for _, unit := range f.Active {
 		if strings.HasPrefix(unit, "policy-routes@") || strings.HasPrefix(unit, "refresh-policy-routes@") || strings.HasPrefix(unit, "ec2net-") {
