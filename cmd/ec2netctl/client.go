@@ -16,6 +16,8 @@ import (
 
 	"ec2netd/api"
 	"ec2netd/api/orgec2netdnetwork"
+	"ec2netd/service/conflict"
+	"ec2netd/service/networkd"
 	"ec2netd/service/state"
 )
 
@@ -95,6 +97,32 @@ func noAnswer() error {
 	return advise("See systemctl status ec2netd.service and journalctl -u ec2netd.service.", "ec2netd does not answer")
 }
 
+// takeOverNow is what to do where ec2netd waits for the next boot and somebody does not.
+const takeOverNow = "To have it take over now: sudo ec2netctl takeover"
+
+// waitsForBoot says who has the ENIs as long as ec2netd is installed and waits for the next boot,
+// which is what an installation without a reboot leaves; it is empty where that is not so.
+func (c *ctl) waitsForBoot() string {
+	if c.address != api.VarlinkSocket {
+		return "" // another ec2netd is meant than the one of this system
+	}
+	s, err := c.look()
+	if err != nil || s.notEC2 != "" {
+		return ""
+	}
+	bus := &networkd.Client{Root: c.root} // nobody is asked, its files are read
+	defer bus.Close()
+	links := make([]conflict.Link, 0, len(s.kernel.Links))
+	for _, l := range s.kernel.Links {
+		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
+	}
+	owner := (&conflict.Looker{Root: c.root}).Waiting(links, func(index int) string { return bus.Link(index).File })
+	if owner == "" {
+		return ""
+	}
+	return "ec2netd is installed and configures the ENIs from the next boot on; until then " + owner + " does"
+}
+
 // explain puts an error of a call in words for people, with what to do about it.
 func (c *ctl) explain(err error, method string) error {
 	path := c.socket()
@@ -113,6 +141,8 @@ func (c *ctl) explain(err error, method string) error {
 		return nil
 	case errors.Is(err, syscall.EAGAIN): // its queue of connections is full
 		return noAnswer()
+	case errors.Is(err, fs.ErrNotExist) && c.waitsForBoot() != "":
+		return advise(takeOverNow, "%s", c.waitsForBoot())
 	case errors.Is(err, fs.ErrNotExist):
 		return advise("To start it now and at boot: systemctl enable --now ec2netd.socket ec2netd.service",
 			"ec2netd is not there: no socket %s", path)

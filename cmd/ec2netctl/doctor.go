@@ -48,6 +48,8 @@ type symptoms struct {
 	// state of ec2netd, or nil and why there is none, with what to do.
 	state           *state.State
 	silence, remedy string
+	// waits says who has the ENIs until the next boot, if that is what ec2netd waits for.
+	waits string
 	// notEC2 says why ec2netd has nothing to do on this machine; empty where it has.
 	notEC2 string
 	// mistakes in the configuration.
@@ -152,6 +154,12 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 		// Nothing else has to be so here, and no other machine's service is asked.
 		found.notEC2 = s.notEC2
 		return found, nil
+	}
+	if found.state == nil {
+		if found.waits = c.waitsForBoot(); found.waits != "" {
+			// What is not as it shall be is so until then.
+			return found, nil
+		}
 	}
 	bus := &networkd.Client{Root: c.root}
 	defer bus.Close()
@@ -294,6 +302,11 @@ func diagnose(s *symptoms) []finding {
 	var d diagnosis
 	if s.notEC2 != "" {
 		d.warn("platform", platform.Advice, "%s: ec2netd configures nothing", s.notEC2)
+		d.mistakes(s.mistakes)
+		return d.findings
+	}
+	if s.waits != "" {
+		d.warn("ec2netd", takeOverNow, "%s", s.waits)
 		d.mistakes(s.mistakes)
 		return d.findings
 	}

@@ -47,6 +47,9 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{name: "healthy", change: func(*symptoms) {}},
 		{name: "without IPv6", change: func(s *symptoms) { s.state.Interfaces[1].IPv6NotApplicable = "it is disabled" }},
 		{"silent", func(s *symptoms) { s.state, s.silence, s.remedy = nil, "ec2netd is not there", "start it" }, levelProblem, "ec2netd", "not there", "start it"},
+		{"waiting for the boot", func(s *symptoms) {
+			*s = symptoms{silence: "ec2netd is not there", remedy: "enable it", waits: "until then NetworkManager does"}
+		}, levelWarning, "ec2netd", "until then NetworkManager does", "sudo ec2netctl takeover"},
 		{"no EC2 instance", func(s *symptoms) {
 			*s = symptoms{state: unsupported(), notEC2: "this machine is no EC2 instance"}
 		}, levelWarning, "platform", "no EC2 instance: ec2netd configures nothing", "Platform=any"},

@@ -341,10 +341,7 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 				t.Errorf("installing made %s %s", unit, state)
 			}
 		}
-		// F5
-		if out := l.fails("ec2netctl", "doctor"); !strings.Contains(out, "NetworkManager configures ENIs too: ") {
-			t.Errorf("while NetworkManager has the ENIs doctor says: %s", out)
-		}
+		l.waitsForBoot("NetworkManager")
 		presets := map[string]string{
 			"systemd-networkd.service": "enabled", "systemd-networkd-wait-online.service": "enabled", "systemd-resolved.service": "enabled",
 			"ec2netd.service": "enabled", "ec2netd.socket": "enabled", "ec2netd-wait-online.service": "enabled",
@@ -501,6 +498,23 @@ func onNetworkManager(o *vpc.InstanceOptions) {
 			}
 		}
 		return os.Chmod(filepath.Join(root, file), 0o600)
+	}
+}
+
+// waitsForBoot checks what is said between the installation and the next boot: who has the ENIs,
+// how long, and how to change it, and nothing else (F5).
+func (l *lab) waitsForBoot(owner string) {
+	l.t.Helper()
+	const now = "To have it take over now: sudo ec2netctl takeover"
+	says := "ec2netd is installed and configures the ENIs from the next boot on; until then " + owner + " does"
+	for _, as := range []func(...string) string{l.run, l.user} {
+		out := as("ec2netctl", "--no-pager", "doctor")
+		if flat := strings.Join(strings.Fields(out), " "); !strings.Contains(flat, says+" → "+now+" 0 problems, 1 warning.") || strings.Contains(out, "systemctl") {
+			l.t.Errorf("doctor says\n%s", out)
+		}
+	}
+	if out := l.fails("ec2netctl", "status"); !strings.HasSuffix(strings.TrimSpace(out), "ec2netctl: "+says+"\n"+now) {
+		l.t.Errorf("status says\n%s", out)
 	}
 }
 
