@@ -45,9 +45,6 @@ const (
 const (
 	firstRetry   = time.Second
 	slowestRetry = 10 * time.Second
-	// lookTime is the time between two looks whether the file is still there. They are taken
-	// only when Step is called anyway.
-	lookTime = 30 * time.Second
 )
 
 // Place is where a value is kept.
@@ -169,8 +166,7 @@ func (f *File[T]) Step(now time.Time) time.Time {
 	if f.Path == "" || (f.want == nil && f.bad == nil) {
 		return time.Time{}
 	}
-	if f.err == nil && !now.Before(f.looked.Add(lookTime)) {
-		f.looked = now
+	if f.err == nil {
 		if of, err := os.Lstat(f.Path); err != nil || !sameFile(of, f.of) {
 			f.disk = nil
 			f.store(now)
@@ -185,6 +181,9 @@ func (f *File[T]) Step(now time.Time) time.Time {
 	return f.due
 }
 
+// Hurry has the next Step not wait for the time of another try.
+func (f *File[T]) Hurry() { f.due = time.Time{} }
+
 // Err is why the value that was put last is not stored, nil if it is. It says what to do.
 func (f *File[T]) Err() error { return f.err }
 
@@ -196,12 +195,11 @@ type keeper struct {
 	bad  error
 	// disk is the content that is on disk, nil for none or another one. of is the file that
 	// has it.
-	disk   []byte
-	of     fs.FileInfo
-	err    error
-	delay  time.Duration
-	due    time.Time
-	looked time.Time
+	disk  []byte
+	of    fs.FileInfo
+	err   error
+	delay time.Duration
+	due   time.Time
 
 	// Tests replace these; nil for the system's.
 	write  func(path string, text []byte) error
@@ -215,7 +213,7 @@ func (f *File[T]) store(now time.Time) {
 		err = f.replace(f.Place)
 	}
 	if err == nil {
-		f.err, f.delay, f.due, f.looked = nil, 0, time.Time{}, now
+		f.err, f.delay, f.due = nil, 0, time.Time{}
 		return
 	}
 	f.failed(f.Path, err, f.invalidate(), now)

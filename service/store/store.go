@@ -36,6 +36,8 @@ type Store struct {
 	swept bool
 	// starts are the [plan.StartDropIn] that were there when Complete was last called.
 	starts map[string]bool
+	// had are the generated files that are in place, by path, see Restore.
+	had map[string]plan.File
 
 	files file.Reader
 }
@@ -297,6 +299,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 			}
 		}
 	}
+	s.hasOnly(wanted, keep)
 	return changes, nil
 }
 
@@ -426,11 +429,24 @@ func (s *Store) remove(p string, changes *Changes) error {
 		return file.Failed("removing", p, err)
 	}
 	changes.Removed = append(changes.Removed, p)
+	delete(s.had, p)
 	s.step()
 	return nil
 }
 
+// write brings a file to the disk, unless something of somebody else's is in its place.
 func (s *Store) write(want plan.File, units []Unit, changes *Changes) error {
+	err := s.writeFile(want, units, changes)
+	switch {
+	case changes.Refused[want.Path] != "":
+		delete(s.had, want.Path)
+	case err == nil:
+		s.has(want)
+	}
+	return err
+}
+
+func (s *Store) writeFile(want plan.File, units []Unit, changes *Changes) error {
 	if want.Target != "" {
 		return s.link(want, units, changes)
 	}
@@ -472,6 +488,10 @@ func (s *Store) makeDir(want plan.File) error {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
+		// In the daemon's sandbox a directory above it that somebody has removed cannot be made.
+		if _, gone := os.Stat(s.at(plan.Directory)); errors.Is(gone, fs.ErrNotExist) {
+			err = gone
+		}
 		return file.Failed("making the directory of", want.Path, err)
 	}
 	s.step()
@@ -532,15 +552,7 @@ func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
 			return nil
 		}
 	}
-	// Not renameio.Symlink: what a kill leaves of it is a directory of any name.
-	hidden := s.at(path.Join(path.Dir(want.Path), "."+path.Base(want.Path)+linkSuffix))
-	_ = os.Remove(hidden)
-	err = os.Symlink(want.Target, hidden)
-	s.step()
-	if err == nil {
-		err = os.Rename(hidden, s.at(want.Path))
-	}
-	if err != nil {
+	if err := s.symlink(want); err != nil {
 		return file.Failed("linking", want.Path+" to "+want.Target, err)
 	}
 	changes.wrote(want.Path)
