@@ -64,6 +64,7 @@ type Udev interface {
 
 // Store keeps the generated files.
 type Store interface {
+	Restore() (written []string, err error)
 	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
 	Withdraw(shall []plan.File) error
 	Prepare(shall []plan.File) error
@@ -235,6 +236,8 @@ type Agent struct {
 	bell     chan struct{}
 	// configurations are those to take up.
 	configurations chan configured
+	// restores are closed when what somebody has removed is there again.
+	restores chan chan struct{}
 
 	// Below: the loop's alone.
 	instance    metadata.Instance
@@ -300,6 +303,8 @@ type Agent struct {
 	storeErr    string
 	storeTry    attempt
 	refused     map[string]string
+	// restored are files that somebody had removed, until what follows from that is done.
+	restored []string
 	// rules are this daemon's policy rules, with the time when each last stood in a file
 	// or in the kernel. orphanAt is when rules that networkd has forgotten are to be
 	// removed, zero if there are none; orphanDelay the time to the try after.
@@ -443,6 +448,7 @@ func New(options Options) *Agent {
 		udevEnds:       make(chan udevDone, 1),
 		bell:           make(chan struct{}, 1),
 		configurations: make(chan configured),
+		restores:       make(chan chan struct{}),
 		targets:        make(map[string]*target),
 		links:          make(map[int]*link),
 		linkStates:     make(map[int]networkd.LinkState),
@@ -542,6 +548,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.begin(r)
 		case c := <-a.configurations:
 			a.takeUp(ctx, c)
+		case done := <-a.restores:
+			a.restoreAll(ctx, done)
 		case r := <-a.answers:
 			a.takeApplied(r, time.Now())
 		case <-timer.C:

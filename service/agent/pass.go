@@ -27,6 +27,12 @@ func (a *Agent) pass(ctx context.Context) {
 		a.nextLook = time.Now().Add(slowestLook)
 		return
 	}
+	if !a.restore() {
+		// What is configured stays, whatever the files that are left say.
+		a.decide()
+		a.publish(ctx, a.verify())
+		return
+	}
 	a.decide()
 	if a.gathering(time.Now()) {
 		a.Log.Debug("waiting for others that were attached too", "for", a.gather.expected)
@@ -399,20 +405,10 @@ func (a *Agent) act(ctx context.Context) bool {
 	a.prepare(a.Store.Withdraw)
 	changes, err := a.Store.Apply(a.plan.Files, keep)
 	a.refused = changes.Refused
-	a.storeErr = ""
-	if err != nil {
-		a.storeErr = err.Error()
-		if now := time.Now(); !now.Before(a.storeTry.next) {
-			a.storeTry.delay = min(max(2*a.storeTry.delay, firstStore), slowestStore)
-			a.storeTry.next = now.Add(a.storeTry.delay)
-		}
-		a.say("store", "Cannot write configuration files; trying again", "reason", err.Error())
-	} else {
-		a.storeTry = attempt{}
-		a.unsay("store")
-		if a.prepare(a.Store.Prepare) {
-			a.prepared = a.planned
-		}
+	changes.Written = append(changes.Written, a.restored...)
+	a.restored = nil
+	if a.stored(err) && a.prepare(a.Store.Prepare) {
+		a.prepared = a.planned
 	}
 	if changes.Any() {
 		a.generated.seen = false

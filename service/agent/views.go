@@ -99,18 +99,24 @@ func (a *Agent) save() {
 // stored is a file of the daemon's own.
 type stored interface {
 	Step(now time.Time) time.Time
+	Hurry()
 	Err() error
 }
 
-// keep stores what could not be stored once it can be (E10), and says what is not.
-func (a *Agent) keep(now time.Time) {
+// storedFiles are those files.
+func (a *Agent) storedFiles() []stored {
 	files := []stored{&a.views, &a.hintFile}
 	if a.Rules != nil {
 		files = append(files, a.Rules)
 	}
+	return files
+}
+
+// keep stores what could not be stored once it can be (E10), and says what is not.
+func (a *Agent) keep(now time.Time) {
 	before := a.unstored
 	a.keepAt, a.unstored = time.Time{}, ""
-	for i, f := range files {
+	for i, f := range a.storedFiles() {
 		if next := f.Step(now); a.keepAt.IsZero() || (!next.IsZero() && next.Before(a.keepAt)) {
 			a.keepAt = next
 		}

@@ -105,6 +105,8 @@ type world struct {
 	log          []string
 	poke         chan struct{}
 	store        *store.Store
+	// restoreErr is why files that somebody has removed cannot be written again.
+	restoreErr error
 }
 
 func newWorld(t testing.TB) *world {
@@ -544,7 +546,7 @@ func (w *world) place(name string) persist.Place {
 func (w *world) start(t testing.TB) (*Agent, func()) {
 	t.Helper()
 	a := New(Options{
-		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: w.store, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
+		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: restorer{w.store, w}, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
 		RefreshEvery: time.Minute, Views: w.place("views.json"), Hint: w.place("boot.json"), Sections: w.sections,
 		CPU: w.cpu, Trim: func() {}, Drivers: w.drivers,
@@ -559,6 +561,24 @@ func (w *world) start(t testing.TB) (*Agent, func()) {
 			t.Error(err)
 		}
 	}
+}
+
+// restorer is the store, which may fail to write files again.
+type restorer struct {
+	*store.Store
+	*world
+}
+
+func (r restorer) Look(file string) plan.UnitText { return r.Store.Look(file) }
+
+func (r restorer) Restore() ([]string, error) {
+	r.mu.Lock()
+	err := r.restoreErr
+	r.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return r.Store.Restore()
 }
 
 type logWriter struct{ *world }
