@@ -11,12 +11,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
@@ -234,7 +236,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 	// What is done each few seconds is little, and a fifth of its CPU time was that of
 	// threads which wake each other up.
 	runtime.GOMAXPROCS(1)
-	listeners, err := varlinkListeners()
+	listeners, err := activated()
 	if err != nil {
 		return err
 	}
@@ -242,7 +244,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 	for _, problem := range settings.Problems {
 		log.Warn("Configuration: " + problem.String())
 	}
-	if err := udev.Announce(runsLink, plan.NoPolicy); err != nil {
+	if err := announce(); err != nil {
 		log.Warn("networkd configures new ENIs before their own files are there", "reason", err.Error())
 	}
 	observer, err := kernel.NewObserver(settings.Drivers)
@@ -287,6 +289,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		options.Watchdog = func() { notify(log, daemon.SdNotifyWatchdog) }
 	}
 	var served api.Agent
+	var loop *agent.Agent
 	var parts []part
 	again := &reloader{hangups: hangups, root: "/", inForce: settings, log: log}
 	if reason := notEC2(settings.Platform); reason != "" {
@@ -299,7 +302,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		if err := leaveNetwork("/"); err != nil {
 			log.Warn("cloud-init may configure the network too", "reason", err.Error())
 		}
-		loop := agent.New(options)
+		loop = agent.New(options)
 		served, parts = loop, []part{watcher, loop}
 		again.agent = loop
 	}
@@ -309,9 +312,11 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 	if err != nil {
 		return err
 	}
-	servers := []task{bussed}
+	servers := []task{bussed, again, presenceOf(listeners, loop, bus, log)}
 	if len(listeners) > 0 {
-		linked, err := varlinkserver.New(varlinkserver.Options{Agent: served, Authorizer: authorizer, Listeners: listeners, Version: versionText(), Logger: log})
+		linked, err := varlinkserver.New(varlinkserver.Options{
+			Agent: served, Authorizer: authorizer, Listeners: slices.Collect(maps.Values(listeners)), Version: versionText(), Logger: log,
+		})
 		if err != nil {
 			return err
 		}
@@ -345,7 +350,6 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		// Clients that made systemd start the daemon wait until there is something to
 		// say. The bus is not waited for: at boot it starts later than this daemon.
 		start(servers...)
-		start(again)
 		notify(log, daemon.SdNotifyReady)
 		<-ctx.Done()
 		notify(log, daemon.SdNotifyStopping)
@@ -384,19 +388,19 @@ func notify(log *slog.Logger, what string) {
 	}
 }
 
-// varlinkListeners returns the sockets that systemd passed, none if it passed none.
-func varlinkListeners() ([]net.Listener, error) {
+// activated returns the sockets that systemd passed, by their names, none if it passed none.
+func activated() (map[string]net.Listener, error) {
 	byName, err := activation.ListenersWithNames()
 	if err != nil {
 		return nil, fmt.Errorf("taking over the sockets from systemd: %w", err)
 	}
-	var all []net.Listener
+	all := make(map[string]net.Listener, len(byName))
 	for name, listeners := range byName {
 		if (name != socketName && name != metricsName) || len(listeners) != 1 || listeners[0] == nil {
 			return nil, fmt.Errorf("systemd passed another socket than one named %q and one named %q: is FileDescriptorName= of ec2netd.socket or ec2netd-metrics.socket changed?",
 				socketName, metricsName)
 		}
-		all = append(all, listeners[0])
+		all[name] = listeners[0]
 	}
 	return all, nil
 }
