@@ -318,7 +318,7 @@ func (p *planned) compare(on *store.Store, units []store.Unit) error {
 		}
 		p.Removed = append(p.Removed, unwanted...)
 	}
-	p.Removed = append(p.Removed, on.UnwantedLinks(wanted, func(unit store.Unit) bool { return kept[unit.Name] })...)
+	p.Removed = append(p.Removed, on.UnwantedLinks(wanted, func(link string) bool { return kept[link] })...)
 	return nil
 }
 

@@ -39,7 +39,7 @@ func Sole(file *Text, link *Link) bool {
 		switch s.key {
 		case "MACAddress", "PermanentMACAddress":
 			sole = sole || sameMAC(s.value, link.MAC)
-		case "Name", "OriginalName":
+		case "Name":
 			sole = sole || s.value == link.Name
 		}
 	}

@@ -23,12 +23,12 @@ func TestGenerator(t *testing.T) {
 	p.GiveWay()
 	golden(t, p)
 
-	none := func(name string, in Input, network bool) {
+	none := func(name string, in Input) {
 		t.Helper()
 		p := Make(in)
 		p.GiveWay()
 		for _, f := range p.Files {
-			if !network && strings.HasPrefix(f.Path, netplans+"network") || strings.HasPrefix(f.Path, netplans+"link") {
+			if strings.HasPrefix(f.Path, netplans) {
 				t.Errorf("%s: %s", name, f.Path)
 			}
 		}
@@ -36,10 +36,10 @@ func TestGenerator(t *testing.T) {
 	taken := in
 	taken.Links = []Link{link}
 	taken.Links[0].Taken = "/etc/systemd/network/70-ens6.network"
-	none("the administrator's", taken, false)
+	none("the administrator's", taken)
 	unmanaged := in
 	unmanaged.Sections = []config.Section{{Managed: new(bool)}}
-	none("unmanaged", unmanaged, false)
+	none("unmanaged", unmanaged)
 	if text := text(Make(unmanaged)); strings.Contains(text, "10-netplan-all-en") {
 		t.Errorf("an unmanaged ENI is left out:\n%s", text)
 	}
@@ -67,12 +67,20 @@ func TestLeavesOut(t *testing.T) {
 	}
 }
 
+// A .link file of netplan's keeps no names away (G1).
+func TestNamesBesideGenerator(t *testing.T) {
+	for file, want := range map[string]NamesWhy{netplans + "link": NamesFree, "/etc/systemd/network/10-mine.link": NamesEarlier} {
+		if why, _ := KeepsNames(&ens6, UnitText{}, file); why != want {
+			t.Errorf("%s: %d, want %d", file, why, want)
+		}
+	}
+}
+
 // What is said for one link, and what for others too.
 func TestSole(t *testing.T) {
 	for content, want := range map[string]bool{
 		"[Match]\nMACAddress=02:00:00:00:01:11\nName=ens6\n": true,
 		"[Match]\nPermanentMACAddress=02:00:00:00:01:11\n":   true,
-		"[Match]\nOriginalName=ens6\n":                       true,
 		"[Match]\nName=ens6\n":                               true,
 		"[Match]\nName=en*\n":                                false,
 		"[Match]\nName=ens5 ens6\n":                          false,

@@ -79,7 +79,7 @@ const (
 	NamesHidden
 	// NamesElsewhere: a drop-in has it match other links.
 	NamesElsewhere
-	// NamesEarlier: another .link file goes before it.
+	// NamesEarlier: another .link file, which is no generator's, goes before it.
 	NamesEarlier
 )
 
@@ -98,7 +98,7 @@ func KeepsNames(link *Link, unit UnitText, applied string) (why NamesWhy, file s
 			return NamesElsewhere, culprit
 		}
 	}
-	// A generator has nothing against names.
+	// netplan writes no names, and cannot be told to.
 	if applied != "" && path.Base(applied) < own && !strings.HasPrefix(applied, Directory+"/70-") && !FromGenerator(applied) {
 		return NamesEarlier, applied
 	}

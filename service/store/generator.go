@@ -14,63 +14,54 @@ import (
 // completion is a directory of drop-ins of a generator's file that this daemon has completed
 // for a link, see [plan.Link].Generator. Its links are this daemon's, as the one tells by which
 // its own drop-in is found there.
-type completion struct {
-	Unit
-	in string
-}
+type completion struct{ link, dir string }
 
 // completions lists them.
 func (s *Store) completions() []completion {
 	var found []completion
-	for _, dir := range s.list(plan.Directory, "10-*.d") {
+	for _, dir := range s.list(plan.Directory, "10-*."+Network+".d") {
 		dir = path.Join(plan.Directory, dir)
-		if unit, ok := unitOf(s.Target(path.Join(dir, plan.DropInName))); ok {
-			found = append(found, completion{unit, dir})
+		if name, ok := linkOf(s.Target(path.Join(dir, plan.DropInName))); ok {
+			found = append(found, completion{name, dir})
 		}
 	}
 	return found
 }
 
-// unitOf returns the unit whose own drop-in, or an administrator's in place of it, a path is.
-func unitOf(dropIn string) (Unit, bool) {
+// linkOf returns the name of the link whose own drop-in, or an administrator's in place of it,
+// a path is.
+func linkOf(dropIn string) (string, bool) {
 	dir := path.Dir(dropIn)
-	if path.Base(dropIn) != plan.DropInName || !slices.Contains(unitDirs, path.Dir(dir)) {
-		return Unit{}, false
-	}
-	rest, is := strings.CutPrefix(path.Base(dir), "70-")
-	for _, kind := range []string{Network, Link} {
-		if name, ok := strings.CutSuffix(rest, "."+kind+".d"); is && ok {
-			return Unit{Name: name, Kind: kind}, true
-		}
-	}
-	return Unit{}, false
+	name, is := strings.CutPrefix(path.Base(dir), "70-")
+	name, isUnit := strings.CutSuffix(name, "."+Network+".d")
+	return name, is && isUnit && path.Base(dropIn) == plan.DropInName && slices.Contains(unitDirs, path.Dir(dir))
 }
 
 // leadsTo reports whether a link in the directory may lead to target.
 func (c completion) leadsTo(target string) bool {
 	dir := path.Dir(target)
 	base := path.Base(target) == BaseName && slices.Contains(unitDirs, dir)
-	own := path.Base(dir) == path.Base(c.dir()) && slices.Contains(unitDirs, path.Dir(dir))
+	own := path.Base(dir) == path.Base(plan.NetworkPath(c.link))+".d" && slices.Contains(unitDirs, path.Dir(dir))
 	return base || own || mirrored(target)
 }
 
 // completes reports whether a link was made by this daemon in a completion.
 func (s *Store) completes(p, target string) bool {
-	return slices.ContainsFunc(s.completions(), func(c completion) bool { return c.in == path.Dir(p) && c.leadsTo(target) })
+	return slices.ContainsFunc(s.completions(), func(c completion) bool { return c.dir == path.Dir(p) && c.leadsTo(target) })
 }
 
 // UnwantedLinks lists the links in drop-in directories of generators' files that are this daemon's
 // and not wanted, in the order in which they are to go: last the one that tells whose the others
 // are. Those of links that are kept are left out.
-func (s *Store) UnwantedLinks(wanted map[string]bool, kept func(Unit) bool) []string {
+func (s *Store) UnwantedLinks(wanted map[string]bool, kept func(link string) bool) []string {
 	var unwanted []string
 	for _, c := range s.completions() {
-		if kept(c.Unit) {
+		if kept(c.link) {
 			continue
 		}
-		names := slices.DeleteFunc(s.list(c.in, "*"), func(name string) bool { return name == plan.DropInName })
+		names := slices.DeleteFunc(s.list(c.dir, "*"), func(name string) bool { return name == plan.DropInName })
 		for _, name := range append(names, plan.DropInName) {
-			if p := path.Join(c.in, name); !wanted[p] && c.leadsTo(s.Target(p)) {
+			if p := path.Join(c.dir, name); !wanted[p] && c.leadsTo(s.Target(p)) {
 				unwanted = append(unwanted, p)
 			}
 		}
@@ -81,7 +72,7 @@ func (s *Store) UnwantedLinks(wanted map[string]bool, kept func(Unit) bool) []st
 // pruneGenerators removes what is not wanted in drop-in directories of generators' files: of links,
 // and of files with content.
 func (s *Store) pruneGenerators(links map[string]bool, content map[string]string, keep []Unit, changes *Changes) error {
-	kept := func(unit Unit) bool { return slices.Contains(keep, unit) }
+	kept := func(link string) bool { return slices.Contains(keep, Unit{Name: link, Kind: Network}) }
 	for _, p := range append(s.UnwantedLinks(links, kept), s.unwantedLeftOut(content)...) {
 		if err := s.remove(p, changes); err != nil {
 			return err
@@ -109,7 +100,7 @@ func (s *Store) unwantedLeftOut(content map[string]string) []string {
 
 // sweepCompletions removes what a run that was killed while writing left.
 func (s *Store) sweepCompletions() {
-	for _, dir := range s.list(plan.Directory, "10-*.d") {
+	for _, dir := range s.list(plan.Directory, "10-*."+Network+".d") {
 		dir = path.Join(plan.Directory, dir)
 		if of, err := os.Lstat(s.at(dir)); err != nil || !of.IsDir() {
 			continue

@@ -17,7 +17,6 @@ import (
 func completed(name, mac, text string) []plan.File {
 	dir := plan.Directory + "/10-netplan-" + name
 	return append(unit(name, mac, text),
-		plan.File{Path: dir + ".link.d/" + plan.DropInName, Target: plan.LinkDropIn(name)},
 		plan.File{Path: dir + ".network.d/" + plan.DropInName, Target: plan.NetworkDropIn(name)},
 		plan.File{Path: dir + ".network.d/" + plan.BaseLinkName, Target: base},
 		plan.File{Path: dir + ".network.d/lab.conf", Target: "/etc/systemd/network/80-ec2.network.d/lab.conf"},
@@ -70,22 +69,22 @@ func TestCompletions(t *testing.T) {
 		t.Errorf("again: %+v", changes)
 	}
 	// The base unit moved.
-	all[7].Target = "/etc/systemd/network/80-ec2.network"
+	all[6].Target = "/etc/systemd/network/80-ec2.network"
 	if changes := apply(t, s, all); !slices.Equal(changes.Written, []string{dir + "/" + plan.BaseLinkName}) || len(changes.Refused) > 0 {
 		t.Errorf("the base unit moved: %+v", changes)
 	}
 	// The administrator's drop-in in place of ours is what the generator's file has too.
-	all[6].Target = "/etc/systemd/network/70-ens6.network.d/" + plan.DropInName
+	all[5].Target = "/etc/systemd/network/70-ens6.network.d/" + plan.DropInName
 	apply(t, s, all)
-	if changes := apply(t, s, all); changes.Any() || s.Target(all[6].Path) != all[6].Target {
-		t.Errorf("the administrator's: %+v, %s", changes, s.Target(all[6].Path))
+	if changes := apply(t, s, all); changes.Any() || s.Target(all[5].Path) != all[5].Target {
+		t.Errorf("the administrator's: %+v, %s", changes, s.Target(all[5].Path))
 	}
 	if changes := apply(t, s, nil, Unit{"ens6", Network}, Unit{"ens6", Link}); changes.Any() {
 		t.Errorf("kept: %+v", changes)
 	}
 	// The YAML file has gone, and netplan's with it.
-	want := []string{plan.Directory + "/10-netplan-ens6.link.d/" + plan.DropInName, dir + "/" + plan.BaseLinkName, dir + "/lab.conf", dir + "/" + plan.DropInName}
-	if got := s.UnwantedLinks(map[string]bool{}, func(Unit) bool { return false }); !slices.Equal(got, want) {
+	want := []string{dir + "/" + plan.BaseLinkName, dir + "/lab.conf", dir + "/" + plan.DropInName}
+	if got := s.UnwantedLinks(map[string]bool{}, func(string) bool { return false }); !slices.Equal(got, want) {
 		t.Errorf("unwanted are %q", got)
 	}
 	apply(t, s, unit("ens6", mac, "one"))
@@ -93,7 +92,9 @@ func TestCompletions(t *testing.T) {
 	if diff := cmp.Diff(others, tree(t, s.Root)); diff != "" {
 		t.Error(diff)
 	}
-	if _, err := os.Lstat(s.at(plan.Directory + "/10-netplan-ens6.link.d")); err == nil {
+	apply(t, s, completed("ens7", mac, "one"))
+	apply(t, s, nil)
+	if _, err := os.Lstat(s.at(plan.Directory + "/10-netplan-ens7.network.d")); err == nil {
 		t.Error("an empty directory is left")
 	}
 }

@@ -343,7 +343,7 @@ func (t *Takeover) generated() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	within, err := glob(t.Root, networkFiles+"*.network.d/*", networkFiles+"*.link.d/*")
+	within, err := glob(t.Root, networkFiles+"*.network.d/*", networkFiles+"70-*.link.d/*")
 	if err != nil {
 		return nil, err
 	}
