@@ -114,14 +114,23 @@ func Dial(ctx context.Context, o Options) (_ *Conn, err error) {
 		return nil, fmt.Errorf("authenticating to the bus at %s: %w", path, err)
 	}
 	if err := inner.Hello(); err != nil {
-		return nil, fmt.Errorf("greeting the bus at %s: %w", path, err)
+		return nil, fmt.Errorf("greeting the bus at %s: %w", path, c.because(err))
 	}
 	for _, s := range o.Signals {
 		if err := c.subscribe(setup, s); err != nil {
-			return nil, fmt.Errorf("subscribing to the signal %s.%s of %s: %w", s.Interface, s.Member, s.Sender, err)
+			return nil, fmt.Errorf("subscribing to the signal %s.%s of %s: %w", s.Interface, s.Member, s.Sender, c.because(err))
 		}
 	}
 	return c, nil
+}
+
+// because returns why the connection has ended in place of what godbus calls any such end, that
+// the user has closed it.
+func (c *Conn) because(err error) error {
+	if reason := c.Err(); reason != nil && errors.Is(err, dbus.ErrClosed) {
+		return reason
+	}
+	return err
 }
 
 func (c *Conn) subscribe(ctx context.Context, s Signal) error {
