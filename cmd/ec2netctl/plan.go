@@ -134,11 +134,11 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 		in := plan.Input{Sections: s.config.ENIs, Assigned: s.store.Assigned("")}
 		in.Networkd.Keeps = (&networkd.Client{Root: c.root}).Keeps()
 		in.Base, in.BaseDropIns = s.store.Base()
-		names := s.store.Names()
+		networks := s.store.Networks()
 		for i := range s.kernel.Links {
 			l := &s.kernel.Links[i]
 			entry := plan.Observed(*l, s.kernel.Routes)
-			s.store.Complete(&entry, names)
+			s.store.Complete(&entry, networks)
 			if applied, ok := (&udev.Udev{Root: s.store.Root}).LinkFile(l.Index); ok {
 				entry.TakePolicy(s.store.Policies(), s.store.Policy(applied))
 			}

@@ -73,12 +73,12 @@ type Store interface {
 	Read(path string) string
 	Base() (unit string, dropIns []string)
 	Target(path string) string
-	Complete(link *plan.Link, names []string)
+	Complete(link *plan.Link, networks *store.Networks)
 	Policies() []plan.UnitText
 	Policy(applied string) string
 	Assigned(presumed string) map[string]plan.Numbers
 	Look(file string) plan.UnitText
-	Names() []string
+	Networks() *store.Networks
 	Rules() ([]plan.Rule, error)
 	Addresses() (map[plan.OwnAddress]bool, error)
 	Stamp(files ...string) string

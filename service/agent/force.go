@@ -137,8 +137,9 @@ func (a *Agent) shadowed(eni *plan.ENI, file string) string {
 // does not tell.
 func (a *Agent) unmanagedBy(eni *plan.ENI) (state.ENI, string) {
 	own := path.Base(plan.NetworkPath(eni.Link.Name))
-	for _, name := range a.Store.Names() {
-		unit := a.Store.Look(name)
+	networks := a.Store.Networks()
+	for _, name := range networks.Names {
+		unit := networks.Look(name)
 		if unit.Path == "" || unit.Masked {
 			continue
 		}

@@ -297,10 +297,10 @@ func (a *Agent) decide() {
 			in.Views[mac] = *t.view
 		}
 	}
-	policies, names := a.Store.Policies(), a.Store.Names()
+	policies, networks := a.Store.Policies(), a.Store.Networks()
 	for _, l := range a.snapshot.Links {
 		entry := plan.Observed(l, a.snapshot.Routes)
-		a.Store.Complete(&entry, names)
+		a.Store.Complete(&entry, networks)
 		if applied, ok := a.Udev.LinkFile(l.Index); ok {
 			entry.TakePolicy(policies, a.Store.Policy(applied))
 		}

@@ -274,7 +274,7 @@ func (w *world) apply() {
 // applyMTU sets the MTU that files say.
 func (w *world) applyMTU(l *kernel.Link) {
 	entry := plan.Link{Link: *l}
-	w.store.Complete(&entry, w.store.Names())
+	w.store.Complete(&entry, w.store.Networks())
 	if l.MTU = 1500; entry.Bytes != 0 {
 		l.MTU = entry.Bytes
 	} else if strings.Contains(entry.Current, "MTUBytes=9001") {

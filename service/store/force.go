@@ -167,9 +167,29 @@ func (s *Store) text(p string) plan.Text {
 	return plan.Text{Path: p, Source: source, Content: content}
 }
 
-// Names lists the names of all .network files, in the order in which networkd looks at
-// them.
-func (s *Store) Names() []string { return s.names("*.network") }
+// Networks are the .network files of one moment: each is read once at most, however many links are
+// compared with it.
+type Networks struct {
+	// Names are those of all files, in the order in which networkd looks at them.
+	Names []string
+	store *Store
+	units map[string]plan.UnitText
+}
+
+// Networks lists the .network files.
+func (s *Store) Networks() *Networks {
+	return &Networks{Names: s.names("*.network"), store: s, units: make(map[string]plan.UnitText)}
+}
+
+// Look is [Store.Look]. The texts are not to be changed.
+func (n *Networks) Look(name string) plan.UnitText {
+	unit, known := n.units[name]
+	if !known {
+		unit = n.store.Look(name)
+		n.units[name] = unit
+	}
+	return unit
+}
 
 // Rules are the policy rules by source that stand in any .network file or drop-in,
 // whosoever's, in force or not.

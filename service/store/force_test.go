@@ -100,7 +100,7 @@ func TestLook(t *testing.T) {
 	if got := s.Look("70-ens7.network"); got.Path != "" || got.Masked {
 		t.Errorf("%+v", got)
 	}
-	if got := s.Names(); !slices.Equal(got, []string{"70-ens6.network", BaseName}) {
+	if got := s.Networks().Names; !slices.Equal(got, []string{"70-ens6.network", BaseName}) {
 		t.Errorf("%q", got)
 	}
 	stamp := s.Stamp(base)

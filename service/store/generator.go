@@ -117,22 +117,21 @@ func (s *Store) sweepCompletions() {
 
 // generator returns the file of a generator that networkd will use for a link in place of its own
 // unit, or would without this daemon's drop-ins: sole if it is for no other link. Shared are those
-// before it that are for several links, and of which ENIs can be left out. Names are those of all
-// .network files.
-func (s *Store) generator(link *plan.Link, names []string) (sole string, shared []string) {
+// before it that are for several links, and of which ENIs can be left out.
+func (s *Store) generator(link *plan.Link, networks *Networks) (sole string, shared []string) {
 	own := path.Base(plan.NetworkPath(link.Name))
-	for _, name := range names {
+	for _, name := range networks.Names {
 		if name > own || (name == own && !s.fromKernelLine(Unit{Name: link.Name, Kind: Network})) {
 			break
 		}
-		unit := s.Look(name)
+		unit := networks.Look(name)
 		if unit.Path == "" || unit.Masked {
 			continue
 		}
 		made := plan.FromGenerator(unit.Path) || unit.Path == plan.NetworkPath(link.Name)
 		if made {
 			dir := plan.GeneratorDir(unit.Path)
-			unit.Texts = slices.DeleteFunc(unit.Texts, func(text plan.Text) bool {
+			unit.Texts = slices.DeleteFunc(slices.Clone(unit.Texts), func(text plan.Text) bool {
 				return path.Dir(text.Path) == dir && (text.Generated() || text.Source != text.Path)
 			})
 		}

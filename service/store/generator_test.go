@@ -136,7 +136,7 @@ func TestGenerator(t *testing.T) {
 		}
 		l := plan.Link{}
 		l.Name, l.MAC, l.Driver = "ens6", "02:00:00:00:00:0a", "ena"
-		s.Complete(&l, s.Names())
+		s.Complete(&l, s.Networks())
 		if l.Generator != c.want || !slices.Equal(l.Shared, c.shared) {
 			t.Errorf("%s: %q, and %q", name, l.Generator, l.Shared)
 		}
@@ -145,7 +145,7 @@ func TestGenerator(t *testing.T) {
 			write(t, s.at(plan.GeneratorDir(shared)+"/"+plan.DropInName), "# Written by ec2netd\n[Match]\nDriver=!ena\n")
 		}
 		if l.Generator == "" {
-			if s.Complete(&l, s.Names()); !slices.Equal(l.Shared, c.shared) {
+			if s.Complete(&l, s.Networks()); !slices.Equal(l.Shared, c.shared) {
 				t.Errorf("%s, left out: %q", name, l.Shared)
 			}
 			continue
@@ -157,7 +157,7 @@ func TestGenerator(t *testing.T) {
 		dir := plan.GeneratorDir(l.Generator)
 		apply(t, s, append(unit("ens6", l.MAC, ""), plan.File{Path: path.Join(dir, plan.DropInName), Target: plan.NetworkDropIn("ens6")},
 			plan.File{Path: path.Join(dir, plan.BaseLinkName), Target: base}))
-		if s.Complete(&l, s.Names()); l.Generator != c.want || l.Bytes != c.mtu || !slices.Equal(l.Shared, c.shared) {
+		if s.Complete(&l, s.Networks()); l.Generator != c.want || l.Bytes != c.mtu || !slices.Equal(l.Shared, c.shared) {
 			t.Errorf("%s, completed: %q with an MTU of %d", name, l.Generator, l.Bytes)
 		}
 	}
@@ -177,7 +177,7 @@ func TestKernelLine(t *testing.T) {
 	l.Index, l.Name, l.MAC, l.Driver = 3, "ens6", "02:00:00:00:00:0a", "ena"
 	view := metadata.ENI{MAC: l.MAC, ID: "eni-0123456789abcdef0", IPv4: []netip.Addr{netip.MustParseAddr("10.0.1.10")}, IPv4Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}}
 	for _, unit := range []string{base, "/etc/systemd/network/80-ec2.network", base} {
-		s.Complete(&l, s.Names())
+		s.Complete(&l, s.Networks())
 		if l.Generator != own || l.Taken != "" {
 			t.Errorf("%+v", l)
 		}

@@ -56,9 +56,9 @@ func TestStrangeFiles(t *testing.T) {
 				want := slices.Concat(files("ens5"), files("ens6"), []plan.File{{Path: plan.HoldPath, Content: "[X-EC2]\n"}})
 				_, _ = s.Apply(want, nil)
 				_ = s.Release()
-				s.Complete(&plan.Link{}, s.Names())
+				s.Complete(&plan.Link{}, s.Networks())
 				_, dropIns := s.Base()
-				for _, unit := range append(s.Names(), "70-ens6.network", BaseName, "10-other.network") {
+				for _, unit := range append(s.Networks().Names, "70-ens6.network", BaseName, "10-other.network") {
 					s.Look(unit)
 				}
 				_, _ = s.Rules()
@@ -108,7 +108,7 @@ func TestManyFiles(t *testing.T) {
 	if err != nil || len(units) != 1 || units[0].Name != "ens5" {
 		t.Errorf("%v, %v", units, err)
 	}
-	if names := s.Names(); !slices.Equal(names, []string{"70-ens5.network", BaseName}) {
+	if names := s.Networks().Names; !slices.Equal(names, []string{"70-ens5.network", BaseName}) {
 		t.Errorf("%q", names)
 	}
 	apply(t, s, slices.Concat(files("ens5"), files("ens6")))

@@ -109,7 +109,7 @@ func TestStartMeanwhile(t *testing.T) {
 	}
 	look := func() (there bool) {
 		link := plan.Link{Link: kernel.Link{Name: "ens6", MAC: "02:00:00:00:01:10"}}
-		s.Complete(&link, s.Names())
+		s.Complete(&link, s.Networks())
 		return link.StartFile
 	}
 	begin := func() {

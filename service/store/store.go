@@ -192,8 +192,8 @@ func (s *Store) Units() ([]Unit, error) {
 }
 
 // Complete fills in what the disk has for a link: the drop-in, and files of somebody
-// else's. Names are those of all .network files, see [Store.Names].
-func (s *Store) Complete(link *plan.Link, names []string) {
+// else's.
+func (s *Store) Complete(link *plan.Link, networks *Networks) {
 	link.Current, link.Extent = s.Read(plan.NetworkDropIn(link.Name)), s.Extent(link.Name)
 	link.StartFile = s.regular(plan.StartDropIn(link.Name))
 	if s.starts == nil {
@@ -204,14 +204,14 @@ func (s *Store) Complete(link *plan.Link, names []string) {
 		// It is of another ENI that had the name.
 		link.Current = ""
 	}
-	unit := s.Look(path.Base(plan.NetworkPath(link.Name)))
+	unit := networks.Look(path.Base(plan.NetworkPath(link.Name)))
 	if unit.Path == "" {
-		unit = s.Look(BaseName)
+		unit = networks.Look(BaseName)
 	}
-	if link.Generator, link.Shared = s.generator(link, names); link.Generator != "" {
+	if link.Generator, link.Shared = s.generator(link, networks); link.Generator != "" {
 		link.DropIns = s.ownDropIns(link.Name)
 		// What is read under its name, and as long as nothing of this daemon's is, what will be.
-		of := s.Look(path.Base(link.Generator))
+		of := networks.Look(path.Base(link.Generator))
 		unit.Texts = slices.Concat(of.Texts, unit.Texts)
 	}
 	link.MTUSetting, link.PortSetting = plan.MTUOf(unit), plan.PortOf(unit)
