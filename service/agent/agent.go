@@ -281,7 +281,9 @@ type Agent struct {
 	// reloadDue: networkd must be asked to reload, reloadTry when, if it has refused.
 	// forgotten: files of detached ENIs went without a reload, so networkd still has them
 	// in memory.
-	reloadDue   bool
+	reloadDue bool
+	// reloaded is when networkd last answered that it has reloaded.
+	reloaded    time.Time
 	reloadTry   attempt
 	forgotten   bool
 	reloads     uint64

@@ -16,7 +16,8 @@ import (
 const (
 	// takenTime is how long something must be gone: networkd may be at work. routerTime is
 	// that of the default routes by router advertisements, which 252 drops with each reload
-	// of the link and has again a second later.
+	// of the link and has again a second later; and of what goes within takenTime of a reload:
+	// networkd answers before it drops a lease, which on 252 is back two seconds later.
 	takenTime  = time.Second
 	routerTime = 3 * time.Second
 	// contestedTimes is how often something must have been taken away, and come back, until
@@ -31,8 +32,10 @@ type gone struct {
 	// whole: since networkd was last at work on it the ENI had all but what routers advertise,
 	// routed: that too. On 252 that takes a while longer.
 	whole, routed bool
-	// since when something is gone; zero if nothing is.
+	// since when something is gone; zero if nothing is. early: networkd had just begun with the
+	// link then.
 	since time.Time
+	early bool
 	// times is how often something was taken away, last when networkd was last asked to bring
 	// it back, delay how long the next time is put off from then.
 	times int
@@ -59,7 +62,7 @@ func (g *gone) due(lost *plan.Lost, l *link, now time.Time) (time.Time, bool) {
 	switch {
 	case g.hurry && (g.whole || now.Sub(l.since) >= explainTime):
 		return now, true
-	case g.whole && lost.ByRouter:
+	case g.whole && (lost.ByRouter || g.early):
 		at = g.since.Add(routerTime)
 	case g.whole:
 	case lost.Own && g.times > 0:
@@ -111,7 +114,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 		}
 	}
 	if g.since.IsZero() {
-		g.since = now
+		g.since, g.early = now, min(now.Sub(a.reloaded), now.Sub(l.since)) < takenTime
 	}
 	at, ok := g.due(&lost, l, now)
 	if !ok {

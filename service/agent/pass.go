@@ -543,7 +543,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 		return true
 	}
 	a.unsay("reload")
-	a.networkdErr, a.reloadTry = "", attempt{}
+	a.networkdErr, a.reloadTry, a.reloaded = "", attempt{}, time.Now()
 	a.reloadDue, a.forgotten, a.holdInForce = false, false, a.holdThere()
 	for _, r := range a.waiting {
 		r.reloaded = true

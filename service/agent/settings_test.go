@@ -46,6 +46,48 @@ func (w *world) asked() int {
 	return w.reconfigures
 }
 
+// B10, E7: an address that goes as networkd has just reloaded has two seconds to come back, as
+// that of a DHCPv6 lease does on 252; nobody has taken it away. What somebody takes later is back
+// sooner.
+func TestLostAtReload(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		for _, c := range []struct{ after, away, repaired time.Duration }{
+			{10 * time.Millisecond, 2 * time.Second, 0},
+			{10 * time.Millisecond, time.Minute, 4 * time.Second},
+			{2 * time.Second, time.Minute, 2 * time.Second},
+		} {
+			settle(5 * time.Minute) // what was taken before is forgotten
+			must(t, a, "ens6", state.ENIConfigured)
+			w.set(func() { w.leaseless = true })
+			repairs := w.repairs()
+			_, reloads, _ := w.counts()
+			w.put(t, plan.NetworkDropIn("ens6"), w.store.Read(plan.NetworkDropIn("ens6"))+"# changed\n")
+			w.ring()
+			for now := reloads; now == reloads; _, now, _ = w.counts() {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(c.after)
+			var before []kernel.Address
+			w.set(func() { before = w.links[1].Addresses })
+			w.lose("ens6")
+			began := time.Now()
+			for time.Since(began) < c.away && w.repairs() == repairs {
+				time.Sleep(10 * time.Millisecond)
+			}
+			took := time.Since(began)
+			if repaired := w.repairs() > repairs; repaired != (c.repaired > 0) || (repaired && took > c.repaired) {
+				t.Errorf("lost %v after a reload: repaired %v after %v", c.after, repaired, took)
+			}
+			w.set(func() { w.leaseless, w.links[1].Addresses = false, before })
+			w.ring()
+		}
+	})
+}
+
 // E5: an ENI that lost its address is configured anew, not too soon, less and less
 // often, and is shown as degraded meanwhile.
 func TestWatchdog(t *testing.T) {
