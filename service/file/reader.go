@@ -21,8 +21,9 @@ type unixStat = syscall.Stat_t
 type Reader struct {
 	mu   sync.Mutex
 	read map[string]content
-	// size of all that is kept.
+	// size of all that is kept, and when it was last looked for what nobody asks for.
 	size   int
+	pruned time.Time
 	failed map[string]failure
 }
 
@@ -92,9 +93,12 @@ func (r *Reader) forget(path string) {
 }
 
 func (r *Reader) keep(path string, c content) {
-	for old, kept := range r.read {
-		if time.Since(kept.asked) > keepTime {
-			r.forget(old)
+	if now := time.Now(); now.Sub(r.pruned) > keepTime/10 {
+		r.pruned = now
+		for old, kept := range r.read {
+			if now.Sub(kept.asked) > keepTime {
+				r.forget(old)
+			}
 		}
 	}
 	r.forget(path)

@@ -74,26 +74,21 @@ func (s *Store) has(f plan.File) {
 // does not know yet of the latter an earlier run of the daemon has written: it is on disk.
 func (s *Store) hasOnly(wanted map[string]bool, keep []Unit) {
 	kept := make(map[string]bool)
+	var unknown []Unit
 	for _, unit := range keep {
 		kept[unit.unit()], kept[unit.dir()] = true, true
-		if _, known := s.had[unit.dropIn()]; known || wanted[unit.dropIn()] {
-			continue
+		if _, known := s.had[unit.dropIn()]; !known && !wanted[unit.dropIn()] {
+			unknown = append(unknown, unit)
 		}
-		found, err := s.Unwanted(unit, nil)
-		if err != nil {
-			continue
-		}
-		found = append(found, s.UnwantedLinks(nil, func(link string) bool { return unit != Unit{link, Network} })...)
-		for _, p := range found {
-			f := plan.File{Path: p, Target: s.Target(p)}
-			if f.Target == "" {
-				f.Content = s.Read(p)
-			}
-			// What is for the start of networkd goes by itself.
-			if path.Base(p) != plan.StartDropInName && (f.Target != "" || f.Content != "") {
-				s.has(f)
+	}
+	if len(unknown) > 0 {
+		found := s.UnwantedLinks(nil, func(link string) bool { return !slices.Contains(unknown, Unit{link, Network}) })
+		for _, unit := range unknown {
+			if of, err := s.Unwanted(unit, nil); err == nil {
+				found = append(found, of...)
 			}
 		}
+		s.hasFound(found)
 	}
 	for p, f := range s.had {
 		// What completes a generator's file by the unit's own drop-in.
@@ -104,6 +99,20 @@ func (s *Store) hasOnly(wanted map[string]bool, keep []Unit) {
 	maps.DeleteFunc(s.had, func(p string, _ plan.File) bool {
 		return !wanted[p] && !kept[p] && !kept[path.Dir(p)]
 	})
+}
+
+// hasFound notes files of the daemon's that are on disk.
+func (s *Store) hasFound(found []string) {
+	for _, p := range found {
+		f := plan.File{Path: p, Target: s.Target(p)}
+		if f.Target == "" {
+			f.Content = s.Read(p)
+		}
+		// What is for the start of networkd goes by itself.
+		if path.Base(p) != plan.StartDropInName && (f.Target != "" || f.Content != "") {
+			s.has(f)
+		}
+	}
 }
 
 // symlink makes a symbolic link in the place of whatever is there.
