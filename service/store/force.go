@@ -110,11 +110,19 @@ func (s *Store) readable(p string) bool {
 
 // Look reads what networkd and udevd read under the name of a unit file.
 func (s *Store) Look(name string) plan.UnitText {
+	return s.look(name, func(string, string) bool { return true })
+}
+
+// look is Look; what has no entry in a directory is not looked for there.
+func (s *Store) look(name string, entry func(dir, name string) bool) plan.UnitText {
 	var unit plan.UnitText
 	byName := make(map[string]string)
 	for _, dir := range slices.Backward(unitDirs) {
-		if p := path.Join(dir, name); s.exists(p) {
+		if p := path.Join(dir, name); entry(dir, name) && s.exists(p) {
 			unit.Path, unit.Masked = p, s.masked(p)
+		}
+		if !entry(dir, name+".d") {
+			continue
 		}
 		for _, dropIn := range s.list(path.Join(dir, name+".d"), "*.conf") {
 			if p := path.Join(dir, name+".d", dropIn); s.exists(p) {
@@ -174,18 +182,31 @@ type Networks struct {
 	Names []string
 	store *Store
 	units map[string]plan.UnitText
+	// entries are what is in the directories of networkd, by path; nil for too many to know.
+	entries map[string]bool
 }
 
 // Networks lists the .network files.
 func (s *Store) Networks() *Networks {
-	return &Networks{Names: s.names("*.network"), store: s, units: make(map[string]plan.UnitText)}
+	n := &Networks{Names: s.names("*.network"), store: s, units: make(map[string]plan.UnitText), entries: make(map[string]bool)}
+	for _, dir := range unitDirs {
+		names, err := file.List(s.at(dir), "*")
+		if err != nil {
+			n.entries = nil
+			break
+		}
+		for _, name := range names {
+			n.entries[dir+"/"+name] = true
+		}
+	}
+	return n
 }
 
 // Look is [Store.Look]. The texts are not to be changed.
 func (n *Networks) Look(name string) plan.UnitText {
 	unit, known := n.units[name]
 	if !known {
-		unit = n.store.Look(name)
+		unit = n.store.look(name, func(dir, entry string) bool { return n.entries == nil || n.entries[dir+"/"+entry] })
 		n.units[name] = unit
 	}
 	return unit
