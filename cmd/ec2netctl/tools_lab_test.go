@@ -85,6 +85,14 @@ func TestLabTools(t *testing.T) { // H5, H6, F3, I1, I6
 				t.Fatal(err)
 			}
 			l.want("root", 0, nil, "ec2netctl", "wait-online", "--timeout=60", "-i", l.eni.ID(), "-i", l.inst.Primary().ID())
+			// The metadata tells what is secondary up to a second later.
+			for _, late := range []string{l.eni.IPv4()[1].String(), l.eni.IPv4()[2].String(), l.eni.Prefixes()[0].String()} {
+				l.until("status shows "+late, func() bool {
+					out, _ := l.run("root", "ec2netctl", "status", "--no-pager")
+					return strings.Contains(out, late)
+				})
+			}
+			l.want("root", 0, nil, "ec2netctl", "wait-online", "--timeout=60", "-i", l.eni.ID())
 			l.status()
 			l.diff()
 			l.plan()
