@@ -269,7 +269,12 @@ func TestLabOldPackage(t *testing.T) { // I4
 		l.onNetworkd("80-ec2.network")
 		l.oldRuns(number)
 		l.staysOnUpgrade()
-		l.hitless("installing", func() { l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb") })
+		l.hitless("installing", func() {
+			out := l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+			if n := strings.Count(out, "To have it take over now: sudo ec2netctl takeover"); n != 1 {
+				t.Errorf("installing says %d times what is to be done:\n%s", n, out)
+			}
+		})
 		if out := l.leftOfOld(); out != "" {
 			t.Errorf("after installing there is of the old package:\n%s", out)
 		}

@@ -77,6 +77,10 @@ done
 # The units of amazon-ec2-net-utils go on running without their files. Stopping them
 # touches no address, route or rule; its files in /run stay in force until ec2netd starts.
 if [ -d /run/systemd/system ]; then
+	if [ $masked = no ] && ! systemctl is-active --quiet ec2netd.service &&
+		[ -n "$(find /run/systemd/network -path '*.network.d/ec2net_*.conf' 2>/dev/null)" ]; then
+		echo "amazon-ec2-net-utils is stopped, and ec2netd follows changes from the next boot on. To have it take over now: sudo ec2netctl takeover"
+	fi
 	systemctl stop 'refresh-policy-routes@*.timer' 'refresh-policy-routes@*.service' 'policy-routes@*.service' || :
 	systemctl reset-failed 'refresh-policy-routes@*' 'policy-routes@*' 2>/dev/null || :
 fi
