@@ -233,7 +233,7 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/ec2netd.socket units/ec2netd-metrics.socket
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network units/80-ec2.network
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d units/udev/80-ec2netd.rules
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link units/cloud-init.cfg
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link units/cloud-init.cfg units/no-addresses.conf
 	install -d $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d
 	ln -sfn /run/ec2netd/cloud-init.cfg $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d/95-ec2netd.cfg
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d units/networkd.conf.d/80-ec2netd.conf

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"maps"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -10,6 +11,13 @@ import (
 // BaseLinkName is the file name of the link to the base unit among the drop-ins of a
 // generator's file, before the others: there the base unit comes before them too.
 const BaseLinkName = "00-ec2netd-base.conf"
+
+// ClearName is the file name of the link to NoAddresses among the drop-ins of a generator's file,
+// before all others. That takes away the addresses of the file itself (systemd.network(5)).
+const (
+	ClearName   = "00-ec2netd-addresses.conf"
+	NoAddresses = "/usr/lib/ec2netd/no-addresses.conf"
+)
 
 // FromGenerator reports whether a .network or .link file is made by a program of what others
 // say: by netplan at each boot of its YAML files, or by cloud-init's renderer for networkd.
@@ -110,6 +118,10 @@ func generatorFiles(eni *ENI, in Input) []File {
 		// It leads nowhere most of the time, and must be there when networkd starts.
 		targets[StartDropInName] = StartDropIn(link.Name)
 	}
+	// networkd 252 calls Address= without a value invalid (measured).
+	if keepsAll(in.Networkd) && eni.cleared() {
+		targets[ClearName] = NoAddresses
+	}
 	for _, dropIn := range slices.Concat(in.BaseDropIns, link.DropIns) {
 		targets[path.Base(dropIn)] = dropIn
 	}
@@ -120,4 +132,16 @@ func generatorFiles(eni *ENI, in Input) []File {
 		files = append(files, File{Path: path.Join(dir, name), Target: targets[name]})
 	}
 	return files
+}
+
+// cleared reports whether the addresses in a generator's file are not to count: cloud-init has had
+// them from the metadata in the first boot, with the length of the subnet's prefix, so that one of
+// them is the first on the link and not the primary one, and any of them stays when EC2 has
+// withdrawn it. Those that the ENI has now stand in its drop-in. None counts as told by EC2 that is
+// outside of the ENI's subnets.
+func (e *ENI) cleared() bool {
+	subnets := slices.Concat(e.View.IPv4Subnets, e.View.IPv6Subnets)
+	return len(e.Link.FirstBoot) > 0 && !slices.ContainsFunc(e.Link.FirstBoot, func(a netip.Addr) bool {
+		return !slices.ContainsFunc(subnets, func(subnet netip.Prefix) bool { return subnet.Contains(a) })
+	})
 }

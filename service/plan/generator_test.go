@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -42,6 +43,40 @@ func TestGenerator(t *testing.T) {
 	none("unmanaged", unmanaged)
 	if text := text(Make(unmanaged)); strings.Contains(text, "10-netplan-all-en") {
 		t.Errorf("an unmanaged ENI is left out:\n%s", text)
+	}
+}
+
+// F3: of what cloud-init wrote in the first boot the addresses do not count, as long as they can
+// be what EC2 had told.
+func TestFirstBoot(t *testing.T) {
+	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
+	link := leased(1, &v)
+	link.Generator = netplans + "network"
+	for _, c := range []struct {
+		addresses []netip.Addr
+		new       bool
+		want      bool
+	}{
+		{nil, true, false},
+		{addrs("10.0.1.21"), true, true},
+		{addrs("10.0.1.21"), false, false},
+		{addrs("10.0.1.21", "10.0.1.99"), true, true}, // EC2 has withdrawn that
+		{addrs("10.0.1.21", "192.0.2.1"), true, false},
+	} {
+		link.FirstBoot = c.addresses
+		in := input([]Link{link}, v)
+		in.Networkd = Networkd{Running: true, Varlink: c.new, Keeps: c.new}
+		p := Make(in)
+		p.GiveWay()
+		var found []File
+		for _, f := range p.Files {
+			if f.Target == NoAddresses {
+				found = append(found, f)
+			}
+		}
+		if got := len(found) == 1 && found[0].Path == netplans+"network.d/"+ClearName; got != c.want || len(found) > 1 {
+			t.Errorf("%v: %v", c.addresses, found)
+		}
 	}
 }
 

@@ -202,6 +202,9 @@ type Link struct {
 	// are the drop-ins of others for the own unit then.
 	Generator string
 	DropIns   []string
+	// FirstBoot are the static addresses that cloud-init has put there in the first boot of the
+	// instance, if there are no others.
+	FirstBoot []netip.Addr
 	// Shared are such files that are for several links, and of which ENIs can be left out.
 	Shared []string
 	// StartFile: the link's [StartDropIn] is there. Settled: networkd has had some seconds since

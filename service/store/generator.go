@@ -1,6 +1,7 @@
 package store
 
 import (
+	"net/netip"
 	"os"
 	"path"
 	"slices"
@@ -42,7 +43,7 @@ func (c completion) leadsTo(target string) bool {
 	dir := path.Dir(target)
 	base := path.Base(target) == BaseName && slices.Contains(unitDirs, dir)
 	own := path.Base(dir) == path.Base(plan.NetworkPath(c.link))+".d" && slices.Contains(unitDirs, path.Dir(dir))
-	return base || own || mirrored(target)
+	return base || own || target == plan.NoAddresses || mirrored(target)
 }
 
 // completes reports whether a link was made by this daemon in a completion.
@@ -148,6 +149,31 @@ func (s *Store) generator(link *plan.Link, networks *Networks) (sole string, sha
 		}
 	}
 	return "", shared
+}
+
+// cloudInitYAML is what cloud-init writes for netplan.
+const cloudInitYAML = "/etc/netplan/50-cloud-init.yaml"
+
+// firstBoot are the static addresses in a generator's file if cloud-init has written all of them.
+func (s *Store) firstBoot(unit plan.UnitText) []netip.Addr {
+	var all []netip.Addr
+	for _, own := range plan.AddressesIn(unit.Texts[0].Content) {
+		all = append(all, own.Address)
+	}
+	if len(all) == 0 || strings.HasPrefix(path.Base(unit.Path), "10-cloud-init-") {
+		return all
+	}
+	var written []netip.Addr
+	isMark := func(r rune) bool { return strings.ContainsRune(" \t\r\n,\"'[]{}/", r) }
+	for word := range strings.FieldsFuncSeq(s.Read(cloudInitYAML), isMark) {
+		if address, err := netip.ParseAddr(word); err == nil {
+			written = append(written, address)
+		}
+	}
+	if slices.ContainsFunc(all, func(a netip.Addr) bool { return !slices.Contains(written, a) }) {
+		return nil
+	}
+	return all
 }
 
 // fromKernelLine reports whether systemd-network-generator has made what is in the place of a unit.

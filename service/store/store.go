@@ -208,10 +208,12 @@ func (s *Store) Complete(link *plan.Link, networks *Networks) {
 	if unit.Path == "" {
 		unit = networks.Look(BaseName)
 	}
+	link.FirstBoot = nil
 	if link.Generator, link.Shared = s.generator(link, networks); link.Generator != "" {
 		link.DropIns = s.ownDropIns(link.Name)
 		// What is read under its name, and as long as nothing of this daemon's is, what will be.
 		of := networks.Look(path.Base(link.Generator))
+		link.FirstBoot = s.firstBoot(of)
 		unit.Texts = slices.Concat(of.Texts, unit.Texts)
 	}
 	link.MTUSetting, link.PortSetting = plan.MTUOf(unit), plan.PortOf(unit)
