@@ -351,6 +351,10 @@ func (t *Takeover) generated() ([]string, error) {
 		if info, err := os.Lstat(t.at(file)); err == nil && info.Mode()&fs.ModeSymlink != 0 {
 			all = append(all, file)
 		}
+		if filepath.Base(file) == plan.DropInName {
+			// Of a generator's file too: the directory is made for what is in it.
+			all = append(all, filepath.Dir(file))
+		}
 	}
 	if err := filepath.WalkDir(t.at(runtimeFiles), func(file string, _ fs.DirEntry, err error) error {
 		if file = "/" + strings.TrimPrefix(file, t.at("/")); file+"/" != runtimeFiles {

@@ -80,7 +80,9 @@ func (w *world) Systemctl(_ context.Context, args ...string) (string, error) {
 			w.active[pattern] = true
 			if pattern == daemonUnit {
 				dir := filepath.Join(w.root, networkFiles)
-				return errors.Join(os.MkdirAll(dir+"/70-ens5.network.d", 0o755), os.MkdirAll(filepath.Join(w.root, runtimeFiles), 0o755),
+				const completed = "/10-netplan-ens6.network.d"
+				return errors.Join(os.MkdirAll(dir+"/70-ens5.network.d", 0o755), os.MkdirAll(dir+completed, 0o755),
+					os.Symlink(dir+"/70-ens6.network.d/"+plan.DropInName, dir+completed+"/"+plan.DropInName), os.Symlink(plan.NoAddresses, dir+completed+"/"+plan.ClearName), os.MkdirAll(filepath.Join(w.root, runtimeFiles), 0o755),
 					os.WriteFile(filepath.Join(w.root, runtimeFiles, "views.json"), nil, 0o600),
 					os.WriteFile(dir+"/70-ens5.network.d/"+plan.DropInName, nil, 0o600),
 					os.Symlink("/etc/x.conf", dir+"/70-ens5.network.d/x.conf"), os.Symlink(baseUnit, dir+"/70-ens5.network"))
@@ -123,7 +125,7 @@ func (w *world) picture(t *testing.T) []string {
 		case strings.HasSuffix(file, Dir):
 			return fs.SkipDir
 		}
-		if !entry.IsDir() {
+		if !entry.IsDir() || strings.HasPrefix(entry.Name(), "10-") {
 			all = append(all, strings.TrimPrefix(file, w.root))
 		}
 		return nil
