@@ -39,6 +39,9 @@ func cloudInit(t *testing.T, suite, stock string) {
 	l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
 		o.Packages = nil
 		o.Stock = stock
+		if suite != "bookworm" {
+			o.Primary.IPv4Count = 2 // see TestLabTakeoverCloudInit
+		}
 	})
 	file, primary := stockFile[stock], l.inst.Primary()
 	l.onNetworkd(file)

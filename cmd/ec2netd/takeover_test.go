@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/state"
 	"ec2netd/service/takeover"
 )
 
@@ -328,5 +329,85 @@ func (l *lab) networkManagerGoes() {
 	l.t.Helper()
 	l.until("NetworkManager does not run", func() (bool, error) {
 		return l.run("sh", "-c", "systemctl is-active NetworkManager.service || :") == "inactive", nil
+	})
+}
+
+// TestLabTakeoverCloudInit: an image that cloud-init configures is taken over without a reboot, as
+// a reboot would, with the file that cloud-init had made; or it gets back what it had. From then on
+// cloud-init leaves the network alone.
+func TestLabTakeoverCloudInit(t *testing.T) { // I2, F8
+	eachSuite(t, func(t *testing.T, suite string) {
+		const stock = "cloud-init-netplan"
+		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Packages = nil
+			o.Stock = stock
+			o.Primary.IPv4Count = 2
+		})
+		file, primary := stockFile[stock], l.inst.Primary()
+		// udevd uses netplan's .link file from the second boot on.
+		l.onNetworkd(file)
+		l.reboot()
+		l.onNetworkd(file)
+		written := l.ofCloudInit()
+		generated := l.run("sh", "-c", "ls -A /run/systemd/network")
+		l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		if out := l.run("ec2netctl", "takeover", "--dry-run"); !strings.Contains(out, "ec2netd.service") || !strings.Contains(out, "Would restart systemd-networkd.service") {
+			t.Errorf("takeover --dry-run:\n%s", out)
+		}
+
+		// The lease would be lost, and an ENI without is not configured.
+		const failing = "/etc/systemd/network/10-netplan-ens5.network.d/zz.conf"
+		l.put(failing, "[Network]\nDHCP=no\n")
+		if out := l.fails("ec2netctl", "takeover", "--yes", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
+			t.Errorf("a takeover that fails: %s", out)
+		}
+		l.run("rm", failing)
+		l.run("networkctl", "reload")
+		l.onNetworkd(file)
+		if now := l.run("sh", "-c", "ls -A /run/systemd/network"); now != generated {
+			t.Errorf("a takeover that failed leaves in /run/systemd/network\n%s\nbefore:\n%s", now, generated)
+		}
+		l.keepsCloudInit(false, "after a takeover that failed")
+		if err := l.inst.AwaitAddrs(t.Context(), "ens5", slices.Concat(primary.IPv4(), primary.IPv6())...); err != nil {
+			t.Fatal(err)
+		}
+
+		cost := l.measured(primary, func() { t.Log(l.run("ec2netctl", "takeover", "--yes")) })
+		// 252 has to set the links anew, see README.
+		if suite != "bookworm" && !cost.none() {
+			t.Errorf("the takeover cost the primary %s", cost)
+		}
+		l.primaryWhole()
+		l.keepsCloudInit(true, "after the takeover")
+		if now := l.ofCloudInit(); now != written {
+			t.Errorf("there is of cloud-init\n%s\nbefore:\n%s", now, written)
+		}
+		// It stands in the file, and not in force.
+		withdrawn := primary.IPv4()[1]
+		if text := l.run("cat", file); !strings.Contains(text, "Address="+withdrawn.String()+"/") {
+			t.Errorf("cloud-init has written\n%s", text)
+		}
+		l.refreshed(func() error { return primary.UnassignIPv4(t.Context(), withdrawn) })
+		if suite == "bookworm" {
+			// A drop-in cannot take it away there. The advice helps.
+			advised := l.reaches("ens5", func(i *state.Interface) bool { return i.State == state.ENIOverridden })
+			if !strings.HasPrefix(advised.Reason, file+" keeps what the ENI has no more (Address="+withdrawn.String()) ||
+				!strings.HasSuffix(advised.Reason, "run netplan generate && networkctl reload") {
+				t.Errorf("the reason: %s", advised.Reason)
+			}
+			l.run("sh", "-ec", "sed -i '/addresses:/d; /"+withdrawn.String()+"/d' /etc/netplan/50-cloud-init.yaml; netplan generate && networkctl reload")
+		}
+		l.until(withdrawn.String()+" is gone", func() (bool, error) { return !slices.Contains(l.addresses("ens5"), withdrawn), nil })
+		l.primaryWhole()
+		l.asAfterBoot(file, "ens5")
+		var eni *vpc.ENI
+		if cost := l.measured(primary, func() {
+			eni = l.attach(hotplugSpec())
+			l.configured(eni.ID())
+			l.hooked()
+		}); !cost.none() {
+			t.Errorf("attaching an ENI cost the primary %s", cost)
+		}
+		l.settled(eni)
 	})
 }
