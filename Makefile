@@ -109,6 +109,14 @@ soak: host-packages stage ## the life of an instance by chance, on each systemd 
 	@echo 'To have these steps again: make soak SOAK_SEED=$(SOAK_SEED) SOAK_TIME=$(SOAK_TIME)'
 	EC2NETD_STAGE=$(STAGE) EC2NETD_SOAK=$(SOAK_TIME) EC2NETD_SEED=$(SOAK_SEED) $(GO) test -count=1 -timeout 0 -parallel 3 -run '^TestLabSoak$$' -v ./cmd/ec2netd/
 
+# The matrix alone; how it came about is in the file.
+.PHONY: neighbours
+neighbours: host-packages stage stage-packages ## what other software keeps beside ec2netd: a line for each package, event and systemd (root)
+	@rm -f $(BUILD)/neighbours.ok
+	@{ EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) $(GO) test -count=1 -timeout 30m -run '^TestLabNeighbours$$' -v ./cmd/ec2netd/ 2>&1 && echo ok >$(BUILD)/neighbours.ok; } | \
+	  tee $(BUILD)/neighbours.log | sed -un 's/^ *\(\(bookworm\|trixie\|sid\)  .*\)/\1/p'
+	@test -e $(BUILD)/neighbours.ok || { echo 'Failed: see $(BUILD)/neighbours.log'; exit 1; }; rm $(BUILD)/neighbours.ok
+
 .PHONY: demo
 demo: host-packages stage ## the main job in the simulated VPC, step by step (root)
 	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) --install-root $(STAGE)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -82,18 +83,39 @@ func (l *lab) measure(eni *vpc.ENI) func() *losses {
 // measurePings is measure without what an ENI must have already.
 func (l *lab) measurePings(eni *vpc.ENI) func() *losses {
 	l.t.Helper()
-	var pings []*vpc.Pinger
-	for _, ends := range [][2]netip.Addr{
+	finish := l.countPings(pingEnds(eni)...)
+	return func() *losses {
+		l.t.Helper()
+		out := &losses{}
+		for i, counts := range finish() {
+			out.lost[i], out.sent[i] = counts[0], counts[1]
+		}
+		return out
+	}
+}
+
+// pingEnds are where pings of a dual-stack ENI come from and go to, in the order of places.
+func pingEnds(eni *vpc.ENI) [][2]netip.Addr {
+	return [][2]netip.Addr{
 		{eni.Subnet().Gateway4(), eni.IPv4()[0]}, {vpc.FarIPv4, eni.IPv4()[0]},
 		{eni.Subnet().Near6(), eni.IPv6()[0]}, {vpc.FarIPv6, eni.IPv6()[0]},
-	} {
+	}
+}
+
+// countPings begins to ping, each from an address of the VPC to one of the instance; the returned
+// function ends that, and says of each how many were lost since the first reply, and how many were
+// sent.
+func (l *lab) countPings(all ...[2]netip.Addr) func() [][2]int {
+	l.t.Helper()
+	var pings []*vpc.Pinger
+	for _, ends := range all {
 		ping, err := l.vpc.StartPing(l.t.Context(), ends[0], ends[1], pace)
 		if err != nil {
 			l.t.Fatal(err)
 		}
 		pings = append(pings, ping)
 	}
-	return func() *losses {
+	return func() (counts [][2]int) {
 		l.t.Helper()
 		// What was lost last shows when there are replies again; on 252 a router is back a
 		// second after a reload.
@@ -109,11 +131,13 @@ func (l *lab) measurePings(eni *vpc.ENI) func() *losses {
 			}
 			return true, nil
 		})
-		out := &losses{}
+		counts = make([][2]int, len(pings))
+		var stopped sync.WaitGroup // each waits for the replies that are under way
 		for i, ping := range pings {
-			out.lost[i], out.sent[i] = ping.Stop().LostSinceFirst()
+			stopped.Go(func() { counts[i][0], counts[i][1] = ping.Stop().LostSinceFirst() })
 		}
-		return out
+		stopped.Wait()
+		return counts
 	}
 }
 
@@ -206,7 +230,9 @@ func (l *lab) networkdAgain(command ...string) {
 		if err != nil || !s.Networkd.Running || strings.Contains(l.files(), "ec2netd-start.conf") {
 			return false, err
 		}
-		return !slices.ContainsFunc(s.Interfaces, func(i state.Interface) bool { return i.State != state.ENIConfigured }), nil
+		return !slices.ContainsFunc(s.Interfaces, func(i state.Interface) bool {
+			return i.State != state.ENIConfigured && i.State != state.ENIUnmanaged
+		}), nil
 	})
 }
 

@@ -46,13 +46,13 @@ func documented(t *testing.T) string {
 	return first + found + last
 }
 
-// fetch asks the container's service at an address of an ENI, from the VPC.
-func (l *lab) fetch(from, to netip.Addr, patience time.Duration) error {
+// fetch asks the container's service at an address and port of an ENI, from the VPC.
+func (l *lab) fetch(from netip.Addr, to netip.AddrPort, patience time.Duration) error {
 	return l.vpc.Do(func() error {
 		ctx, cancel := context.WithTimeout(l.t.Context(), patience)
 		defer cancel()
 		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
-		conn, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(to, 80).String())
+		conn, err := dialer.DialContext(ctx, "tcp", to.String())
 		if err != nil {
 			return err
 		}
@@ -93,7 +93,7 @@ func TestLabPublishedPort(t *testing.T) {
 			t.Helper()
 			l.countDrops()
 			for _, to := range append(append(eni.IPv4(), eni.IPv6()...), append(primary.IPv4(), primary.IPv6()...)...) {
-				if err := l.fetch(clients[to.Is4()], to, patience); err != nil {
+				if err := l.fetch(clients[to.Is4()], netip.AddrPortFrom(to, 80), patience); err != nil {
 					t.Errorf("%s: %s: %v", when, to, err)
 				}
 			}
@@ -104,7 +104,7 @@ func TestLabPublishedPort(t *testing.T) {
 		}
 		l.countDrops()
 		for _, to := range append(eni.IPv4()[:1], eni.IPv6()...) {
-			if l.fetch(clients[to.Is4()], to, 300*time.Millisecond) == nil {
+			if l.fetch(clients[to.Is4()], netip.AddrPortFrom(to, 80), 300*time.Millisecond) == nil {
 				t.Errorf("without FirewallMark= %s answers all the same", to)
 			}
 		}

@@ -176,6 +176,9 @@ func (l *lab) comesBack(r removal, suite string, primary, eni *vpc.ENI) {
 	}
 }
 
+// systemdUpgraded restarts what an upgrade of systemd restarts, in the order of Debian's packages.
+const systemdUpgraded = "systemctl daemon-reexec; systemctl restart systemd-journald.service; systemctl try-restart systemd-networkd.service systemd-resolved.service; systemctl restart systemd-udevd.service"
+
 // F11: udevd, resolved, journald and PID 1 are restarted, each by itself and all at once as an
 // upgrade of systemd does, and what is changed in the VPC afterwards is followed.
 func TestLabSystemRestarted(t *testing.T) {
@@ -193,8 +196,7 @@ func TestLabSystemRestarted(t *testing.T) {
 			{"journald", "systemctl restart systemd-journald.service"},
 			{"PID 1, its units", "systemctl daemon-reload"},
 			{"PID 1", "systemctl daemon-reexec"},
-			// In the order of Debian's packages.
-			{"all of systemd", "systemctl daemon-reexec; systemctl restart systemd-journald.service; systemctl try-restart systemd-networkd.service systemd-resolved.service; systemctl restart systemd-udevd.service"},
+			{"all of systemd", systemdUpgraded},
 			{"all of systemd and the bus", "systemctl daemon-reexec; systemctl restart dbus.service; systemctl restart systemd-networkd.service systemd-resolved.service systemd-udevd.service"},
 		} {
 			t.Logf("restarting %s", restart.what)
