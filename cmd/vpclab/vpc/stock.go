@@ -20,6 +20,13 @@ type Stock struct {
 	units []string
 	// files make the instance a machine of EC2 for them, by path.
 	files map[string]string
+	// suites has what is of a suite alone.
+	suites map[string]stockSuite
+}
+
+type stockSuite struct {
+	packages []string
+	files    map[string]string
 }
 
 // Stocks are the stock images, see [InstanceOptions].Stock.
@@ -28,6 +35,44 @@ var Stocks = []Stock{
 	{Name: "cloud-init-netplan", packages: []string{"cloud-init", "netplan.io"}, units: networkdUnits, files: netplanFiles()},
 	// cloud-init writes networkd's units itself.
 	{Name: "cloud-init-networkd", packages: []string{"cloud-init"}, units: networkdUnits, files: cloudInitFiles},
+	// networking.service configures the primary ENI, which /etc/network/interfaces names, and udev
+	// has ens6 configured when it is attached. sid has no dhclient any more, and its dhcpcd asks for
+	// IPv6 addresses too.
+	{
+		Name: "ifupdown", packages: []string{"ifupdown"}, units: []string{"systemd-resolved.service"}, files: deviceFiles,
+		suites: map[string]stockSuite{
+			"bookworm": {[]string{"isc-dhcp-client"}, map[string]string{"/etc/network/interfaces": interfaces("inet", "inet6")}},
+			"trixie":   {[]string{"isc-dhcp-client"}, map[string]string{"/etc/network/interfaces": interfaces("inet", "inet6")}},
+			"sid":      {[]string{"dhcpcd-base"}, map[string]string{"/etc/network/interfaces": interfaces("inet")}},
+		},
+	},
+}
+
+// interfaces is the configuration of ifupdown that asks DHCP for some families, see interfaces(5).
+func interfaces(families ...string) string {
+	var out strings.Builder
+	out.WriteString("source /etc/network/interfaces.d/*\n\nauto lo\niface lo inet loopback\n")
+	for _, link := range []struct{ how, name string }{{"auto", "ens5"}, {"allow-hotplug", "ens6"}} {
+		fmt.Fprintf(&out, "\n%s %s\n", link.how, link.name)
+		for _, family := range families {
+			fmt.Fprintf(&out, "iface %s %s dhcp\n", link.name, family)
+		}
+	}
+	return out.String()
+}
+
+// deviceFiles have systemd know devices, which it does not where it starts before udevd and /dev
+// is no devtmpfs. A unit that is bound to one, as ifup@.service is, would wait for it in vain.
+var deviceFiles = map[string]string{
+	"/etc/systemd/system/vpclab-devices.service": `[Unit]
+DefaultDependencies=no
+After=systemd-udevd-control.socket
+Before=systemd-udev-trigger.service
+[Service]
+Type=oneshot
+ExecStart=systemctl daemon-reexec
+`,
+	"/etc/systemd/system/systemd-udev-trigger.service.d/vpclab.conf": "[Unit]\nWants=vpclab-devices.service\n",
 }
 
 var networkdUnits = []string{"systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service"}
@@ -93,8 +138,10 @@ const machineFirst = "[Unit]\nWants=vpclab-machine.service\nAfter=vpclab-machine
 
 // add adds a stock image to the options of an instance.
 func (s *Stock) add(o *InstanceOptions) {
-	o.Packages = slices.Concat(s.packages, o.Packages)
+	suite := s.suites[o.Suite]
+	o.Packages = slices.Concat(s.packages, suite.packages, o.Packages)
 	files := maps.Clone(s.files)
+	maps.Copy(files, suite.files)
 	maps.Copy(files, o.Files)
 	o.Files = files
 }
