@@ -835,6 +835,8 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	// networkd is about to be asked to configure the link anew, which takes all its
 	// addresses away for a moment: the primary one shall be the first to be back.
 	anew := eni.Reconfigure() && link.Reconfigured != want.Metric && !leased
+	// So it is where ifdown or a takeover has left the link, for networkd to set up.
+	bare := link.Down && !link.Has(want.Primary)
 	// What the last boot knew is about to be confirmed: until then nothing is added that
 	// takes a reload.
 	unsure := eni.Hinted && link.Current != "" && !link.LeaseOverdue
@@ -851,7 +853,7 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 			held = append(held, address)
 		case want.Ahead.IsValid() && address.Is4() && !unsure:
 			addresses = append(addresses, address)
-		case now && !unsure, inDropIn(link.Current, address) && !anew:
+		case now && !unsure, inDropIn(link.Current, address) && !anew && (!bare || address.Is6()):
 			addresses = append(addresses, address)
 		default:
 			held = append(held, address)
@@ -869,7 +871,7 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	// A lease that the base unit or an earlier drop-in brought is not overdue: it is this
 	// drop-in that has it taken away.
 	overdue := link.LeaseOverdue && (len(link.DHCPMetrics) == 0 || settled || metricIs(link.Current, want.Metric))
-	ready := overdue || leased || (link.Has(want.Primary) && settled && !link.Busy)
+	ready := !bare && (overdue || leased || (link.Has(want.Primary) && settled && !link.Busy))
 	for _, address := range slices.SortedFunc(slices.Values(slices.Concat(eni.onLink(eni.View.IPv4), want.Delegated)), netip.Addr.Compare) {
 		if address != want.Primary {
 			add(address, ready)

@@ -526,6 +526,17 @@ func TestHeldAddresses(t *testing.T) {
 	if e := make1(func(l *Link) { l.Addresses, l.Current = nil, with.Files[0].Content }); e.Held || len(e.Want.Static) != 1 {
 		t.Error("the lease was lost: an address that was there is taken away")
 	}
+	// As ifdown leaves a link, and a takeover: networkd sets it up, and would have no lease yet.
+	for _, overdue := range []bool{false, true} {
+		if e := make1(func(l *Link) {
+			l.Addresses, l.DHCPMetrics, l.Down, l.LeaseOverdue, l.Current = nil, nil, true, overdue, with.Files[0].Content
+		}); !e.Held || len(e.Want.Static) != 0 {
+			t.Error("the link is down and has no address: one comes before the lease")
+		}
+	}
+	if e := make1(func(l *Link) { l.Down, l.Current = true, with.Files[0].Content }); e.Held || len(e.Want.Static) != 1 {
+		t.Error("the link was set down: an address that is there is taken away")
+	}
 }
 
 // A3: the addresses of an ENI that has no lease yet need not wait for it: the primary one
