@@ -66,7 +66,7 @@ type Networkd struct {
 }
 
 // Other software that configures ENIs too, or will at the next boot.
-// name: NetworkManager, nm-cloud-setup, cloud-init or amazon-ec2-net-utils.
+// name: NetworkManager, nm-cloud-setup, ifupdown, dhclient, dhcpcd, cloud-init or amazon-ec2-net-utils.
 // evidence: the units and files by which it is recognised, in words.
 // advice: what to do about it, in words.
 type Conflict struct {
@@ -891,7 +891,7 @@ type Networkd (
 )
 
 # Other software that configures ENIs too, or will at the next boot.
-# name: NetworkManager, nm-cloud-setup, cloud-init or amazon-ec2-net-utils.
+# name: NetworkManager, nm-cloud-setup, ifupdown, dhclient, dhcpcd, cloud-init or amazon-ec2-net-utils.
 # evidence: the units and files by which it is recognised, in words.
 # advice: what to do about it, in words.
 type Conflict (

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coreos/go-systemd/v22/unit"
+
 	"ec2netd/service/state"
 )
 
@@ -16,6 +18,9 @@ const (
 	NetworkManager = "NetworkManager"
 	NMCloudSetup   = "nm-cloud-setup"
 	CloudInit      = "cloud-init"
+	Ifupdown       = "ifupdown"
+	DHClient       = "dhclient"
+	DHCPCD         = "dhcpcd"
 	OldPackage     = "amazon-ec2-net-utils"
 )
 
@@ -24,11 +29,12 @@ const (
 	managerUnit  = "NetworkManager.service"
 	setupService = "nm-cloud-setup.service"
 	setupTimer   = "nm-cloud-setup.timer"
+	networking   = "networking.service"
 )
 
 // Patterns of the units whose being active is a fact.
 var Patterns = []string{
-	managerUnit, setupService, setupTimer,
+	managerUnit, setupService, setupTimer, networking, "ifup@*.service",
 	"policy-routes@*.service", "refresh-policy-routes@*.timer", "refresh-policy-routes@*.service",
 	"ec2net-ifup@*.service", "ec2net-scan.service",
 }
@@ -37,12 +43,17 @@ var Patterns = []string{
 type Facts struct {
 	// Active are the units that Patterns match and that are active or on the way there.
 	Active []string
-	// Enabled are those of NetworkManager and nm-cloud-setup that the next boot starts.
+	// Enabled are those of NetworkManager, nm-cloud-setup and ifupdown that the next boot starts.
 	Enabled []string
 	// Managed tells of each ENI that NetworkManager has told something of, by name,
 	// whether it manages it. Links are the names of all ENIs.
 	Managed map[string]bool
 	Links   []string
+	// Raised are the ENIs that ifupdown has configured and not released since, Auto those that
+	// networking.service configures when it starts.
+	Raised, Auto []string
+	// Clients are the DHCP clients that run for an ENI, of which no owner above tells.
+	Clients []Client
 	// PolicyRouting are the files in which cloud-init has policy rules for an ENI.
 	PolicyRouting []string
 	// OldFiles are those of amazon-ec2-net-utils, or of ec2-net-utils before it: its udev
@@ -51,6 +62,15 @@ type Facts struct {
 	// Unread are files and directories that were to be looked at and could not be read, with
 	// the reason.
 	Unread []string
+}
+
+// Client is a DHCP client that runs for an ENI: [DHClient] or [DHCPCD].
+type Client struct {
+	Name, Link string
+	// PIDFile by which it is known.
+	PIDFile string
+	// Family is "-4" or "-6", or empty for the client's default.
+	Family string
 }
 
 // Find tells what conflicts. It is a pure function.
@@ -66,6 +86,12 @@ func Find(f Facts) []state.Conflict {
 			"unmanaged-devices=driver:ena in the section [keyfile] of a file in /etc/NetworkManager/conf.d, and systemctl reload NetworkManager.service")
 	add(NMCloudSetup, f.units("nm-cloud-setup."),
 		"systemctl disable --now nm-cloud-setup.timer nm-cloud-setup.service: ec2netd does what it is for")
+	evidence, advice := f.ifupdown()
+	add(Ifupdown, evidence, advice)
+	for _, name := range []string{DHClient, DHCPCD} {
+		evidence, advice := f.clients(name)
+		add(name, evidence, "have networkd alone ask for leases: "+strings.Join(advice, "; "))
+	}
 	add(CloudInit, f.PolicyRouting,
 		"remove what the evidence names and reboot: ec2netd does what it is for, and keeps cloud-init from writing it again")
 	old := slices.Clone(f.OldFiles)
@@ -98,6 +124,52 @@ func (f *Facts) manager() []string {
 		return nil
 	}
 	return evidence
+}
+
+// ifupdown is the evidence against ifupdown, the ENIs that it has and those that it will have, and
+// what to do: a takeover stops units, and has nothing to stop where somebody has called ifup.
+func (f *Facts) ifupdown() (evidence []string, advice string) {
+	var byHand []string
+	for _, link := range f.Raised {
+		evidence = append(evidence, "it has configured "+link)
+		if !slices.Contains(f.Active, networking) && !slices.Contains(f.Active, "ifup@"+unit.UnitNameEscape(link)+".service") {
+			byHand = append(byHand, link)
+		}
+	}
+	byUnit := len(byHand) < len(f.Raised)
+	if slices.Contains(f.Enabled, networking) {
+		for _, link := range f.Auto {
+			evidence = append(evidence, networking+" is enabled, and configures "+link)
+			byUnit = true
+		}
+	}
+	if !byUnit {
+		return evidence, "have networkd alone configure the ENIs: ifdown " + strings.Join(byHand, " ")
+	}
+	return evidence, "have networkd alone configure the ENIs: systemctl disable networking.service, then ec2netctl takeover, which stops it without leaving the ENIs down; " +
+		"or, to keep ifupdown for other links, take the ENIs out of /etc/network/interfaces and reboot"
+}
+
+// clients is the evidence against DHCP clients of a name that ifupdown has not started, and the
+// commands that end them. Each takes away what it has set: dhcpcd with -x would leave it, as Debian
+// configures that. The daemon has put back what is missing then.
+func (f *Facts) clients(name string) (evidence, advice []string) {
+	for _, c := range f.Clients {
+		if c.Name != name || slices.Contains(f.Raised, c.Link) {
+			continue
+		}
+		evidence = append(evidence, fmt.Sprintf("it runs for %s (%s)", c.Link, c.PIDFile))
+		family := ""
+		if c.Family != "" {
+			family = " " + c.Family
+		}
+		if name == DHCPCD {
+			advice = append(advice, "dhcpcd"+family+" -k "+c.Link)
+		} else {
+			advice = append(advice, fmt.Sprintf("dhclient%s -x -pf %s %s", family, c.PIDFile, c.Link))
+		}
+	}
+	return evidence, advice
 }
 
 // units says which units with a prefix are active or enabled.

@@ -51,6 +51,21 @@ func TestFind(t *testing.T) {
 			conflict.Facts{Active: []string{"nm-cloud-setup.timer"}, Enabled: []string{"nm-cloud-setup.timer", "nm-cloud-setup.service"}},
 			map[string][]string{conflict.NMCloudSetup: {"nm-cloud-setup.service is enabled, though it does not run now", "nm-cloud-setup.timer is active"}},
 		},
+		"ifupdown has an ENI, and its client": {
+			conflict.Facts{
+				Enabled: []string{"networking.service"}, Links: []string{"ens5"}, Raised: []string{"ens5"}, Auto: []string{"ens5"},
+				Clients: []conflict.Client{{Name: conflict.DHClient, Link: "ens5", PIDFile: "/run/dhclient.ens5.pid"}},
+			},
+			map[string][]string{conflict.Ifupdown: {"it has configured ens5", "networking.service is enabled, and configures ens5"}},
+		},
+		"ifupdown is not enabled":  {facts: conflict.Facts{Links: []string{"ens5"}, Auto: []string{"ens5"}}},
+		"ifupdown has other links": {facts: conflict.Facts{Enabled: []string{"networking.service"}, Links: []string{"ens5"}}},
+		"clients": {
+			conflict.Facts{Clients: []conflict.Client{
+				{Name: conflict.DHClient, Link: "ens5", PIDFile: "/run/dhclient.ens5.pid"}, {Name: conflict.DHCPCD, Link: "ens6", PIDFile: "/run/dhcpcd/ens6-6.pid", Family: "-6"},
+			}},
+			map[string][]string{conflict.DHClient: {"it runs for ens5 (/run/dhclient.ens5.pid)"}, conflict.DHCPCD: {"it runs for ens6 (/run/dhcpcd/ens6-6.pid)"}},
+		},
 		"cloud-init": {
 			conflict.Facts{PolicyRouting: []string{"/etc/netplan/50-cloud-init.yaml"}},
 			map[string][]string{conflict.CloudInit: {"/etc/netplan/50-cloud-init.yaml"}},
@@ -79,6 +94,23 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// F8: a takeover mends what a unit of ifupdown's has done, and nothing else.
+func TestAdviceOnIfupdown(t *testing.T) {
+	for _, c := range []struct {
+		facts conflict.Facts
+		want  string
+	}{
+		{conflict.Facts{Raised: []string{"ens5", "ens6"}}, ": ifdown ens5 ens6"},
+		{conflict.Facts{Raised: []string{"ens5"}, Active: []string{"networking.service"}}, "ec2netctl takeover"},
+		{conflict.Facts{Raised: []string{"ens5"}, Active: []string{"ifup@ens5.service"}}, "ec2netctl takeover"},
+		{conflict.Facts{Enabled: []string{"networking.service"}, Auto: []string{"ens5"}}, "ec2netctl takeover"},
+	} {
+		if found := conflict.Find(c.facts); len(found) != 1 || !strings.Contains(found[0].Advice, c.want) {
+			t.Errorf("%+v: %+v", c.facts, found)
+		}
+	}
+}
+
 // F5: the facts of a file system.
 func TestLook(t *testing.T) {
 	root := t.TempDir()
@@ -102,7 +134,7 @@ func TestLook(t *testing.T) {
 	var asked []string
 	answer := []string{"policy-routes@ens5.service", "NetworkManager.service"}
 	var err error
-	looker := &conflict.Looker{Root: root, Units: func(_ context.Context, patterns []string) ([]string, error) {
+	looker := &conflict.Looker{Root: root, Runs: func(pid int) bool { return pid == 120 }, Units: func(_ context.Context, patterns []string) ([]string, error) {
 		asked = patterns
 		return answer, err
 	}}
@@ -117,6 +149,15 @@ func TestLook(t *testing.T) {
 	// A mask wins over what wants the unit.
 	put("/etc/systemd/system/multi-user.target.wants/nm-cloud-setup.service", "-> /usr/lib/systemd/system/nm-cloud-setup.service")
 	put("/etc/systemd/system/nm-cloud-setup.service", "-> /dev/null")
+	put("/etc/systemd/system/multi-user.target.wants/networking.service", "-> /usr/lib/systemd/system/networking.service")
+	put("/etc/systemd/system/network-online.target.wants/networking.service", "-> /usr/lib/systemd/system/networking.service")
+	put("/etc/network/interfaces", "source /etc/network/interfaces.d/*\n# auto ens5\nauto lo\nallow-hotplug ens5\niface ens5 inet dhcp\n")
+	put("/etc/network/interfaces.d/50-cloud-init", "auto eth0 /ens6*/=lab\niface lab inet dhcp\n")
+	put("/run/network/ifstate", "lo=lo\nens5=ens5\nens50=ens50\n")
+	put("/run/dhclient.ens5.pid", "120\n")
+	put("/run/dhclient6.ens5.pid", "121\n") // killed
+	put("/run/dhclient.ens50.pid", "120\n")
+	put("/run/dhcpcd/ens6-4.pid", "120\n")
 	put("/run/NetworkManager/devices/2", "[device]\nmanaged=true\nnm-owned=false\n")
 	put("/run/NetworkManager/devices/3", "[device]\nmanaged=false\n")
 	put("/run/NetworkManager/devices/9", "[device]\nmanaged=true\n")
@@ -132,10 +173,14 @@ func TestLook(t *testing.T) {
 	put("/run/systemd/network/70-ens5.network.d/ec2net_alias.conf", "[Address]\n")
 	put("/run/systemd/network/70-ens5.network.d/50-ec2netd.conf", "[Match]\n")
 	want := conflict.Facts{
-		Active:        []string{"NetworkManager.service", "policy-routes@ens5.service"},
-		Enabled:       []string{"NetworkManager.service", "nm-cloud-setup.timer"},
-		Links:         []string{"ens5", "ens6"},
-		Managed:       map[string]bool{"ens5": true, "ens6": false},
+		Active:  []string{"NetworkManager.service", "policy-routes@ens5.service"},
+		Enabled: []string{"NetworkManager.service", "nm-cloud-setup.timer", "networking.service"},
+		Links:   []string{"ens5", "ens6"},
+		Managed: map[string]bool{"ens5": true, "ens6": false},
+		Raised:  []string{"ens5"}, Auto: []string{"ens6"},
+		Clients: []conflict.Client{
+			{Name: conflict.DHClient, Link: "ens5", PIDFile: "/run/dhclient.ens5.pid"}, {Name: conflict.DHCPCD, Link: "ens6", PIDFile: "/run/dhcpcd/ens6-4.pid", Family: "-4"},
+		},
 		PolicyRouting: []string{"/etc/netplan/50-cloud-init.yaml", "/etc/systemd/network/10-cloud-init-ens5.network"},
 		OldFiles: []string{
 			"/usr/lib/udev/rules.d/99-vpc-policy-routes.rules", "/usr/share/amazon-ec2-net-utils",

@@ -23,6 +23,8 @@ type Looker struct {
 	Root string
 	// Units tells which units that patterns match are active. Nil for none.
 	Units func(ctx context.Context, patterns []string) ([]string, error)
+	// Runs reports whether there is a process. Nil for asking the kernel.
+	Runs func(pid int) bool
 
 	active []string
 	files  file.Reader
@@ -46,7 +48,7 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 		}
 	}
 	f := Facts{Active: l.active, Managed: make(map[string]bool)}
-	for _, found := range l.below("/etc/systemd/system/*.wants", managerUnit, setupService, setupTimer) {
+	for _, found := range l.below("/etc/systemd/system/*.wants", managerUnit, setupService, setupTimer, networking) {
 		if unit := filepath.Base(found); !slices.Contains(f.Enabled, unit) && !l.masked("/etc/systemd/system/"+unit) {
 			f.Enabled = append(f.Enabled, unit)
 		}
@@ -62,6 +64,7 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 			}
 		}
 	}
+	f.Raised, f.Auto, f.Clients = l.raised(links), l.Ifupdown(links), l.clients(links)
 	f.PolicyRouting = l.policyRouting(links)
 	f.OldFiles = l.oldFiles()
 	f.Unread = l.files.Unread()

@@ -15,7 +15,8 @@ const runDirectory = "/run/ec2netd"
 
 // Waiting says in words who configures the ENIs as long as ec2netd is installed and waits for the
 // next boot, which makes it the owner of the links. It is empty where that is not so: ec2netd has
-// been started since the last boot, or the next one will not start it, or NetworkManager as well.
+// been started since the last boot, or the next one will not start it, or NetworkManager or
+// ifupdown for an ENI as well.
 // File tells which .network file networkd uses for a link, empty for none.
 func (l *Looker) Waiting(links []Link, file func(index int) string) string {
 	if _, err := os.Lstat(l.at(runDirectory)); err == nil {
@@ -26,7 +27,7 @@ func (l *Looker) Waiting(links []Link, file func(index int) string) string {
 			return ""
 		}
 	}
-	if l.enabled(managerUnit) {
+	if l.enabled(managerUnit) || (l.enabled(networking) && len(l.Ifupdown(links)) > 0) {
 		return ""
 	}
 	owners := []string{}
@@ -54,10 +55,8 @@ func (l *Looker) owner(link Link, file string) string {
 			return NetworkManager
 		}
 	}
-	for line := range strings.Lines(l.read("/run/network/ifstate")) {
-		if name, _, ok := strings.Cut(strings.TrimSpace(line), "="); ok && name == link.Name {
-			return "ifupdown (networking.service)"
-		}
+	if len(l.raised([]Link{link})) > 0 {
+		return "ifupdown (networking.service)"
 	}
 	name := path.Base(file)
 	by := " by " + file

@@ -31,6 +31,12 @@ func TestWaiting(t *testing.T) {
 			files: map[string]string{"/run/NetworkManager/devices/2": "[device]\nmanaged=false\n"}, file: "/etc/systemd/network/x.network",
 			want: "systemd-networkd by /etc/systemd/network/x.network",
 		},
+		"ifupdown stays": {files: map[string]string{
+			wants + "networking.service": "", "/etc/network/interfaces": "auto ens5\n", "/run/network/ifstate": "ens5=ens5\n",
+		}},
+		"ifupdown stays for other links": {files: map[string]string{
+			wants + "networking.service": "", "/etc/network/interfaces": "auto br0\n",
+		}, want: "nobody that ec2netd knows"},
 		"ifupdown":   {files: map[string]string{"/run/network/ifstate": "lo=lo\nens5=ens5\n"}, want: "ifupdown (networking.service)"},
 		"netplan":    {file: netplan, want: "systemd-networkd by " + netplan + ", which netplan makes,"},
 		"cloud-init": {file: "/etc/systemd/network/10-cloud-init-ens5.network", want: "systemd-networkd by /etc/systemd/network/10-cloud-init-ens5.network, which cloud-init wrote,"},

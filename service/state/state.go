@@ -111,8 +111,8 @@ type Networkd struct {
 
 // Conflict is other software that configures ENIs too, or will at the next boot.
 type Conflict struct {
-	// Name of the software: "NetworkManager", "nm-cloud-setup", "cloud-init" or
-	// "amazon-ec2-net-utils".
+	// Name of the software: "NetworkManager", "nm-cloud-setup", "ifupdown", "dhclient", "dhcpcd",
+	// "cloud-init" or "amazon-ec2-net-utils".
 	Name string `json:"name"`
 	// Evidence: by which units and files it is recognised, in words.
 	Evidence []string `json:"evidence"`
