@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"ec2netd/service/conflict"
 	"ec2netd/service/state"
@@ -34,6 +35,11 @@ func (a *Agent) lookAtOthers(ctx context.Context) {
 	before := a.conflicts
 	facts := a.Others.Look(ctx, links)
 	a.conflicts, a.othersUnread = conflict.Find(facts), facts.Unread
+	for _, l := range a.snapshot.Links {
+		if memory := a.links[l.Index]; memory != nil {
+			memory.unused.ifupdown(slices.Contains(facts.Raised, l.Name), time.Now())
+		}
+	}
 	for _, c := range a.conflicts {
 		a.say("conflict "+c.Name, "Something else configures ENIs too", "with", c.Name,
 			"evidence", strings.Join(c.Evidence, ", "), "advice", c.Advice)

@@ -11,12 +11,20 @@ import (
 // moment to rename it, the kernel when it becomes a port of a VRF, and EC2 before it is detached.
 const downTime = 500 * time.Millisecond
 
+// ifdownTime is how long ifdown may take from the moment at which ifupdown's state has a link no more
+// until the link is down: it ends the client of each family, and those of other links before.
+const ifdownTime = 30 * time.Second
+
 // unused is why a link cannot be used, whatever its files say (F10).
 type unused struct {
 	// up: networkd has configured the link, and it was up.
 	up bool
 	// down and dark are since when it is set down, and up without a carrier.
 	down, dark time.Time
+	// raised: ifupdown had configured the link when others were looked for last. It had not any more
+	// since lowered.
+	raised  bool
+	lowered time.Time
 	// raise is when networkd is to be asked to set it up, and the delay to the next time.
 	raise attempt
 }
@@ -24,7 +32,8 @@ type unused struct {
 // look notes whether a link is up, and reports whether somebody has set it down and how long it
 // takes until that can be told. Who sets a link down that networkd has not configured, or while it
 // does not run, means something else: so cloud-init does early at boot, when it has asked the
-// metadata service, and networkd sets the link up. Running and done say whether networkd runs and is
+// metadata service, and networkd sets the link up. Nor does who ends ifupdown want a link down that
+// it has configured: ifdown leaves it so, as when networking.service is stopped. Running and done say whether networkd runs and is
 // done with the link, configured whether the ENI was so when it was last looked at.
 func (u *unused) look(link *plan.Link, running, done, configured bool, now time.Time) (setDown bool, wait time.Duration) {
 	if !running {
@@ -42,11 +51,22 @@ func (u *unused) look(link *plan.Link, running, done, configured bool, now time.
 	} else if u.dark.IsZero() {
 		u.dark = now
 	}
+	if link.Down && (u.raised || now.Sub(u.lowered) < ifdownTime) && !link.KeptDown() {
+		u.up = false
+	}
 	if !link.Down || (!u.up && !link.KeptDown()) {
 		return false, 0
 	}
 	wait = max(u.down.Add(downTime).Sub(now), 0)
 	return wait == 0 || link.KeptDown(), wait
+}
+
+// ifupdown notes whether ifupdown has configured the link.
+func (u *unused) ifupdown(raised bool, now time.Time) {
+	if u.raised && !raised {
+		u.lowered = now
+	}
+	u.raised = raised
 }
 
 // judge says what is wrong with the link of an ENI itself: gaps is whether something of the ENI

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/service/conflict"
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
@@ -116,6 +117,45 @@ func TestDownAtStart(t *testing.T) {
 		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = false, true })
 		settle(time.Minute)
 		must(t, a, "ens5", state.ENIConfigured)
+	})
+}
+
+// F8, F10: a link that ifdown has set down, because networking.service was stopped, is set up again;
+// one that somebody sets down later stays down.
+func TestIfdown(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.set(func() { w.others = conflict.Facts{Raised: []string{"ens5"}} })
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		if s := a.State(); len(s.Conflicts) != 1 || s.Conflicts[0].Name != conflict.Ifupdown {
+			t.Errorf("%+v", s.Conflicts)
+		}
+		raised := func() (n int) {
+			w.set(func() { n = strings.Count(strings.Join(w.log, ""), "set the link up") })
+			return n
+		}
+		// Its state is without the link before that is down, and is looked at in between.
+		w.set(func() { w.others = conflict.Facts{} })
+		if _, err := a.Refresh(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+		settle(5 * time.Second)
+		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = true, false })
+		settle(time.Minute)
+		if text := w.store.Read(plan.NetworkDropIn("ens5")); raised() == 0 || strings.Contains(text, "ActivationPolicy") {
+			t.Errorf("networkd was asked %d times to set the link up:\n%s", raised(), text)
+		}
+		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = false, true })
+		settle(2 * time.Minute)
+		must(t, a, "ens5", state.ENIConfigured)
+		n := raised()
+		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = true, false })
+		settle(time.Minute)
+		if must(t, a, "ens5", state.ENIOverridden); raised() != n {
+			t.Error("it does not stay down")
+		}
 	})
 }
 
