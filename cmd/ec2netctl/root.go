@@ -288,11 +288,11 @@ func (c *ctl) newTakeover() *cobra.Command {
 		Use:   "takeover",
 		Short: "Make networkd and ec2netd own the ENIs now, as after a reboot (as root)",
 		Long: `takeover does on the running system what the next boot would do: it stops those of the
-units of the preset file of ec2netd that are disabled, NetworkManager above all, and
-starts those that are enabled. It enables and disables nothing. What amazon-ec2-net-utils
-has generated goes, and what NetworkManager has set on the ENIs: they are down for a moment
-where NetworkManager had them, or networkd of systemd before 257 has. Files without the
-mark of amazon-ec2-net-utils stay where they are.
+units of the preset file of ec2netd that are disabled, NetworkManager and ifupdown's
+networking.service above all, and starts those that are enabled. It enables and disables
+nothing. What amazon-ec2-net-utils has generated goes, and what NetworkManager has set on the
+ENIs: they are down for a moment where NetworkManager or ifupdown had them, or networkd of
+systemd before 257 has. Files without the mark of amazon-ec2-net-utils stay where they are.
 
 It shows what it will do and asks on the terminal; without a terminal it needs --yes. If the
 ENIs are not configured after --timeout (1m), or something fails, or on Ctrl-C, it puts back

@@ -14,8 +14,10 @@ import (
 	"strings"
 	"time"
 
+	systemdunit "github.com/coreos/go-systemd/v22/unit"
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/conflict"
 	"ec2netd/service/file"
 	"ec2netd/service/networkd"
 	"ec2netd/service/takeover"
@@ -136,12 +138,15 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 	if err != nil {
 		return nil, nil, err
 	}
-	var links []string
+	var links, hotplugged []string
+	enis := make([]conflict.Link, 0, len(site.kernel.Links))
 	for _, l := range site.kernel.Links {
+		enis = append(enis, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
 		said := (&networkd.Client{Root: c.root}).Link(l.Index)
 		leftAlone := said.Administrative == "unmanaged" && said.File != "" // Unmanaged=yes
 		if i, err := net.InterfaceByName(l.Name); err == nil && i.Flags&net.FlagUp != 0 && !leftAlone {
 			links = append(links, l.Name)
+			hotplugged = append(hotplugged, "ifup@"+systemdunit.UnitNameEscape(l.Name)+".service")
 		}
 	}
 	is := func(what string) func(string) bool {
@@ -151,7 +156,8 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 		}
 	}
 	_, err = os.Stat(networkdSocket)
-	p, err := takeover.Make(takeover.Facts{Units: units, Enabled: is("is-enabled"), Active: is("is-active"), Links: links, Before257: err != nil})
+	p, err := takeover.Make(takeover.Facts{Units: units, Enabled: is("is-enabled"), Active: is("is-active"), Links: links, Hotplugged: hotplugged,
+		Ifupdown: len((&conflict.Looker{Root: c.root}).Ifupdown(enis)) > 0, Before257: err != nil})
 	var not *takeover.NotEnabledError
 	if errors.As(err, &not) {
 		want := "enabled"

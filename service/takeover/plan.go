@@ -20,6 +20,7 @@ const (
 	networkdUnit = "systemd-networkd.service"
 	daemonUnit   = "ec2netd.service"
 	manager      = "NetworkManager.service"
+	ifupdown     = "networking.service"
 )
 
 // Plan says what has to be done for the running system to be as after a boot: units that are
@@ -27,7 +28,8 @@ const (
 type Plan struct {
 	Stop  []string `json:"stop"`
 	Start []string `json:"start"`
-	// Restart has networkd if it runs. It reads networkd.conf.d only when it starts.
+	// Restart has networkd if it runs, which reads networkd.conf.d only when it starts, and the daemon
+	// that runs before it where addresses are set anew.
 	Restart []string `json:"restart"`
 	// Remove has the files of amazon-ec2-net-utils, each with its mark, see [FindOld].
 	Remove []string `json:"remove"`
@@ -43,8 +45,12 @@ type Facts struct {
 	Units []string
 	// Enabled and Active report whether a unit is enabled, and whether it runs.
 	Enabled, Active func(unit string) bool
-	// Links are the ENIs' links that are up and that networkd does not leave alone.
-	Links []string
+	// Links are the ENIs' links that are up and that networkd does not leave alone. Hotplugged has
+	// for each its unit of ifupdown, which is no unit of the preset file.
+	Links      []string
+	Hotplugged []string
+	// Ifupdown reports whether ifupdown is told to configure an ENI at boot.
+	Ifupdown bool
 	// Before257 reports whether networkd is older than 257.
 	Before257 bool
 }
@@ -77,6 +83,9 @@ func Make(f Facts) (*Plan, error) {
 	if f.Enabled(manager) {
 		return nil, &NotEnabledError{Unit: manager, Enabled: true}
 	}
+	if f.Ifupdown && f.Enabled(ifupdown) {
+		return nil, &NotEnabledError{Unit: ifupdown, Enabled: true}
+	}
 	for _, unit := range f.Units {
 		switch {
 		case unit == networkdUnit && f.Active(unit):
@@ -89,15 +98,33 @@ func Make(f Facts) (*Plan, error) {
 			p.Stop = append(p.Stop, unit)
 		}
 	}
+	for _, unit := range f.Hotplugged {
+		if f.Active(unit) {
+			p.Stop = append(p.Stop, unit)
+		}
+	}
 	// The daemon first, as at boot: networkd configures the primary ENI once then.
 	slices.Sort(p.Start)
 	// networkd 252 does not recognise an address that it finds as its own. It adds the address
 	// again after the secondary ones: the primary address is the first only without it.
-	if slices.Contains(p.Stop, manager) || f.Before257 && len(p.Restart) > 0 {
+	if slices.ContainsFunc(p.Stop, owns) || f.Before257 && len(p.Restart) > 0 {
 		p.Flush = f.Links
+		// Its files have the secondary addresses of links that were configured. networkd would set
+		// them before it has a lease: the daemon that starts has them wait.
+		if len(p.Restart) > 0 && !p.startsDaemon() {
+			p.Restart = append([]string{daemonUnit}, p.Restart...)
+		}
 	}
 	return p, nil
 }
+
+// owns reports whether a unit has links configured that are up until it is stopped, or stay so.
+func owns(unit string) bool {
+	return unit == manager || unit == ifupdown || hotplugged(unit)
+}
+
+// hotplugged reports whether a unit is ifupdown's for a link that udev has seen.
+func hotplugged(unit string) bool { return strings.HasPrefix(unit, "ifup@") }
 
 // quiet lists the units of networkd that do not run while addresses are taken away: networkd
 // would notice, and ask for a lease, and its sockets start it for that.

@@ -11,12 +11,13 @@ import (
 
 // TestMake: what is stopped, started and set anew follows from what is enabled and what runs.
 func TestMake(t *testing.T) { // I2
-	units := []string{"systemd-networkd.service", "systemd-networkd-wait-online.service", "ec2netd.service", "ec2netd-hostname.service", "NetworkManager.service"}
+	units := []string{"systemd-networkd.service", "systemd-networkd-wait-online.service", "ec2netd.service", "ec2netd-hostname.service", "NetworkManager.service", ifupdown}
 	owners := []string{"ec2netd.service", "systemd-networkd.service"}
 	const networkd, manager = "systemd-networkd.service", "NetworkManager.service"
+	const hotplugged = "ifup@ens6.service"
 	for name, c := range map[string]struct {
 		enabled, active []string
-		old             bool
+		old, auto       bool
 		want            *Plan
 		fails           string
 	}{
@@ -36,6 +37,25 @@ func TestMake(t *testing.T) { // I2
 			enabled: owners, active: []string{networkd, manager},
 			want: &Plan{Stop: []string{manager}, Start: owners[:1], Restart: owners[1:], Flush: []string{"ens5"}},
 		},
+		"ifupdown has them": {
+			enabled: owners, active: []string{ifupdown, hotplugged}, auto: true,
+			want: &Plan{Stop: []string{ifupdown, hotplugged}, Start: owners, Flush: []string{"ens5"}},
+		},
+		"udev has ifupdown configure one": {
+			enabled: owners, active: []string{hotplugged},
+			want: &Plan{Stop: []string{hotplugged}, Start: owners, Flush: []string{"ens5"}},
+		},
+		"ifupdown and networkd have them": {
+			enabled: owners, active: append([]string{ifupdown}, owners...), auto: true,
+			want: &Plan{Stop: []string{ifupdown}, Restart: owners, Flush: []string{"ens5"}},
+		},
+		"ifupdown has other links": {
+			enabled: append(slices.Clone(owners), ifupdown), active: []string{networkd, ifupdown},
+			want: &Plan{Start: owners[:1], Restart: owners[1:]},
+		},
+		"a boot would start ifupdown": {
+			enabled: append(slices.Clone(owners), ifupdown), auto: true, fails: ifupdown + " is enabled, and would own the links after a boot",
+		},
 		"a boot would not start networkd": {
 			enabled: owners[:1], fails: networkd + " is not enabled, so that a boot would not start it",
 		},
@@ -47,7 +67,7 @@ func TestMake(t *testing.T) { // I2
 			in := func(list []string) func(string) bool {
 				return func(unit string) bool { return slices.Contains(list, unit) }
 			}
-			got, err := Make(Facts{Units: units, Enabled: in(c.enabled), Active: in(c.active), Links: []string{"ens5"}, Before257: c.old})
+			got, err := Make(Facts{Units: units, Enabled: in(c.enabled), Active: in(c.active), Links: []string{"ens5"}, Hotplugged: []string{hotplugged}, Ifupdown: c.auto, Before257: c.old})
 			if c.want == nil {
 				var not *NotEnabledError
 				if !errors.As(err, &not) || err.Error() != c.fails {

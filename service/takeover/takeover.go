@@ -276,7 +276,14 @@ func (t *Takeover) undo(ctx context.Context, records Records) error {
 		start("restart", p.Restart...)
 		t.Rest(ctx, r.Links)
 	}
-	start("start", p.Stop...)
+	// networking.service before what udev had configured later, so that the default route is by the
+	// ENI by which it was.
+	start("start", slices.DeleteFunc(slices.Clone(p.Stop), hotplugged)...)
+	for _, unit := range p.Stop {
+		if hotplugged(unit) {
+			start("start", unit)
+		}
+	}
 	old := slices.DeleteFunc(slices.Clone(before.Active), func(unit string) bool { return strings.HasSuffix(unit, ".socket") })
 	if len(old) > 0 {
 		// Each waits for networkd and the metadata service.

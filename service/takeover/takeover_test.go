@@ -78,7 +78,7 @@ func (w *world) Systemctl(_ context.Context, args ...string) (string, error) {
 				return errors.New("it does not start")
 			}
 			w.active[pattern] = true
-			if pattern == daemonUnit {
+			if _, err := os.Stat(filepath.Join(w.root, runtimeFiles, "views.json")); pattern == daemonUnit && err != nil {
 				dir := filepath.Join(w.root, networkFiles)
 				const completed = "/10-netplan-ens6.network.d"
 				return errors.Join(os.MkdirAll(dir+"/70-ens5.network.d", 0o755), os.MkdirAll(dir+completed, 0o755),
@@ -163,6 +163,12 @@ func scenarios() []scenario {
 	return []scenario{
 		{"NetworkManager", []string{manager}, nil,
 			Plan{Stop: []string{manager}, Start: []string{daemonUnit, networkdUnit}, Flush: []string{"ens5"}}, []string{daemonUnit, networkdUnit}},
+		{"ifupdown", []string{ifupdown, "ifup@ens6.service"}, nil,
+			Plan{Stop: []string{ifupdown, "ifup@ens6.service"}, Start: []string{daemonUnit, networkdUnit}, Flush: []string{"ens5"}}, []string{daemonUnit, networkdUnit}},
+		{"ifupdown beside networkd", []string{ifupdown, networkdUnit, daemonUnit}, map[string]string{
+			runtimeFiles + "views.json": "", dir + "70-ens5.network": "->" + baseUnit, dir + "70-ens5.network.d/" + plan.DropInName: "",
+		},
+			Plan{Stop: []string{ifupdown}, Restart: []string{daemonUnit, networkdUnit}, Flush: []string{"ens5"}}, []string{daemonUnit, networkdUnit}},
 		{"amazon-ec2-net-utils on 257", []string{networkdUnit, "refresh-policy-routes@ens5.timer", "policy-routes@ens5.service"}, map[string]string{
 			dir + "07-ens5.network": "->" + baseUnit, dir + "07-ens5.network.d/eni.conf": eniConf, oldRuntime + "/flag": "",
 		}, Plan{Start: []string{daemonUnit}, Restart: []string{networkdUnit}}, []string{daemonUnit, networkdUnit}},
@@ -275,7 +281,7 @@ func TestFails(t *testing.T) { // J3
 		t.Run(s.name, func(t *testing.T) {
 			w, takeover := begin(t, &s)
 			before := w.picture(t)
-			w.broken = daemonUnit
+			w.broken = slices.Concat(s.plan.Start, s.plan.Restart)[0]
 			if err := takeover.Do(t.Context()); err == nil {
 				t.Fatal("it did not fail")
 			}
