@@ -242,6 +242,9 @@ install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network units/80-ec2.network
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d units/udev/80-ec2netd.rules
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link units/cloud-init.cfg units/no-addresses.conf
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system/ifup@.service.d
+	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ifupdown/80-ec2netd.conf > $(DESTDIR)$(PREFIX)/lib/systemd/system/ifup@.service.d/80-ec2netd.conf
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ifup@.service.d/80-ec2netd.conf
 	install -d $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d
 	ln -sfn /run/ec2netd/cloud-init.cfg $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d/95-ec2netd.cfg
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d units/networkd.conf.d/80-ec2netd.conf
@@ -272,6 +275,7 @@ uninstall: ## remove what install put there, the configuration in /etc excepted
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-networkd-start.service \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/system/systemd-networkd.service.wants/ec2netd-networkd-start.service \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ifup@.service.d/80-ec2netd.conf \
 	  $(DESTDIR)$(PREFIX)/lib/udev/rules.d/80-ec2netd.rules \
 	  $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d/95-ec2netd.cfg \
 	  $(DESTDIR)$(PREFIX)/lib/systemd/network/80-ec2.network \

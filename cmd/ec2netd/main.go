@@ -109,6 +109,7 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	orphans := flags.Bool("remove-orphans", false, "remove what networkd has forgotten, give links their alternative names, and exit: see "+orphansUnit)
 	reloaded := flags.Int("reload", 0, "check the configuration, have the daemon with this `PID` take it up, and exit: see ExecReload= of "+ownUnit)
 	released := flags.Bool("release", false, "let networkd configure new ENIs without the daemon, and exit: see "+releaseUnit)
+	link := flags.String("leaves-alone", "", "exit with 0 if ec2netd leaves this `LINK` to whoever else configures it, else with 1: see "+ifupUnit)
 	starts := flags.Bool("before-networkd", false, "put in place what networkd is to find when it starts, and exit: see "+startUnit)
 	verbose := flags.Bool("debug", false, "log what is done in each step")
 	if err := flags.Parse(args); err != nil {
@@ -134,6 +135,16 @@ Configuration is in /etc/ec2netd.conf, see ec2netd.conf(5).
 	if *orphans {
 		if err := removeOrphans(log); err != nil {
 			log.Error("Rules that networkd forgot stay", "reason", err.Error())
+			return exitFailure
+		}
+		return 0
+	}
+	if *link != "" {
+		leaves, err := leavesAlone("/", *link)
+		if err != nil {
+			log.Warn("Failed to find out whether a link is an ENI's: it is left to whoever else configures it", "interface", *link, "reason", err.Error())
+		}
+		if !leaves {
 			return exitFailure
 		}
 		return 0
@@ -300,7 +311,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		served, parts = idle, []part{idle}
 	} else {
 		if err := leaveNetwork("/"); err != nil {
-			log.Warn("cloud-init may configure the network too", "reason", err.Error())
+			log.Warn("cloud-init and ifupdown may configure the network too", "reason", err.Error())
 		}
 		loop = agent.New(options)
 		served, parts = loop, []part{watcher, loop}

@@ -34,7 +34,7 @@ func release(ctx context.Context, log *slog.Logger) error {
 		return nil
 	}
 	if err := returnNetwork("/"); err != nil {
-		log.Warn("cloud-init leaves the network alone until the next boot", "reason", err.Error())
+		log.Warn("cloud-init and ifupdown leave the network alone until the next boot", "reason", err.Error())
 	}
 	if err := files.Release(); err != nil {
 		return fmt.Errorf("%w: remove it and run networkctl reload", err)

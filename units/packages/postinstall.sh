@@ -37,7 +37,21 @@ masked=no
 if [ "$(readlink /etc/systemd/system/ec2netd.service)" = /dev/null ]; then masked=yes; fi
 if [ $masked = yes ]; then
 	:
-elif [ "$first" = yes ]; then
+elif [ "$first" = yes ] || [ -e /var/lib/ec2netd/returned ]; then
+	# For a removal, which brings ifupdown back: see preremove.
+	rm -f /var/lib/ec2netd/returned
+	before=
+	if systemctl is-enabled --quiet networking.service 2>/dev/null; then
+		before='enable networking.service'
+		if systemctl is-enabled --quiet ifupdown-wait-online.service 2>/dev/null; then
+			before="$before
+enable ifupdown-wait-online.service"
+		fi
+		for unit in systemd-networkd.service systemd-networkd-wait-online.service; do
+			systemctl is-enabled --quiet $unit || before="$before
+disable $unit"
+		done
+	fi
 	# Presets decide what is enabled, the admin's before ours; nothing is started.
 	while read -r verb unit _; do
 		case "$verb" in
@@ -51,6 +65,10 @@ elif [ "$first" = yes ]; then
 			;;
 		esac
 	done </usr/lib/systemd/system-preset/80-ec2netd.preset
+	if [ -n "$before" ] && ! systemctl is-enabled --quiet networking.service; then
+		mkdir -p /var/lib/ec2netd
+		echo "$before" >/var/lib/ec2netd/before
+	fi
 else
 	# Enabled by a version whose bus activation did not go by an alias. Not systemctl reenable,
 	# which would enable the sockets too.
@@ -68,7 +86,8 @@ if [ $masked = no ] && [ "$first" = no ] && [ -d /run/systemd/system ]; then
 fi
 
 # What a removal left in our place.
-for file in /etc/systemd/network/80-ec2.network /etc/systemd/network/70-*.network; do
+for file in /etc/systemd/network/80-ec2.network /etc/systemd/network/70-*.network \
+	/run/systemd/network/80-ec2.network /run/systemd/network/75-ec2netd-*.network; do
 	if [ $masked = no ] && [ -f "$file" ] && grep -q '^# Left by ec2netd when it was removed' "$file"; then
 		rm -f "$file"
 	fi

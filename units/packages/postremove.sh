@@ -13,7 +13,15 @@ remove | 0)
 		rmdir --ignore-fail-on-non-empty "$dir"
 	done
 	rm -f /run/systemd/network/80-ec2-new.network
-	rm -rf /run/ec2netd /var/lib/ec2netd
+	rm -rf /run/ec2netd
+	# dpkg calls the next installation none, but presets are to decide again where ifupdown is back.
+	returned=no
+	if [ "$1" = remove ] && [ -e /var/lib/ec2netd/before ] && systemctl is-enabled --quiet networking.service; then returned=yes; fi
+	rm -rf /var/lib/ec2netd
+	if [ $returned = yes ]; then
+		mkdir -p /var/lib/ec2netd
+		echo 'ifupdown has the ENIs again' >/var/lib/ec2netd/returned
+	fi
 	if [ -d /run/systemd/system ]; then
 		systemctl daemon-reload || :
 		# Not networkctl: rpm may have its scriptlets in a network namespace of their own.

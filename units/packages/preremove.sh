@@ -16,24 +16,55 @@ left() {
 	echo '# ENIs. Remove it when something else does; installing ec2netd again does so.'
 	cat "$base"
 }
-if [ -e "$base" ] && systemctl is-enabled --quiet systemd-networkd.service; then
-	if [ ! -e /etc/systemd/network/80-ec2.network ]; then
-		mkdir -p /etc/systemd/network
-		left >/etc/systemd/network/80-ec2.network
-	fi
+primaries() {
 	for dropin in /run/systemd/network/70-*.network.d/50-ec2netd.conf; do
 		[ -e "$dropin" ] || continue
 		grep -q '^RouteMetric=512$' "$dropin" || continue
-		unit=${dropin%.d/50-ec2netd.conf}
-		name=${unit#/run/systemd/network/70-}
-		unit=/etc/systemd/network/70-$name
-		name=${name%.network}
+		name=${dropin#/run/systemd/network/70-}
+		echo "${name%.network.d/50-ec2netd.conf}"
+	done
+}
+
+# Where presets disabled ifupdown when ec2netd was installed, the next boot is for that again, as
+# long as it is still told of the primary ENI. What networkd needs until then is in /run, where
+# the daemon's own files have other names.
+before=/var/lib/ec2netd/before
+back=no
+if [ -e $before ]; then
+	back=yes
+	for name in $(primaries); do
+		cat /etc/network/interfaces /etc/network/interfaces.d/* /run/network/interfaces.d/* 2>/dev/null |
+			grep -Eq "^[[:space:]]*(auto|allow-[a-z]+)[[:space:]](.*[[:space:]])?$name([[:space:]]|\$)" || back=no
+	done
+fi
+dir=/etc/systemd/network
+primary=70-
+leave=no
+if [ $back = no ]; then
+	if systemctl is-enabled --quiet systemd-networkd.service; then leave=yes; fi
+elif [ -d /run/systemd/system ] && systemctl is-active --quiet systemd-networkd.service; then
+	dir=/run/systemd/network
+	primary=75-ec2netd-
+	leave=yes
+fi
+if [ $leave = yes ] && [ -e "$base" ]; then
+	if [ ! -e $dir/80-ec2.network ]; then
+		mkdir -p $dir
+		left >$dir/80-ec2.network
+	fi
+	for name in $(primaries); do
+		unit=$dir/$primary$name.network
 		[ -e "$unit" ] || left | sed "s/^Driver=.*/Name=$name/; s/^RouteMetric=.*/RouteMetric=512/" >"$unit"
 	done
 fi
 
 if [ -d /run/systemd/system ]; then
 	systemctl stop ec2netd-wait-online.service ec2netd.service ec2netd.socket ec2netd-metrics.socket ec2netd-release.service || :
+fi
+if [ $back = yes ]; then
+	while read -r verb unit; do
+		systemctl --no-reload "$verb" "$unit" || :
+	done <$before
 fi
 # dpkg keeps what is enabled until the purge, as for every package.
 if [ "$1" = 0 ]; then

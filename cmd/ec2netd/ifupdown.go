@@ -1,0 +1,40 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"ec2netd/service/config"
+	"ec2netd/service/kernel"
+)
+
+// ifupUnit runs this program with --leaves-alone before ifupdown configures a link that has come,
+// see units/ifupdown.
+const ifupUnit = "ifup@.service"
+
+// leavesAlone reports whether ec2netd leaves a link to whoever else configures it: one that is no
+// ENI's. An ENI that the configuration leaves alone is networkd's, by the base unit. The error says
+// why that could not be found out; networkd and somebody else do less harm than nobody does.
+func leavesAlone(root, name string) (bool, error) {
+	if !inCharge(root) {
+		return true, nil
+	}
+	observer, err := kernel.NewObserver(config.Load(root).Drivers)
+	if err != nil {
+		return true, err
+	}
+	defer observer.Close()
+	snapshot, err := observer.Observe()
+	if err != nil {
+		return true, fmt.Errorf("looking at the links: %w", err)
+	}
+	return !slices.ContainsFunc(snapshot.Links, func(l kernel.Link) bool { return l.Name == name }), nil
+}
+
+// inCharge reports whether the daemon has been started in this boot, and was not masked since.
+func inCharge(root string) bool {
+	target, err := os.Readlink(filepath.Join(root, cloudInitLink))
+	return err == nil && target == cloudInitConfig
+}
