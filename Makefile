@@ -50,8 +50,8 @@ NEXT_VERSION    := $(shell sed -n 's/^- semver: //p;T;q' units/packages/changelo
 PACKAGE_VERSION := $(or $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null | sed 's/^v//'),$(NEXT_VERSION)~git$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y%m%d%H%M%S).$(shell git rev-parse --short=7 HEAD 2>/dev/null || echo unknown))
 
 # What `make demo` and the tests need on Debian besides Go.
-HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff-base mandoc
-HOST_TOOLS    := mmdebstrap systemd-nspawn nft ip dbus-daemon man groff mandoc
+HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff-base mandoc qemu-system-x86 e2fsprogs
+HOST_TOOLS    := mmdebstrap systemd-nspawn nft ip dbus-daemon man groff mandoc qemu-system-x86_64 mke2fs
 
 MAN_PAGES := $(sort $(wildcard cmd/*/*.[1-8] units/*.[1-8] api/*.[1-8]))
 # Where shells look for completions; for zsh, what Debian has too.
@@ -118,8 +118,8 @@ neighbours: host-packages stage stage-packages ## what other software keeps besi
 	@test -e $(BUILD)/neighbours.ok || { echo 'Failed: see $(BUILD)/neighbours.log'; exit 1; }; rm $(BUILD)/neighbours.ok
 
 .PHONY: demo
-demo: host-packages stage ## the main job in the simulated VPC, step by step (root)
-	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) --install-root $(STAGE)
+demo: host-packages stage ## the main job in the simulated VPC, step by step; MACHINE=1 on a kernel of its own (root)
+	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) $(if $(MACHINE),--machine) --install-root $(STAGE)
 
 .PHONY: bench
 bench: host-packages stage ## all figures on each systemd, as a table and in build/bench.json; a quarter of an hour (root)

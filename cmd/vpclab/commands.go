@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"ec2netd/cmd/vpclab/imds"
 	"ec2netd/cmd/vpclab/vpc"
@@ -567,11 +568,41 @@ func shellCommand(c *client) *cobra.Command {
 		Short: "Start a shell in the instance",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.exec(cmd.Context(), user, []string{"bash", "-l"})
+			return c.shell(cmd.Context(), user)
 		},
 	}
 	cmd.Flags().StringVar(&user, "user", "root", "user of the shell")
 	return cmd
+}
+
+// shell starts a shell in the instance on our own terminal. That of a machine gets one there, of
+// the same size.
+func (c *client) shell(ctx context.Context, user string) (err error) {
+	argv := []string{"bash", "-l"}
+	inst, err := c.instance(ctx)
+	if err != nil {
+		return err
+	}
+	const stdin = 0
+	before, err := unix.IoctlGetTermios(stdin, unix.TCGETS)
+	if !inst.Machine || err != nil { // without a terminal it reads commands
+		return c.exec(ctx, user, argv)
+	}
+	size, err := unix.IoctlGetWinsize(stdin, unix.TIOCGWINSZ)
+	if err != nil {
+		return fmt.Errorf("asking for the size of the terminal: %w", err)
+	}
+	raw := *before
+	raw.Iflag &^= unix.BRKINT | unix.ICRNL | unix.INPCK | unix.ISTRIP | unix.IXON
+	raw.Oflag &^= unix.OPOST
+	raw.Lflag &^= unix.ECHO | unix.ICANON | unix.IEXTEN | unix.ISIG
+	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
+	if err := unix.IoctlSetTermios(stdin, unix.TCSETSW, &raw); err != nil {
+		return fmt.Errorf("setting up the terminal: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.IoctlSetTermios(stdin, unix.TCSETSW, before)) }()
+	on := fmt.Sprintf("stty rows %d columns %d; exec bash -l", size.Row, size.Col)
+	return c.exec(ctx, user, []string{"script", "--quiet", "--return", "--command", on, "/dev/null"})
 }
 
 // exec runs a command in the instance on our own terminal.
@@ -586,6 +617,9 @@ func (c *client) exec(ctx context.Context, user string, argv []string) error {
 	env := []string{}
 	if term := os.Getenv("TERM"); term != "" {
 		env = append(env, "TERM="+term)
+	}
+	if inst.Machine {
+		return vpc.RunInMachine(ctx, inst.Socket, vpc.Command{Argv: argv, Stdin: os.Stdin, User: user, Env: env}, os.Stdout, os.Stderr)
 	}
 	// Signals of the terminal go to the command itself; it decides.
 	cmd, err := vpc.CommandIn(context.WithoutCancel(ctx), inst.Leader, vpc.Command{

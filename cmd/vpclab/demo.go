@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -38,13 +36,18 @@ DIR is what "make install DESTDIR=DIR PREFIX=/usr" has filled.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.suite, "suite", "trixie", "Debian suite: "+suiteNames())
+	cmd.Flags().BoolVar(&o.machine, "machine", false, "with a machine that has a kernel of its own, in QEMU")
 	cmd.Flags().StringVar(&o.installRoot, "install-root", "", "install ec2netd from this `directory`")
 	o.cards, o.secondaries, o.subnet = 1, 1, "a"
 	return cmd
 }
 
-// stepTimeout is how long a step of the demo may take; each takes about a second.
-const stepTimeout = 90 * time.Second
+// How long a step of the demo may take; each takes about a second, and with a machine up to a
+// minute.
+const (
+	stepTimeout    = 90 * time.Second
+	machineTimeout = 10 * time.Minute
+)
 
 // demo is one run of the demonstration.
 type demo struct {
@@ -75,9 +78,13 @@ func demonstrate(ctx context.Context, out io.Writer, o upOptions) (err error) {
 		{"An address is assigned", d.assign},
 		{"The ENI is detached", d.detach},
 	}
+	limit := stepTimeout
+	if o.machine {
+		limit = machineTimeout
+	}
 	for n, step := range steps {
 		fmt.Fprintf(out, "\n=== %d. %s\n", n+1, step.title)
-		stepCtx, cancel := context.WithTimeoutCause(ctx, stepTimeout, fmt.Errorf("not within %s", stepTimeout))
+		stepCtx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %s", limit))
 		err := step.do(stepCtx)
 		cancel()
 		if err != nil {
@@ -137,8 +144,12 @@ func (d *demo) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(d.out, "%s runs Debian %s with systemd %d; it booted in %d ms.\n",
-		d.inst.ID(), d.inst.Suite(), version, d.inst.BootTime().Milliseconds())
+	kernel, err := d.inst.Exec(ctx, "uname", "-r")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(d.out, "%s runs Debian %s with systemd %d on Linux %s; it booted in %d ms.\n",
+		d.inst.ID(), d.inst.Suite(), version, strings.TrimSpace(kernel), d.inst.BootTime().Milliseconds())
 	if _, err := d.configured(ctx, d.inst.Primary()); err != nil {
 		return err
 	}
@@ -335,20 +346,20 @@ func (d *demo) detach(ctx context.Context) error {
 	if err := d.eni.Detach(ctx); err != nil {
 		return err
 	}
-	var left []string
+	var left string
 	err := vpc.Until(ctx, "the files of "+name+" are gone", func() (bool, error) {
 		var err error
-		left, err = filepath.Glob(d.inst.Path("/run/systemd/network/70-" + name + ".*"))
-		return err == nil && len(left) == 0, err
+		left, err = d.inst.Exec(ctx, "find", "/run/systemd/network", "-name", "70-"+name+".*")
+		return err == nil && left == "", err
 	})
 	if err != nil {
-		return fmt.Errorf("%w: %v", err, left)
+		return fmt.Errorf("%w: %s", err, left)
 	}
 	fmt.Fprintf(d.out, "The VPC has detached %s; its files were gone after %.2f s.\n", name, time.Since(begin).Seconds())
 	if err := d.show(ctx, "ls", "/run/systemd/network"); err != nil {
 		return err
 	}
-	if _, err := os.Stat(d.inst.Path("/run/ec2netd")); err != nil {
+	if _, err := d.inst.Exec(ctx, "test", "-d", "/run/ec2netd"); err != nil {
 		return fmt.Errorf("the daemon's state directory: %w", err)
 	}
 	if _, err := d.configured(ctx, d.inst.Primary()); err != nil {

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"ec2netd/cmd/vpclab/vpc"
 )
 
 // version is set by the Makefile.
@@ -33,11 +35,14 @@ func run() int {
 	err := rootCommand().ExecuteContext(ctx)
 	var usage usageError
 	var exit *exec.ExitError
+	var status vpc.StatusError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &exit) && exit.ExitCode() > 0:
 		return exit.ExitCode()
+	case errors.As(err, &status):
+		return int(status)
 	case errors.As(err, &usage):
 		fmt.Fprintf(os.Stderr, "vpclab: %v\nSee vpclab --help.\n", err)
 		return 2
@@ -61,8 +66,9 @@ detached, DHCP, router advertisements, EC2's source check, and a metadata servic
 whose answers can be delayed and broken. It takes the time that EC2 takes, hands out
 all that EC2 does, and has jumbo frames; with --profile=instant it does not.
 
-It needs root, and the packages mmdebstrap, systemd-container and nftables. The
-images of the suites are built once and kept in /var/cache/vpclab.`,
+It needs root, and the packages mmdebstrap, systemd-container and nftables, for
+machines (vpclab up --machine) also qemu-system-x86 and e2fsprogs. The images of the
+suites are built once and kept in /var/cache/vpclab.`,
 		Example: `  vpclab up --suite trixie             # an instance with one ENI
   vpclab attach --ipv4-count 3         # a second ENI
   vpclab shell                         # look around in the instance

@@ -26,6 +26,8 @@ type upOptions struct {
 	cards       int
 	secondaries int
 	subnet      string
+	machine     bool
+	kernelArgs  []string
 	foreground  bool
 	readyFD     int
 	seed        uint64
@@ -43,6 +45,10 @@ instance with one ENI, booted. The lab lives in a process in the background unti
 
 With --install-root DIR, ec2netd is installed in the instance before it boots:
 DIR is what "make install DESTDIR=DIR PREFIX=/usr" has filled.
+
+With --machine the instance is no container, but a machine with Debian's kernel for
+clouds, in QEMU: its ENIs are PCIe devices, and it can do with its kernel what it
+likes. It boots in 40 s, as its processor is emulated.
 
 The other flags say how the VPC behaves. Unless told otherwise it does so as EC2 does: DHCP
 hands out the MTU and the host name, DHCPv6 all addresses, the router and the metadata
@@ -66,6 +72,8 @@ change the profile. A range is a time, such as
 	f.StringVar(&o.suite, "suite", "trixie", "Debian suite: "+suiteNames())
 	f.StringVar(&o.stock, "stock", "", "boot as a distribution's image does: "+stockNames())
 	f.StringVar(&o.installRoot, "install-root", "", "install ec2netd from this `directory`")
+	f.BoolVar(&o.machine, "machine", false, "boot a machine with a kernel of its own, in QEMU; it takes 40 s")
+	f.StringSliceVar(&o.kernelArgs, "kernel-args", nil, "add `words` to a machine's kernel command line")
 	f.IntVar(&o.cards, "network-cards", 1, "how many network cards the instance type has")
 	f.IntVar(&o.secondaries, "ipv4-count", 1, "IPv4 addresses of the primary ENI")
 	f.StringVar(&o.subnet, "subnet", "a", "subnet of the primary ENI: a, b, v4 or v6")
@@ -125,7 +133,7 @@ func (o upOptions) serve(ctx context.Context, name string, out io.Writer) (err e
 // newInstance makes an instance as the flags say, with ec2netd if asked for.
 func newInstance(ctx context.Context, v *vpc.VPC, o upOptions) (*vpc.Instance, error) {
 	opts := vpc.InstanceOptions{
-		Suite: o.suite, Stock: o.stock, NetworkCards: o.cards,
+		Suite: o.suite, Stock: o.stock, NetworkCards: o.cards, Machine: o.machine, KernelArgs: o.kernelArgs,
 		Primary: vpc.ENISpec{Subnet: o.subnet, IPv4Count: o.secondaries},
 	}
 	if o.subnet == "v6" {

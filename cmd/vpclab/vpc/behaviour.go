@@ -274,7 +274,7 @@ func (v *VPC) setMTU(mtu int) error {
 		return fmt.Errorf("listing the VPC's links: %w", err)
 	}
 	for _, l := range links {
-		if l.Type() != "bridge" && l.Type() != "veth" {
+		if l.Type() != "bridge" && l.Type() != "veth" && l.Type() != "tuntap" {
 			continue
 		}
 		if err := v.thread.link.LinkSetMTU(l, mtu); err != nil && !linkGone(err) {

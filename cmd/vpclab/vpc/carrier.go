@@ -22,6 +22,9 @@ func (e *ENI) SetCarrier(on bool) error {
 			err = link.LinkSetDown(l)
 		}
 	}
+	if r := e.inst.current(); err == nil && r != nil && r.machine != nil {
+		err = r.machine.setCarrier(e.vpc.life, e, on)
+	}
 	switch {
 	case linkGone(err):
 		return fmt.Errorf("changing the carrier of %s: its link is not plugged in, or the instance is off", e.id)

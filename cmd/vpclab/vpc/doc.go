@@ -6,8 +6,9 @@
 // them, a host far away that answers pings, and the metadata service of package
 // imds on its two well-known addresses. An [Instance] is a full systemd of a
 // Debian suite in a systemd-nspawn container with a network namespace of its
-// own. An [ENI] is a veth pair from the instance to a bridge; on the bridge's
-// side it meets the source check that EC2 makes, which drops and counts what
+// own, or, for what a container cannot show, in a machine with a kernel of its own, in
+// QEMU. An [ENI] is a veth pair from the container to a bridge, or a PCIe device of the
+// machine with a tap on the bridge; on the bridge's side it meets the source check that EC2 makes, which drops and counts what
 // does not carry the ENI's own addresses.
 //
 // Everything that a VPC makes is undone by [VPC.Close]. What a killed process

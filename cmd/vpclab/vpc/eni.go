@@ -140,6 +140,9 @@ func (inst *Instance) create(spec ENISpec) (_ *ENI, err error) {
 	if e.name == "" {
 		e.name = inst.freeName()
 	}
+	if inst.opts.Machine && slot(e.name) == 0 {
+		return nil, fmt.Errorf("a machine has the links ens%d to ens%d, not %s", firstSlot, lastSlot, e.name)
+	}
 	e.port = "p" + randomHex(6)
 	defer func() {
 		if err != nil {
@@ -458,20 +461,25 @@ func (e *ENI) Plug(ctx context.Context) error {
 	e.vpc.mu.Lock()
 	e.plugged = true
 	e.vpc.mu.Unlock()
-	t := e.inst.running()
-	if t == nil {
+	r := e.inst.current()
+	if r == nil {
 		return nil
 	}
-	return e.plug(ctx, t)
+	if err := e.link(r); err != nil || r.machine == nil {
+		return err
+	}
+	if err := r.machine.plug(ctx, e); err != nil {
+		return errors.Join(fmt.Errorf("plugging %s in as %s: %w", e.id, e.Name(), err), e.removeLink())
+	}
+	return nil
 }
 
 // instanceMTU is that of ENA until somebody sets another (facts.md).
 const instanceMTU = 1500
 
-// plug makes the pair: one end on the subnet's bridge, the other straight in the
-// instance, with its final name and MAC.
-func (e *ENI) plug(_ context.Context, t *thread) error {
-	link := e.vpc.thread.link
+// pair makes a veth pair: one end in the VPC, the other straight in the container, with its
+// final name and MAC.
+func (e *ENI) pair(t *thread) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = e.port
 	attrs.MTU = e.vpc.Behaviour().mtu()
@@ -479,7 +487,20 @@ func (e *ENI) plug(_ context.Context, t *thread) error {
 		LinkAttrs: attrs, PeerName: e.Name(), PeerHardwareAddr: e.mac, PeerNamespace: netlink.NsFd(int(t.ns)),
 		PeerMTU: instanceMTU,
 	}
-	if err := link.LinkAdd(veth); err != nil {
+	return e.vpc.thread.link.LinkAdd(veth)
+}
+
+// link makes the link of an ENI on the subnet's bridge: that of a container is then in it, and
+// that of a machine can be plugged in.
+func (e *ENI) link(r *running) error {
+	link := e.vpc.thread.link
+	var err error
+	if r.thread != nil {
+		err = e.pair(r.thread)
+	} else {
+		err = e.tap()
+	}
+	if err != nil {
 		return fmt.Errorf("plugging %s in as %s: %w", e.id, e.Name(), err)
 	}
 	steps := []struct {
@@ -510,16 +531,27 @@ func (e *ENI) plug(_ context.Context, t *thread) error {
 		}
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("plugging %s in as %s: %w", e.id, e.Name(), err), link.LinkDel(veth))
+		return errors.Join(fmt.Errorf("plugging %s in as %s: %w", e.id, e.Name(), err), e.removeLink())
 	}
 	return nil
 }
 
-// Unplug takes the link out of the instance.
-func (e *ENI) Unplug(context.Context) error {
+// Unplug takes the link out of the instance. A machine has to let it go first.
+func (e *ENI) Unplug(ctx context.Context) error {
 	e.vpc.mu.Lock()
+	was := e.plugged
 	e.plugged = false
 	e.vpc.mu.Unlock()
+	if r := e.inst.current(); was && r != nil && r.machine != nil {
+		if err := r.machine.unplug(ctx, e); err != nil {
+			return fmt.Errorf("unplugging %s: %w", e.id, err)
+		}
+	}
+	return e.removeLink()
+}
+
+// removeLink removes the VPC's end of the link, and with it that of a container.
+func (e *ENI) removeLink() error {
 	link := e.vpc.thread.link
 	l, err := link.LinkByName(e.port)
 	if linkGone(err) {

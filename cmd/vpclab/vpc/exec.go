@@ -64,19 +64,28 @@ func (inst *Instance) Run(ctx context.Context, c Command) (string, error) {
 	fail := func(err error, stdout, stderr string) error {
 		code := -1
 		var exit *exec.ExitError
+		var status StatusError
 		if errors.As(err, &exit) {
 			code = exit.ExitCode()
+		} else if errors.As(err, &status) {
+			code = int(status)
 		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 		return &ExecError{Instance: inst.id, Argv: c.Argv, ExitCode: code, Stdout: stdout, Stderr: stderr, Err: err}
 	}
+	var stdout, stderr bytes.Buffer
+	if inst.opts.Machine {
+		if err := RunInMachine(ctx, inst.socket(), c, &stdout, &stderr); err != nil {
+			return stdout.String(), fail(err, stdout.String(), stderr.String())
+		}
+		return stdout.String(), nil
+	}
 	cmd, err := inst.Command(ctx, c)
 	if err != nil {
 		return "", fail(err, "", "")
 	}
-	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		return stdout.String(), fail(err, stdout.String(), stderr.String())
@@ -84,12 +93,15 @@ func (inst *Instance) Run(ctx context.Context, c Command) (string, error) {
 	return stdout.String(), nil
 }
 
-// Command prepares a command in all namespaces of the running instance; the
+// Command prepares a command in all namespaces of the running container; the
 // caller connects and starts it. It is killed, with what it has started, when ctx
-// ends.
+// ends. For a machine see [RunInMachine].
 func (inst *Instance) Command(ctx context.Context, c Command) (*exec.Cmd, error) {
 	leader := inst.Leader()
-	if leader == 0 {
+	switch {
+	case inst.opts.Machine:
+		return nil, errors.New("no process of this machine is one in the instance, which is a machine of its own")
+	case leader == 0:
 		return nil, errors.New("the instance is not running")
 	}
 	return CommandIn(ctx, leader, c)
@@ -98,27 +110,36 @@ func (inst *Instance) Command(ctx context.Context, c Command) (*exec.Cmd, error)
 // CommandIn is [Instance.Command] for an instance of another process, by the PID
 // of its leader.
 func CommandIn(ctx context.Context, leader int, c Command) (*exec.Cmd, error) {
-	if len(c.Argv) == 0 {
-		return nil, errors.New("no command")
+	argv, env, err := c.full()
+	if err != nil {
+		return nil, err
 	}
-	args := []string{"--target", strconv.Itoa(leader), "--all", "--"}
-	home := "/root"
-	if c.User != "" && c.User != "root" {
-		home = "/home/" + c.User
-		args = append(args, "setpriv", "--reuid="+c.User, "--regid="+c.User, "--init-groups", "--inh-caps=-all", "--")
-	}
-	cmd := exec.CommandContext(ctx, "nsenter", append(args, c.Argv...)...)
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strconv.Itoa(leader), "--all", "--"}, argv...)...)
 	cmd.Stdin = c.Stdin
-	cmd.Env = append([]string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=" + home,
-		"SYSTEMD_PAGER=cat", "SYSTEMD_COLORS=0",
-	}, c.Env...)
+	cmd.Env = env
 	if !c.Interactive {
 		// nsenter forks into the PID namespace: the signal goes to both.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	}
 	return cmd, nil
+}
+
+// full returns the command with what makes it one of its user, and its environment.
+func (c Command) full() (argv, env []string, err error) {
+	if len(c.Argv) == 0 {
+		return nil, nil, errors.New("no command")
+	}
+	home := "/root"
+	if c.User != "" && c.User != "root" {
+		home = "/home/" + c.User
+		argv = append(argv, "setpriv", "--reuid="+c.User, "--regid="+c.User, "--init-groups", "--inh-caps=-all", "--")
+	}
+	env = append([]string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=" + home,
+		"SYSTEMD_PAGER=cat", "SYSTEMD_COLORS=0",
+	}, c.Env...)
+	return append(argv, c.Argv...), env, nil
 }
 
 // DialContext connects from within the instance, by IP address and port.

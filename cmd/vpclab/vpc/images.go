@@ -257,7 +257,7 @@ func (c Images) buildLayer(ctx context.Context, image, path string, add []string
 mount -t overlay vpclab -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,volatile" "$2/root"
 mount -t proc vpclab "$2/root/proc"
 shift 2
-export DEBIAN_FRONTEND=noninteractive
+export DEBIAN_FRONTEND=noninteractive INITRD=No # machines need none
 apt="apt-get -qq -o Dir=$ROOT -o Dir::Etc::TrustedParts=$ROOT/etc/apt/trusted.gpg.d -o DPkg::Chroot-Directory=$ROOT -o DPkg::Use-Pty=0
  -o APT::Sandbox::User=root -o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o DPkg::Options::=--force-unsafe-io $OPTIONS"
 $apt update
@@ -369,7 +369,7 @@ func hostAptOptions(ctx context.Context) []string {
 // hostPackages names the Debian package of each tool that the lab runs on the host.
 var hostPackages = map[string]string{
 	"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "nft": "nftables",
-	"nsenter": "util-linux", "unshare": "util-linux",
+	"nsenter": "util-linux", "unshare": "util-linux", qemu: "qemu-system-x86", "mke2fs": "e2fsprogs",
 }
 
 // needTools says which packages are missing on the host.

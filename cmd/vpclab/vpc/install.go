@@ -16,10 +16,15 @@ import (
 // LabFiles are what ec2netd needs in the lab beyond its installation: its ENIs
 // are veth links here, and the machine below is hardly an EC2 instance. By path, for
 // [InstanceOptions].Files.
-func LabFiles() map[string]string {
-	const match = "[Match]\nDriver=veth\n"
+func LabFiles() map[string]string { return labFiles("veth", "Platform=any\n") }
+
+// MachineFiles are [LabFiles] of a machine, which says that it is an EC2 instance.
+func MachineFiles() map[string]string { return labFiles("virtio_net", "") }
+
+func labFiles(driver, platform string) map[string]string {
+	match := "[Match]\nDriver=" + driver + "\n"
 	return map[string]string{
-		"/etc/ec2netd.conf.d/lab.conf":                   match + "Platform=any\n",
+		"/etc/ec2netd.conf.d/lab.conf":                   match + platform,
 		"/etc/systemd/network/80-ec2.network.d/lab.conf": match,
 	}
 }
@@ -29,7 +34,7 @@ const PresetFile = "usr/lib/systemd/system-preset/80-ec2netd.preset"
 
 // InstallTree installs ec2netd from a directory that "make install DESTDIR=" has
 // filled: it copies the tree over the root, lets the presets decide what is
-// enabled, and writes [LabFiles].
+// enabled, and writes [LabFiles], or [MachineFiles] where the root is a machine's.
 func InstallTree(ctx context.Context, root, tree string) error {
 	if _, err := os.Stat(filepath.Join(tree, PresetFile)); err != nil {
 		return fmt.Errorf("%s is not an installation of ec2netd: %w; make one with: make install DESTDIR=%s PREFIX=/usr", tree, err, tree)
@@ -44,7 +49,11 @@ func InstallTree(ctx context.Context, root, tree string) error {
 	if err := ApplyPresets(ctx, root, units...); err != nil {
 		return err
 	}
-	for path, text := range LabFiles() {
+	files := LabFiles()
+	if _, err := os.Stat(filepath.Join(root, agentPath)); err == nil {
+		files = MachineFiles()
+	}
+	for path, text := range files {
 		if err := WriteFile(root, path, text); err != nil {
 			return err
 		}

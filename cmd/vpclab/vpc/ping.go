@@ -76,6 +76,9 @@ type Pinger struct {
 // Ping sends count echo requests from an address of the instance, one each
 // interval, and waits for the replies.
 func (inst *Instance) Ping(ctx context.Context, src, dst netip.Addr, count int, interval time.Duration) (PingResult, error) {
+	if inst.opts.Machine {
+		return inst.machinePing(ctx, src, dst, count, interval)
+	}
 	p, err := inst.startPing(ctx, src, dst, count, interval)
 	if err != nil {
 		return PingResult{}, err

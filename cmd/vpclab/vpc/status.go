@@ -37,6 +37,8 @@ type InstanceStatus struct {
 	Suite    string        `json:"suite"`
 	Running  bool          `json:"running"`
 	Leader   int           `json:"leader"`
+	Machine  bool          `json:"machine,omitempty"`
+	Socket   string        `json:"socket,omitempty"` // of a machine, for [RunInMachine]
 	BootTime time.Duration `json:"bootTime"`
 	Root     string        `json:"root"`
 	Console  string        `json:"console"`
@@ -95,6 +97,9 @@ func (v *VPC) Status(ctx context.Context) (Status, error) {
 		is := InstanceStatus{
 			ID: inst.id, Suite: inst.opts.Suite, Running: inst.Running(), Leader: inst.Leader(), BootTime: inst.BootTime(),
 			Root: inst.root, Console: inst.Console(), Faults: inst.meta.Faults(), Requests: imds.Count(inst.meta.Requests()),
+		}
+		if is.Machine = inst.opts.Machine; is.Machine {
+			is.Socket = inst.socket()
 		}
 		for _, e := range inst.ENIs() {
 			es, err := e.Status(ctx)

@@ -306,6 +306,9 @@ func (v *VPC) Close() error {
 	var errs []error
 	for _, inst := range instances {
 		errs = append(errs, inst.kill(ctx))
+		if inst.disk != nil {
+			inst.disk.Close()
+		}
 	}
 	v.endLife()
 	if v.meta != nil {
