@@ -203,6 +203,12 @@ func TestPort(t *testing.T) {
 			t.Errorf("%q, %d repairs", got.Reason, w.repairs()-n)
 		}
 		w.set(w.lease)
+		// The kernel refuses DHCP's routes in the main table there: networkd is to set none.
+		w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind = "blue", "vrf" })
+		settle(time.Minute)
+		if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "the link is a port of blue (vrf)" || got.Metric != state.Unknown || !keeps() {
+			t.Errorf("%q, metric %d, %v", got.Reason, got.Metric, keeps())
+		}
 		w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind = "", "" })
 		settle(2 * time.Minute)
 		if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "" || keeps() {

@@ -142,7 +142,12 @@ const MainTable = 254
 
 // Port reports whether another link takes what arrives at this one: addresses and routes of a
 // port are of no use. A VRF is only a table for its ports.
-func (l *Link) Port() bool { return l.Master != "" && l.MasterKind != "vrf" }
+func (l *Link) Port() bool { return l.Master != "" && !l.InVRF() }
+
+// InVRF reports whether the link is a port of a VRF. The kernel has its addresses in the VRF's table
+// then, and refuses routes in another one that prefer one of them as the source (EINVAL), as DHCP's
+// do: networkd takes that for a failure of the link, and begins anew.
+func (l *Link) InVRF() bool { return l.Master != "" && l.MasterKind == "vrf" }
 
 // Has tells whether the address is on the link and may be used.
 func (l *Link) Has(address netip.Addr) bool {

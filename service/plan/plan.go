@@ -411,7 +411,7 @@ func Make(in Input) Plan {
 			eni.Link.Current = ""
 		case early && eni.Link.Current == "":
 			eni.Want.Metric = Numbers{}.Metric()
-			eni.Want.NoDefault = !eni.Settings.DefaultRoute
+			eni.Want.NoDefault = !eni.Settings.DefaultRoute || eni.Link.InVRF()
 			eni.Want.KeepAll = keepsAll(in.Networkd)
 			eni.Files = networkFiles(eni, in)
 		case eni.Link.MAC == in.Presumed && !eni.Primary && !viewedIn(in, eni):
@@ -709,7 +709,7 @@ func render(eni *ENI, in Input, grouped bool) {
 	if len(view.IPv6) > 0 {
 		want.Source = view.IPv6[0]
 	}
-	want.NoDefault = !eni.Settings.DefaultRoute
+	want.NoDefault = !eni.Settings.DefaultRoute || eni.Link.InVRF()
 	if eni.Settings.AlternativeNames {
 		want.Altnames = Altnames(view)
 	}

@@ -133,6 +133,11 @@ func TestMake(t *testing.T) {
 	t.Run("secondary", func(t *testing.T) {
 		golden(t, Make(input([]Link{leased(0, &plain), leased(1, &second)}, plain, second)))
 	})
+	t.Run("secondary in a VRF", func(t *testing.T) { // F10
+		link := leased(1, &second)
+		link.Master, link.MasterKind, link.DHCPMetrics = "blue", "vrf", nil
+		golden(t, Make(input([]Link{leased(0, &plain), link}, plain, second)))
+	})
 	t.Run("secondary with a router known from the primary", func(t *testing.T) {
 		dual := view(0, addrs("10.0.1.10"), addrs("2001:db8:1::10"))
 		first := leased(0, &dual)

@@ -375,6 +375,10 @@ func networkDropIn(eni *ENI) string {
 	if want.NoDefault {
 		u.set("UseGateway", "no")
 	}
+	if eni.Link.InVRF() {
+		u.set("RoutesToDNS", "no")
+		u.set("RoutesToNTP", "no")
+	}
 	if want.OwnMTU {
 		u.set("UseMTU", "no")
 	}
