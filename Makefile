@@ -50,8 +50,10 @@ NEXT_VERSION    := $(shell sed -n 's/^- semver: //p;T;q' units/packages/changelo
 PACKAGE_VERSION := $(or $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null | sed 's/^v//'),$(NEXT_VERSION)~git$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y%m%d%H%M%S).$(shell git rev-parse --short=7 HEAD 2>/dev/null || echo unknown))
 
 # What `make demo` and the tests need on Debian besides Go.
-HOST_PACKAGES := mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff-base mandoc qemu-system-x86 e2fsprogs
-HOST_TOOLS    := mmdebstrap systemd-nspawn nft ip dbus-daemon man groff mandoc qemu-system-x86_64 mke2fs
+# qemu, which is large, only for machines.
+MACHINES      = $(MACHINE)$(EC2NETD_LONG)
+HOST_PACKAGES = mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff-base mandoc $(if $(MACHINES),qemu-system-x86 e2fsprogs)
+HOST_TOOLS    = mmdebstrap systemd-nspawn nft ip dbus-daemon man groff mandoc $(if $(MACHINES),qemu-system-x86_64 mke2fs)
 
 MAN_PAGES := $(sort $(wildcard cmd/*/*.[1-8] units/*.[1-8] api/*.[1-8]))
 # Where shells look for completions; for zsh, what Debian has too.
@@ -113,7 +115,7 @@ soak: host-packages stage ## the life of an instance by chance, on each systemd 
 .PHONY: neighbours
 neighbours: host-packages stage stage-packages ## what other software keeps beside ec2netd: a line for each package, event and systemd (root)
 	@rm -f $(BUILD)/neighbours.ok
-	@{ EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) $(GO) test -count=1 -timeout 30m -run '^TestLabNeighbours$$' -v ./cmd/ec2netd/ 2>&1 && echo ok >$(BUILD)/neighbours.ok; } | \
+	@{ EC2NETD_LONG=1 EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) $(GO) test -count=1 -timeout 30m -run '^TestLabNeighbours$$' -v ./cmd/ec2netd/ 2>&1 && echo ok >$(BUILD)/neighbours.ok; } | \
 	  tee $(BUILD)/neighbours.log | sed -un 's/^ *\(\(bookworm\|trixie\|sid\)  .*\)/\1/p'
 	@test -e $(BUILD)/neighbours.ok || { echo 'Failed: see $(BUILD)/neighbours.log'; exit 1; }; rm $(BUILD)/neighbours.ok
 

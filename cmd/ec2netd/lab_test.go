@@ -85,10 +85,18 @@ func (l *lab) user(argv ...string) string {
 	return strings.TrimSpace(out)
 }
 
+// patience is the limit of a wait; a machine's processor is emulated.
+func (l *lab) patience() time.Duration {
+	if l.inst.Machine() {
+		return 5 * patience
+	}
+	return patience
+}
+
 // until waits for a condition.
 func (l *lab) until(what string, condition func() (bool, error)) {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(l.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(l.t.Context(), l.patience())
 	defer cancel()
 	if err := vpc.Until(ctx, what, condition); err != nil {
 		l.t.Fatal(err)
@@ -159,7 +167,7 @@ func (l *lab) reaches(id string, condition func(*state.Interface) bool) *state.I
 	l.t.Helper()
 	var last *state.Interface
 	var lastErr error
-	ctx, cancel := context.WithTimeout(l.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(l.t.Context(), l.patience())
 	defer cancel()
 	err := vpc.Until(ctx, id+" reaches a state", func() (bool, error) {
 		var s *state.State
