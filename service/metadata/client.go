@@ -205,7 +205,7 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 		if path.Socket != "" && !c.isLocked() {
 			continue
 		}
-		body, asked, err := c.getOver(ctx, path, key)
+		body, asked, err := c.getOver(ctx, path, key, othersAfter(paths, i))
 		if err == nil {
 			c.answered.Store(&path)
 			c.alive(path)
@@ -257,6 +257,11 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 		failure = &Error{Key: key, Kind: Unreachable, Err: errors.New("no link has an address to ask from yet")}
 	}
 	return "", Path{}, failure
+}
+
+// othersAfter tells whether another path over a link is tried after path i.
+func othersAfter(paths []Path, i int) bool {
+	return slices.ContainsFunc(paths[i+1:], func(p Path) bool { return p.Socket == "" })
 }
 
 // order puts the paths that lately gave no answer last: a dead one costs a request
@@ -332,9 +337,9 @@ func (c *Client) alive(path Path) {
 	}
 }
 
-// getOver reads one key over one path. It tells whether anything was asked over it: a
-// reader may have waited in vain for the token of another.
-func (c *Client) getOver(ctx context.Context, path Path, key string) (body string, asked bool, err error) {
+// getOver reads one key over one path, which it leaves sooner where it has others. It tells
+// whether anything was asked over it: a reader may have waited in vain for the token of another.
+func (c *Client) getOver(ctx context.Context, path Path, key string, hasOthers bool) (body string, asked bool, err error) {
 	if path.Socket != "" {
 		c.transport.sent.Add(1)
 		began := time.Now()
@@ -347,7 +352,10 @@ func (c *Client) getOver(ctx context.Context, path Path, key string) (body strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	trace := trace{path: path}
+	trace := trace{path: path, dial: dialTimeout}
+	if hasOthers {
+		trace.dial = shortDial
+	}
 	err = c.ask(ctx, &trace, key)
 	if err != nil && refused(trace.key) && trace.token == 0 {
 		// It may be the token of an earlier read that is refused, or the service was
@@ -495,6 +503,8 @@ func enable(path Path) string {
 // transport saw.
 type trace struct {
 	path Path
+	// dial bounds the time for a connection.
+	dial time.Duration
 	// token and key are the HTTP status of the two requests, 0 for no answer.
 	token, key int
 	// atToken: the request for a token came last.

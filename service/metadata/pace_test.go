@@ -164,3 +164,44 @@ func TestConnectionsAreKept(t *testing.T) {
 		t.Errorf("%d connections for the first view, %d more for %d others", first, more, views)
 	}
 }
+
+// D2, J1: a path whose packets go nowhere, as one over an ENI that is only coming up, costs
+// less than TCP takes to send them again where another path is left; the last one gets that time.
+func TestSilentPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := imds.New(imds.Options{})
+		service.SetInstance(imds.Instance{ID: "i-0123456789abcdef0", MAC: primaryMAC})
+		service.PutInterface(secondary(), imds.Propagation{})
+		pipes := imds.NewPipes()
+		server := &http.Server{Handler: service}
+		go server.Serve(pipes)
+		defer server.Close()
+		dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+			if metadata.DialedPath(ctx).Device == "ens6" {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return pipes.DialContext(ctx, network, address)
+		}
+		silent, answering := metadata.Path{Endpoint: "http://pipe", Device: "ens6"}, metadata.Path{Endpoint: "http://pipe", Device: "ens5"}
+		for _, c := range []struct {
+			paths []metadata.Path
+			took  time.Duration
+			fails bool
+		}{
+			{[]metadata.Path{silent, answering}, 250 * time.Millisecond, false},
+			{[]metadata.Path{silent}, time.Second, true},
+		} {
+			client := metadata.NewClient(metadata.Options{Dial: dial})
+			defer client.CloseIdle()
+			if _, err := client.ReadInstance(t.Context(), []metadata.Path{answering}); err != nil { // for the token
+				t.Fatal(err)
+			}
+			began := time.Now()
+			_, err := client.ReadInstance(t.Context(), c.paths)
+			if took := time.Since(began); took != c.took || (err != nil) != c.fails {
+				t.Errorf("over %v: %v after %s, want %s", c.paths, err, took, c.took)
+			}
+		}
+	})
+}

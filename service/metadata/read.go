@@ -68,7 +68,7 @@ func (c *Client) ReadHostname(ctx context.Context, paths []Path) (name string, e
 // Probe asks for one key over one path, whatever is known of that path, and tells why it
 // gave no answer. It is for finding out what is wrong: reads try paths by themselves.
 func (c *Client) Probe(ctx context.Context, path Path) error {
-	body, _, err := c.getOver(ctx, path, "mac")
+	body, _, err := c.getOver(ctx, path, "mac", false)
 	if err != nil {
 		return err
 	}

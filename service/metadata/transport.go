@@ -38,8 +38,11 @@ const (
 	idleTime = 20 * time.Second
 	// maxIdle is how many connections of one kind are kept.
 	maxIdle = 4
-	// dialTimeout bounds the time for a connection.
+	// dialTimeout bounds the time for a connection. Where another path is left it is shortDial:
+	// over an ENI that is only coming up, or going, a packet may go nowhere, TCP sends the next
+	// one after a second (RFC 6298), and in EC2 an answer takes less than a millisecond.
 	dialTimeout = time.Second
+	shortDial   = 250 * time.Millisecond
 )
 
 // RoundTrip implements http.RoundTripper.
@@ -74,7 +77,7 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	seen.asked = true
 	t.sent.Add(1)
 	began := time.Now()
-	a, err := t.exchange(request, seen.path, seen.limit())
+	a, err := t.exchange(request, seen.path, seen.limit(), seen.dial)
 	t.ended(began, seen.take(a, err))
 	if err != nil {
 		t.failed.Add(1)
@@ -140,7 +143,7 @@ type connKey struct {
 // exchange sends a request over a path and reads the answer, over a connection of an
 // earlier request if there is one. The service may have closed that one: then another is
 // used, so that a request fails only over a connection that was made for it.
-func (t *transport) exchange(request *http.Request, path Path, limit int) (answer, error) {
+func (t *transport) exchange(request *http.Request, path Path, limit int, patience time.Duration) (answer, error) {
 	address := request.URL.Host
 	if request.URL.Port() == "" {
 		address = net.JoinHostPort(request.URL.Hostname(), "80")
@@ -150,7 +153,7 @@ func (t *transport) exchange(request *http.Request, path Path, limit int) (answe
 		c := t.reuse(key)
 		reused := c != nil
 		if !reused {
-			raw, err := t.connect(request.Context(), path, address)
+			raw, err := t.connect(request.Context(), path, address, patience)
 			if err != nil {
 				return answer{}, err
 			}
@@ -223,12 +226,14 @@ func (t *transport) forget(key connKey, c *conn) bool {
 	return false
 }
 
-// connect makes a connection over a path.
-func (t *transport) connect(ctx context.Context, path Path, address string) (net.Conn, error) {
+// connect makes a connection over a path, for which it has a time.
+func (t *transport) connect(ctx context.Context, path Path, address string, patience time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	if t.dial != nil {
 		return t.dial(context.WithValue(ctx, dialKey{}, path), "tcp", address)
 	}
-	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: -1}
+	dialer := &net.Dialer{KeepAlive: -1}
 	if path.Device != "" {
 		dialer.Control = func(_, _ string, raw syscall.RawConn) error {
 			var bound error
