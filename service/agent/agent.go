@@ -233,7 +233,9 @@ type Agent struct {
 	results  chan result
 	answers  chan answer
 	udevEnds chan udevDone
-	bell     chan struct{}
+	// cleanings are the ends of runs of RemoveOrphans.
+	cleanings chan cleaned
+	bell      chan struct{}
 	// configurations are those to take up.
 	configurations chan configured
 	// restores are closed when what somebody has removed is there again.
@@ -320,6 +322,8 @@ type Agent struct {
 	inOrder     inOrder
 	orphanAt    time.Time
 	orphanDelay time.Duration
+	// cleaning: RemoveOrphans runs.
+	cleaning bool
 	// namesTry is when names that are another ENI's by now are removed, if that did not help.
 	namesTry attempt
 	// conflicts are those found last; othersDue: they must be looked for. othersAt is when a
@@ -448,6 +452,7 @@ func New(options Options) *Agent {
 		results:        make(chan result, readers),
 		answers:        make(chan answer, 1),
 		udevEnds:       make(chan udevDone, 1),
+		cleanings:      make(chan cleaned, 1),
 		bell:           make(chan struct{}, 1),
 		configurations: make(chan configured),
 		restores:       make(chan chan struct{}),
@@ -545,6 +550,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 		case done := <-a.udevEnds:
 			a.takeUdev(done)
+			a.ask(0)
+		case done := <-a.cleanings:
+			a.takeCleaned(done, time.Now())
 			a.ask(0)
 		case r := <-a.requests:
 			a.begin(r)

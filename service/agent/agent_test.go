@@ -1205,6 +1205,34 @@ func TestOldMetric(t *testing.T) {
 	})
 }
 
+// J1: nobody waits for the unit that removes what networkd has forgotten.
+func TestSlowCleaning(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		w.set(func() { w.forgetful, w.slow = true, 20*time.Second; w.views[macOf(1)] = viewOf(1, "10.0.1.20") })
+		for range 30 {
+			began := time.Now()
+			if _, err := a.Refresh(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); took > orphanTime {
+				t.Fatalf("a Refresh took %s", took)
+			}
+			settle(100 * time.Millisecond)
+		}
+		settle(20 * time.Second)
+		w.set(func() {
+			if w.runs != 1 || slices.ContainsFunc(w.rules, func(r kernel.Rule) bool { return r.From == netip.MustParsePrefix("10.0.1.21/32") }) {
+				t.Errorf("%d runs left %v", w.runs, w.rules)
+			}
+		})
+	})
+}
+
 // H1: watchers see the latest state, and a slow one holds up nobody.
 // F1: rules that networkd has forgotten go, and no others; what is nowhere any more
 // leaves the record, and what stays all the same is tried seldom.

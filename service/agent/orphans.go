@@ -45,14 +45,18 @@ func (a *Agent) noteRules(now time.Time) {
 		a.noted.until = now
 		return
 	}
+	until := a.noted.until
+	if !until.Before(now) {
+		until = now.Add(-1) // what is not seen now is to differ from what is
+	}
 	for rule, last := range a.rules {
 		if last.Equal(a.noted.at) {
-			a.rules[rule] = a.noted.until
+			a.rules[rule] = until
 		}
 	}
 	for own, last := range a.addresses {
 		if last.Equal(a.noted.at) {
-			a.addresses[own] = a.noted.until
+			a.addresses[own] = until
 		}
 	}
 	a.noted.of, a.noted.at, a.noted.until, a.noted.leaving = of, now, now, false
@@ -184,17 +188,39 @@ type inOrder struct {
 	snapshot         *kernel.Snapshot
 }
 
-// removeOrphans has the rules removed that networkd has forgotten. It tells whether it
-// did.
-func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
+// cleaned is the end of one run of what removes rules, addresses and names.
+type cleaned struct {
+	// tell takes it into account.
+	tell func(now time.Time, err error)
+	err  error
+}
+
+// clean has it run beside the loop, once at a time: systemd starts a unit for it, which takes
+// 0.1 s on a busy machine, and whoever calls is not to wait for that (J1).
+func (a *Agent) clean(ctx context.Context, tell func(now time.Time, err error)) {
+	a.cleaning = true
+	go func() {
+		// The loop takes one result for each run, or has ended.
+		a.cleanings <- cleaned{tell, a.RemoveOrphans(ctx)}
+	}()
+}
+
+// takeCleaned takes the end of a run.
+func (a *Agent) takeCleaned(done cleaned, now time.Time) {
+	a.cleaning = false
+	done.tell(now, done.err)
+}
+
+// removeOrphans has the rules and addresses removed that networkd has forgotten.
+func (a *Agent) removeOrphans(ctx context.Context, now time.Time) {
 	// Files that could not be written want what they do not have: nothing is removed for that.
 	if a.Rules == nil || a.RemoveOrphans == nil || a.storeErr != "" {
-		return false
+		return
 	}
 	generated := a.generatedRules()
 	of := inOrder{a.noted.count, a.generated.count, a.snapshot}
 	if a.orphanAt.IsZero() && of == a.inOrder {
-		return false
+		return
 	}
 	record := slices.Collect(maps.Keys(a.rules))
 	orphans := plan.Orphans(record, generated, a.snapshot.Rules)
@@ -208,7 +234,7 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 		}
 		if err != nil {
 			a.say("orphans", "Rules and addresses that networkd forgot stay", "reason", err.Error())
-			return false
+			return
 		}
 		orphans = plan.Orphans(record, wanted, a.snapshot.Rules)
 		addresses = plan.OrphanAddresses(addresses, kept, a.snapshot.Links)
@@ -217,14 +243,14 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	if len(orphans)+len(addresses) == 0 {
 		a.orphanAt, a.orphanDelay, a.inOrder = time.Time{}, 0, of
 		a.unsay("orphans")
-		return false
+		return
 	}
 	if a.orphanAt.IsZero() {
 		a.orphanAt = now.Add(orphanTime)
 	}
 	// Whoever removes them reads the record.
-	if !reached(a.orphanAt, now) || a.busDown || a.Rules.Err() != nil {
-		return false
+	if !reached(a.orphanAt, now) || a.cleaning || a.busDown || a.Rules.Err() != nil {
+		return
 	}
 	a.orphanDelay = min(max(2*a.orphanDelay, settleTime), slowestRepair)
 	a.orphanAt = now.Add(jitter(a.orphanDelay))
@@ -236,19 +262,20 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) bool {
 	for _, own := range addresses {
 		gone = append(gone, own.Address.String())
 	}
-	if err := a.RemoveOrphans(ctx); err != nil {
-		a.say("orphans", "Rules and addresses that networkd forgot stay", "rules", strings.Join(names, ", "), "addresses", strings.Join(gone, ", "),
-			"reason", err.Error())
-		return false
-	}
-	if len(names) > 0 {
-		// From 256 on each detached ENI leaves its rules: nothing that anybody must know of.
-		a.Log.Debug("Removed policy rules that networkd had forgotten", "rules", strings.Join(names, ", "))
-	}
-	if len(gone) > 0 {
-		a.Log.Info("Removed addresses that networkd had forgotten", "addresses", strings.Join(gone, ", "))
-	}
-	return true
+	a.clean(ctx, func(_ time.Time, err error) {
+		if err != nil {
+			a.say("orphans", "Rules and addresses that networkd forgot stay", "rules", strings.Join(names, ", "), "addresses", strings.Join(gone, ", "),
+				"reason", err.Error())
+			return
+		}
+		if len(names) > 0 {
+			// From 256 on each detached ENI leaves its rules: nothing that anybody must know of.
+			a.Log.Debug("Removed policy rules that networkd had forgotten", "rules", strings.Join(names, ", "))
+		}
+		if len(gone) > 0 {
+			a.Log.Info("Removed addresses that networkd had forgotten", "addresses", strings.Join(gone, ", "))
+		}
+	})
 }
 
 // orphanAddresses are the addresses that links have and generated files no longer want.
@@ -288,8 +315,8 @@ func (a *Agent) isOurs(own plan.OwnAddress) bool {
 }
 
 // removeNames has the alternative names removed that are another ENI's by now and keep
-// udevd from giving it them. It tells whether it did.
-func (a *Agent) removeNames(ctx context.Context, now time.Time) bool {
+// udevd from giving it them.
+func (a *Agent) removeNames(ctx context.Context, now time.Time) {
 	taken := slices.ContainsFunc(a.plan.ENIs, func(eni plan.ENI) bool {
 		_, holder := a.nameElsewhere(&eni)
 		return holder != ""
@@ -297,14 +324,14 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) bool {
 	if !taken || a.RemoveOrphans == nil {
 		a.namesTry = attempt{}
 		a.unsay("names")
-		return false
+		return
 	}
-	if now.Before(a.namesTry.next) || a.busDown || a.storeErr != "" {
-		return false
+	if now.Before(a.namesTry.next) || a.cleaning || a.busDown || a.storeErr != "" {
+		return
 	}
 	stale := plan.StaleNames(a.snapshot.Links, a.Store.Read)
 	if len(stale) == 0 {
-		return false
+		return
 	}
 	a.namesTry.delay = min(max(2*a.namesTry.delay, settleTime), slowestRepair)
 	a.namesTry.next = now.Add(jitter(a.namesTry.delay))
@@ -312,14 +339,15 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) bool {
 	for _, name := range stale {
 		names = append(names, name.Name+" of "+name.Link)
 	}
-	if err := a.RemoveOrphans(ctx); err != nil {
-		a.say("names", "Alternative names stay that are another ENI's by now", "names", strings.Join(names, ", "), "reason", err.Error())
-		return false
-	}
-	a.unsay("names")
-	a.Log.Info("Removed alternative names that are another ENI's by now", "names", strings.Join(names, ", "))
-	a.hasten(now)
-	return true
+	a.clean(ctx, func(now time.Time, err error) {
+		if err != nil {
+			a.say("names", "Alternative names stay that are another ENI's by now", "names", strings.Join(names, ", "), "reason", err.Error())
+			return
+		}
+		a.unsay("names")
+		a.Log.Info("Removed alternative names that are another ENI's by now", "names", strings.Join(names, ", "))
+		a.hasten(now)
+	})
 }
 
 // ours tells whether a policy rule is surely this daemon's.

@@ -54,9 +54,8 @@ func (a *Agent) pass(ctx context.Context) {
 	}
 	a.repair(ctx)
 	a.saveHint()
-	if (a.removeOrphans(ctx, time.Now()) || a.removeNames(ctx, time.Now())) && a.observe() {
-		a.decide()
-	}
+	a.removeOrphans(ctx, time.Now())
+	a.removeNames(ctx, time.Now())
 	a.lookAtOthers(ctx)
 	a.tellUnread()
 	a.publish(ctx, a.verify())

@@ -85,9 +85,10 @@ type world struct {
 	others conflict.Facts
 	looked int
 	// forgetful: networkd knows no rule that it has set, as 257 after a restart. runs counts
-	// how often orphans were to be removed, helpless: that does nothing.
+	// how often orphans were to be removed, helpless: that does nothing; slow is how long it takes.
 	forgetful bool
 	helpless  bool
+	slow      time.Duration
 	runs      int
 	// closed counts how often idle connections to the metadata service were closed.
 	closed int
@@ -402,10 +403,18 @@ func (w *world) lease() {
 }
 
 // removeOrphans is the unit that removes rules which networkd has forgotten.
-func (w *world) removeOrphans(context.Context) error {
+func (w *world) removeOrphans(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.runs++
+	if w.slow > 0 {
+		w.mu.Unlock()
+		select {
+		case <-time.After(w.slow):
+		case <-ctx.Done():
+		}
+		w.mu.Lock()
+	}
 	record, err := orphan.NewRecord(w.place("rules.json")).Read()
 	if err != nil || w.helpless {
 		return err

@@ -111,11 +111,12 @@ func Remove(record *Record, files Files) ([]plan.Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	wanted, err := files.Rules()
+	// In this order: what a file brings that is written meanwhile stays.
+	present, err := kernel.Rules()
 	if err != nil {
 		return nil, err
 	}
-	present, err := kernel.Rules()
+	wanted, err := files.Rules()
 	if err != nil {
 		return nil, err
 	}
@@ -133,10 +134,6 @@ func Remove(record *Record, files Files) ([]plan.Rule, error) {
 func RemoveAddresses(record *Record, files Files) ([]plan.OwnAddress, error) {
 	known, err := record.ReadAddresses()
 	if err != nil || len(known) == 0 {
-		return nil, err
-	}
-	wanted, err := files.Addresses()
-	if err != nil {
 		return nil, err
 	}
 	present, err := netlink.LinkList()
@@ -161,6 +158,14 @@ func RemoveAddresses(record *Record, files Files) ([]plan.OwnAddress, error) {
 			entry.Addresses = append(entry.Addresses, kernel.Address{
 				Prefix: netip.PrefixFrom(address.Unmap(), ones), Dynamic: a.Flags&unix.IFA_F_PERMANENT == 0,
 			})
+		}
+		if len(plan.OrphanAddresses(known, nil, []kernel.Link{entry})) == 0 {
+			continue
+		}
+		// After the look at the link: what a file brings that is written meanwhile stays.
+		wanted, err := files.Addresses()
+		if err != nil {
+			return removed, err
 		}
 		for _, own := range plan.OrphanAddresses(known, wanted, []kernel.Link{entry}) {
 			err := netlink.AddrDel(link, &netlink.Addr{IPNet: network(netip.PrefixFrom(own.Address, own.Address.BitLen()))})
