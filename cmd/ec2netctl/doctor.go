@@ -502,7 +502,7 @@ func (d *diagnosis) version(text string) {
 	case major < 252:
 		d.problem("systemd", "ec2netd needs 252 or later", "%s is too old", text)
 	case major < 256:
-		d.ok("systemd", "%s: a change of the primary ENI costs its IPv6 about a second; a restart of networkd puts the primary address of an ENI behind others", text)
+		d.ok("systemd", "%s: the first change of the primary ENI after its first boot costs its IPv6 some 0.1 s; addresses and next hops of others do not survive a change of their ENI", text)
 	case major == 257 && minor < 3:
 		d.warn("systemd", "update to 257.3 or later", "%s sets policy rules late", text)
 	case major >= 261:

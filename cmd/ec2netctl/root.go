@@ -91,8 +91,11 @@ The states of an ENI:
   configured   the kernel has all that the metadata says
   configuring  the files are written, systemd-networkd applies them
   pending      the metadata of this ENI is not complete yet
-  shadowed     systemd-networkd uses another .network file for the link
-  overridden   a file of the administrator takes the place of ec2netd's
+  shadowed     systemd-networkd uses another .network file for the link, not one of
+               netplan or cloud-init
+  overridden   a file of the administrator takes the place of ec2netd's, the link was set
+               down by hand, or it is a port of a bridge or bond
+  contested    somebody deletes again and again what the ENI needs; it is put back
   unmanaged    the configuration, or systemd-networkd, leaves the link alone
   degraded     the kernel lacks what the metadata says, and time for it is up`,
 		ValidArgsFunction: c.completeENI,
@@ -176,10 +179,12 @@ is disabled unless someone enables it.`,
 		Long: `doctor looks for what keeps ec2netd from doing its work, and says what to do about each
 thing: whether ec2netd answers, the state of each ENI and files that are in its way,
 other software that configures ENIs, leftovers of amazon-ec2-net-utils, each way to the
-metadata service (as root; otherwise what ec2netd says of it), units that are not as the
-presets have them, the version of systemd and what it implies, and reverse path
-filtering. On a machine that is no EC2 instance it says that and looks no further. It
-changes nothing.`,
+metadata service (as root; otherwise what ec2netd says of it), sections of the
+configuration and drop-ins that are for no ENI, /etc/resolv.conf, units that are not as
+the presets have them, the version of systemd and what it implies, next hops of others,
+published ports of containers, the group of the links, and reverse path filtering.
+Between the installation and the next boot it says who has the ENIs and looks no further;
+on a machine that is no EC2 instance it says that. It changes nothing.`,
 		Args: noArgs,
 		Annotations: map[string]string{
 			"failure": "there is a problem; warnings alone are none",
