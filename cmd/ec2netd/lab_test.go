@@ -20,9 +20,11 @@ import (
 // by a test that passes.
 const patience = 60 * time.Second
 
-// eachSuite runs a test on systemd 252, 257 and 262.
+// eachSuite runs a test on systemd 252, 257 and 262, side by side with other tests: an
+// instance waits for most of its time.
 func eachSuite(t *testing.T, test func(t *testing.T, suite string)) {
 	t.Helper()
+	t.Parallel()
 	for _, suite := range vpc.Suites {
 		t.Run(suite.Name, func(t *testing.T) {
 			t.Parallel()

@@ -49,6 +49,7 @@ func oneSuite(t *testing.T, test func(t *testing.T, suite string)) {
 		eachSuite(t, test)
 		return
 	}
+	t.Parallel()
 	test(t, "trixie")
 }
 

@@ -433,6 +433,7 @@ func (l *lab) faultOfInstance(c cell) {
 // TestLabConnectionsLost: with three connections in ten lost and 15 ENIs all is
 // configured, changes follow, and nothing goes (D3, D6).
 func TestLabConnectionsLost(t *testing.T) {
+	t.Parallel()
 	random := luck(t)
 	l := boot(t, "trixie", func(o *vpc.InstanceOptions) {
 		o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=3\n"

@@ -414,6 +414,7 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 // TestLabKeptOut: an image that masks ec2netd as the README says, and has the masks that
 // images for Kubernetes have against the old package, keeps the owner of its links.
 func TestLabKeptOut(t *testing.T) { // I2, I4
+	t.Parallel()
 	for _, c := range []struct{ suite, owner string }{{"bookworm", "NetworkManager"}, {"sid", "networkd"}} {
 		t.Run(c.owner, func(t *testing.T) {
 			t.Parallel()

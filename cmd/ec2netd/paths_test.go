@@ -117,11 +117,17 @@ func TestLabMetadataPaths(t *testing.T) {
 	l.logOf("warning")
 }
 
+// warnings are what the daemon logged with the priority of a warning or a worse one.
+func (l *lab) warnings() string {
+	l.t.Helper()
+	return l.run("journalctl", "--boot", "--identifier=ec2netd", "--priority=warning", "--output=cat", "--no-pager", "--quiet")
+}
+
 // warned checks that the daemon logged lines of the priority of a warning or a worse one, and only
 // those that are expected.
 func (l *lab) warned(expected func(line string) bool) {
 	l.t.Helper()
-	out := l.run("journalctl", "--boot", "--identifier=ec2netd", "--priority=warning", "--output=cat", "--no-pager", "--quiet")
+	out := l.warnings()
 	if out == "" {
 		l.t.Error("the daemon logged no warning")
 	}
@@ -155,6 +161,7 @@ func TestLabMovedDefaultRoute(t *testing.T) {
 	}
 	lookAt(eni)
 	lookAt(l.inst.Primary())
+	l.until("the daemon warns", func() (bool, error) { return l.warnings() != "", nil })
 	l.run("systemctl", "stop", "thief")
 	// As WireGuard and Tailscale do it: a table of its own, which a rule of a good
 	// priority leads to, and as OpenVPN does it.

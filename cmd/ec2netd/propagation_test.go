@@ -20,6 +20,7 @@ import (
 // all are as EC2 has them (B4, B5, B6). TestPropagation of package agent has more ENIs
 // and more chance, and looks at the files too.
 func TestLabPropagation(t *testing.T) {
+	t.Parallel()
 	// The oldest systemd is the one that keeps routes of an old metric.
 	suites := vpc.Suites[:1]
 	if whole() {

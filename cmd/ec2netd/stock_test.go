@@ -23,6 +23,7 @@ var stockFile = map[string]string{
 // cloud-init had written, and cloud-init does nothing more: neither when ENIs are attached nor in
 // the next boot. Removed, the image is what it was.
 func TestLabCloudInit(t *testing.T) { // F3, F8, F9, I2
+	t.Parallel()
 	for _, stock := range []string{"cloud-init-netplan", "cloud-init-networkd"} {
 		t.Run(stock, func(t *testing.T) {
 			test := func(t *testing.T, suite string) { cloudInit(t, suite, stock) }

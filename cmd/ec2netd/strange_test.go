@@ -26,7 +26,9 @@ func TestLabStrangeFiles(t *testing.T) {
 		before := l.usage()
 		// Where networkd and udevd read too, there is what they do not wait for. What networkd
 		// would name a mask, a device, has no effect among the drop-ins of a file that is not.
+		// The daemon finds all at once, and has one thing to say.
 		l.run("sh", "-ec", `
+			systemctl kill --kill-whom=main --signal=STOP ec2netd.service
 			mkdir -p /etc/netplan /etc/systemd/network/80-ec2.network.d /etc/systemd/network/10-none.network.d /run/NetworkManager/devices /etc/ec2netd.conf.d
 			mkfifo /etc/netplan/50-cloud-init.yaml /run/NetworkManager/devices/2 /etc/ec2netd.conf.d/a.conf
 			mkfifo /run/ec2netd/.views.json1 /var/lib/ec2netd/.boot.json1
@@ -39,7 +41,8 @@ func TestLabStrangeFiles(t *testing.T) {
 			ln -s /dev/zero /etc/systemd/network/10-none.network.d/zero.conf
 			mkdir /etc/systemd/network/97-directory.network
 			# 20,000 files with any name
-			cd /etc/systemd/network && seq -f 'junk%05g' 20000 | xargs touch`)
+			cd /etc/systemd/network && seq -f 'junk%05g' 20000 | xargs touch
+			systemctl kill --kill-whom=main --signal=CONT ec2netd.service`)
 		alive := func(what string) {
 			t.Helper()
 			began := time.Now()

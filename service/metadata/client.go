@@ -205,7 +205,7 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 		if path.Socket != "" && !c.isLocked() {
 			continue
 		}
-		body, asked, err := c.getOver(ctx, path, key, othersAfter(paths, i))
+		body, asked, err := c.getOver(ctx, path, key, c.livingAmong(paths[i+1:]))
 		if err == nil {
 			c.answered.Store(&path)
 			c.alive(path)
@@ -259,9 +259,14 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 	return "", Path{}, failure
 }
 
-// othersAfter tells whether another path over a link is tried after path i.
-func othersAfter(paths []Path, i int) bool {
-	return slices.ContainsFunc(paths[i+1:], func(p Path) bool { return p.Socket == "" })
+// livingAmong tells whether one of the paths is over a link and has not lately been silent.
+func (c *Client) livingAmong(paths []Path) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(paths, func(path Path) bool {
+		since, died := c.dead[path]
+		return path.Socket == "" && (!died || time.Since(since) >= deadTime)
+	})
 }
 
 // order puts the paths that lately gave no answer last: a dead one costs a request

@@ -176,10 +176,15 @@ func TestSilentPath(t *testing.T) {
 		server := &http.Server{Handler: service}
 		go server.Serve(pipes)
 		defer server.Close()
+		var slow time.Duration
 		dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 			if metadata.DialedPath(ctx).Device == "ens6" {
 				<-ctx.Done()
 				return nil, ctx.Err()
+			}
+			select {
+			case <-time.After(slow):
+			case <-ctx.Done():
 			}
 			return pipes.DialContext(ctx, network, address)
 		}
@@ -202,6 +207,15 @@ func TestSilentPath(t *testing.T) {
 			if took := time.Since(began); took != c.took || (err != nil) != c.fails {
 				t.Errorf("over %v: %v after %s, want %s", c.paths, err, took, c.took)
 			}
+			// What has been silent is no reason to leave the one that answers.
+			slow = 900 * time.Millisecond
+			client.CloseIdle()
+			began = time.Now()
+			_, err = client.ReadInstance(t.Context(), []metadata.Path{answering, silent})
+			if took := time.Since(began); took != slow || err != nil {
+				t.Errorf("over a slow path and one that was silent: %v after %s, want %s", err, took, slow)
+			}
+			slow = 0
 		}
 	})
 }
