@@ -33,6 +33,8 @@ GOVULNDB            ?=
 GOTESTSUM_VERSION := v1.13.0
 GOTESTSUM         := $(abspath $(BUILD)/tools/gotestsum)
 RERUNS            := 1
+# How many labs run side by side. An instance waits for most of its time.
+LABS              := $(shell expr 2 \* $$(nproc))
 
 # What makes the packages, the same way.
 NFPM_VERSION := v2.45.2
@@ -82,7 +84,7 @@ unit: ## tests that need neither root nor a network
 .PHONY: integration
 integration: host-packages stage stage-packages $(GOTESTSUM) ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
 	EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) \
-	  $(GOTESTSUM) --format standard-verbose --rerun-fails=$(RERUNS) --rerun-fails-max-failures=2 --packages ./cmd/... -- -count=1 -timeout $(TIMEOUT) -p 1 -run '^TestLab'
+	  $(GOTESTSUM) --format standard-verbose --rerun-fails=$(RERUNS) --rerun-fails-max-failures=2 --packages ./cmd/... -- -count=1 -timeout $(TIMEOUT) -p 1 -parallel $(LABS) -run '^TestLab'
 
 $(GOTESTSUM):
 	GOBIN=$(patsubst %/,%,$(dir $(abspath $@))) $(GO) install gotest.tools/gotestsum@$(GOTESTSUM_VERSION)

@@ -134,7 +134,9 @@ func (p *plugging) byOracle() (took, cpu time.Duration) {
 // in their tables.
 func (p *plugging) applied() {
 	p.t.Helper()
-	p.until("all addresses, rules and default routes are in the kernel", func() (bool, error) {
+	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
+	defer cancel()
+	err := vpc.UntilExactly(ctx, "all addresses, rules and default routes are in the kernel", p.every, func() (bool, error) {
 		rules, err := p.handle.RuleList(netlink.FAMILY_ALL)
 		if err != nil {
 			return false, err
@@ -153,12 +155,14 @@ func (p *plugging) applied() {
 			got := from[tableOf(eni)]
 			slices.Sort(got)
 			if !slices.Equal(got, sources(eni)) || !p.hasAddresses(eni) || !p.hasRoutes(eni) {
-				time.Sleep(p.every)
 				return false, nil
 			}
 		}
 		return true, nil
 	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 func (p *plugging) hasAddresses(eni *vpc.ENI) bool {

@@ -63,19 +63,20 @@ func TestLabPods(t *testing.T) {
 			t.Errorf("DNS servers: %q", dns)
 		}
 
-		// What a CNI plugin does: a link into the pod, and a route to it.
+		// What a CNI plugin does: a link into the pod, and a route to it. Without an address of
+		// its own the link would get another one from udevd (MACAddressPolicy=persistent), after
+		// the pod has been told of the first.
 		pods := []netip.Addr{eni.IPv4()[1], eni.IPv6()[1]}
 		l.run("sh", "-ec", fmt.Sprintf(`
 			ip netns add pod
-			ip link add pod0 type veth peer name eth0 netns pod
+			ip link add pod0 address 06:00:00:00:00:01 type veth peer name eth0 netns pod
 			ip link set pod0 up
 			ip -n pod link set lo up
 			ip -n pod link set eth0 up
 			ip -n pod addr add %[1]s/32 dev eth0
 			ip -n pod addr add %[2]s/128 dev eth0 nodad
-			mac=$(cat /sys/class/net/pod0/address)
-			ip -n pod neigh add 169.254.1.1 lladdr $mac dev eth0 nud permanent
-			ip -n pod neigh add fe80::1 lladdr $mac dev eth0 nud permanent
+			ip -n pod neigh add 169.254.1.1 lladdr 06:00:00:00:00:01 dev eth0 nud permanent
+			ip -n pod neigh add fe80::1 lladdr 06:00:00:00:00:01 dev eth0 nud permanent
 			ip -n pod route add default via 169.254.1.1 dev eth0 onlink
 			ip -n pod route add default via fe80::1 dev eth0 onlink
 			ip route add %[1]s dev pod0

@@ -830,8 +830,13 @@ func (inst *Instance) AwaitAddrs(ctx context.Context, link string, want ...netip
 	return nil
 }
 
-// Until waits for a condition, asking for it every few milliseconds until ctx
-// ends. An error of the condition ends the wait too.
+// Until waits for a condition, asking for it until ctx ends, with pauses of four times what
+// it takes to answer, and of 5 to 100 ms. An error of the condition ends the wait too.
 func Until(ctx context.Context, what string, cond func() (bool, error)) error {
 	return until(ctx, what, cond)
+}
+
+// UntilExactly is [Until] for what is measured: with a pause of every, whatever it costs.
+func UntilExactly(ctx context.Context, what string, every time.Duration, cond func() (bool, error)) error {
+	return ask(ctx, what, cond, func(time.Duration) time.Duration { return every })
 }

@@ -347,11 +347,16 @@ func unmountUnder(dir string) error {
 	return nil
 }
 
-// until waits for a condition, asking for it every few milliseconds.
+// until is [Until].
 func until(ctx context.Context, what string, cond func() (bool, error)) error {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
+	return ask(ctx, what, cond, func(took time.Duration) time.Duration { return min(max(4*took, shortestPause), longestPause) })
+}
+
+// ask asks for a condition until it holds; pause is the time between two questions, of which the
+// last took some time.
+func ask(ctx context.Context, what string, cond func() (bool, error), pause func(took time.Duration) time.Duration) error {
 	for {
+		began := time.Now()
 		ok, err := cond()
 		if err != nil {
 			return fmt.Errorf("waiting until %s: %w", what, err)
@@ -360,12 +365,19 @@ func until(ctx context.Context, what string, cond func() (bool, error)) error {
 			return nil
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(pause(time.Since(began))):
 		case <-ctx.Done():
 			return fmt.Errorf("waiting until %s: %w", what, context.Cause(ctx))
 		}
 	}
 }
+
+// The time between two questions of a wait. It is longer than it takes to answer one, which as a
+// rule is a process in the instance: what is waited for needs the processor too.
+const (
+	shortestPause = 5 * time.Millisecond
+	longestPause  = 100 * time.Millisecond
+)
 
 // removeNamespace takes a namespace's name away; whether it was still bound to
 // a namespace does not matter.
