@@ -135,8 +135,7 @@ func (t *Takeover) steps(r *Request) []step {
 	}
 	wait := func(ctx context.Context) error { return t.Wait(ctx, r) }
 	add(true, Stop, "Stopping what ran before", func(ctx context.Context) error {
-		_, err := t.System.Systemctl(ctx, append([]string{"stop"}, slices.Concat(p.Stop, oldUnits, p.quiet())...)...)
-		return err
+		return t.stop(ctx, slices.Concat(p.Stop, oldUnits, p.quiet()))
 	})
 	add(len(p.Remove) > 0, Remove, "Removing the files of amazon-ec2-net-utils", func(context.Context) error { return t.move(p) })
 	add(len(p.Flush) > 0, Flush, "Taking the addresses and routes from "+strings.Join(p.Flush, ", "), func(context.Context) error {
@@ -157,6 +156,27 @@ func (t *Takeover) steps(r *Request) []step {
 	add(len(p.Restart) > 0, Restart, "Restarting "+strings.Join(p.Restart, ", "), each("restart", p.Restart))
 	add(true, Wait, "Waiting until the ENIs are configured", wait)
 	return steps
+}
+
+// stop stops units, sockets before the others: systemd stops a service before its socket, which
+// starts it again if anything arrives in between, and each change of a link arrives for networkd.
+func (t *Takeover) stop(ctx context.Context, units []string) error {
+	var sockets, others []string
+	for _, unit := range units {
+		if strings.HasSuffix(unit, ".socket") {
+			sockets = append(sockets, unit)
+		} else {
+			others = append(others, unit)
+		}
+	}
+	var errs []error
+	for _, group := range [][]string{sockets, others} {
+		if len(group) > 0 {
+			_, err := t.System.Systemctl(ctx, append([]string{"stop"}, group...)...)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // move moves the files of amazon-ec2-net-utils away, and removes directories that they leave
@@ -258,9 +278,7 @@ func (t *Takeover) undo(ctx context.Context, records Records) error {
 		// minute to come back to a link that it loses.
 		stop = slices.Concat(stop, []string{networkdSockets}, p.Restart, p.Stop)
 	}
-	if len(stop) > 0 {
-		systemctl(append([]string{"stop"}, stop...)...)
-	}
+	errs = append(errs, t.stop(ctx, stop))
 	errs = append(errs, t.takeBack(p, &before, networkFiles), t.moveBack(p))
 	if records.Began(Start) {
 		// Rules that no file wants any more, and networkd leaves when it stops.

@@ -61,6 +61,10 @@ func (w *world) Systemctl(_ context.Context, args ...string) (string, error) {
 	if args[0] == "reset-failed" {
 		return "", errors.New("it has not failed")
 	}
+	isSocket := func(unit string) bool { return strings.HasSuffix(unit, ".socket") }
+	if args[0] == "stop" && slices.ContainsFunc(args[1:], isSocket) && slices.ContainsFunc(args[1:], func(unit string) bool { return !isSocket(unit) }) {
+		return "", fmt.Errorf("%v: systemd stops a service before its socket, which starts it again", args)
+	}
 	return "", w.change(func() error {
 		for _, pattern := range args[1:] {
 			if strings.HasPrefix(pattern, "--") || pattern == orphansUnit {
