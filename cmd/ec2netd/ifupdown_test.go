@@ -207,6 +207,32 @@ func TestLabIfupdown(t *testing.T) { // F8, F9, I2
 		l.run("apt-get", "purge", "--yes", "ec2netd")
 		before("after another removal")
 		l.onIfupdown()
+
+		// An ifupdown that could not configure anything at the next boot does not get the ENIs back:
+		// one that is gone, and, after a boot with ec2netd, one that is masked.
+		keeps := func(when, networking string) {
+			t.Helper()
+			for unit, want := range map[string]string{"networking.service": networking, "systemd-networkd.service": "enabled"} {
+				if got := l.run("sh", "-c", "systemctl is-enabled "+unit+" || :"); got != want {
+					t.Errorf("%s %s is %s", when, unit, got)
+				}
+			}
+		}
+		l.run("apt-get", "install", "--yes", "/root/2.deb")
+		l.run("sh", "-ec", "mkdir /root/gone; for f in /sbin/ifup /usr/sbin/ifup; do if [ -e $f ]; then mv $f /root/gone; fi; done")
+		l.run("apt-get", "purge", "--yes", "ec2netd")
+		keeps("without ifup", "disabled")
+		l.run("sh", "-ec", "mv /root/gone/ifup /sbin; systemctl enable networking.service; systemctl disable systemd-networkd.service")
+		l.run("apt-get", "install", "--yes", "/root/2.deb")
+		l.reboot()
+		l.ready("after the reboot with the other version", primary)
+		l.run("systemctl", "mask", "networking.service")
+		l.run("apt-get", "remove", "--yes", "ec2netd")
+		keeps("where networking.service is masked", "masked")
+		l.onNetworkd("70-ens5.network")
+		l.reboot()
+		l.onNetworkd("70-ens5.network")
+		l.offIfupdown("where networking.service is masked")
 	})
 }
 

@@ -26,17 +26,42 @@ primaries() {
 }
 
 # Where presets disabled ifupdown when ec2netd was installed, the next boot is for that again, as
-# long as it is still told of the primary ENI. What networkd needs until then is in /run, where
-# the daemon's own files have other names.
+# long as it is still there and told of the primary ENI. What networkd needs until then is in /run,
+# where the daemon's own files have other names.
 before=/var/lib/ec2netd/before
-back=no
-if [ -e $before ]; then
-	back=yes
-	for name in $(primaries); do
-		cat /etc/network/interfaces /etc/network/interfaces.d/* /run/network/interfaces.d/* 2>/dev/null |
-			grep -Eq "^[[:space:]]*(auto|allow-[a-z]+)[[:space:]](.*[[:space:]])?$name([[:space:]]|\$)" || back=no
+
+# told reports whether ifupdown is told of a link.
+told() {
+	cat /etc/network/interfaces /etc/network/interfaces.d/* /run/network/interfaces.d/* 2>/dev/null |
+		grep -Eq "^[[:space:]]*(auto|allow-[a-z]+)[[:space:]](.*[[:space:]])?$1([[:space:]]|\$)"
+}
+# Where the daemon has not run in this boot, the links by which the default routes leave tell of the
+# primary ENI, and an image that is not booted has none.
+routed() {
+	while read -r name to _; do
+		if [ "$to" = 00000000 ]; then echo "$name"; fi
+	done </proc/net/route
+	while read -r to length _ _ _ _ _ _ _ name; do
+		if [ "$to $length" = '00000000000000000000000000000000 00' ] && [ "$name" != lo ]; then echo "$name"; fi
+	done </proc/net/ipv6_route
+}
+# returns reports whether ifupdown can have the ENIs again, and has enabled it then. That fails where
+# it is masked.
+returns() {
+	[ -e $before ] || return 1
+	[ -x /usr/sbin/ifup ] || [ -x /sbin/ifup ] || return 1
+	names=$(primaries)
+	if [ -z "$names" ] && [ -d /run/systemd/system ]; then
+		names=$(routed 2>/dev/null)
+		[ -n "$names" ] || return 1
+	fi
+	for name in $names; do
+		told "$name" || return 1
 	done
-fi
+	systemctl --no-reload enable networking.service
+}
+back=no
+if returns; then back=yes; fi
 dir=/etc/systemd/network
 primary=70-
 leave=no
