@@ -8,6 +8,8 @@ import (
 
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
+	"ec2netd/service/plan"
+	"ec2netd/service/store"
 )
 
 // ifupUnit runs this program with --leaves-alone before ifupdown configures a link that has come,
@@ -15,7 +17,8 @@ import (
 const ifupUnit = "ifup@.service"
 
 // leavesAlone reports whether ec2netd leaves a link to whoever else configures it: one that is no
-// ENI's. An ENI that the configuration leaves alone is networkd's, by the base unit. The error says
+// ENI's, or that networkd leaves alone. An ENI that the configuration of ec2netd leaves alone is
+// networkd's, by the base unit. The error says
 // why that could not be found out; networkd and somebody else do less harm than nobody does.
 func leavesAlone(root, name string) (bool, error) {
 	if !inCharge(root) {
@@ -30,7 +33,16 @@ func leavesAlone(root, name string) (bool, error) {
 	if err != nil {
 		return true, fmt.Errorf("looking at the links: %w", err)
 	}
-	return !slices.ContainsFunc(snapshot.Links, func(l kernel.Link) bool { return l.Name == name }), nil
+	i := slices.IndexFunc(snapshot.Links, func(l kernel.Link) bool { return l.Name == name })
+	return i < 0 || networkdLeaves(root, snapshot.Links[i]), nil
+}
+
+// networkdLeaves reports whether the files of networkd have it leave a link alone (Unmanaged=yes). At
+// boot networkd does not run yet when that has to be known.
+func networkdLeaves(root string, of kernel.Link) bool {
+	link := plan.Observed(of, nil)
+	_, culprit := (&store.Store{Root: root}).Networks().Unmanaged(&link)
+	return culprit != ""
 }
 
 // inCharge reports whether the daemon has been started in this boot, and was not masked since.

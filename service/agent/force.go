@@ -136,29 +136,16 @@ func (a *Agent) shadowed(eni *plan.ENI, file string) string {
 // unmanagedBy looks for the file that has networkd leave the link alone, which networkd
 // does not tell.
 func (a *Agent) unmanagedBy(eni *plan.ENI) (state.ENI, string) {
-	own := path.Base(plan.NetworkPath(eni.Link.Name))
-	networks := a.Store.Networks()
-	for _, name := range networks.Names {
-		unit := networks.Look(name)
-		if unit.Path == "" || unit.Masked {
-			continue
-		}
-		match, _ := plan.MatchOf(unit, &eni.Link)
-		if match == plan.NoMatch {
-			continue
-		}
-		culprit := plan.Unmanaged(unit)
-		switch {
-		case culprit != "" && (name == own || culprit != unit.Texts[0].Source || name == store.BaseName):
-			return state.ENIOverridden, culprit + " has networkd leave the link alone (Unmanaged=yes). Change it to have the ENI configured"
-		case culprit != "":
-			return state.ENIShadowed, "networkd leaves the link alone, as " + culprit + " says (Unmanaged=yes) instead of " +
-				plan.NetworkPath(eni.Link.Name) + ": remove it, or have its [Match] leave out " + eni.Link.Name
-		case match == plan.Matches:
-			return "", ""
-		}
+	unit, culprit := a.Store.Networks().Unmanaged(&eni.Link)
+	name := path.Base(unit.Path)
+	switch {
+	case culprit == "":
+		return "", ""
+	case name == path.Base(plan.NetworkPath(eni.Link.Name)) || culprit != unit.Texts[0].Source || name == store.BaseName:
+		return state.ENIOverridden, culprit + " has networkd leave the link alone (Unmanaged=yes). Change it to have the ENI configured"
 	}
-	return "", ""
+	return state.ENIShadowed, "networkd leaves the link alone, as " + culprit + " says (Unmanaged=yes) instead of " +
+		plan.NetworkPath(eni.Link.Name) + ": remove it, or have its [Match] leave out " + eni.Link.Name
 }
 
 // explained tells what file of somebody else's, read together with the ENI's own, takes

@@ -110,11 +110,12 @@ func (s *Store) readable(p string) bool {
 
 // Look reads what networkd and udevd read under the name of a unit file.
 func (s *Store) Look(name string) plan.UnitText {
-	return s.look(name, func(string, string) bool { return true })
+	return s.look(name, "", func(string, string) bool { return true })
 }
 
-// look is Look; what has no entry in a directory is not looked for there.
-func (s *Store) look(name string, entry func(dir, name string) bool) plan.UnitText {
+// look is Look; what has no entry in a directory is not looked for there. Absent is read where there
+// is no file of that name, if it is not empty.
+func (s *Store) look(name, absent string, entry func(dir, name string) bool) plan.UnitText {
 	var unit plan.UnitText
 	byName := make(map[string]string)
 	for _, dir := range slices.Backward(unitDirs) {
@@ -129,6 +130,9 @@ func (s *Store) look(name string, entry func(dir, name string) bool) plan.UnitTe
 				byName[dropIn] = p
 			}
 		}
+	}
+	if unit.Path == "" {
+		unit.Path = absent
 	}
 	if unit.Path == "" || unit.Masked {
 		return unit
@@ -206,10 +210,45 @@ func (s *Store) Networks() *Networks {
 func (n *Networks) Look(name string) plan.UnitText {
 	unit, known := n.units[name]
 	if !known {
-		unit = n.store.look(name, func(dir, entry string) bool { return n.entries == nil || n.entries[dir+"/"+entry] })
+		unit = n.store.look(name, "", n.has)
 		n.units[name] = unit
 	}
 	return unit
+}
+
+func (n *Networks) has(dir, entry string) bool { return n.entries == nil || n.entries[dir+"/"+entry] }
+
+// Unmanaged returns the .network file that networkd takes for a link if that has networkd leave the
+// link alone, and the text of it that says so; culprit is empty otherwise. A file counts of which only
+// networkd knows whether it matches. The unit in which a new ENI waits for its own does not, and what
+// completes that does before it is there.
+func (n *Networks) Unmanaged(link *plan.Link) (unit plan.UnitText, culprit string) {
+	own := path.Base(plan.NetworkPath(link.Name))
+	names := n.Names
+	if i, there := slices.BinarySearch(names, own); !there {
+		names = slices.Insert(slices.Clone(names), i, own)
+	}
+	for _, name := range names {
+		unit := n.Look(name)
+		awaited := unit.Path == "" && name == own
+		if awaited {
+			unit = n.store.look(name, Shipped(), n.has)
+		}
+		if unit.Path == "" || unit.Masked || unit.Path == plan.HoldPath {
+			continue
+		}
+		match, _ := plan.MatchOf(unit, link)
+		if match == plan.NoMatch {
+			continue
+		}
+		if culprit := plan.Unmanaged(unit); culprit != "" {
+			return unit, culprit
+		}
+		if match == plan.Matches && !awaited {
+			break
+		}
+	}
+	return plan.UnitText{}, ""
 }
 
 // Rules are the policy rules by source that stand in any .network file or drop-in,
