@@ -157,7 +157,7 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 	}
 	_, err = os.Stat(networkdSocket)
 	p, err := takeover.Make(takeover.Facts{Units: units, Enabled: is("is-enabled"), Active: is("is-active"), Links: links, Hotplugged: hotplugged,
-		Ifupdown: len((&conflict.Looker{Root: c.root}).Ifupdown(enis)) > 0, Before257: err != nil})
+		Ifupdown: len((&conflict.Looker{Root: c.root}).Ifupdown(enis)) > 0, Raised: (&conflict.Looker{Root: c.root}).RaisedOthers(enis), Before257: err != nil})
 	var not *takeover.NotEnabledError
 	if errors.As(err, &not) {
 		want := "enabled"

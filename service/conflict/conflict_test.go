@@ -190,6 +190,9 @@ func TestLook(t *testing.T) {
 	if diff := cmp.Diff(want, looker.Look(t.Context(), links)); diff != "" {
 		t.Error(diff)
 	}
+	if others := looker.RaisedOthers(links); !slices.Equal(others, []string{"ens50"}) {
+		t.Errorf("ifupdown has also configured %q", others)
+	}
 	if !slices.Equal(asked, conflict.Patterns) {
 		t.Errorf("systemd was asked for %q", asked)
 	}

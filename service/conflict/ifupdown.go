@@ -48,11 +48,20 @@ func namesLink(word, name string) bool {
 }
 
 // raised returns those of some ENIs that ifupdown has configured.
-func (l *Looker) raised(links []Link) []string {
+func (l *Looker) raised(links []Link) []string { return l.ifstate(links, true) }
+
+// RaisedOthers returns the links that ifupdown has configured and that are none of some ENIs', nor the
+// loopback link, which networking.service leaves when it is stopped.
+func (l *Looker) RaisedOthers(links []Link) []string {
+	return l.ifstate(append(slices.Clone(links), Link{Name: "lo"}), false)
+}
+
+// ifstate returns the links that ifupdown has configured, those that are among some or the others.
+func (l *Looker) ifstate(links []Link, among bool) []string {
 	var found []string
 	for line := range strings.Lines(l.read("/run/network/ifstate")) {
 		name, _, ok := strings.Cut(strings.TrimSpace(line), "=")
-		if ok && slices.ContainsFunc(links, func(link Link) bool { return link.Name == name }) {
+		if ok && slices.ContainsFunc(links, func(link Link) bool { return link.Name == name }) == among {
 			found = append(found, name)
 		}
 	}

@@ -26,8 +26,10 @@ const (
 // Plan says what has to be done for the running system to be as after a boot: units that are
 // enabled run, units that are disabled do not.
 type Plan struct {
-	Stop  []string `json:"stop"`
-	Start []string `json:"start"`
+	Stop []string `json:"stop"`
+	// TakenDown has the links that are no ENIs' and that ifupdown takes down when it is stopped.
+	TakenDown []string `json:"takenDown"`
+	Start     []string `json:"start"`
 	// Restart has networkd if it runs, which reads networkd.conf.d only when it starts, and the daemon
 	// that runs before it where addresses are set anew.
 	Restart []string `json:"restart"`
@@ -51,6 +53,8 @@ type Facts struct {
 	Hotplugged []string
 	// Ifupdown reports whether ifupdown is told to configure an ENI at boot.
 	Ifupdown bool
+	// Raised are the links that are no ENIs' and that ifupdown has configured.
+	Raised []string
 	// Before257 reports whether networkd is older than 257.
 	Before257 bool
 }
@@ -74,7 +78,7 @@ func (e *NotEnabledError) Error() string {
 // [NotEnabledError] if the system would boot with another owner of the links than networkd.
 // It is a pure function.
 func Make(f Facts) (*Plan, error) {
-	p := &Plan{Stop: []string{}, Start: []string{}, Restart: []string{}, Remove: []string{}, LeaveAlone: []string{}, Flush: []string{}}
+	p := &Plan{Stop: []string{}, TakenDown: []string{}, Start: []string{}, Restart: []string{}, Remove: []string{}, LeaveAlone: []string{}, Flush: []string{}}
 	for _, unit := range []string{networkdUnit, daemonUnit} {
 		if !f.Enabled(unit) {
 			return nil, &NotEnabledError{Unit: unit}
@@ -97,6 +101,9 @@ func Make(f Facts) (*Plan, error) {
 		case !f.Enabled(unit) && f.Active(unit) && !strings.HasPrefix(unit, "ec2netd"):
 			p.Stop = append(p.Stop, unit)
 		}
+	}
+	if slices.Contains(p.Stop, ifupdown) {
+		p.TakenDown = append(p.TakenDown, f.Raised...)
 	}
 	for _, unit := range f.Hotplugged {
 		if f.Active(unit) {
@@ -146,6 +153,7 @@ func (p *Plan) Words(would string) string {
 		these []string
 	}{
 		{"stop", p.Stop},
+		{"thereby take down, since ifupdown has configured them too,", p.TakenDown},
 		{"remove", p.Remove},
 		{"leave alone, without the mark of amazon-ec2-net-utils,", p.LeaveAlone},
 		{"take the addresses and routes from", p.Flush},

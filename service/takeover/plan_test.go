@@ -39,7 +39,7 @@ func TestMake(t *testing.T) { // I2
 		},
 		"ifupdown has them": {
 			enabled: owners, active: []string{ifupdown, hotplugged}, auto: true,
-			want: &Plan{Stop: []string{ifupdown, hotplugged}, Start: owners, Flush: []string{"ens5"}},
+			want: &Plan{Stop: []string{ifupdown, hotplugged}, TakenDown: []string{"br0"}, Start: owners, Flush: []string{"ens5"}},
 		},
 		"udev has ifupdown configure one": {
 			enabled: owners, active: []string{hotplugged},
@@ -47,7 +47,7 @@ func TestMake(t *testing.T) { // I2
 		},
 		"ifupdown and networkd have them": {
 			enabled: owners, active: append([]string{ifupdown}, owners...), auto: true,
-			want: &Plan{Stop: []string{ifupdown}, Restart: owners, Flush: []string{"ens5"}},
+			want: &Plan{Stop: []string{ifupdown}, TakenDown: []string{"br0"}, Restart: owners, Flush: []string{"ens5"}},
 		},
 		"ifupdown has other links": {
 			enabled: append(slices.Clone(owners), ifupdown), active: []string{networkd, ifupdown},
@@ -67,7 +67,7 @@ func TestMake(t *testing.T) { // I2
 			in := func(list []string) func(string) bool {
 				return func(unit string) bool { return slices.Contains(list, unit) }
 			}
-			got, err := Make(Facts{Units: units, Enabled: in(c.enabled), Active: in(c.active), Links: []string{"ens5"}, Hotplugged: []string{hotplugged}, Ifupdown: c.auto, Before257: c.old})
+			got, err := Make(Facts{Units: units, Enabled: in(c.enabled), Active: in(c.active), Links: []string{"ens5"}, Hotplugged: []string{hotplugged}, Ifupdown: c.auto, Raised: []string{"br0"}, Before257: c.old})
 			if c.want == nil {
 				var not *NotEnabledError
 				if !errors.As(err, &not) || err.Error() != c.fails {
