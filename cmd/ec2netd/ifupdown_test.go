@@ -399,6 +399,17 @@ func TestLabIfupdownTakeover(t *testing.T) { // F8, F10, J3
 			l.run("sh", "-ec", command)
 		})
 		l.ready("after ifdown by hand", l.inst.Primary(), eni)
+		// The daemon does not see in between that ifupdown has configured them.
+		l.run("systemctl", "enable", "--now", "networking.service")
+		l.run("systemctl", "disable", "--now", "networking.service")
+		for _, name := range []string{"ens5", "ens6"} {
+			l.until(name+" is up after ifdown", func() (bool, error) {
+				return strings.Contains(l.run("ip", "link", "show", "dev", name, "up"), name), nil
+			})
+		}
+		l.configured(l.inst.Primary().ID())
+		l.configured(eni.ID())
+		l.ready("after ifdown that the daemon has not foreseen", l.inst.Primary(), eni)
 		l.run("systemctl", "enable", "--now", "networking.service")
 		l.followed(conflict.Ifupdown, func(string) {
 			l.put("/etc/network/interfaces", "auto lo br0\niface lo inet loopback\niface br0 inet manual\n  pre-up ip link add br0 type bridge\n")

@@ -101,7 +101,7 @@ type Options struct {
 	Log      *slog.Logger
 	// Others is looked at when the daemon or networkd starts, once more in the refresh time
 	// after that and after an attachment, from then on each othersTime, or each refresh time
-	// while there is a conflict, and for a Refresh; nil for not at all.
+	// while there is a conflict, for a Refresh, and when a link was set down; nil for not at all.
 	Others Others
 
 	// Events ask for a pass each time something can be received.

@@ -36,8 +36,13 @@ func (a *Agent) lookAtOthers(ctx context.Context) {
 	facts := a.Others.Look(ctx, links)
 	a.conflicts, a.othersUnread = conflict.Find(facts), facts.Unread
 	for _, l := range a.snapshot.Links {
-		if memory := a.links[l.Index]; memory != nil {
-			memory.unused.ifupdown(slices.Contains(facts.Raised, l.Name), time.Now())
+		memory := a.links[l.Index]
+		if memory == nil {
+			continue
+		}
+		memory.unused.ifupdown(slices.Contains(facts.Raised, l.Name), facts.Lowered[l.Name], time.Now())
+		if l.Down {
+			a.ask(0) // see setDown
 		}
 	}
 	for _, c := range a.conflicts {

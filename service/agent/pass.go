@@ -312,11 +312,8 @@ func (a *Agent) decide() {
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
 		entry.Fresh = memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime
 		said := a.linkState(l.Index)
-		var down time.Duration
 		done, configured := said.Administrative == "configured", memory.state == state.ENIConfigured
-		if entry.SetDown, down = memory.unused.look(&entry, a.networkdUp, done, configured, now); down > 0 {
-			a.ask(down)
-		}
+		entry.SetDown = a.setDown(&entry, &memory.unused, done, configured, now)
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":
 			// At first it waits for its IPv6 link-local address too, which is no reason to

@@ -21,10 +21,12 @@ type unused struct {
 	up bool
 	// down and dark are since when it is set down, and up without a carrier.
 	down, dark time.Time
-	// raised: ifupdown had configured the link when others were looked for last. It had not any more
-	// since lowered.
+	// raised: ifupdown had configured the link when others were looked for last. Lowered is when it
+	// has released it last.
 	raised  bool
 	lowered time.Time
+	// back is when the link was up again after it was down: what ifdown did before is over then.
+	back time.Time
 	// raise is when networkd is to be asked to set it up, and the delay to the next time.
 	raise attempt
 }
@@ -42,6 +44,9 @@ func (u *unused) look(link *plan.Link, running, done, configured bool, now time.
 		u.up = true
 	}
 	if !link.Down {
+		if !u.down.IsZero() {
+			u.back = now
+		}
 		u.down, u.raise = time.Time{}, attempt{}
 	} else if u.down.IsZero() {
 		u.down = now
@@ -51,7 +56,8 @@ func (u *unused) look(link *plan.Link, running, done, configured bool, now time.
 	} else if u.dark.IsZero() {
 		u.dark = now
 	}
-	if link.Down && (u.raised || now.Sub(u.lowered) < ifdownTime) && !link.KeptDown() {
+	lowered := u.lowered.After(u.back) && now.Sub(u.lowered) < ifdownTime
+	if link.Down && (u.raised || lowered) && !link.KeptDown() {
 		u.up = false
 	}
 	if !link.Down || (!u.up && !link.KeptDown()) {
@@ -61,12 +67,31 @@ func (u *unused) look(link *plan.Link, running, done, configured bool, now time.
 	return wait == 0 || link.KeptDown(), wait
 }
 
-// ifupdown notes whether ifupdown has configured the link.
-func (u *unused) ifupdown(raised bool, now time.Time) {
-	if u.raised && !raised {
+// ifupdown notes whether ifupdown has configured the link, and when it has released it last, zero if
+// that is not known.
+func (u *unused) ifupdown(raised bool, lowered, now time.Time) {
+	if u.raised && !raised && lowered.IsZero() {
 		u.lowered = now
 	}
+	if lowered.After(u.lowered) && !lowered.After(now) {
+		u.lowered = lowered
+	}
 	u.raised = raised
+}
+
+// setDown reports whether somebody has set down a link, and asks for a pass when that can be told.
+// Whether ifdown has is looked at when the link goes down, and that comes first: what is kept down
+// stays so.
+func (a *Agent) setDown(link *plan.Link, u *unused, done, configured bool, now time.Time) bool {
+	before := u.down
+	setDown, wait := u.look(link, a.networkdUp, done, configured, now)
+	if wait > 0 {
+		a.ask(wait)
+	}
+	if u.up && before.IsZero() && !u.down.IsZero() {
+		a.othersDue = true
+	}
+	return setDown && (link.KeptDown() || !a.othersDue || a.Others == nil)
 }
 
 // judge says what is wrong with the link of an ENI itself: gaps is whether something of the ENI

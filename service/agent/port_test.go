@@ -159,6 +159,49 @@ func TestIfdown(t *testing.T) {
 	})
 }
 
+// F8, F10: a link that ifdown sets down is set up again also where ifupdown had not configured it when
+// others were looked for last, and one that somebody sets down after it has released it stays down.
+func TestIfdownUnseen(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		a, stop := w.start(t)
+		defer stop()
+		settle(3 * othersTime / 2)
+		looked := 0
+		w.set(func() { looked = w.looked })
+		for _, c := range []struct {
+			name        string
+			up, lowered time.Duration // how long before it goes down
+			want        state.ENI
+		}{
+			{"ifdown", time.Minute, 5 * time.Second, state.ENIConfigured},
+			{"somebody, just after that", 5 * time.Second, 6 * time.Second, state.ENIOverridden},
+			{"somebody", time.Minute, ifdownTime + time.Second, state.ENIOverridden},
+		} {
+			w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = true, false })
+			settle(100 * time.Millisecond)
+			w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = false, true })
+			settle(c.up)
+			w.set(func() { w.others = conflict.Facts{Lowered: map[string]time.Time{"ens5": time.Now().Add(-c.lowered)}} })
+			w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = true, false })
+			settle(time.Minute)
+			kept := strings.Contains(w.store.Read(plan.NetworkDropIn("ens5")), "ActivationPolicy")
+			if kept != (c.want == state.ENIOverridden) {
+				t.Errorf("%s: it is kept down: %v", c.name, kept)
+			}
+			if kept {
+				must(t, a, "ens5", state.ENIOverridden)
+			}
+			w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = false, true })
+			settle(time.Minute)
+			must(t, a, "ens5", state.ENIConfigured)
+		}
+		if w.set(func() { looked = w.looked - looked }); looked > 8 {
+			t.Errorf("others were looked for %d times", looked)
+		}
+	})
+}
+
 // F10: a link without a carrier is called that, but not for a moment without one (E8).
 func TestNoCarrier(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

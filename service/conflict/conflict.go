@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/unit"
 
@@ -52,6 +53,9 @@ type Facts struct {
 	// Raised are the ENIs that ifupdown has configured and not released since, Auto those that
 	// networking.service configures when it starts.
 	Raised, Auto []string
+	// Lowered are the ENIs that ifupdown has configured in this boot and released since, and when it
+	// did so last, or tried to configure one and failed.
+	Lowered map[string]time.Time
 	// Clients are the DHCP clients that run for an ENI, of which no owner above tells.
 	Clients []Client
 	// PolicyRouting are the files in which cloud-init has policy rules for an ENI.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -154,6 +155,13 @@ func TestLook(t *testing.T) {
 	put("/etc/network/interfaces", "source /etc/network/interfaces.d/*\n# auto ens5\nauto lo\nallow-hotplug ens5\niface ens5 inet dhcp\n")
 	put("/etc/network/interfaces.d/50-cloud-init", "auto eth0 /ens6*/=lab\niface lab inet dhcp\n")
 	put("/run/network/ifstate", "lo=lo\nens5=ens5\nens50=ens50\n")
+	lowered := time.Unix(1_700_000_000, 0)
+	for name, text := range map[string]string{"ens5": "ens5", "ens6": "\n", "ens50": "\n"} {
+		put("/run/network/ifstate."+name, text)
+		if err := os.Chtimes(filepath.Join(root, "/run/network/ifstate."+name), lowered, lowered); err != nil {
+			t.Fatal(err)
+		}
+	}
 	put("/run/dhclient.ens5.pid", "120\n")
 	put("/run/dhclient6.ens5.pid", "121\n") // killed
 	put("/run/dhclient.ens50.pid", "120\n")
@@ -178,6 +186,7 @@ func TestLook(t *testing.T) {
 		Links:   []string{"ens5", "ens6"},
 		Managed: map[string]bool{"ens5": true, "ens6": false},
 		Raised:  []string{"ens5"}, Auto: []string{"ens6"},
+		Lowered: map[string]time.Time{"ens6": lowered},
 		Clients: []conflict.Client{
 			{Name: conflict.DHClient, Link: "ens5", PIDFile: "/run/dhclient.ens5.pid"}, {Name: conflict.DHCPCD, Link: "ens6", PIDFile: "/run/dhcpcd/ens6-4.pid", Family: "-4"},
 		},
@@ -193,6 +202,11 @@ func TestLook(t *testing.T) {
 	if others := looker.RaisedOthers(links); !slices.Equal(others, []string{"ens50"}) {
 		t.Errorf("ifupdown has also configured %q", others)
 	}
+	put("/run/network/ifdown-ens6.pid", "120\n")
+	if at := looker.Look(t.Context(), links).Lowered["ens6"]; time.Since(at) > time.Minute {
+		t.Errorf("ifdown is at work, and was so last at %v", at)
+	}
+	put("/run/network/ifdown-ens6.pid", "121\n") // killed
 	if !slices.Equal(asked, conflict.Patterns) {
 		t.Errorf("systemd was asked for %q", asked)
 	}

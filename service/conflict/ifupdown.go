@@ -2,10 +2,12 @@ package conflict
 
 import (
 	"errors"
+	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,6 +65,24 @@ func (l *Looker) ifstate(links []Link, among bool) []string {
 		name, _, ok := strings.Cut(strings.TrimSpace(line), "=")
 		if ok && slices.ContainsFunc(links, func(link Link) bool { return link.Name == name }) == among {
 			found = append(found, name)
+		}
+	}
+	return found
+}
+
+// lowered returns when ifupdown has last released ENIs that it has not configured now: for each link
+// it has a file with its state, of which ifdown takes the link out before it sets it down.
+func (l *Looker) lowered(links []Link, raised []string) map[string]time.Time {
+	found := make(map[string]time.Time)
+	for _, link := range links {
+		if slices.Contains(raised, link.Name) {
+			continue
+		}
+		// It sets the link down once for each family, and dhclient sets it up in between.
+		if l.runs("/run/network/ifdown-" + link.Name + ".pid") {
+			found[link.Name] = time.Now()
+		} else if info, err := os.Lstat(l.at("/run/network/ifstate." + link.Name)); err == nil {
+			found[link.Name] = info.ModTime()
 		}
 	}
 	return found

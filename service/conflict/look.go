@@ -65,6 +65,7 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 		}
 	}
 	f.Raised, f.Auto, f.Clients = l.raised(links), l.Ifupdown(links), l.clients(links)
+	f.Lowered = l.lowered(links, f.Raised)
 	f.PolicyRouting = l.policyRouting(links)
 	f.OldFiles = l.oldFiles()
 	f.Unread = l.files.Unread()
