@@ -71,6 +71,8 @@ func TestLabMachine(t *testing.T) {
 			l.detach(data)
 			l.gone(data, 2)
 			done("detach")
+			l.inNamedVRF(eni)
+			done("vrf of a file")
 			l.portOf(eni, "vrf")
 			done("vrf")
 			l.withoutIPv6(eni)
@@ -212,6 +214,35 @@ func (l *lab) portOf(eni *vpc.ENI, kind string) {
 		return
 	}
 	l.checkKernel(eni)
+}
+
+// F10: in a VRF that the administrator's files name the routes of DHCP and router advertisements are
+// in the table of that.
+func (l *lab) inNamedVRF(eni *vpc.ENI) {
+	l.t.Helper()
+	const netdev, network = "/etc/systemd/network/20-blue.netdev", "/etc/systemd/network/20-blue.network"
+	name := eni.Name()
+	dropIn := "/etc/systemd/network/70-" + name + ".network.d/vrf.conf"
+	l.put(netdev, "[NetDev]\nName=blue\nKind=vrf\n[VRF]\nTable=500\n")
+	l.put(network, "[Match]\nName=blue\n[Network]\nLinkLocalAddressing=no\n")
+	l.put(dropIn, "[Network]\nVRF=blue\n")
+	l.run("networkctl", "reload")
+	named := func(i *state.Interface) bool { return strings.Contains(i.Reason, "port of blue (vrf)") }
+	whole := func(when string) {
+		l.t.Helper()
+		l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && named(i) })
+		var last string
+		l.untilOr(when+" the VRF has default routes", func() (bool, error) {
+			last = l.run("sh", "-c", "ip -4 route show table 500 default; ip -6 route show table 500 default")
+			return strings.Contains(last, "proto dhcp") && strings.Contains(last, "proto ra"), nil
+		}, &last)
+	}
+	whole("named by a file")
+	l.arrives(eni)
+	whole("after a change")
+	l.run("rm", netdev, network, dropIn)
+	l.run("sh", "-ec", fmt.Sprintf("networkctl reload; ip link delete blue; ip link set %s down; ip link set %[1]s up", name))
+	l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && !named(i) })
 }
 
 // clock sets the clock two days ahead and four back, which changes nothing.

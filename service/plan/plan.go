@@ -896,7 +896,7 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 // until then: a lease that the base unit is just bringing comes in between.
 func ahead(eni *ENI) netip.Prefix {
 	link, want := &eni.Link, &eni.Want
-	if eni.Primary || !want.IPv4 || want.NoDefault {
+	if eni.Primary || !want.IPv4 || eni.withoutGateway() {
 		return netip.Prefix{}
 	}
 	first := link.Waits && len(eni.onLink(eni.View.IPv4))+len(want.Delegated) > 1 && !metricIs(link.Current, want.Metric)

@@ -138,6 +138,12 @@ func TestMake(t *testing.T) {
 		link.Master, link.MasterKind, link.DHCPMetrics = "blue", "vrf", nil
 		golden(t, Make(input([]Link{leased(0, &plain), link}, plain, second)))
 	})
+	t.Run("secondary in a VRF that a file names", func(t *testing.T) { // F10
+		link := leased(1, &second)
+		link.Master, link.MasterKind, link.DHCPMetrics = "blue", "vrf", nil
+		link.OthersMaster, link.OthersVRF = true, true
+		golden(t, Make(input([]Link{leased(0, &plain), link}, plain, second)))
+	})
 	t.Run("secondary with a router known from the primary", func(t *testing.T) {
 		dual := view(0, addrs("10.0.1.10"), addrs("2001:db8:1::10"))
 		first := leased(0, &dual)

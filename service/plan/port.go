@@ -12,6 +12,9 @@ import (
 type PortSetting struct {
 	// OthersMaster: they say what the link is a port of, or that it stays one.
 	OthersMaster bool
+	// OthersVRF: they name a VRF. networkd has what comes by DHCP and router advertisements in the
+	// table of that one then.
+	OthersVRF bool
 	// OthersActivation: they say whether networkd sets the link up or down.
 	OthersActivation bool
 }
@@ -28,6 +31,9 @@ func PortOf(unit UnitText) PortSetting {
 			switch {
 			case s.section == "Network" && slices.Contains([]string{"Bridge", "Bond", "VRF", "BatmanAdvanced"}, s.key):
 				found.OthersMaster = s.value != ""
+				if s.key == "VRF" {
+					found.OthersVRF = s.value != ""
+				}
 			case s.section == "Network" && s.key == "KeepMaster":
 				found.OthersMaster = true
 			case s.section == "Link" && s.key == "ActivationPolicy":
@@ -37,6 +43,14 @@ func PortOf(unit UnitText) PortSetting {
 	}
 	return found
 }
+
+// refusesRoutes reports whether the kernel refuses the routes of the link's leases: networkd asks for
+// them in the main table where the link is a port of a VRF that none of its files names.
+func (l *Link) refusesRoutes() bool { return l.InVRF() && !l.OthersVRF }
+
+// withoutGateway reports whether the drop-in has networkd set no default route of a lease or an
+// advertisement.
+func (e *ENI) withoutGateway() bool { return !e.Settings.DefaultRoute || e.Link.refusesRoutes() }
 
 // KeptDown reports whether the generated drop-in of a link has networkd leave it down.
 func (l *Link) KeptDown() bool { return strings.Contains(l.Current, "\n"+activation+"\n") }

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"ec2netd/service/kernel"
-	"ec2netd/service/metadata"
 )
 
 // unitWriter writes a unit file. Sections of one name stay apart, other than with the
@@ -346,7 +345,7 @@ func networkDropIn(eni *ENI) string {
 		u.section("Link")
 		u.number("MTUBytes", want.MTU)
 	}
-	if want.KeepAll || eni.Primary || want.NoDefault || want.Domains != "" {
+	if want.KeepAll || eni.Primary || eni.withoutGateway() || want.Domains != "" {
 		u.section("Network")
 	}
 	if want.Domains != "" {
@@ -356,7 +355,7 @@ func networkDropIn(eni *ENI) string {
 		u.set(keepKey, "yes")
 	}
 	switch {
-	case want.NoDefault:
+	case eni.withoutGateway():
 		u.set("DNSDefaultRoute", "no")
 	case eni.Primary:
 		u.set("DNSDefaultRoute", "yes")
@@ -372,10 +371,10 @@ func networkDropIn(eni *ENI) string {
 
 	u.section("DHCPv4")
 	u.number("RouteMetric", want.Metric)
-	if want.NoDefault {
+	if eni.withoutGateway() {
 		u.set("UseGateway", "no")
 	}
-	if eni.Link.InVRF() {
+	if eni.Link.refusesRoutes() {
 		u.set("RoutesToDNS", "no")
 		u.set("RoutesToNTP", "no")
 	}
@@ -436,7 +435,7 @@ func networkDropIn(eni *ENI) string {
 			u.number("Metric", want.Metric)
 		}
 		for _, router := range want.Routers {
-			if !want.NoDefault {
+			if !eni.withoutGateway() {
 				u.section("Route")
 				u.set("Gateway", router.String())
 				u.number("Metric", want.Metric)
@@ -444,7 +443,7 @@ func networkDropIn(eni *ENI) string {
 		}
 	}
 	if routersFirst(eni) {
-		keepRouters(u, view, want)
+		keepRouters(u, eni)
 	}
 	if want.Table == 0 {
 		return u.String()
@@ -558,7 +557,8 @@ func policyRule(u *unitWriter, rule Rule) {
 // keepRouters adds what stays when networkd from 256 on restarts, and drops what a router
 // advertised, see [startFiles]. It goes before that, so that none of it changes, and no other
 // ENI's comes between. Of several routers the one that came last is the best.
-func keepRouters(u *unitWriter, view *metadata.ENI, want *Want) {
+func keepRouters(u *unitWriter, eni *ENI) {
+	view, want := &eni.Applies, &eni.Want
 	if len(want.Routers) == 0 {
 		return
 	}
@@ -567,7 +567,7 @@ func keepRouters(u *unitWriter, view *metadata.ENI, want *Want) {
 		u.set("Destination", subnet.String())
 		u.number("Metric", want.Metric-1)
 	}
-	if want.NoDefault {
+	if eni.withoutGateway() {
 		return
 	}
 	for i, router := range want.Routers {
@@ -590,7 +590,7 @@ func advertisements(u *unitWriter, eni *ENI, beside bool) {
 	} else {
 		u.number("RouteMetric", want.Metric)
 	}
-	if want.NoDefault {
+	if eni.withoutGateway() {
 		u.set("UseGateway", "no")
 	}
 	switch {
