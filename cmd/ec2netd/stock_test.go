@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -121,8 +122,26 @@ func cloudInit(t *testing.T, suite, stock string) {
 		ready("after "+step.name+" of networkd", eni)
 	}
 
+	withdrawn := netip.Addr{}
+	if suite != "bookworm" {
+		withdrawn = primary.IPv4()[1]
+		if !strings.Contains(written, withdrawn.String()+"/") {
+			t.Fatalf("cloud-init has written nothing of %s:\n%s", withdrawn, written)
+		}
+		l.refreshed(func() error { return primary.UnassignIPv4(t.Context(), withdrawn) })
+		l.run("systemctl", "restart", "ec2netd.service")
+		ready("after the withdrawal and a restart of ec2netd", eni)
+	}
+	gone := func(when string) {
+		t.Helper()
+		if slices.Contains(l.addresses("ens5"), withdrawn) {
+			t.Errorf("%s, which EC2 has withdrawn, is there %s", withdrawn, when)
+		}
+	}
+	gone("after a restart of ec2netd")
 	l.reboot()
 	ready("after the second reboot", eni)
+	gone("after a reboot")
 	l.detach(eni)
 	l.gone(eni, 1)
 	ready("after the detachment")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -332,6 +333,27 @@ func (l *lab) networkManagerGoes() {
 	})
 }
 
+// withAnother adds an address to those that cloud-init wrote, beside one that EC2 has withdrawn: it
+// stays, and the other one comes back with it, until it is removed as the reason says.
+func (l *lab) withAnother(file string, withdrawn netip.Addr) {
+	l.t.Helper()
+	const yaml = "/etc/netplan/50-cloud-init.yaml"
+	another := withdrawn.Next().Next().Next()
+	l.run("sh", "-ec", fmt.Sprintf(`sed -i 's#^\( *\)- .*%s/\([0-9]*\).*#&\n\1- "%s/\2"#' %s; netplan generate && networkctl reload`, withdrawn, another, yaml))
+	if err := l.inst.AwaitAddrs(l.t.Context(), "ens5", another, withdrawn); err != nil {
+		l.t.Fatal(err)
+	}
+	advised := l.reaches("ens5", func(i *state.Interface) bool { return strings.HasPrefix(i.Reason, file+" has "+another.String()+", ") })
+	if advised.State != state.ENIConfigured || !strings.Contains(advised.Reason, "netplan generate && networkctl reload") {
+		l.t.Errorf("%s: %s", advised.State, advised.Reason)
+	}
+	l.run("sh", "-ec", fmt.Sprintf("sed -i '/%s/d' %s; netplan generate && networkctl reload", another, yaml))
+	for _, gone := range []netip.Addr{another, withdrawn} {
+		l.until(gone.String()+" is gone", func() (bool, error) { return !slices.Contains(l.addresses("ens5"), gone), nil })
+	}
+	l.primaryWhole()
+}
+
 // TestLabTakeoverCloudInit: an image that cloud-init configures is taken over without a reboot, as
 // a reboot would, with the file that cloud-init had made; or it gets back what it had. From then on
 // cloud-init leaves the network alone.
@@ -406,6 +428,9 @@ func TestLabTakeoverCloudInit(t *testing.T) { // I2, F8
 		}
 		l.until(withdrawn.String()+" is gone", func() (bool, error) { return !slices.Contains(l.addresses("ens5"), withdrawn), nil })
 		l.primaryWhole()
+		if suite != "bookworm" {
+			l.withAnother(file, withdrawn)
+		}
 		l.asAfterBoot(file, "ens5")
 		var eni *vpc.ENI
 		if cost := l.measured(primary, func() {

@@ -157,11 +157,7 @@ func (a *Agent) explained(eni *plan.ENI, gaps []string) string {
 	switch {
 	case culprit == "":
 	case !slices.ContainsFunc(gaps, func(gap string) bool { return !withdrawn(gap) }):
-		how := "Remove that line to have it go"
-		if path.Dir(culprit) == plan.Directory && plan.FromGenerator(culprit) {
-			how = "netplan makes that file: remove the address from the one in /etc/netplan that has it, and run netplan generate && networkctl reload"
-		}
-		return culprit + " keeps what the ENI has no more (" + line + "). " + summary(gaps) + ". " + how
+		return culprit + " keeps what the ENI has no more (" + line + "). " + summary(gaps) + ". " + plan.RemoveAddress(culprit)
 	default:
 		return culprit + " takes away what the ENI shall have (" + line + "). Missing: " + summary(gaps) +
 			". Change it, or remove it"

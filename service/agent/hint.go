@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +26,8 @@ type lastBootOfIt struct {
 	ENI metadata.ENI `json:"eni"`
 	// Routers that advertised themselves to it.
 	Routers []netip.Addr `json:"routers,omitempty"`
+	// Told are addresses in a file of cloud-init's that EC2 gave it, by now or earlier.
+	Told []netip.Addr `json:"told,omitempty"`
 }
 
 // check refuses what no run of this daemon writes.
@@ -41,6 +44,11 @@ func (h *lastBoot) check() error {
 				return fmt.Errorf("%s: %q is not the link-local address of an IPv6 router", e.ENI.ID, router)
 			}
 		}
+		for _, address := range e.Told {
+			if !address.IsValid() || address.Zone() != "" {
+				return fmt.Errorf("%s: %q is no address of an ENI", e.ENI.ID, address)
+			}
+		}
 	}
 	return nil
 }
@@ -51,9 +59,10 @@ func (a *Agent) planHint() *plan.Hint {
 		return nil
 	}
 	hint := &plan.Hint{PrimaryMAC: a.hint.Instance.PrimaryMAC, StaticIPv6: a.hint.StaticIPv6,
-		Views: make(map[string]metadata.ENI), Routers: make(map[string][]netip.Addr)}
+		Views: make(map[string]metadata.ENI), Routers: make(map[string][]netip.Addr),
+		Told: make(map[string][]netip.Addr)}
 	for _, e := range a.hint.ENIs {
-		hint.Views[e.ENI.MAC], hint.Routers[e.ENI.MAC] = e.ENI, e.Routers
+		hint.Views[e.ENI.MAC], hint.Routers[e.ENI.MAC], hint.Told[e.ENI.MAC] = e.ENI, e.Routers, e.Told
 	}
 	return hint
 }
@@ -76,7 +85,7 @@ func (a *Agent) saveHint() {
 			// It is being read, or networkd is at it: the last word stays.
 			if last != nil {
 				if view, ok := last.Views[eni.Link.MAC]; ok {
-					now.ENIs = append(now.ENIs, lastBootOfIt{ENI: view, Routers: last.Routers[eni.Link.MAC]})
+					now.ENIs = append(now.ENIs, lastBootOfIt{ENI: view, Routers: last.Routers[eni.Link.MAC], Told: last.Told[eni.Link.MAC]})
 				}
 			}
 			continue
@@ -91,9 +100,20 @@ func (a *Agent) saveHint() {
 		slices.SortFunc(routers, func(a, b netip.Addr) int {
 			return cmp.Or(cmp.Compare(slices.Index(known, a), slices.Index(known, b)), a.Compare(b))
 		})
-		now.ENIs = append(now.ENIs, lastBootOfIt{ENI: eni.View.Sorted(), Routers: slices.Compact(routers)})
+		now.ENIs = append(now.ENIs, lastBootOfIt{ENI: eni.View.Sorted(), Routers: slices.Compact(routers), Told: eni.Told})
 	}
 	slices.SortFunc(now.ENIs, func(x, y lastBootOfIt) int { return strings.Compare(x.ENI.MAC, y.ENI.MAC) })
 	a.hint, a.hinted = &now, a.planned
 	a.hintFile.Put(&now, time.Now())
+}
+
+// tellCleared says for which ENIs files just written take away the addresses that cloud-init wrote.
+func (a *Agent) tellCleared(written []string) {
+	for i := range a.plan.ENIs {
+		eni := &a.plan.ENIs[i]
+		if made := eni.Link.Generator; made != "" && slices.Contains(written, path.Join(plan.GeneratorDir(made), plan.ClearName)) {
+			a.Log.Info("Taking away the addresses that cloud-init wrote at the first boot, those that the ENI has stay", "eni", eni.View.ID,
+				"mac", eni.Link.MAC, "interface", eni.Link.Name, "file", made, "addresses", strings.Join(texts(eni.Link.FirstBoot), ", "))
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
@@ -113,5 +114,88 @@ func TestHintOfLastBoot(t *testing.T) {
 			})
 			stop()
 		}
+	})
+}
+
+// F3: the addresses that cloud-init wrote do not count where EC2 is known to have told them, also after
+// it has withdrawn one: in this run, in the next one, and in the next boot. One that the
+// administrator has put beside them does.
+func TestTold(t *testing.T) {
+	const netplan, yaml = "/run/systemd/network/10-netplan-ens6.network", "/etc/netplan/50-cloud-init.yaml"
+	bubble(t, func(t *testing.T, w *world) {
+		w.put(t, baseUnit, "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n")
+		written := func(addresses ...string) {
+			t.Helper()
+			file, list := "[Match]\nName=ens6\n[Network]\nDHCP=ipv4\n", "addresses:\n"
+			for _, address := range addresses {
+				file, list = file+"Address="+address+"/24\n", list+"- "+address+"/24\n"
+			}
+			w.put(t, netplan, file)
+			w.put(t, yaml, list)
+			w.ring()
+			settle(time.Minute)
+		}
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21", "10.0.1.22")
+		w.set(func() { w.uses = map[int]networkd.LinkState{3: {Administrative: "configured", File: netplan}} })
+		a, stop := w.start(t)
+		written("10.0.1.21", "10.0.1.22")
+		cleared := func(when string, want bool, reason string) {
+			t.Helper()
+			p := plan.GeneratorDir(netplan) + "/" + plan.ClearName
+			if _, got := w.files(t)[p]; got != want {
+				t.Errorf("%s the addresses in the file are taken away: %v", when, got)
+			}
+			if got := must(t, a, "ens6", state.ENIConfigured).Reason; !strings.HasPrefix(got, reason) || (got == "") != (reason == "") {
+				t.Errorf("%s the reason: %q", when, got)
+			}
+		}
+		lines := func() (n int) {
+			w.set(func() {
+				n = strings.Count(strings.Join(w.log, "\n"), "Taking away the addresses that cloud-init wrote")
+			})
+			return n
+		}
+		cleared("at first", true, "")
+		if n := lines(); n != 1 {
+			t.Errorf("%d lines tell of it", n)
+		}
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20", "10.0.1.22") })
+		settle(2 * time.Minute)
+		cleared("after it was withdrawn", true, "")
+		w.set(func() {
+			if err := os.Remove(filepath.Join(w.dir, netplan)); err != nil {
+				t.Fatal(err)
+			}
+		})
+		w.ring()
+		settle(time.Minute)
+		written("10.0.1.21", "10.0.1.22")
+		cleared("after netplan made the file anew", true, "")
+		stop()
+		a, stop = w.start(t)
+		settle(time.Minute)
+		cleared("after a restart", true, "")
+		stop()
+		w.nextBoot(t)
+		a, stop = w.start(t)
+		written("10.0.1.21", "10.0.1.22")
+		settle(time.Minute)
+		cleared("in the next boot", true, "")
+		written("10.0.1.21", "10.0.1.22", "10.0.1.99")
+		cleared("with the administrator's", false, netplan+" has 10.0.1.99, and nothing tells that EC2 gave the ENI that")
+		written("10.0.1.21", "10.0.1.22")
+		cleared("without it", true, "")
+		stop()
+		// What is kept is lost: the address that was withdrawn may be the administrator's.
+		w.nextBoot(t)
+		if err := os.Remove(filepath.Join(w.dir, "boot.json")); err != nil {
+			t.Fatal(err)
+		}
+		a, stop = w.start(t)
+		defer stop()
+		written("10.0.1.21", "10.0.1.22")
+		settle(time.Minute)
+		cleared("without what was kept", false, netplan+" has 10.0.1.21, ")
 	})
 }

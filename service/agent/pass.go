@@ -413,6 +413,7 @@ func (a *Agent) act(ctx context.Context) bool {
 			r.written = append(r.written, changes.Written...)
 			r.removed = append(r.removed, changes.Removed...)
 		}
+		a.tellCleared(changes.Written)
 		a.Log.Debug("files changed", "written", changes.Written, "removed", changes.Removed)
 	}
 	a.forgotten = a.forgotten || len(changes.Removed) > 0
@@ -852,7 +853,7 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 		if readError != "" {
 			return state.ENIConfigured, "the last view of the metadata holds: " + readError
 		}
-		return state.ENIConfigured, cmp.Or(eni.Unmarked, port(&eni.Link), plan.Misordered(eni))
+		return state.ENIConfigured, cmp.Or(eni.Unmarked, port(&eni.Link), plan.KeepsWritten(eni, a.networkd()), plan.Misordered(eni))
 	}
 	if age >= explainTime && onlyAltnames(gaps) {
 		if reason := a.namesTaken(eni); reason != "" {

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"path"
@@ -134,14 +135,60 @@ func generatorFiles(eni *ENI, in Input) []File {
 	return files
 }
 
+// tell settles which addresses of those that cloud-init wrote EC2 has told.
+func tell(eni *ENI, hint *Hint) {
+	var earlier []netip.Addr
+	if hint != nil && hint.Views[eni.Link.MAC].ID == eni.View.ID {
+		earlier = hint.Told[eni.Link.MAC]
+	}
+	if len(eni.Link.FirstBoot) == 0 {
+		// netplan makes its files anew with each reload of systemd: what is known of them outlives that.
+		eni.Told = earlier
+		return
+	}
+	for _, address := range eni.Link.FirstBoot {
+		if slices.Contains(earlier, address) || slices.Contains(eni.View.IPv4, address) || slices.Contains(eni.View.IPv6, address) {
+			eni.Told = append(eni.Told, address)
+		}
+	}
+	slices.SortFunc(eni.Told, netip.Addr.Compare)
+	eni.Told = slices.Compact(eni.Told)
+}
+
 // cleared reports whether the addresses in a generator's file are not to count: cloud-init has had
 // them from the metadata in the first boot, with the length of the subnet's prefix, so that one of
 // them is the first on the link and not the primary one, and any of them stays when EC2 has
-// withdrawn it. Those that the ENI has now stand in its drop-in. None counts as told by EC2 that is
-// outside of the ENI's subnets.
+// withdrawn it. Those that the ENI has now stand in its drop-in. One that EC2 is not known to have
+// told may be the administrator's: then all stay, as none can be taken away alone.
 func (e *ENI) cleared() bool {
-	subnets := slices.Concat(e.View.IPv4Subnets, e.View.IPv6Subnets)
-	return len(e.Link.FirstBoot) > 0 && !slices.ContainsFunc(e.Link.FirstBoot, func(a netip.Addr) bool {
-		return !slices.ContainsFunc(subnets, func(subnet netip.Prefix) bool { return subnet.Contains(a) })
-	})
+	return len(e.Link.FirstBoot) > 0 && len(e.untold()) == 0
+}
+
+// untold are the addresses of those that cloud-init wrote that EC2 is not known to have told.
+func (e *ENI) untold() []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(e.Link.FirstBoot), func(a netip.Addr) bool { return slices.Contains(e.Told, a) })
+}
+
+// KeepsWritten says in words that the addresses in a generator's file count because of those that
+// EC2 is not known to have told, or is empty.
+func KeepsWritten(eni *ENI, networkd Networkd) string {
+	untold := eni.untold()
+	if !keepsAll(networkd) || len(untold) == 0 {
+		return ""
+	}
+	names := make([]string, 0, len(untold))
+	for _, address := range untold {
+		names = append(names, address.String())
+	}
+	return fmt.Sprintf("%s has %s, and nothing tells that EC2 gave the ENI that: all addresses there stay, those too that EC2 withdraws. %s, "+
+		"and have what you need in a drop-in in /etc/systemd/network/%s.d/", eni.Link.Generator, strings.Join(names, ", "), RemoveAddress(eni.Link.Generator),
+		path.Base(NetworkPath(eni.Link.Name)))
+}
+
+// RemoveAddress says in words how an address goes that stands in a .network file.
+func RemoveAddress(file string) string {
+	if path.Dir(file) == Directory && FromGenerator(file) {
+		return "netplan makes that file: remove the address from the one in /etc/netplan that has it, and run netplan generate && networkctl reload"
+	}
+	return "Remove that line to have it go"
 }

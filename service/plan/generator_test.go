@@ -2,10 +2,12 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"ec2netd/service/config"
+	"ec2netd/service/metadata"
 )
 
 const netplans = "/run/systemd/network/10-netplan-ens6."
@@ -46,25 +48,32 @@ func TestGenerator(t *testing.T) {
 	}
 }
 
-// F3: of what cloud-init wrote in the first boot the addresses do not count, as long as they can
-// be what EC2 had told.
+// F3: of what cloud-init wrote in the first boot the addresses do not count, if EC2 is known to have
+// told all of them, by now or earlier. Else one may be the administrator's, and the reason says so.
 func TestFirstBoot(t *testing.T) {
 	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
 	link := leased(1, &v)
 	link.Generator = netplans + "network"
 	for _, c := range []struct {
-		addresses []netip.Addr
-		new       bool
-		want      bool
+		addresses, earlier []netip.Addr
+		new                bool
+		want               bool
+		told               []netip.Addr
+		reason             string
 	}{
-		{nil, true, false},
-		{addrs("10.0.1.21"), true, true},
-		{addrs("10.0.1.21"), false, false},
-		{addrs("10.0.1.21", "10.0.1.99"), true, true}, // EC2 has withdrawn that
-		{addrs("10.0.1.21", "192.0.2.1"), true, false},
+		{nil, nil, true, false, nil, ""},
+		{nil, addrs("10.0.1.99"), true, false, addrs("10.0.1.99"), ""}, // netplan is making the file anew
+		{addrs("10.0.1.21"), nil, true, true, addrs("10.0.1.21"), ""},
+		{addrs("10.0.1.21"), nil, false, false, addrs("10.0.1.21"), ""},
+		{addrs("10.0.1.21", "10.0.1.99"), addrs("10.0.1.99", "10.0.1.98"), true, true, addrs("10.0.1.21", "10.0.1.99"), ""}, // EC2 has withdrawn that
+		{addrs("10.0.1.21", "10.0.1.99"), nil, true, false, addrs("10.0.1.21"), netplans + "network has 10.0.1.99, "},
+		{addrs("10.0.1.21", "10.0.1.99"), addrs("10.0.1.98"), false, false, addrs("10.0.1.21"), ""},
+		{addrs("10.0.1.21", "192.0.2.1"), nil, true, false, addrs("10.0.1.21"), netplans + "network has 192.0.2.1, "},
 	} {
 		link.FirstBoot = c.addresses
 		in := input([]Link{link}, v)
+		in.Hint = &Hint{PrimaryMAC: link.MAC, Views: map[string]metadata.ENI{link.MAC: v}, Told: map[string][]netip.Addr{link.MAC: c.earlier}}
+		in.PrimaryMAC = link.MAC
 		in.Networkd = Networkd{Running: true, Varlink: c.new, Keeps: c.new}
 		p := Make(in)
 		p.GiveWay()
@@ -76,6 +85,10 @@ func TestFirstBoot(t *testing.T) {
 		}
 		if got := len(found) == 1 && found[0].Path == netplans+"network.d/"+ClearName; got != c.want || len(found) > 1 {
 			t.Errorf("%v: %v", c.addresses, found)
+		}
+		eni := &p.ENIs[0]
+		if reason := KeepsWritten(eni, in.Networkd); !slices.Equal(eni.Told, c.told) || !strings.HasPrefix(reason, c.reason) || (reason == "") != (c.reason == "") {
+			t.Errorf("%v: %v, %q", c.addresses, eni.Told, reason)
 		}
 	}
 }

@@ -18,6 +18,9 @@ type Hint struct {
 	// Views by MAC address, and the IPv6 routers that advertised themselves to the ENI.
 	Views   map[string]metadata.ENI
 	Routers map[string][]netip.Addr
+	// Told, by MAC address, are addresses in a file of cloud-init's that EC2 gave the ENI, by now or
+	// earlier.
+	Told map[string][]netip.Addr
 	// StaticIPv6: networkd was one that needs [Static].
 	StaticIPv6 bool
 }

@@ -332,6 +332,8 @@ type ENI struct {
 	// Keep: nothing is known that could replace what is on disk for this link, so
 	// all of it stays. KeepLink: that is so of the .link file alone.
 	Keep, KeepLink bool
+	// Told are the addresses of the link's FirstBoot that EC2 gave the ENI, by now or earlier.
+	Told []netip.Addr
 	// Unmarked says why there is no rule for the firewall mark of Settings, empty where there is.
 	Unmarked string
 	// Held: addresses that the metadata lists wait for the lease, so that the
@@ -430,6 +432,7 @@ func Make(in Input) Plan {
 	pendingMetrics(plan.ENIs, in, holding)
 	for i := range plan.ENIs {
 		eni := &plan.ENIs[i]
+		tell(eni, in.Hint)
 		eni.Files = append(eni.Files, generatorFiles(eni, in)...)
 		plan.Files = append(plan.Files, eni.Files...)
 	}
