@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
 
@@ -177,6 +178,41 @@ func (l *lab) nextHops(eni *vpc.ENI) {
 		return err
 	})
 	l.detach(other)
+
+	// While one ENI is left to the base unit, others have that first.
+	left := l.attach(vpc.ENISpec{IPv4Count: 1})
+	l.configured(left.ID())
+	const conf = "/etc/ec2netd.conf.d/left.conf"
+	l.put(conf, "[ENI]\nName="+left.Name()+"\nManaged=no\n")
+	l.run("systemctl", "reload", "ec2netd.service")
+	onBase := func() (bool, error) {
+		return strings.Contains(l.run("networkctl", "status", left.Name()), "80-ec2.network"), nil
+	}
+	l.until("the ENI has the base unit", onBase)
+	if status := l.run("networkctl", "status", left.Name()); !strings.Contains(status, plan.BaseDropIn) {
+		t.Errorf("the base unit is without its drop-in:\n%s", status)
+	}
+	other = l.attach(vpc.ENISpec{IPv4Count: 2})
+	l.configured(other.ID())
+	if now := show(); now != before {
+		t.Errorf("with an ENI that is left to the base unit next hops were %s, and are %s", before, now)
+	}
+	events := l.watchKernel()
+	l.run("networkctl", "reload")
+	l.run("systemctl", "restart", "ec2netd.service")
+	l.configured(other.ID())
+	for _, line := range events() {
+		if strings.HasPrefix(line, "Deleted") {
+			t.Errorf("a reload and a restart: %s", line)
+		}
+	}
+	l.run("rm", conf)
+	l.run("systemctl", "reload", "ec2netd.service")
+	l.configured(left.ID())
+	l.detach(left)
+	l.detach(other)
+
+	// networkd does not touch groups that were there before it was started.
 	l.run("systemctl", "restart", "systemd-networkd.service")
 	l.run("ec2netctl", "refresh", "--wait")
 	if now := show(); now != before {

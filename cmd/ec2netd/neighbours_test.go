@@ -215,11 +215,6 @@ var knownLosses = []knownLoss{
 		"bookworm", "frr", []string{"assign", "unassign", "networkd restarted", "systemd upgraded"}, regexp.MustCompile("proto zebra"),
 		"networkd 252 deletes the next hops by a link that it configures; FRR makes them anew, with the routes",
 	},
-	{
-		// In the lab the veths of containers are such ENIs; without any, TestLabBase checks that they stay.
-		"trixie", "frr", []string{"attach"}, regexp.MustCompile("proto zebra|^198.51.104.0/24 nhid"),
-		"networkd 257 deletes groups of next hops when it configures a link by 80-ec2.network, as it does first while an ENI is unmanaged",
-	},
 }
 
 // withVeths keeps links of containers from being configured: only in the lab they are of the same
@@ -612,7 +607,6 @@ var frrAdvice = map[string][2]string{
 ip route 198.51.104.0/24 FIRST ens5 onlink
 ip route 198.51.104.0/24 ROUTER ens6 onlink
 `},
-	"trixie": {"/etc/systemd/network/80-ec2.network.d/keep.conf", "[Network]\nKeepConfiguration=yes\n"},
 }
 
 // advised checks that the advice helps.

@@ -424,6 +424,11 @@ func (a *Agent) act(ctx context.Context) bool {
 			l.held = false
 		}
 	}
+	// Links that have the base unit may be those of others, and the next one may come before the
+	// next reload.
+	if slices.Contains(changes.Written, plan.BaseDropIn) || slices.Contains(changes.Removed, plan.BaseDropIn) {
+		a.reloadDue, a.reloadTry = true, attempt{}
+	}
 	acted := a.applyNetwork(ctx, touched(&a.plan, changes.Written, changes.Removed, ofNetwork), before)
 	a.applyLinks(ctx, touched(&a.plan, changes.Written, nil, ofLink))
 	return acted

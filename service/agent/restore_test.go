@@ -53,7 +53,7 @@ func TestRemoved(t *testing.T) {
 			t.Fatalf("the primary address does not stand in the drop-in:\n%s", before["/70-ens6.network.d/50-ec2netd.conf"])
 		}
 		for _, removed := range []string{
-			"70-ens6.network", "70-ens6.network.d", "70-ens6.network.d/50-ec2netd.conf", "70-ens5.link", "70-ens5.link.d", plan.HoldName, "",
+			"70-ens6.network", "70-ens6.network.d", "70-ens6.network.d/50-ec2netd.conf", "70-ens5.link", "70-ens5.link.d", plan.HoldName, "80-ec2.network.d", "",
 		} {
 			// That of a link without alternative names tells networkd nothing.
 			want := 1

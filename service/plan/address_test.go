@@ -31,8 +31,20 @@ func TestKeepsAll(t *testing.T) {
 				in = input(links[1:], v)
 			}
 			in.Networkd = test.networkd
-			content := text(Make(in))
-			if got := strings.Contains(content, "[Network]\nKeepConfiguration=yes\n"); got != test.want || !strings.Contains(content, "RouteMetric=") {
+			const keeps = "\n[Network]\nKeepConfiguration=yes\n"
+			p := Make(in)
+			i := slices.IndexFunc(p.Files, func(f File) bool { return f.Path == BaseDropIn })
+			if got := i >= 0; got != test.want {
+				t.Errorf("%+v, known %v: the drop-in of the base unit %v", test.networkd, known, got)
+			}
+			if i >= 0 { // F6
+				if content := p.Files[i].Content; !strings.HasSuffix(content, keeps) || !Ours(content) {
+					t.Errorf("the drop-in of the base unit:\n%s", content)
+				}
+				p.Files = slices.Delete(p.Files, i, i+1)
+			}
+			content := text(p)
+			if got := strings.Contains(content, keeps); got != test.want || !strings.Contains(content, "RouteMetric=") {
 				t.Errorf("%+v, known %v: %v\n%s", test.networkd, known, got, content)
 			}
 		}

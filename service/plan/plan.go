@@ -78,6 +78,10 @@ const HoldPath = Directory + "/" + HoldName
 // DropInName is the file name of every generated drop-in.
 const DropInName = "50-ec2netd.conf"
 
+// BaseDropIn is the generated drop-in of the base unit. It has no copy among the drop-ins of ENIs,
+// whose own say the same.
+const BaseDropIn = Directory + "/80-ec2.network.d/" + DropInName
+
 // Numbers are the two coordinates of an ENI on its instance.
 type Numbers struct {
 	Card  int
@@ -437,6 +441,9 @@ func Make(in Input) Plan {
 		plan.Files = append(plan.Files, eni.Files...)
 	}
 	plan.shared = leaveOut(plan.ENIs, in.Drivers)
+	if keepsAll(in.Networkd) {
+		plan.shared = append(plan.shared, baseFile())
+	}
 	if holding {
 		plan.shared = append(plan.shared, holdFile(plan.ENIs, in.Drivers))
 	}

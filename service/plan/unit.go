@@ -285,6 +285,18 @@ func holdFile(enis []ENI, drivers []string) File {
 	return File{Path: HoldPath, Content: u.String()}
 }
 
+// baseFile is the drop-in of the base unit for a networkd that is of 256 or later, see [keepsAll].
+// The base unit itself is for 252 too. Without this networkd 257 deletes all groups of next hops of
+// others whenever it configures a link by the base unit (F6), whatever ManageForeignNextHops= says.
+func baseFile() File {
+	u := &unitWriter{}
+	u.comment("Written by ec2netd, see ec2netd(8). Changes here are lost: make a drop-in")
+	u.comment("in /etc/systemd/network/80-ec2.network.d/ instead, with a name that sorts after this.")
+	u.section("Network")
+	u.set(keepKey, "yes")
+	return File{Path: BaseDropIn, Content: u.String()}
+}
+
 // pendingFiles are those of an ENI that is not known: its metric alone.
 func pendingFiles(eni *ENI, in Input) []File {
 	u := &unitWriter{}

@@ -17,11 +17,12 @@ import (
 func TestRestore(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
 	hold := plan.File{Path: plan.HoldPath, Content: "# Written by ec2netd, see ec2netd(8).\n"}
-	apply(t, s, slices.Concat(files("ens5"), files("ens6"), []plan.File{hold}))
+	apply(t, s, slices.Concat(files("ens5"), files("ens6"), []plan.File{baseDropIn, hold}))
 	before := tree(t, s.Root)
 	for _, removed := range [][]string{
 		nil,
 		{plan.HoldPath},
+		{path.Dir(plan.BaseDropIn)},
 		{plan.NetworkPath("ens5")},
 		{plan.NetworkDropIn("ens6")},
 		{path.Dir(plan.NetworkDropIn("ens6")), plan.NetworkPath("ens6")},

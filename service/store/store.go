@@ -280,6 +280,11 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 	if err := s.pruneGenerators(links, content, keep, &changes); err != nil {
 		return changes, err
 	}
+	if !wanted[plan.BaseDropIn] {
+		if err := s.pruneBase(&changes); err != nil {
+			return changes, err
+		}
+	}
 	for _, file := range files {
 		dir := path.Dir(file.Path)
 		if dir == plan.Directory {
@@ -313,6 +318,34 @@ func (s *Store) release(changes *Changes) error {
 		return nil
 	}
 	return s.remove(plan.HoldPath, changes)
+}
+
+// pruneBase removes the drop-in of the base unit, if it is this daemon's.
+func (s *Store) pruneBase(changes *Changes) error {
+	if !s.regular(plan.BaseDropIn) || !plan.Ours(s.Read(plan.BaseDropIn)) {
+		return nil
+	}
+	if err := s.remove(plan.BaseDropIn, changes); err != nil {
+		return err
+	}
+	// Drop-ins of others in it keep the directory.
+	if os.Remove(s.at(path.Dir(plan.BaseDropIn))) == nil {
+		s.step()
+	}
+	return nil
+}
+
+// sweepBase removes what a run that was killed while writing the drop-in of the base unit left.
+func (s *Store) sweepBase() {
+	dir := path.Dir(plan.BaseDropIn)
+	if of, err := os.Lstat(s.at(dir)); err != nil || !of.IsDir() {
+		return
+	}
+	for _, name := range s.list(dir, "."+plan.DropInName+"*") {
+		_ = os.Remove(s.at(path.Join(dir, name)))
+	}
+	// One that has something in it stays.
+	_ = unix.Rmdir(s.at(dir))
 }
 
 // Unwanted lists the files of a generated unit that are not wanted, in the order in which
@@ -383,6 +416,7 @@ func (s *Store) sweep() {
 			_ = os.Remove(s.at(path.Join(plan.Directory, name)))
 		}
 	}
+	s.sweepBase()
 	s.sweepCompletions()
 	for _, kind := range []string{Network, Link} {
 		for _, dir := range s.list(plan.Directory, "70-*."+kind+".d") {

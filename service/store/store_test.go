@@ -186,6 +186,44 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// baseDropIn belongs to no ENI either.
+var baseDropIn = plan.File{Path: plan.BaseDropIn, Content: "# Written by ec2netd, a test.\n"}
+
+// F6: the drop-in of the base unit is written and removed, is no drop-in of an ENI's, and leaves
+// alone what others have in its place and beside it.
+func TestBaseDropIn(t *testing.T) {
+	s := &Store{Root: t.TempDir()}
+	want := append(files("ens5"), baseDropIn)
+	if changes := apply(t, s, want); !slices.Contains(changes.Written, plan.BaseDropIn) {
+		t.Errorf("%+v", changes)
+	}
+	if changes := apply(t, s, want); changes.Any() {
+		t.Errorf("again: %+v", changes)
+	}
+	if _, dropIns := s.Base(); len(dropIns) > 0 {
+		t.Errorf("linked into those of ENIs: %v", dropIns)
+	}
+	if changes := apply(t, s, files("ens5")); !slices.Equal(changes.Removed, []string{plan.BaseDropIn}) || s.there(filepath.Dir(plan.BaseDropIn)) {
+		t.Errorf("%+v", changes)
+	}
+	beside := filepath.Join(filepath.Dir(plan.BaseDropIn), "mine.conf")
+	write(t, s.at(beside), "[Link]\n")
+	apply(t, s, want)
+	apply(t, s, files("ens5"))
+	if s.Read(beside) != "[Link]\n" || s.there(plan.BaseDropIn) {
+		t.Errorf("%v", tree(t, s.Root))
+	}
+	write(t, s.at(plan.BaseDropIn), "[Link]\n")
+	for _, want := range [][]plan.File{files("ens5"), want} {
+		if changes := apply(t, s, want); changes.Any() {
+			t.Errorf("somebody else's: %+v", changes)
+		}
+	}
+	if changes := apply(t, s, want); changes.Refused[plan.BaseDropIn] == "" {
+		t.Errorf("somebody else's: %+v", changes)
+	}
+}
+
 // unit is what a generated unit of this ENI looks like to the store.
 func unit(name, mac, text string) []plan.File {
 	return []plan.File{
@@ -280,14 +318,15 @@ func TestKilled(t *testing.T) {
 		"bare":     {relinked[0], relinked[2]},
 		"held":     append(unit("ens6", a, "one"), hold),
 		"held two": append(slices.Concat(unit("ens6", a, "one"), unit("ens7", b, "one")), hold),
+		"based":    append(unit("ens6", a, "one"), baseDropIn, hold),
 		"netplan":  append(completed("ens6", a, "one"), leftOut),
 		"netplans": slices.Concat(completed("ens6", a, "two"), completed("ens7", b, "one")),
 	}
 	steps := 0
 	for from, goals := range map[string][]string{
-		"nothing": {"one", "two", "netplan"}, "one": {"changed", "two", "renamed", "relinked", "nothing", "held", "netplans"},
+		"nothing": {"one", "two", "netplan"}, "one": {"changed", "two", "renamed", "relinked", "nothing", "held", "netplans", "based"},
 		"two": {"swapped", "one", "nothing"}, "swapped": {"renamed"}, "relinked": {"bare"}, "bare": {"two"},
-		"held": {"held two", "two", "nothing"}, "netplan": {"one", "netplans", "nothing"}, "netplans": {"swapped"},
+		"held": {"held two", "two", "nothing"}, "netplan": {"one", "netplans", "nothing"}, "netplans": {"swapped"}, "based": {"one", "nothing"},
 	} {
 		for _, to := range goals {
 			before, after := states[from], states[to]
@@ -343,7 +382,7 @@ func TestKilledThenDetached(t *testing.T) {
 		killed = append(killed, left)
 	}
 	apply(t, s, unit("ens6", mac, "one"))
-	apply(t, s, append(unit("ens6", mac, "two"), hold))
+	apply(t, s, append(unit("ens6", mac, "two"), baseDropIn, hold))
 	apply(t, s, nil)
 	for n, left := range killed {
 		apply(t, &Store{Root: left}, nil)

@@ -7,8 +7,11 @@ remove | 0)
 	for dropin in /run/systemd/network/*.d/50-ec2netd.conf; do
 		[ -e "$dropin" ] || continue
 		dir=${dropin%/50-ec2netd.conf}
-		if [ -L "${dir%.d}" ]; then rm -f "${dir%.d}"; fi
-		find "$dir" -type l -delete
+		# Links beside the drop-in of the base unit are those of others.
+		if [ "${dir##*/}" != 80-ec2.network.d ]; then
+			if [ -L "${dir%.d}" ]; then rm -f "${dir%.d}"; fi
+			find "$dir" -type l -delete
+		fi
 		rm -f "$dir"/*-ec2netd*.conf
 		rmdir --ignore-fail-on-non-empty "$dir"
 	done
