@@ -229,7 +229,7 @@ func TestLabIfupdown(t *testing.T) { // F8, F9, I2
 		if cost := l.measured(primary, func() { l.detach(eni); l.gone(eni, 1) }); !cost.none() {
 			t.Errorf("detaching an ENI cost the primary %s", cost)
 		}
-		l.strayClient()
+		l.strayClients()
 
 		l.run("apt-get", "remove", "--yes", "ec2netd")
 		l.onNetworkd("75-ec2netd-ens5.network")
@@ -284,16 +284,43 @@ func TestLabIfupdown(t *testing.T) { // F8, F9, I2
 	})
 }
 
-// strayClient has a DHCP client run for the primary ENI that nobody has asked for, and follows the
-// advice of the conflict.
-func (l *lab) strayClient() {
+// dhcpcdUnit is the one of Debian's package dhcpcd in short.
+const dhcpcdUnit = `[Service]
+Type=forking
+PIDFile=/run/dhcpcd/pid
+ExecStart=/usr/sbin/dhcpcd -b
+[Install]
+WantedBy=multi-user.target
+`
+
+// strayClients has DHCP clients run for the primary ENI that nobody has asked for, in the ways in
+// which they are started. What another process has the number of does not count.
+func (l *lab) strayClients() {
 	l.t.Helper()
-	name, start := conflict.DHClient, []string{"dhclient", "-pf", "/run/dhclient.ens5.pid", "ens5"}
-	if l.inst.Suite() == "sid" {
-		name, start = conflict.DHCPCD, []string{"dhcpcd", "ens5"}
+	const stale = "echo 1 >/run/dhclient6.ens5.pid; echo 1 >/run/dhclient-ens5.pid; "
+	if l.inst.Suite() != "sid" {
+		l.strayClient(conflict.DHClient, stale+"dhclient -pf /run/dhclient.ens5.pid ens5", "/run/dhclient.ens5.pid")
+		l.strayClient(conflict.DHClient, stale+"dhclient ens5", "/run/dhclient.pid")
+		return
 	}
-	l.run(start...)
+	l.strayClient(conflict.DHCPCD, stale+"dhcpcd ens5", "/run/dhcpcd/ens5.pid")
+	l.strayClient(conflict.DHCPCD, stale+"dhcpcd", "/run/dhcpcd/pid")
+	l.put("/etc/systemd/system/dhcpcd.service", dhcpcdUnit)
+	l.strayClient(conflict.DHCPCD, "systemctl daemon-reload; systemctl enable --quiet --now dhcpcd.service", "/run/dhcpcd/pid")
+	l.run("rm", "/etc/systemd/system/dhcpcd.service")
+	l.run("systemctl", "daemon-reload")
+}
+
+// strayClient starts such a client, which has a PID file then, and follows the advice of the
+// conflict.
+func (l *lab) strayClient(name, start, pidFile string) {
+	l.t.Helper()
+	l.run("sh", "-ec", start)
 	l.followed(name, func(advice string) {
+		all := l.describe().Conflicts
+		if want := "it runs for ens5 (" + pidFile + ")"; len(all) != 1 || !slices.Equal(all[0].Evidence, []string{want}) {
+			l.t.Errorf("conflicts are %+v, want %s", all, want)
+		}
 		_, commands, _ := strings.Cut(advice, ": ")
 		l.run("sh", "-ec", commands)
 	})

@@ -31,11 +31,15 @@ const (
 	setupService = "nm-cloud-setup.service"
 	setupTimer   = "nm-cloud-setup.timer"
 	networking   = "networking.service"
+	dhcpcdUnit   = "dhcpcd.service"
 )
+
+// dhcpcdAll is the PID file of a dhcpcd for all links.
+const dhcpcdAll = "/run/dhcpcd/pid"
 
 // Patterns of the units whose being active is a fact.
 var Patterns = []string{
-	managerUnit, setupService, setupTimer, networking, "ifup@*.service",
+	managerUnit, setupService, setupTimer, networking, "ifup@*.service", dhcpcdUnit,
 	"policy-routes@*.service", "refresh-policy-routes@*.timer", "refresh-policy-routes@*.service",
 	"ec2net-ifup@*.service", "ec2net-scan.service",
 }
@@ -71,7 +75,7 @@ type Facts struct {
 // Client is a DHCP client that runs for an ENI: [DHClient] or [DHCPCD].
 type Client struct {
 	Name, Link string
-	// PIDFile by which it is known.
+	// PIDFile by which it is known. One process may be for several links.
 	PIDFile string
 	// Family is "-4" or "-6", or empty for the client's default.
 	Family string
@@ -158,19 +162,34 @@ func (f *Facts) ifupdown() (evidence []string, advice string) {
 // commands that end them. Each takes away what it has set: dhcpcd with -x would leave it, as Debian
 // configures that. The daemon has put back what is missing then.
 func (f *Facts) clients(name string) (evidence, advice []string) {
+	// The link of each is those of its process.
+	var processes []Client
 	for _, c := range f.Clients {
 		if c.Name != name || slices.Contains(f.Raised, c.Link) {
 			continue
 		}
 		evidence = append(evidence, fmt.Sprintf("it runs for %s (%s)", c.Link, c.PIDFile))
+		if i := slices.IndexFunc(processes, func(p Client) bool { return p.PIDFile == c.PIDFile }); i >= 0 {
+			processes[i].Link += " " + c.Link
+		} else {
+			processes = append(processes, c)
+		}
+	}
+	for _, c := range processes {
 		family := ""
 		if c.Family != "" {
 			family = " " + c.Family
 		}
-		if name == DHCPCD {
-			advice = append(advice, "dhcpcd"+family+" -k "+c.Link)
-		} else {
+		switch {
+		case name == DHClient:
 			advice = append(advice, fmt.Sprintf("dhclient%s -x -pf %s %s", family, c.PIDFile, c.Link))
+		case c.PIDFile != dhcpcdAll:
+			advice = append(advice, "dhcpcd"+family+" -k "+c.Link)
+		case slices.Contains(f.Active, dhcpcdUnit):
+			// Stopped by systemd it would leave what it has set, as Debian configures it.
+			advice = append(advice, "dhcpcd -k", "systemctl disable --now "+dhcpcdUnit)
+		default:
+			advice = append(advice, "dhcpcd -k")
 		}
 	}
 	return evidence, advice

@@ -135,7 +135,7 @@ func TestLook(t *testing.T) {
 	var asked []string
 	answer := []string{"policy-routes@ens5.service", "NetworkManager.service"}
 	var err error
-	looker := &conflict.Looker{Root: root, Runs: func(pid int) bool { return pid == 120 }, Units: func(_ context.Context, patterns []string) ([]string, error) {
+	looker := &conflict.Looker{Root: root, Units: func(_ context.Context, patterns []string) ([]string, error) {
 		asked = patterns
 		return answer, err
 	}}
@@ -162,10 +162,14 @@ func TestLook(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	put("/proc/120/comm", "dhclient\n")
+	put("/proc/122/comm", "sshd\n")
+	put("/proc/123/comm", "dhcpcd\n")
 	put("/run/dhclient.ens5.pid", "120\n")
 	put("/run/dhclient6.ens5.pid", "121\n") // killed
+	put("/run/dhclient-ens6.pid", "122\n")  // killed, and another process has its number by now
 	put("/run/dhclient.ens50.pid", "120\n")
-	put("/run/dhcpcd/ens6-4.pid", "120\n")
+	put("/run/dhcpcd/ens6-4.pid", "123\n")
 	put("/run/NetworkManager/devices/2", "[device]\nmanaged=true\nnm-owned=false\n")
 	put("/run/NetworkManager/devices/3", "[device]\nmanaged=false\n")
 	put("/run/NetworkManager/devices/9", "[device]\nmanaged=true\n")
@@ -202,7 +206,8 @@ func TestLook(t *testing.T) {
 	if others := looker.RaisedOthers(links); !slices.Equal(others, []string{"ens50"}) {
 		t.Errorf("ifupdown has also configured %q", others)
 	}
-	put("/run/network/ifdown-ens6.pid", "120\n")
+	put("/proc/124/comm", "ifdown\n")
+	put("/run/network/ifdown-ens6.pid", "124\n")
 	if at := looker.Look(t.Context(), links).Lowered["ens6"]; time.Since(at) > time.Minute {
 		t.Errorf("ifdown is at work, and was so last at %v", at)
 	}
@@ -214,5 +219,72 @@ func TestLook(t *testing.T) {
 	answer, err = nil, errors.New("no bus")
 	if diff := cmp.Diff(want, looker.Look(t.Context(), links)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// F8: clients that were started without a word on their PID files are found by those of their
+// defaults, for the links that they are for.
+func TestDefaultClients(t *testing.T) {
+	links := []conflict.Link{{Index: 2, Name: "ens5"}, {Index: 3, Name: "ens6"}}
+	client := func(name, link, pidFile, family string) conflict.Client {
+		return conflict.Client{Name: name, Link: link, PIDFile: pidFile, Family: family}
+	}
+	const dhclient, dhclient6, dhcpcd = "/run/dhclient.pid", "/run/dhclient6.pid", "/run/dhcpcd/pid"
+	for name, c := range map[string]struct {
+		pidFile, comm, cmdline, conf string
+		active                       []string
+		want                         []conflict.Client
+		advice                       string
+	}{
+		"dhclient": {
+			dhclient, "dhclient", "dhclient\x00ens6\x00", "", nil,
+			[]conflict.Client{client(conflict.DHClient, "ens6", dhclient, "")}, "dhclient -x -pf /run/dhclient.pid ens6",
+		},
+		"dhclient -6": {
+			dhclient6, "dhclient", "/sbin/dhclient\x00-6\x00-lf\x00ens5\x00-v\x00ens6\x00", "", nil,
+			[]conflict.Client{client(conflict.DHClient, "ens6", dhclient6, "-6")}, "dhclient -6 -x -pf /run/dhclient6.pid ens6",
+		},
+		"dhclient for all": {
+			dhclient, "dhclient", "dhclient\x00-q\x00", "", nil,
+			[]conflict.Client{client(conflict.DHClient, "ens5", dhclient, ""), client(conflict.DHClient, "ens6", dhclient, "")},
+			"dhclient -x -pf /run/dhclient.pid ens5 ens6",
+		},
+		"dhclient for a link that is no ENI":    {dhclient, "dhclient", "dhclient\x00eth9\x00", "", nil, nil, ""},
+		"another process has dhclient's number": {dhclient, "sshd", "sshd\x00ens6\x00", "", nil, nil, ""},
+		"no process has dhclient's number":      {dhclient, "", "", "", nil, nil, ""},
+		"dhcpcd's unit": {
+			dhcpcd, "dhcpcd", "dhcpcd: [manager] [ip4] [ip6]\x00", "hostname\n# denyinterfaces ens5\ndenyinterfaces veth*, ens6\n", []string{"dhcpcd.service"},
+			[]conflict.Client{client(conflict.DHCPCD, "ens5", dhcpcd, "")}, "dhcpcd -k; systemctl disable --now dhcpcd.service",
+		},
+		"dhcpcd for all": {
+			dhcpcd, "dhcpcd", "dhcpcd\x00", "", nil,
+			[]conflict.Client{client(conflict.DHCPCD, "ens5", dhcpcd, ""), client(conflict.DHCPCD, "ens6", dhcpcd, "")}, "dhcpcd -k",
+		},
+		"dhcpcd for links that are no ENIs": {dhcpcd, "dhcpcd", "dhcpcd\x00", "allowinterfaces wlan* eth?\n", []string{"dhcpcd.service"}, nil, ""},
+		"another process has dhcpcd's":      {dhcpcd, "dhclient", "dhclient\x00", "", nil, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for file, content := range map[string]string{
+				c.pidFile: "120\n", "/proc/120/comm": c.comm + "\n", "/proc/120/cmdline": c.cmdline, "/etc/dhcpcd.conf": c.conf,
+			} {
+				if strings.TrimSpace(content) == "" {
+					continue
+				}
+				file = filepath.Join(root, file)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			looker := &conflict.Looker{Root: root, Units: func(context.Context, []string) ([]string, error) { return c.active, nil }}
+			facts := looker.Look(t.Context(), links)
+			if diff := cmp.Diff(c.want, facts.Clients); diff != "" || len(facts.Unread) > 0 {
+				t.Errorf("%s, not read: %v", diff, facts.Unread)
+			}
+			found := conflict.Find(facts)
+			if (len(found) > 0) != (c.advice != "") || (len(found) > 0 && !strings.HasSuffix(found[0].Advice, ": "+c.advice)) {
+				t.Errorf("%+v, want %q", found, c.advice)
+			}
+		})
 	}
 }

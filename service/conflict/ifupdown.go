@@ -1,7 +1,6 @@
 package conflict
 
 import (
-	"errors"
 	"os"
 	"path"
 	"slices"
@@ -9,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"ec2netd/service/file"
 )
 
 // interfacesFiles are what ifupdown reads on Debian's images, the last by a program of Debian's
@@ -79,7 +78,7 @@ func (l *Looker) lowered(links []Link, raised []string) map[string]time.Time {
 			continue
 		}
 		// It sets the link down once for each family, and dhclient sets it up in between.
-		if l.runs("/run/network/ifdown-" + link.Name + ".pid") {
+		if l.process("/run/network/ifdown-"+link.Name+".pid", "ifdown") != 0 {
 			found[link.Name] = time.Now()
 		} else if info, err := os.Lstat(l.at("/run/network/ifstate." + link.Name)); err == nil {
 			found[link.Name] = info.ModTime()
@@ -88,10 +87,10 @@ func (l *Looker) lowered(links []Link, raised []string) map[string]time.Time {
 	return found
 }
 
-// clients returns the DHCP clients that run for some ENIs: the files are those of ifupdown, of
-// Fedora's scripts and of Debian's dhcpcd.
+// clients returns the DHCP clients that run for some ENIs.
 func (l *Looker) clients(links []Link) []Client {
 	var found []Client
+	// Of ifupdown, of Fedora's scripts and of Debian's dhcpcd for one link.
 	for _, link := range links {
 		for _, c := range []Client{
 			{DHClient, link.Name, "/run/dhclient." + link.Name + ".pid", ""},
@@ -102,7 +101,29 @@ func (l *Looker) clients(links []Link) []Client {
 			{DHCPCD, link.Name, "/run/dhcpcd/" + link.Name + "-4.pid", "-4"},
 			{DHCPCD, link.Name, "/run/dhcpcd/" + link.Name + "-6.pid", "-6"},
 		} {
-			if len(l.glob(c.PIDFile)) > 0 && l.runs(c.PIDFile) {
+			if l.process(c.PIDFile, c.Name) != 0 {
+				found = append(found, c)
+			}
+		}
+	}
+	// Where nobody has said anything else: one process is for several links.
+	for _, c := range []Client{
+		{DHClient, "", "/run/dhclient.pid", ""},
+		{DHClient, "", "/run/dhclient6.pid", "-6"},
+		{DHCPCD, "", dhcpcdAll, ""},
+	} {
+		pid := l.process(c.PIDFile, c.Name)
+		if pid == 0 {
+			continue
+		}
+		takes := l.dhcpcdTakes
+		if c.Name == DHClient {
+			named := namedLinks(l.procText(pid, "cmdline"))
+			takes = func(link string) bool { return len(named) == 0 || slices.Contains(named, link) }
+		}
+		for _, link := range links {
+			if takes(link.Name) {
+				c.Link = link.Name
 				found = append(found, c)
 			}
 		}
@@ -110,15 +131,73 @@ func (l *Looker) clients(links []Link) []Client {
 	return found
 }
 
-// runs reports whether the process runs of which a file has the number. One that was killed leaves
-// the file.
-func (l *Looker) runs(file string) bool {
-	pid, err := strconv.Atoi(strings.TrimSpace(l.read(file)))
-	if err != nil || pid <= 0 {
-		return false
+// process returns the number of a process by its PID file, 0 if it does not run. One that was killed
+// leaves its file, and a process of another name may have its number by now: it is not to be
+// signalled.
+func (l *Looker) process(pidFile, name string) int {
+	if len(l.glob(pidFile)) == 0 {
+		return 0
 	}
-	if l.Runs != nil {
-		return l.Runs(pid)
+	pid, err := strconv.Atoi(strings.TrimSpace(l.read(pidFile)))
+	if err != nil || pid <= 0 || strings.TrimSpace(l.procText(pid, "comm")) != name {
+		return 0
 	}
-	return !errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+	return pid
+}
+
+// procText returns what a file of proc(5) has on a process, empty if there is none. Its name (comm)
+// and its command line can be read without any capability, which its program (exe) cannot.
+func (l *Looker) procText(pid int, name string) string {
+	const most = 1 << 16
+	text, err := file.Read(l.at("/proc/"+strconv.Itoa(pid)+"/"+name), most)
+	if err != nil {
+		return ""
+	}
+	return text
+}
+
+// withValue are the options of dhclient(8) whose value is the next word.
+var withValue = strings.Fields("-4o6 -C -D -F -H -R -V -cf -df -e -g -lf -p -pf -s -sf -timeout " +
+	"--address-prefix-len --dad-wait-time --decline-wait-time --prefix-len-hint")
+
+// namedLinks are the links that the command line of dhclient names; none for all.
+func namedLinks(cmdline string) []string {
+	var named []string
+	words := strings.Split(cmdline, "\x00")
+	for i := 1; i < len(words); i++ { // the first is the program
+		switch word := words[i]; {
+		case slices.Contains(withValue, word):
+			i++
+		case word != "" && !strings.HasPrefix(word, "-"):
+			named = append(named, word)
+		}
+	}
+	return named
+}
+
+// dhcpcdTakes reports whether dhcpcd(8) that is for all links configures one, as dhcpcd.conf(5)
+// says.
+func (l *Looker) dhcpcdTakes(name string) bool {
+	const conf = "/etc/dhcpcd.conf"
+	if len(l.glob(conf)) == 0 {
+		return true
+	}
+	takes := true
+	for line := range strings.Lines(l.read(conf)) {
+		words := strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n,", r) })
+		if len(words) == 0 {
+			continue
+		}
+		some := slices.ContainsFunc(words[1:], func(pattern string) bool {
+			matches, err := path.Match(pattern, name)
+			return err == nil && matches
+		})
+		switch words[0] {
+		case "denyinterfaces":
+			takes = takes && !some
+		case "allowinterfaces":
+			takes = takes && some
+		}
+	}
+	return takes
 }

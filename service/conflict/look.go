@@ -23,8 +23,6 @@ type Looker struct {
 	Root string
 	// Units tells which units that patterns match are active. Nil for none.
 	Units func(ctx context.Context, patterns []string) ([]string, error)
-	// Runs reports whether there is a process. Nil for asking the kernel.
-	Runs func(pid int) bool
 
 	active []string
 	files  file.Reader
