@@ -310,10 +310,10 @@ func (a *Agent) decide() {
 		entry.LeaseOverdue = now.Sub(memory.since) > leaseTime && now.Sub(memory.idle) > leaseTime
 		// Before networkd runs, what is written for a link costs no reload.
 		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
-		entry.Fresh = memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime
 		said := a.linkState(l.Index)
 		done, configured := said.Administrative == "configured", memory.state == state.ENIConfigured
 		entry.SetDown = a.setDown(&entry, &memory.unused, done, configured, now)
+		entry.Fresh = (memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime) || now.Sub(memory.unused.back) < 2*settleTime
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":
 			// At first it waits for its IPv6 link-local address too, which is no reason to

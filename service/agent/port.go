@@ -25,7 +25,8 @@ type unused struct {
 	// has released it last.
 	raised  bool
 	lowered time.Time
-	// back is when the link was up again after it was down: what ifdown did before is over then.
+	// back is when the link was last up again after it was down: what ifdown did before is over
+	// then, and the order of its addresses may have to be mended.
 	back time.Time
 	// raise is when networkd is to be asked to set it up, and the delay to the next time.
 	raise attempt

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -55,11 +56,20 @@ func TestSetDown(t *testing.T) {
 				settle(time.Minute)
 			}
 		}
-		w.link("ens6", up)
+		// The lease is lost with the carrier on 252, and the others are there before it (A3).
+		w.link("ens6", func(l *kernel.Link) {
+			up(l)
+			l.Addresses = append(l.Addresses[1:], l.Addresses[0])
+		})
 		settle(time.Minute)
 		if must(t, a, "ens6", state.ENIConfigured); keptDown() {
 			t.Error("it is kept down")
 		}
+		w.link("ens6", func(l *kernel.Link) {
+			if first, ok := l.FirstGlobalIPv4(); !ok || first != netip.MustParseAddr("10.0.1.20") || len(l.Addresses) != 2 {
+				t.Errorf("it has %v", l.Addresses)
+			}
+		})
 	})
 }
 

@@ -214,8 +214,8 @@ type Link struct {
 	// StartFile: the link's [StartDropIn] is there. Settled: networkd has had some seconds since
 	// it was last asked to do something about the link, or was started.
 	StartFile, Settled bool
-	// Fresh: the link was attached just now and has not been configured yet, so that its
-	// order of addresses can be mended by taking some away for a moment.
+	// Fresh: the link was attached just now and has not been configured yet, or was set up just now,
+	// so that its order of addresses can be mended by taking some away for a moment.
 	Fresh bool
 	// Extent of somebody else's files in place of the generated ones.
 	Extent
