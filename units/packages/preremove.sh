@@ -84,7 +84,9 @@ if [ $leave = yes ] && [ -e "$base" ]; then
 fi
 
 if [ -d /run/systemd/system ]; then
-	systemctl stop ec2netd-wait-online.service ec2netd.service ec2netd.socket ec2netd-metrics.socket ec2netd-release.service || :
+	# A socket that is still there would start its service again.
+	systemctl stop ec2netd.socket ec2netd-metrics.socket || :
+	systemctl stop ec2netd-wait-online.service ec2netd.service ec2netd-release.service || :
 fi
 if [ $back = yes ]; then
 	while read -r verb unit; do
