@@ -49,7 +49,7 @@ routed() {
 # it is masked.
 returns() {
 	[ -e $before ] || return 1
-	[ -x /usr/sbin/ifup ] || [ -x /sbin/ifup ] || return 1
+	command -v ifup >/dev/null || return 1
 	names=$(primaries)
 	if [ -z "$names" ] && [ -d /run/systemd/system ]; then
 		names=$(routed 2>/dev/null)
