@@ -96,8 +96,9 @@ type Client struct {
 	helpers   helpers
 
 	mu sync.Mutex
-	// dead are the paths that gave no answer, and since when.
-	dead map[Path]time.Time
+	// dead are the paths that gave no answer, and since when; lived are those over which a key was
+	// read, and when last.
+	dead, lived map[Path]time.Time
 	// locked is when direct access was found to be prohibited last.
 	locked time.Time
 	imdsd  imdsd
@@ -114,7 +115,7 @@ func NewClient(options Options) *Client {
 		options.Timeout = requestTimeout
 	}
 	t := &transport{idle: make(map[connKey][]*conn), agent: options.UserAgent, dial: options.Dial}
-	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1), dead: make(map[Path]time.Time)}
+	c := &Client{transport: t, timeout: options.Timeout, renewing: make(chan struct{}, 1), dead: make(map[Path]time.Time), lived: make(map[Path]time.Time)}
 	c.ignored.told, c.ignored.to = make(map[string]bool), options.Ignored
 	c.imdsd.busy = make(chan struct{}, 1)
 	c.helpers.work, c.helpers.stop = make(chan func()), make(chan struct{})
@@ -205,10 +206,13 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 		if path.Socket != "" && !c.isLocked() {
 			continue
 		}
-		body, asked, err := c.getOver(ctx, path, key, c.livingAmong(paths[i+1:]))
+		body, asked, err := c.getOver(ctx, path, key, c.answersAmong(paths[i+1:]))
 		if err == nil {
 			c.answered.Store(&path)
 			c.alive(path)
+			c.mu.Lock()
+			c.lived[path] = time.Now()
+			c.mu.Unlock()
 			return body, path, nil
 		}
 		if KindOf(err) == Disabled && path.Endpoint == EndpointIPv6 && failure != nil {
@@ -259,13 +263,14 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 	return "", Path{}, failure
 }
 
-// livingAmong tells whether one of the paths is over a link and has not lately been silent.
-func (c *Client) livingAmong(paths []Path) bool {
+// answersAmong tells whether one of the paths is over a link and has lately answered: the endpoint of
+// IPv6, which is off by default, never does.
+func (c *Client) answersAmong(paths []Path) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.ContainsFunc(paths, func(path Path) bool {
-		since, died := c.dead[path]
-		return path.Socket == "" && (!died || time.Since(since) >= deadTime)
+		at, answered := c.lived[path]
+		return path.Socket == "" && answered && time.Since(at) < deadTime
 	})
 }
 
@@ -301,7 +306,9 @@ func (c *Client) died(path Path, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// Those of links that are gone go too.
-	maps.DeleteFunc(c.dead, func(_ Path, since time.Time) bool { return time.Since(since) >= deadTime })
+	for _, paths := range []map[Path]time.Time{c.dead, c.lived} {
+		maps.DeleteFunc(paths, func(_ Path, at time.Time) bool { return time.Since(at) >= deadTime })
+	}
 	c.dead[path] = time.Now()
 	if path.Socket == "" && locked(err) {
 		c.locked = time.Now()

@@ -185,6 +185,7 @@ func TestSilentPath(t *testing.T) {
 			select {
 			case <-time.After(slow):
 			case <-ctx.Done():
+				return nil, ctx.Err()
 			}
 			return pipes.DialContext(ctx, network, address)
 		}
@@ -207,13 +208,30 @@ func TestSilentPath(t *testing.T) {
 			if took := time.Since(began); took != c.took || (err != nil) != c.fails {
 				t.Errorf("over %v: %v after %s, want %s", c.paths, err, took, c.took)
 			}
-			// What has been silent is no reason to leave the one that answers.
+			// What has never answered is no reason to leave the one that does, and one that has is a
+			// reason although it was left itself just now.
 			slow = 900 * time.Millisecond
 			client.CloseIdle()
 			began = time.Now()
 			_, err = client.ReadInstance(t.Context(), []metadata.Path{answering, silent})
 			if took := time.Since(began); took != slow || err != nil {
 				t.Errorf("over a slow path and one that was silent: %v after %s, want %s", err, took, slow)
+			}
+			_, err = client.ReadInstance(t.Context(), []metadata.Path{{Endpoint: "http://pipe", Device: "ens7"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			client.CloseIdle()
+			began = time.Now()
+			_, err = client.ReadInstance(t.Context(), []metadata.Path{answering, {Endpoint: "http://pipe", Device: "ens7"}})
+			if took := time.Since(began); took != slow+250*time.Millisecond || err != nil {
+				t.Errorf("over two slow paths: %v after %s", err, took)
+			}
+			client.CloseIdle()
+			began = time.Now()
+			_, err = client.ReadInstance(t.Context(), []metadata.Path{silent, answering})
+			if took := time.Since(began); took > slow+250*time.Millisecond || err != nil {
+				t.Errorf("over a silent path and one that was left: %v after %s", err, took)
 			}
 			slow = 0
 		}

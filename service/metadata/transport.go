@@ -38,8 +38,8 @@ const (
 	idleTime = 20 * time.Second
 	// maxIdle is how many connections of one kind are kept.
 	maxIdle = 4
-	// dialTimeout bounds the time for a connection. Where another path is left that has not been
-	// silent it is shortDial: over an ENI that is only coming up, or going, a packet may go
+	// dialTimeout bounds the time for a connection. Where another path is left that has
+	// lately answered it is shortDial: over an ENI that is only coming up, or going, a packet may go
 	// nowhere, TCP sends the next one after a second (RFC 6298), and in EC2 an answer takes less
 	// than a millisecond.
 	dialTimeout = time.Second
