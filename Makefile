@@ -34,7 +34,7 @@ GOTESTSUM_VERSION := v1.13.0
 GOTESTSUM         := $(abspath $(BUILD)/tools/gotestsum)
 RERUNS            := 1
 # How many labs run side by side. An instance waits for most of its time.
-LABS              := $(shell expr 2 \* $$(nproc))
+LABS              := $(shell expr $$(nproc) + 1)
 
 # What makes the packages, the same way.
 NFPM_VERSION := v2.45.2
