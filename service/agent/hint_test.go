@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
@@ -113,6 +115,40 @@ func TestHintOfLastBoot(t *testing.T) {
 				}
 			})
 			stop()
+		}
+	})
+}
+
+// F3: where networkd 252 takes all addresses away for a moment, and one that EC2 withdrew comes again
+// from cloud-init's file, the state tells of it.
+func TestKeptByCloudInit(t *testing.T) {
+	const netplan = "/run/systemd/network/10-netplan-ens6.network"
+	bubble(t, func(t *testing.T, w *world) {
+		w.old = true
+		w.put(t, baseUnit, "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n")
+		w.put(t, netplan, "[Match]\nName=ens6\n[Network]\nDHCP=ipv4\nAddress=10.0.1.21/24\n")
+		w.put(t, "/etc/netplan/50-cloud-init.yaml", "addresses:\n- 10.0.1.21/24\n")
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.set(func() { w.uses = map[int]networkd.LinkState{3: {Administrative: "configured", File: netplan}} })
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		must(t, a, "ens6", state.ENIConfigured)
+		w.set(func() { w.views[macOf(1)] = viewOf(1, "10.0.1.20") })
+		if _, err := a.Refresh(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		settle(100 * time.Millisecond)
+		w.link("ens6", func(l *kernel.Link) {
+			if l.Has(netip.MustParseAddr("10.0.1.21")) {
+				t.Error("the address is there")
+			}
+			l.Addresses = append(l.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/24"), Global: true})
+		})
+		settle(time.Minute)
+		if got := must(t, a, "ens6", state.ENIOverridden).Reason; !strings.HasPrefix(got, netplan+" keeps what the ENI has no more") {
+			t.Errorf("the reason: %q", got)
 		}
 	})
 }

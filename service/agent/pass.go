@@ -713,7 +713,12 @@ func (a *Agent) verify() []state.Interface {
 			} else if len(compared.late) > 0 {
 				soonest(slowestLook)
 			}
-			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool { return !eni.Link.Has(address) })
+			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool {
+				// networkd 252 takes all addresses away with a reload, and what stands in another file
+				// comes again.
+				again := age < takenTime && slices.Contains(eni.Link.FirstBoot, address)
+				return !again && !eni.Link.Has(address)
+			})
 		}
 		if l.state == state.ENIConfigured && len(compared.missing)+len(entry.Unwanted) > 0 && age >= settleTime {
 			// Something went that was there: a carrier that was lost, somebody's reload.
