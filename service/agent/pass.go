@@ -716,7 +716,7 @@ func (a *Agent) verify() []state.Interface {
 			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool {
 				// networkd 252 takes all addresses away with a reload, and what stands in another file
 				// comes again.
-				again := age < takenTime && slices.Contains(eni.Link.FirstBoot, address)
+				again := a.technique == plan.Static && age < takenTime && slices.Contains(eni.Link.FirstBoot, address)
 				return !again && !eni.Link.Has(address)
 			})
 		}
