@@ -358,8 +358,8 @@ func (l *lab) withAnother(file string, withdrawn netip.Addr) {
 // a reboot would, with the file that cloud-init had made; or it gets back what it had. From then on
 // cloud-init leaves the network alone.
 func TestLabTakeoverCloudInit(t *testing.T) { // I2, F8
-	// networkd takes the routes that a router has advertised with the old metric away before it asks for
-	// the new ones: on a busy machine that was 30 ms.
+	// networkd takes the routes of the old metric away before it sets those of the new one: on a busy
+	// machine that was up to 30 ms.
 	eachSuiteAlone(t, func(t *testing.T, suite string) {
 		const stock = "cloud-init-netplan"
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
