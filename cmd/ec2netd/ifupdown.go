@@ -18,8 +18,8 @@ const ifupUnit = "ifup@.service"
 
 // leavesAlone reports whether ec2netd leaves a link to whoever else configures it: one that is no
 // ENI's, or that networkd leaves alone. An ENI that the configuration of ec2netd leaves alone is
-// networkd's, by the base unit. The error says
-// why that could not be found out; networkd and somebody else do less harm than nobody does.
+// networkd's, by the base unit. The error says why that could not be found out; networkd and somebody
+// else do less harm than nobody does.
 func leavesAlone(root, name string) (bool, error) {
 	if !inCharge(root) {
 		return true, nil
