@@ -25,13 +25,6 @@ const patience = 60 * time.Second
 func eachSuite(t *testing.T, test func(t *testing.T, suite string)) {
 	t.Helper()
 	t.Parallel()
-	eachSuiteAlone(t, test)
-}
-
-// eachSuiteAlone is [eachSuite] beside no other test, for what loses packets where networkd has to wait
-// for the processor.
-func eachSuiteAlone(t *testing.T, test func(t *testing.T, suite string)) {
-	t.Helper()
 	for _, suite := range vpc.Suites {
 		t.Run(suite.Name, func(t *testing.T) {
 			t.Parallel()

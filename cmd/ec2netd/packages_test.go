@@ -16,6 +16,7 @@ import (
 
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
+	"ec2netd/service/takeover"
 )
 
 // packageTools are what the tests of packages, and of what sudo allows, need of Debian besides
@@ -570,6 +571,9 @@ func (l *lab) ofTakeover(enis ...string) []string {
 		for _, r := range all {
 			if r.Table == "" { // ip leaves it out for main
 				r.Table = "254"
+			}
+			if r.Metric == takeover.StandInMetric {
+				l.t.Errorf("a route stands in yet: %+v", r)
 			}
 			// 2 is the kernel's protocol: these come with the addresses.
 			if !slices.Contains(enis, r.Dev) || r.Protocol == "2" {

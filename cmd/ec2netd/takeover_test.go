@@ -358,9 +358,7 @@ func (l *lab) withAnother(file string, withdrawn netip.Addr) {
 // a reboot would, with the file that cloud-init had made; or it gets back what it had. From then on
 // cloud-init leaves the network alone.
 func TestLabTakeoverCloudInit(t *testing.T) { // I2, F8
-	// networkd takes the routes of the old metric away before it sets those of the new one: on a busy
-	// machine that was up to 30 ms.
-	eachSuiteAlone(t, func(t *testing.T, suite string) {
+	eachSuite(t, func(t *testing.T, suite string) {
 		const stock = "cloud-init-netplan"
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
 			o.Packages = nil
@@ -392,6 +390,7 @@ func TestLabTakeoverCloudInit(t *testing.T) { // I2, F8
 			t.Errorf("a takeover that failed leaves in /run/systemd/network\n%s\nbefore:\n%s", now, generated)
 		}
 		l.keepsCloudInit(false, "after a takeover that failed")
+		l.ofTakeover("ens5")
 		if err := l.inst.AwaitAddrs(t.Context(), "ens5", slices.Concat(primary.IPv4(), primary.IPv6())...); err != nil {
 			t.Fatal(err)
 		}

@@ -56,6 +56,7 @@ const (
 	Stop    Step = "stop"
 	Remove  Step = "remove"
 	Flush   Step = "flush"
+	Hold    Step = "hold"
 	Start   Step = "start"
 	Reload  Step = "reload"
 	Restart Step = "restart"

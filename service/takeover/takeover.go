@@ -38,6 +38,9 @@ type System interface {
 	// RemoveRules removes those of them that nobody wants by then.
 	NoteRules(file string, p *Plan) error
 	RemoveRules(file string) error
+	// HoldRoutes sets stand-ins beside the routes over some links, and ReleaseRoutes removes them.
+	HoldRoutes(links []string) error
+	ReleaseRoutes(links []string) error
 }
 
 // Takeover carries out the attempt of which the files are in [Dir].
@@ -77,7 +80,7 @@ func (t *Takeover) Do(ctx context.Context) error {
 	if err := t.note(Record{Step: Commit}); err != nil {
 		return err
 	}
-	return t.complete()
+	return t.complete(request.Links)
 }
 
 // prepare writes down what undoing needs.
@@ -146,10 +149,13 @@ func (t *Takeover) steps(r *Request) []step {
 		}
 		return nil
 	})
-	add(len(p.Start) > 0, Start, "Starting "+strings.Join(p.Start, ", "), each("start", p.Start))
 	// networkd that runs removes what was generated as it reads what ec2netd writes instead;
 	// one that has just started would not know that it was its own.
 	running := len(p.Restart) > 0 && len(p.Flush) == 0
+	add(running, Hold, "Keeping the routes of "+strings.Join(r.Links, ", ")+" meanwhile", func(context.Context) error {
+		return t.System.HoldRoutes(r.Links)
+	})
+	add(len(p.Start) > 0, Start, "Starting "+strings.Join(p.Start, ", "), each("start", p.Start))
 	// Where the daemon runs already its files are there, in the place of those that went.
 	add(running && !p.startsDaemon(), Reload, "Reloading systemd-networkd", t.System.Reload)
 	add(running, Wait, "Waiting for the ENIs", wait)
@@ -202,10 +208,10 @@ func (t *Takeover) move(p *Plan) error {
 func (t *Takeover) moved(i int) string { return t.in(filepath.Join(movedDir, strconv.Itoa(i))) }
 
 // complete removes what the new owners of the links do not want.
-func (t *Takeover) complete() error {
+func (t *Takeover) complete(links []string) error {
 	record := Record{Outcome: Configured, Text: "The ENIs are configured, as after a boot."}
-	if err := t.System.RemoveRules(t.in(rulesFile)); err != nil {
-		record.Error, record.Hint = fmt.Sprintf("policy rules of what ran before stay: %v", err), "A reboot removes them."
+	if err := errors.Join(t.System.RemoveRules(t.in(rulesFile)), t.System.ReleaseRoutes(links)); err != nil {
+		record.Error, record.Hint = fmt.Sprintf("policy rules or routes that nobody wants stay: %v", err), "A reboot removes them."
 	}
 	return errors.Join(os.RemoveAll(t.in(movedDir)), t.note(record))
 }
@@ -219,11 +225,17 @@ func (t *Takeover) Settle(ctx context.Context, died string) error {
 	if err != nil || !exists {
 		return err
 	}
-	switch last := records.Last(); {
-	case last.Outcome == Configured, last.Outcome == Restored:
+	if last := records.Last().Outcome; last == Configured || last == Restored {
 		return nil
-	case records.Began(Commit):
-		return t.complete()
+	}
+	var r Request
+	if records.Began(Stop) { // before, there may be no plan yet
+		if err := read(t.in(planFile), &r); err != nil {
+			return err
+		}
+	}
+	if records.Began(Commit) {
+		return t.complete(r.Links)
 	}
 	cause := records.failure()
 	if cause == "" {
@@ -232,7 +244,7 @@ func (t *Takeover) Settle(ctx context.Context, died string) error {
 	if err := t.note(Record{Step: Undo, Text: "Putting back what ran before"}); err != nil {
 		return err
 	}
-	if err := t.undo(ctx, records); err != nil {
+	if err := t.undo(ctx, records, &r); err != nil {
 		return errors.Join(err, t.note(Record{
 			Outcome: Broken, Error: fmt.Sprintf("%s; and putting back what was there failed: %v", cause, err),
 			Hint: "Try again with: ec2netctl takeover. A reboot makes the system what is enabled. See also ec2netctl doctor.",
@@ -246,13 +258,12 @@ func (t *Takeover) Settle(ctx context.Context, died string) error {
 
 // undo puts back what was there, as far as the attempt came. Each of its parts may have been
 // done before.
-func (t *Takeover) undo(ctx context.Context, records Records) error {
+func (t *Takeover) undo(ctx context.Context, records Records, r *Request) error {
 	if !records.Began(Stop) {
 		return nil
 	}
-	var r Request
 	var before prior
-	if err := errors.Join(read(t.in(planFile), &r), read(t.in(priorFile), &before)); err != nil {
+	if err := read(t.in(priorFile), &before); err != nil {
 		return err
 	}
 	p := &r.Plan
@@ -279,6 +290,9 @@ func (t *Takeover) undo(ctx context.Context, records Records) error {
 		stop = slices.Concat(stop, []string{networkdSockets}, p.Restart, p.Stop)
 	}
 	errs = append(errs, t.stop(ctx, stop))
+	if records.Began(Hold) {
+		errs = append(errs, t.System.ReleaseRoutes(r.Links))
+	}
 	errs = append(errs, t.takeBack(p, &before, networkFiles), t.moveBack(p))
 	if records.Began(Start) {
 		// Rules that no file wants any more, and networkd leaves when it stops.

@@ -31,6 +31,8 @@ type world struct {
 	// broken makes the starting of a unit fail.
 	broken string
 	rules  string
+	// held are the links whose routes have stand-ins.
+	held map[string]bool
 }
 
 // change makes a change, or kills the process.
@@ -112,6 +114,19 @@ func (w *world) NoteRules(file string, _ *Plan) error {
 
 func (w *world) RemoveRules(string) error { return w.change(func() error { w.rules = ""; return nil }) }
 
+func (w *world) HoldRoutes(links []string) error {
+	return w.change(func() error {
+		for _, link := range links {
+			w.held[link] = true
+		}
+		return nil
+	})
+}
+
+func (w *world) ReleaseRoutes([]string) error {
+	return w.change(func() error { clear(w.held); return nil })
+}
+
 // picture is what a good state is compared by.
 func (w *world) picture(t *testing.T) []string {
 	t.Helper()
@@ -121,6 +136,9 @@ func (w *world) picture(t *testing.T) []string {
 	}
 	for link := range w.empty {
 		all = append(all, link+" has no address")
+	}
+	for link := range w.held {
+		all = append(all, link+" has stand-ins")
 	}
 	if err := filepath.WalkDir(w.root, func(file string, entry fs.DirEntry, err error) error {
 		switch {
@@ -185,7 +203,7 @@ func scenarios() []scenario {
 // begin makes the world of a scenario, and prepares a takeover.
 func begin(t *testing.T, s *scenario) (*world, *Takeover) {
 	t.Helper()
-	w := &world{root: t.TempDir(), active: map[string]bool{}, empty: map[string]bool{}, until: -1}
+	w := &world{root: t.TempDir(), active: map[string]bool{}, empty: map[string]bool{}, held: map[string]bool{}, until: -1}
 	for _, unit := range s.active {
 		w.active[unit] = true
 	}
@@ -272,7 +290,7 @@ func (w *world) good(t *testing.T, s *scenario, before []string, when string) Ou
 		}
 	}
 	marked, _, err := FindOld(w.root)
-	if err != nil || len(marked) > 0 || len(w.active) > len(s.after) || w.rules != "" {
+	if err != nil || len(marked) > 0 || len(w.active) > len(s.after) || w.rules != "" || len(w.held) > 0 {
 		t.Errorf("%s: %v, %v are left, %q run", when, err, marked, now)
 	}
 	return outcome
