@@ -32,8 +32,10 @@ const (
 
 const (
 	// requestTimeout bounds one request on one path. The service answers in a few
-	// milliseconds.
+	// milliseconds. Where another path is left that has lately answered, and quickly, it is
+	// shortTimeout: a connection over an ENI that goes, or whose address is set anew, falls silent.
 	requestTimeout = 2 * time.Second
+	shortTimeout   = 500 * time.Millisecond
 	// deadTime is how long a path that gave no answer is tried after all others.
 	deadTime = 5 * time.Minute
 	// probeTime is how long what the routing tables say holds.
@@ -99,9 +101,10 @@ type Client struct {
 	// dead are the paths that gave no answer, and since when; lived are those over which a key was
 	// read, and when last.
 	dead, lived map[Path]time.Time
-	// locked is when direct access was found to be prohibited last.
-	locked time.Time
-	imdsd  imdsd
+	// locked is when direct access was found to be prohibited last, and slow when an answer last took
+	// more than shortTimeout.
+	locked, slow time.Time
+	imdsd        imdsd
 	// prohibited tells whether the routing tables prohibit direct access; it was asked last
 	// at probed, and said barred.
 	prohibited func() bool
@@ -206,12 +209,16 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 		if path.Socket != "" && !c.isLocked() {
 			continue
 		}
+		began := time.Now()
 		body, asked, err := c.getOver(ctx, path, key, c.answersAmong(paths[i+1:]))
 		if err == nil {
 			c.answered.Store(&path)
 			c.alive(path)
 			c.mu.Lock()
 			c.lived[path] = time.Now()
+			if path.Socket == "" && time.Since(began) > shortTimeout {
+				c.slow = time.Now()
+			}
 			c.mu.Unlock()
 			return body, path, nil
 		}
@@ -275,7 +282,7 @@ func (c *Client) answersAmong(paths []Path) bool {
 }
 
 // order puts the paths that lately gave no answer last: a dead one costs a request
-// and up to two seconds once in a while, not at each read.
+// and its time once in a while, not at each read.
 func (c *Client) order(paths []Path) []Path {
 	prohibited := slices.ContainsFunc(paths, func(p Path) bool { return p.Socket != "" }) && c.isBarred()
 	c.mu.Lock()
@@ -349,6 +356,13 @@ func (c *Client) alive(path Path) {
 	}
 }
 
+// isSlow tells whether an answer has lately taken so long that silence may be no fault of a path.
+func (c *Client) isSlow() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.slow.IsZero() && time.Since(c.slow) < deadTime
+}
+
 // getOver reads one key over one path, which it leaves sooner where it has others. It tells
 // whether anything was asked over it: a reader may have waited in vain for the token of another.
 func (c *Client) getOver(ctx context.Context, path Path, key string, hasOthers bool) (body string, asked bool, err error) {
@@ -362,12 +376,16 @@ func (c *Client) getOver(ctx context.Context, path Path, key string, hasOthers b
 		}
 		return body, !absent(err), err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
 	trace := trace{path: path, dial: dialTimeout}
+	timeout := c.timeout
 	if hasOthers {
 		trace.dial = shortDial
+		if !c.isSlow() {
+			timeout = min(timeout, shortTimeout)
+		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	err = c.ask(ctx, &trace, key)
 	if err != nil && refused(trace.key) && trace.token == 0 {
 		// It may be the token of an earlier read that is refused, or the service was

@@ -2,6 +2,7 @@ package metadata_test
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -235,5 +236,50 @@ func TestSilentPath(t *testing.T) {
 			}
 			slow = 0
 		}
+	})
+}
+
+// D2, J1: a connection that falls silent, as over an ENI that goes, costs half a second where another
+// path is left; but not where the service itself takes that long.
+func TestStalledPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := imds.New(imds.Options{})
+		service.SetInstance(imds.Instance{ID: "i-0123456789abcdef0", MAC: primaryMAC})
+		paced := imds.NewPaced(service, 1)
+		pipes := imds.NewPipes()
+		server := &http.Server{Handler: paced}
+		go server.Serve(pipes)
+		defer server.Close()
+		stalls := true
+		client := metadata.NewClient(metadata.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if stalls && metadata.DialedPath(ctx).Device == "ens6" {
+				mine, silent := net.Pipe()
+				go io.Copy(io.Discard, silent)
+				return mine, nil
+			}
+			return pipes.DialContext(ctx, network, address)
+		}})
+		defer client.CloseIdle()
+		stalling, answering := metadata.Path{Endpoint: "http://pipe", Device: "ens6"}, metadata.Path{Endpoint: "http://pipe", Device: "ens5"}
+		both := []metadata.Path{stalling, answering}
+		read := func(what string, paths []metadata.Path, want time.Duration, fails bool) {
+			t.Helper()
+			began := time.Now()
+			_, err := client.ReadInstance(t.Context(), paths)
+			if took := time.Since(began); took != want || (err != nil) != fails {
+				t.Errorf("%s: %v after %s, want %s", what, err, took, want)
+			}
+		}
+		read("the first", []metadata.Path{answering}, 0, false)
+		read("a path that stalls", both, 500*time.Millisecond, false)
+		read("again", both, 0, false)
+		read("a path that stalls, alone", []metadata.Path{stalling}, 2*time.Second, true)
+
+		stalls = false
+		time.Sleep(10 * time.Minute) // nothing is known of the paths any more
+		paced.SetPace(imds.Pace{Latency: 900 * time.Millisecond})
+		read("a slow service, and a token", both, 1800*time.Millisecond, false)
+		read("the other path of it", []metadata.Path{answering, stalling}, 900*time.Millisecond, false)
+		read("both of them", both, 900*time.Millisecond, false)
 	})
 }
