@@ -31,11 +31,9 @@ const (
 )
 
 const (
-	// requestTimeout bounds one request on one path. The service answers in a few
-	// milliseconds. Where another path is left that has lately answered, and quickly, it is
-	// shortTimeout: a connection over an ENI that goes, or whose address is set anew, falls silent.
+	// requestTimeout bounds the reading of one key on one path, with that of a token. The service
+	// answers in a few milliseconds.
 	requestTimeout = 2 * time.Second
-	shortTimeout   = 500 * time.Millisecond
 	// deadTime is how long a path that gave no answer is tried after all others.
 	deadTime = 5 * time.Minute
 	// probeTime is how long what the routing tables say holds.
@@ -101,10 +99,9 @@ type Client struct {
 	// dead are the paths that gave no answer, and since when; lived are those over which a key was
 	// read, and when last.
 	dead, lived map[Path]time.Time
-	// locked is when direct access was found to be prohibited last, and slow when an answer last took
-	// more than shortTimeout.
-	locked, slow time.Time
-	imdsd        imdsd
+	// locked is when direct access was found to be prohibited last.
+	locked time.Time
+	imdsd  imdsd
 	// prohibited tells whether the routing tables prohibit direct access; it was asked last
 	// at probed, and said barred.
 	prohibited func() bool
@@ -209,16 +206,14 @@ func (c *Client) get(ctx context.Context, paths []Path, key string, proven Path)
 		if path.Socket != "" && !c.isLocked() {
 			continue
 		}
-		began := time.Now()
-		body, asked, err := c.getOver(ctx, path, key, c.answersAmong(paths[i+1:]))
+		// A second one that is silent may be so because the service is slow.
+		leaves := silent == 0 && c.answersAmong(paths[i+1:])
+		body, asked, err := c.getOver(ctx, path, key, leaves)
 		if err == nil {
 			c.answered.Store(&path)
 			c.alive(path)
 			c.mu.Lock()
 			c.lived[path] = time.Now()
-			if path.Socket == "" && time.Since(began) > shortTimeout {
-				c.slow = time.Now()
-			}
 			c.mu.Unlock()
 			return body, path, nil
 		}
@@ -356,16 +351,9 @@ func (c *Client) alive(path Path) {
 	}
 }
 
-// isSlow tells whether an answer has lately taken so long that silence may be no fault of a path.
-func (c *Client) isSlow() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return !c.slow.IsZero() && time.Since(c.slow) < deadTime
-}
-
-// getOver reads one key over one path, which it leaves sooner where it has others. It tells
+// getOver reads one key over one path, which it leaves soon where it is silent and leaves says so. It tells
 // whether anything was asked over it: a reader may have waited in vain for the token of another.
-func (c *Client) getOver(ctx context.Context, path Path, key string, hasOthers bool) (body string, asked bool, err error) {
+func (c *Client) getOver(ctx context.Context, path Path, key string, leaves bool) (body string, asked bool, err error) {
 	if path.Socket != "" {
 		c.transport.sent.Add(1)
 		began := time.Now()
@@ -376,15 +364,14 @@ func (c *Client) getOver(ctx context.Context, path Path, key string, hasOthers b
 		}
 		return body, !absent(err), err
 	}
-	trace := trace{path: path, dial: dialTimeout}
-	timeout := c.timeout
-	if hasOthers {
+	trace := trace{path: path, dial: dialTimeout, answer: c.timeout}
+	if leaves {
 		trace.dial = shortDial
-		if !c.isSlow() {
-			timeout = min(timeout, shortTimeout)
+		if !c.transport.isSlow() {
+			trace.answer = min(trace.answer, shortAnswer)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	err = c.ask(ctx, &trace, key)
 	if err != nil && refused(trace.key) && trace.token == 0 {
@@ -533,8 +520,8 @@ func enable(path Path) string {
 // transport saw.
 type trace struct {
 	path Path
-	// dial bounds the time for a connection.
-	dial time.Duration
+	// dial bounds the time for a connection, and answer that for one request with its connection.
+	dial, answer time.Duration
 	// token and key are the HTTP status of the two requests, 0 for no answer.
 	token, key int
 	// atToken: the request for a token came last.

@@ -277,9 +277,21 @@ func TestStalledPath(t *testing.T) {
 
 		stalls = false
 		time.Sleep(10 * time.Minute) // nothing is known of the paths any more
-		paced.SetPace(imds.Pace{Latency: 900 * time.Millisecond})
-		read("a slow service, and a token", both, 1800*time.Millisecond, false)
-		read("the other path of it", []metadata.Path{answering, stalling}, 900*time.Millisecond, false)
-		read("both of them", both, 900*time.Millisecond, false)
+		third := metadata.Path{Endpoint: "http://pipe", Device: "ens7"}
+		all := append(both, third)
+		for range 2 {
+			for _, path := range all {
+				read("each path", []metadata.Path{path}, 0, false)
+			}
+			time.Sleep(3 * time.Minute)
+		}
+		// The paths are known yet, and the token of the first read is to be renewed.
+		paced.SetPace(imds.Pace{Latency: 400 * time.Millisecond})
+		read("a token and a key, neither of which is late", all, 800*time.Millisecond, false)
+		read("again, over the same path", all, 400*time.Millisecond, false)
+		paced.SetPace(imds.Pace{Latency: 1200 * time.Millisecond})
+		read("a slow service: one path is left", all, 1700*time.Millisecond, false)
+		read("it is known to be slow", all, 1200*time.Millisecond, false)
+		read("over each path", []metadata.Path{third, stalling, answering}, 1200*time.Millisecond, false)
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,8 +28,17 @@ type transport struct {
 	agent string
 	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// slow is when an answer last took longer than shortAnswer, in nanoseconds of the epoch, 0 for never.
+	slow atomic.Int64
+
 	mu   sync.Mutex
 	idle map[connKey][]*conn
+}
+
+// isSlow tells whether an answer has lately taken so long that silence may be no fault of a path.
+func (t *transport) isSlow() bool {
+	at := t.slow.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < deadTime
 }
 
 const (
@@ -44,6 +54,9 @@ const (
 	// than a millisecond.
 	dialTimeout = time.Second
 	shortDial   = 250 * time.Millisecond
+	// shortAnswer bounds the time for an answer there, unless one has lately taken longer: a
+	// connection over an ENI that goes, or whose address is set anew, falls silent too.
+	shortAnswer = 500 * time.Millisecond
 )
 
 // RoundTrip implements http.RoundTripper.
@@ -59,7 +72,9 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	request = request.Clone(request.Context())
+	ctx, cancel := context.WithTimeout(request.Context(), seen.answer)
+	defer cancel()
+	request = request.Clone(ctx)
 	request.URL, request.Host = to, to.Host
 	if t.agent != "" {
 		request.Header.Set("User-Agent", strings.TrimSpace(t.agent+" "+request.Header.Get("User-Agent")))
@@ -80,6 +95,9 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	began := time.Now()
 	a, err := t.exchange(request, seen.path, seen.limit(), seen.dial)
 	t.ended(began, seen.take(a, err))
+	if a.status != 0 && time.Since(began) > shortAnswer {
+		t.slow.Store(time.Now().UnixNano())
+	}
 	if err != nil {
 		t.failed.Add(1)
 		return nil, err
