@@ -53,6 +53,7 @@ func (w *world) tree(t *testing.T) string {
 
 // C1: one consistent view, one reload; E3: then nothing, however often it looks.
 func TestAttachAndIdle(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -125,6 +126,7 @@ func TestAttachAndIdle(t *testing.T) {
 // H4: a networkd that does not count as its own what is there, or does not answer, is asked
 // ever more seldom; a Refresh asks it at once.
 func TestDisputed(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.set(func() { w.denies = true })
@@ -171,6 +173,7 @@ func TestDisputed(t *testing.T) {
 
 // Several ENIs at once make few reloads.
 func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.delay = 5 * time.Millisecond
 		w.attach(0, "ens5", "10.0.1.10")
@@ -196,6 +199,7 @@ func TestManyAtOnce(t *testing.T) {
 // C6: a link that vanishes in the middle of a slow read takes the read with it: nobody
 // waits, the other reads go on at once, and nothing is said of it.
 func TestVanishedWhileRead(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -240,6 +244,7 @@ func TestVanishedWhileRead(t *testing.T) {
 // C3: a second link with an ENI's MAC address takes nothing from either, the reason is
 // shown, and it resolves whichever of the two goes.
 func TestSameMACTwice(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -299,6 +304,7 @@ func TestSameMACTwice(t *testing.T) {
 // A udevd that does not answer holds up nothing but alternative names, is worth a word
 // only when that lasts, and is asked again.
 func TestUdevHangs(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -337,6 +343,7 @@ func TestUdevHangs(t *testing.T) {
 
 // C4: a link that udevd has missed is shown to it again.
 func TestMissedByUdev(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -364,6 +371,7 @@ func TestMissedByUdev(t *testing.T) {
 // B8: an address that moves to another ENI leaves the old one as soon as the new one has it:
 // until then its packets leave by the old one, where EC2 drops them.
 func TestMovedAddress(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.50")
@@ -398,6 +406,7 @@ func TestMovedAddress(t *testing.T) {
 
 // A1: a change follows by itself; A2, D3: and only what the metadata withdrew goes.
 func TestAssignAndUnassign(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20")
@@ -451,6 +460,7 @@ func TestAssignAndUnassign(t *testing.T) {
 
 // D7: a metadata service that is off is a normal state.
 func TestOffline(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		off := &metadata.Error{Key: "mac", Kind: metadata.Unreachable, Err: errors.New("refused")}
 		w.errs[""] = off
@@ -485,6 +495,7 @@ func TestOffline(t *testing.T) {
 
 // C2: a detach removes files and touches nobody else.
 func TestDetach(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10", "10.0.1.11")
 		a, stop := w.start(t)
@@ -510,6 +521,7 @@ func TestDetach(t *testing.T) {
 
 // C3: attached again under another name: one unit for that MAC address.
 func TestReattach(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20")
@@ -535,6 +547,7 @@ func TestReattach(t *testing.T) {
 // A3: an ENI that is attached again under its name while the daemon is down has the
 // addresses of its old drop-in before the lease.
 func TestReattachedWhileDown(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -560,6 +573,7 @@ func TestReattachedWhileDown(t *testing.T) {
 // B5, C3: two ENIs that are attached again under their old names, with each other's device
 // index: each waits for the other's numbers, and at no moment do two have the same on disk.
 func TestSwappedNumbers(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) { swappedNumbers(t, w) })
 	bubble(t, func(t *testing.T, w *world) {
 		w.helpless = true
@@ -630,6 +644,7 @@ func swappedByHand(t *testing.T, w *world, a *Agent) {
 // C3: two ENIs that are attached again with each other's names, at once for the daemon
 // or while it is down.
 func TestSwappedNames(t *testing.T) {
+	t.Parallel()
 	for _, down := range []bool{false, true} {
 		bubble(t, func(t *testing.T, w *world) {
 			w.attach(0, "ens5", "10.0.1.10")
@@ -663,6 +678,7 @@ func TestSwappedNames(t *testing.T) {
 // C3, F2: while nothing is known of an ENI that has come under another's name, the
 // files of that other one are not left in force for it.
 func TestSwappedNamesWithoutMetadata(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -693,6 +709,7 @@ func TestSwappedNamesWithoutMetadata(t *testing.T) {
 
 // A1, A3: secondary addresses wait for a lease that networkd has let go, but not for ever.
 func TestLeaseThatDoesNotCome(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.old, w.drivers = true, nil // the base unit brings it
 		w.attach(0, "ens5", "10.0.1.10")
@@ -746,6 +763,7 @@ func TestLeaseThatDoesNotCome(t *testing.T) {
 // E7: a networkd that stops is still the one that it was, though its Varlink socket goes before its
 // name: nothing is written, or laid ready for its start, that is for one without such a socket.
 func TestStoppingNetworkd(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -770,6 +788,7 @@ func TestStoppingNetworkd(t *testing.T) {
 // whose metadata does not come gets the base unit, and so do all once the daemon is stopped
 // for good.
 func TestHold(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		_, stop := w.start(t)
@@ -826,6 +845,7 @@ func TestHold(t *testing.T) {
 // until it does; and a new link that networkd has the base unit for is not taken for one that
 // it leaves alone.
 func TestHoldGivesWay(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20")
@@ -864,6 +884,7 @@ func (w *world) holds() bool { return w.store.Read(plan.HoldPath) != "" }
 
 // It goes on over a detachment, which takes no reload, and is there before networkd is.
 func TestHoldGoesOn(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20")
@@ -908,6 +929,7 @@ func TestHoldGoesOn(t *testing.T) {
 // is. A link that comes later is no reason to doubt it: the primary is there from the
 // launch on, and is not attached while the instance runs.
 func TestWrongPresumption(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		off := &metadata.Error{Key: "mac", Kind: metadata.Timeout, Err: errors.New("late")}
 		w.errs[""] = off
@@ -933,6 +955,7 @@ func TestWrongPresumption(t *testing.T) {
 
 // One ENI that cannot be read is told once, not at each refresh.
 func TestSteadyFailure(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20")
@@ -959,6 +982,7 @@ func TestSteadyFailure(t *testing.T) {
 
 // The bus is there before networkd: that is no failure for a while.
 func TestBusBeforeNetworkd(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.bus, w.running = false, false
 		w.attach(0, "ens5", "10.0.1.10")
@@ -979,6 +1003,7 @@ func TestBusBeforeNetworkd(t *testing.T) {
 // E6, D3: a restart needs no metadata to keep things as they are, with or without
 // what the last run knew.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	for _, forget := range []string{"", "gone", "garbage"} {
 		bubble(t, func(t *testing.T, w *world) {
 			w.attach(0, "ens5", "10.0.1.10", "10.0.1.11")
@@ -1024,6 +1049,7 @@ func TestRestart(t *testing.T) {
 
 // networkd that is not there is a reason, not a crash; when it comes, it reads.
 func TestNetworkdAbsent(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.running = false
 		w.attach(0, "ens5", "10.0.1.10")
@@ -1050,6 +1076,7 @@ func TestNetworkdAbsent(t *testing.T) {
 
 // D6, H4: a networkd that does not reload is asked again, and is the reason that is told.
 func TestReloadFails(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.reloadErr = errors.New("no")
 		w.attach(0, "ens5", "10.0.1.10", "10.0.1.11")
@@ -1080,6 +1107,7 @@ func TestReloadFails(t *testing.T) {
 
 // What networkd does not bring in time is degraded, and says what.
 func TestDegraded(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -1104,6 +1132,7 @@ func TestDegraded(t *testing.T) {
 
 // H3: Refresh says what it changed, waits for it, and says what failed.
 func TestRefresh(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.delay = 10 * time.Millisecond
 		w.attach(0, "ens5", "10.0.1.10")
@@ -1180,6 +1209,7 @@ func TestRefresh(t *testing.T) {
 
 // On 252 DHCP routes of an old metric stay until the link is reconfigured: once.
 func TestOldMetric(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -1207,6 +1237,7 @@ func TestOldMetric(t *testing.T) {
 
 // J1: nobody waits for the unit that removes what networkd has forgotten.
 func TestSlowCleaning(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -1237,6 +1268,7 @@ func TestSlowCleaning(t *testing.T) {
 // F1: rules that networkd has forgotten go, and no others; what is nowhere any more
 // leaves the record, and what stays all the same is tried seldom.
 func TestForgottenRules(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21", "10.0.1.22")
@@ -1306,6 +1338,7 @@ func TestForgottenRules(t *testing.T) {
 // E10, F12: where files are gone and cannot be written anew, what they had is not forgotten:
 // nothing that the metadata lists is removed.
 func TestFilesGoneForgetNothing(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -1338,6 +1371,7 @@ func TestFilesGoneForgetNothing(t *testing.T) {
 
 // A8: an address that EC2 withdrew and somebody adds by hand afterwards is theirs.
 func TestWithdrawnAddressOfOthers(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -1367,6 +1401,7 @@ func TestWithdrawnAddressOfOthers(t *testing.T) {
 
 // F5: a conflict is in the state from the next look on, and is one line in the log.
 func TestConflict(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -1416,6 +1451,7 @@ func (w *world) logged(what string) []string {
 }
 
 func TestWatch(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -1451,6 +1487,7 @@ func passAllocations(t *testing.T, a *Agent) float64 {
 
 // E3: twice as many ENIs cost twice as much: what is read for one is not read again for each.
 func TestPassIsLinear(t *testing.T) {
+	// Beside no other: it counts what the process allocates.
 	var before float64
 	for _, enis := range []int{15, 30} {
 		a, _ := idle(t, enis, 2)
@@ -1466,6 +1503,7 @@ func TestPassIsLinear(t *testing.T) {
 // E3: a pass with nothing to do works nothing out again, however many addresses there are,
 // and what somebody else does is seen all the same.
 func TestIdlePassIsCheap(t *testing.T) {
+	// Beside no other: it counts what the process allocates.
 	var most float64
 	for _, addresses := range []int{5, 50} {
 		a, w := idle(t, 15, addresses)
@@ -1510,6 +1548,7 @@ func TestIdlePassIsCheap(t *testing.T) {
 // C1: several ENIs that are attached at once make one reload, though their metadata comes
 // one after the other, and one of which nothing is heard holds up none of the others for long.
 func TestAttachedAtOnce(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -1544,6 +1583,7 @@ func TestAttachedAtOnce(t *testing.T) {
 // However much the passes have taken while the metadata of new ENIs was read: once it is
 // there, their files are written at once.
 func TestReadENIsAreNotPutOff(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		used := time.Duration(0)
 		w.cpu = func() time.Duration {
@@ -1572,6 +1612,7 @@ func TestReadENIsAreNotPutOff(t *testing.T) {
 // was attached with it, so that there is one reload for both. What keeps the lease of the
 // other one from being used, routes of an old metric, is mended meanwhile.
 func TestLeasesAreGathered(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.old, w.drivers = true, nil
 		w.attach(0, "ens5", "10.0.1.10")
@@ -1618,6 +1659,7 @@ func TestLeasesAreGathered(t *testing.T) {
 // D2, C3: connections that are bound to a link are not used any more when the ENI is on
 // another one.
 func TestConnectionsOfLinksThatAreGone(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20")
@@ -1653,6 +1695,7 @@ func TestConnectionsOfLinksThatAreGone(t *testing.T) {
 // TestSeveralDomains: search domains that stand in a drop-in are those of the lease, also where
 // only networkd's answer tells that they are others now.
 func TestSeveralDomains(t *testing.T) { // A10
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		lease := func(names string) {
@@ -1698,6 +1741,7 @@ func TestSeveralDomains(t *testing.T) { // A10
 
 // An ENI whose files cannot be written is not held for them: it gets the base unit.
 func TestHoldUnwritten(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		_, stop := w.start(t)

@@ -13,6 +13,7 @@ import (
 // TestConfigure: a configuration is taken up while the agent runs (H12): sections, drivers,
 // refresh time, endpoint, and mistakes for all to see.
 func TestConfigure(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")

@@ -61,6 +61,7 @@ const (
 // F2, F3: whatever networkd uses for a link, the state says so, names the file, and is
 // the old one when that is over.
 func TestInForce(t *testing.T) {
+	t.Parallel()
 	const own = "/run/systemd/network/70-ens6.network"
 	base := networkd.LinkState{Administrative: "configured", File: baseUnit}
 	unmanaged := networkd.LinkState{Administrative: "unmanaged"}
@@ -157,6 +158,7 @@ func TestInForce(t *testing.T) {
 // F3: what netplan makes for the ENI alone is completed, and in force in place of the ENI's own
 // unit. When it goes, or comes while the daemon runs, nothing is missing in between.
 func TestNetplan(t *testing.T) {
+	t.Parallel()
 	const netplan = "/run/systemd/network/10-netplan-ens6.network"
 	bubble(t, func(t *testing.T, w *world) {
 		w.put(t, baseUnit, "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n")
@@ -214,6 +216,7 @@ func TestNetplan(t *testing.T) {
 
 // F2: what a file takes away is explained by it; what has other causes is not.
 func TestTakenAway(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.put(t, baseUnit, "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n")
 		w.attach(0, "ens5", "10.0.1.10")
@@ -258,6 +261,7 @@ func TestTakenAway(t *testing.T) {
 // G1, G2: altnames that cannot come are no reason to ask udevd again and again, and the
 // file that is in the way is named.
 func TestLinkFilesOfOthers(t *testing.T) {
+	t.Parallel()
 	for file, content := range map[string]string{
 		admin + "10-x.link":                        "[Match]\nOriginalName=ens6\n",
 		admin + "70-ens6.link":                     "",
@@ -302,6 +306,7 @@ func TestLinkFilesOfOthers(t *testing.T) {
 
 // Base units' drop-ins that change are taken up.
 func TestBaseChanges(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		const dropIn = admin + "80-ec2.network.d/x.conf"
 		w.put(t, baseUnit, "[Match]\nDriver=ena\n")

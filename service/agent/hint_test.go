@@ -45,6 +45,7 @@ func (w *world) hintFile(t *testing.T) (string, time.Time) {
 // E1, E3, C9: what one boot knew makes the files of the next before its metadata answers;
 // it is written when it differs, and is nothing but a hint.
 func TestHintOfLastBoot(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20")
@@ -122,6 +123,7 @@ func TestHintOfLastBoot(t *testing.T) {
 // F3: where networkd 252 takes all addresses away for a moment, and one that EC2 withdrew comes again
 // from cloud-init's file, the state tells of it.
 func TestKeptByCloudInit(t *testing.T) {
+	t.Parallel()
 	const netplan = "/run/systemd/network/10-netplan-ens6.network"
 	bubble(t, func(t *testing.T, w *world) {
 		w.old = true
@@ -157,6 +159,7 @@ func TestKeptByCloudInit(t *testing.T) {
 // it has withdrawn one: in this run, in the next one, and in the next boot. One that the
 // administrator has put beside them does.
 func TestTold(t *testing.T) {
+	t.Parallel()
 	const netplan, yaml = "/run/systemd/network/10-netplan-ens6.network", "/etc/netplan/50-cloud-init.yaml"
 	bubble(t, func(t *testing.T, w *world) {
 		w.put(t, baseUnit, "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n")

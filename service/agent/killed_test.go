@@ -47,6 +47,7 @@ func contents(t *testing.T, dir string) map[string]string {
 // C10: killed at any step of any pass, also between the disk and the reload, the daemon
 // converges at its next start to the same files and states as if it had not been.
 func TestKilledAtEveryStep(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		dir := memory(t)
 		// The disk, and what networkd has made of the files that it was told of.
@@ -143,6 +144,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 
 // C7: ENIs come and go, and neither goroutines nor memory of them pile up.
 func TestCycles(t *testing.T) {
+	// Beside no other: it counts the goroutines of the process.
 	bubble(t, func(t *testing.T, w *world) {
 		w.delay = 20 * time.Millisecond
 		w.attach(0, "ens5", "10.0.1.10")

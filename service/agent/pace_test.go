@@ -99,6 +99,7 @@ func macIn(key string) string {
 // D8: a look makes at most two requests an ENI, all looks no more than the shell package
 // does, and nothing that does not change is read again.
 func TestSteadyRequests(t *testing.T) {
+	t.Parallel()
 	const enis = 4
 	for _, test := range []struct {
 		name   string
@@ -162,6 +163,7 @@ func TestSteadyRequests(t *testing.T) {
 // A1: an address that nobody tells of is in use within ten seconds in the mean, whenever it
 // is assigned, and an ENI that nothing has happened to for a while is looked at no less.
 func TestUnpromptedAssign(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, a := inTurns(t, 2, nil)
 		const changes = 60
@@ -191,6 +193,7 @@ func TestUnpromptedAssign(t *testing.T) {
 // E3, E5: a look at the metadata that finds nothing new is no reason to look at anything
 // else, and it is told all the same that it was.
 func TestLookAlone(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, a := inTurns(t, 2, nil)
 		passes := 0
@@ -214,6 +217,7 @@ func TestLookAlone(t *testing.T) {
 // A1, A4, B2: whatever changes of an ENI follows within the refresh time, in whichever
 // turn it is seen.
 func TestChangesFollowInTurn(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, a := inTurns(t, 2, nil)
 		whole := func(*imds.Interface) {}
@@ -260,7 +264,7 @@ func sortedStrings(all []string) []string {
 	return all
 }
 
-// What the README says of the requests that a failing service gets: in the first minute,
+// What service/docs/metadata.md says of the requests that a failing service gets: in the first minute,
 // and in each one after it, an ENI and besides.
 const (
 	firstMinuteENI, firstMinute = 32, 40
@@ -473,6 +477,7 @@ func TestHangingENIsHoldNobodyUp(t *testing.T) {
 
 // D6: an ENI that has failed once need not wait until all have that never answer.
 func TestFailedOnceGoesFirst(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	silent := &metadata.Error{Kind: metadata.Timeout, Err: errSilent}
 	a := New(Options{RefreshEvery: time.Minute})
@@ -492,6 +497,7 @@ func TestFailedOnceGoesFirst(t *testing.T) {
 
 // D2: a path that gave no answer is not tried first again for a while.
 func TestDeadPathCostsLittle(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, a := inTurns(t, 3, nil)
 		dead := 0
@@ -520,6 +526,7 @@ func TestDeadPathCostsLittle(t *testing.T) {
 // D1, D3: a request for a token that hangs on one path keeps nobody from asking for
 // one on another, and an empty token is no silence.
 func TestTokenHeldUp(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, a := inTurns(t, 4, nil)
 		s.refuse(func(path metadata.Path) error {

@@ -25,6 +25,7 @@ func (w *world) link(name string, change func(*kernel.Link)) {
 // F10: a link that somebody sets down stays down, also for the next daemon, and one that comes up
 // again is as before. What udevd does in passing is nothing of the kind.
 func TestSetDown(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -76,6 +77,7 @@ func TestSetDown(t *testing.T) {
 // F10: who sets a link down early at boot, before networkd runs, as cloud-init does when it has asked
 // the metadata service, does not mean it to stay down.
 func TestSetDownBeforeNetworkd(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.running = false
 		w.attach(0, "ens5", "10.0.1.10")
@@ -98,6 +100,7 @@ func TestSetDownBeforeNetworkd(t *testing.T) {
 
 // F10: a link that is down when the daemon starts, as ifdown leaves it, is set up by networkd.
 func TestDownAtStart(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -133,6 +136,7 @@ func TestDownAtStart(t *testing.T) {
 // F8, F10: a link that ifdown has set down, because networking.service was stopped, is set up again;
 // one that somebody sets down later stays down.
 func TestIfdown(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.set(func() { w.others = conflict.Facts{Raised: []string{"ens5"}} })
@@ -172,6 +176,7 @@ func TestIfdown(t *testing.T) {
 // F8, F10: a link that ifdown sets down is set up again also where ifupdown had not configured it when
 // others were looked for last, and one that somebody sets down after it has released it stays down.
 func TestIfdownUnseen(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -214,6 +219,7 @@ func TestIfdownUnseen(t *testing.T) {
 
 // F10: a link without a carrier is called that, but not for a moment without one (E8).
 func TestNoCarrier(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -234,6 +240,7 @@ func TestNoCarrier(t *testing.T) {
 
 // F10: a port stays one, and the state says of what. What it lacks is not asked for.
 func TestPort(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20")

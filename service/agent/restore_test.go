@@ -38,6 +38,7 @@ func (w *world) contents(t *testing.T) map[string]string {
 // F12: whatever of the generated files somebody removes is there again as it was, with one
 // reload, and no address or rule goes meanwhile.
 func TestRemoved(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.own = "own"
 		w.attach(0, "ens5", "10.0.1.10")
@@ -116,6 +117,7 @@ func TestRemoved(t *testing.T) {
 // F12: while the files cannot be written, since the sandbox has not the directory, nothing is
 // taken for unwanted that stood in them; then all is as it was.
 func TestRemovedForAWhile(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.own = "own"
 		w.attach(0, "ens5", "10.0.1.10")

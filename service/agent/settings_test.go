@@ -50,6 +50,7 @@ func (w *world) asked() int {
 // that of a DHCPv6 lease does on 252; nobody has taken it away. What somebody takes later is back
 // sooner.
 func TestLostAtReload(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -91,6 +92,7 @@ func TestLostAtReload(t *testing.T) {
 // E5: an ENI that lost its address is configured anew, not too soon, less and less
 // often, and is shown as degraded meanwhile.
 func TestWatchdog(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
@@ -158,6 +160,7 @@ func TestWatchdog(t *testing.T) {
 
 // F4: an unmanaged ENI has its altnames and nothing else, whatever changes.
 func TestUnmanaged(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		no := false
 		w.sections = []config.Section{{File: "/etc/ec2netd.conf", Line: 3, DeviceIndexes: []int{1, 2}, Managed: &no}, {DeviceIndexes: []int{2}, AlternativeNames: &no}}
@@ -211,6 +214,7 @@ func (w *world) altnames(name string) []string {
 // B5: ENIs that stay unknown get metrics of their own, without a word and in one
 // reload; one whose metadata comes at once costs no reload more than before.
 func TestPendingENIs(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)
@@ -251,6 +255,7 @@ func TestPendingENIs(t *testing.T) {
 // B7: without a default route in the main table; where an administrator's drop-in brings
 // one all the same, that is said, and networkd is not asked about it over and over.
 func TestNoDefaultRoute(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		no := false
 		w.sections = []config.Section{{DeviceIndexes: []int{1}, DefaultRoute: &no}}
@@ -287,6 +292,7 @@ func TestNoDefaultRoute(t *testing.T) {
 // F4: where only the metadata can tell whether an ENI is managed, nothing of it is
 // removed before it does.
 func TestUndecidedKeeps(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		no, yes := false, true
 		w.sections = []config.Section{{File: "f", Line: 1, Managed: &no}, {File: "f", Line: 3, DeviceIndexes: []int{0, 1}, Managed: &yes}}

@@ -16,6 +16,7 @@ import (
 // E10: what a restart needs is stored as soon as it can be, without an event; what is not
 // stored is said once, and in the state.
 func TestStoredLater(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.own = "own"
 		blocked := filepath.Join(w.dir, w.own)
@@ -73,6 +74,7 @@ func TestStoredLater(t *testing.T) {
 // E10: generated files that could not be written are written within seconds of the time from
 // which they can be, and meanwhile the state says what is in the way.
 func TestWrittenLater(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		dir := filepath.Join(w.dir, plan.Directory)
 		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Dir(dir), 0o755), os.WriteFile(dir, nil, 0o600)); err != nil {
@@ -96,6 +98,7 @@ func TestWrittenLater(t *testing.T) {
 
 // J2: a file of others that cannot be read is named once, in the log and in the state.
 func TestUnreadIsSaid(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
 		w.attach(0, "ens5", "10.0.1.10")
 		a, stop := w.start(t)

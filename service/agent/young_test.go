@@ -219,6 +219,7 @@ func TestHoldWhileListed(t *testing.T) {
 // A11: DHCPv6 brings an address before the metadata has been read again, and the kernel prefers
 // it: it is in the files, deprecated, as soon as the metadata tell it.
 func TestLeasedAddress(t *testing.T) {
+	t.Parallel()
 	for _, late := range []time.Duration{0, time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			s, _ := inTurns(t, 1, func(i *imds.Interface) { i.IPv6 = i.IPv6[:1] })
