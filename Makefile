@@ -113,13 +113,21 @@ soak: host-packages stage ## the life of an instance by chance, on each systemd 
 	@echo 'To have these steps again: make soak SOAK_SEED=$(SOAK_SEED) SOAK_TIME=$(SOAK_TIME)'
 	EC2NETD_STAGE=$(STAGE) EC2NETD_SOAK=$(SOAK_TIME) EC2NETD_SEED=$(SOAK_SEED) $(GO) test -count=1 -timeout 0 -parallel 3 -run '^TestLabSoak$$' -v ./cmd/ec2netd/
 
-# The matrix alone; how it came about is in the file.
+# A matrix alone, the lines of a test; how it came about is in the file.
+define matrix
+@rm -f $(BUILD)/$@.ok
+@{ EC2NETD_LONG=1 EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) $(GO) test -count=1 -timeout 60m -parallel $(LABS) -run '^$(1)$$' -v ./cmd/ec2netd/ 2>&1 && echo ok >$(BUILD)/$@.ok; } | \
+  tee $(BUILD)/$@.log | sed -un 's/^ *\(\(bookworm\|trixie\|sid\)  .*\)/\1/p'
+@test -e $(BUILD)/$@.ok || { echo 'Failed: see $(BUILD)/$@.log'; exit 1; }; rm $(BUILD)/$@.ok
+endef
+
 .PHONY: neighbours
 neighbours: host-packages stage stage-packages ## what other software keeps beside ec2netd: a line for each package, event and systemd (root)
-	@rm -f $(BUILD)/neighbours.ok
-	@{ EC2NETD_LONG=1 EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test) $(GO) test -count=1 -timeout 30m -run '^TestLabNeighbours$$' -v ./cmd/ec2netd/ 2>&1 && echo ok >$(BUILD)/neighbours.ok; } | \
-	  tee $(BUILD)/neighbours.log | sed -un 's/^ *\(\(bookworm\|trixie\|sid\)  .*\)/\1/p'
-	@test -e $(BUILD)/neighbours.ok || { echo 'Failed: see $(BUILD)/neighbours.log'; exit 1; }; rm $(BUILD)/neighbours.ok
+	$(call matrix,TestLabNeighbours)
+
+.PHONY: stock
+stock: host-packages stage stage-packages ## ec2netd on stock images, from the first boot to its removal: a line for each image, step and systemd (root)
+	$(call matrix,TestLabStock)
 
 .PHONY: demo
 demo: host-packages stage ## the main job in the simulated VPC, step by step; MACHINE=1 on a kernel of its own (root)

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,10 +16,6 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
-
-// oldPackageName is Debian's package of amazon-ec2-net-utils: 2.3.0 in bookworm, 2.4.1 in
-// trixie and sid.
-const oldPackageName = "amazon-ec2-net-utils"
 
 // besideSettle is how long two instances have to become alike. The old package takes some five
 // seconds for an ENI.
@@ -178,36 +173,10 @@ func each(t *testing.T, pair []*beside, do func(context.Context, *beside) error)
 	}
 }
 
-// labDriver has files of the old package take the lab's links, which are veths, for ENIs.
-func labDriver(root string) error {
-	for file, change := range map[string][2]string{
-		"/usr/lib/systemd/network/80-ec2.network":          {"Driver=ena", "Driver=veth ena"},
-		"/usr/lib/udev/rules.d/99-vpc-policy-routes.rules": {`=="vif|ena`, `=="veth|vif|ena`},
-	} {
-		text, err := os.ReadFile(filepath.Join(root, file))
-		if err != nil {
-			return err
-		}
-		if !strings.Contains(string(text), change[0]) {
-			return fmt.Errorf("%s has no %s:\n%s", file, change[0], text)
-		}
-		if err := vpc.WriteFile(root, file, strings.ReplaceAll(string(text), change[0], change[1])); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // bootOld boots an instance with the old package, which is as Debian has it but for the driver.
 func bootOld(t *testing.T, v *vpc.VPC, o vpc.InstanceOptions) *beside {
 	t.Helper()
-	o.Packages = []string{oldPackageName}
-	o.Install = func(root string) error {
-		if err := labDriver(root); err != nil {
-			return err
-		}
-		return vpc.ApplyPresets(t.Context(), root, "systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service")
-	}
+	o.Stock = "amazon-ec2-net-utils"
 	inst := vpc.BootForTest(t, v, o)
 	return &beside{&lab{t: t, vpc: v, inst: inst}, true}
 }

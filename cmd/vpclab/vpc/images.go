@@ -220,6 +220,7 @@ func (c Images) Remove(images ...Image) error {
 // over it, which is built if it is not in the cache. It is in use until the returned
 // lock is closed.
 func (c Images) GetLayer(ctx context.Context, suite, image string, add []string) (path string, inUse *os.File, err error) {
+	add = slices.Compact(slices.Sorted(slices.Values(add)))
 	sum := sha256.Sum256([]byte(strings.Join(add, "\x00")))
 	name := filepath.Base(image) + "+" + hex.EncodeToString(sum[:])[:12]
 	return c.get(ctx, name, func(path string) error {

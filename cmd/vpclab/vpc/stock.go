@@ -20,6 +20,9 @@ type Stock struct {
 	units []string
 	// files make the instance a machine of EC2 for them, by path.
 	files map[string]string
+	// drivers are files of the packages that name the drivers of ENIs: a text of theirs, and what it
+	// has to be in the lab, where ENIs are veth links.
+	drivers map[string][2]string
 	// suites has what is of a suite alone.
 	suites map[string]stockSuite
 }
@@ -46,7 +49,31 @@ var Stocks = []Stock{
 			"sid":      {[]string{"dhcpcd-base"}, map[string]string{"/etc/network/interfaces": interfaces("inet")}},
 		},
 	},
+	// NetworkManager configures all ENIs, by a profile for each of their names: by itself it makes
+	// none for a link of software, as veth links are.
+	{
+		Name: "networkmanager", packages: []string{"network-manager"},
+		units: []string{"NetworkManager.service", "NetworkManager-wait-online.service", "NetworkManager-dispatcher.service"},
+		files: map[string]string{
+			"/etc/udev/rules.d/85-nm-unmanaged.rules": "# Debian's keeps NetworkManager from veth links.\n",
+			"/etc/NetworkManager/conf.d/vpclab.conf":  "[device-vpclab]\nmatch-device=driver:veth\nmanaged=1\n",
+			profiles + "ens.nmconnection": "[connection]\nid=ens\nuuid=0e7a61d2-3f3f-4b5e-9a86-1a2b3c4d5e6f\ntype=ethernet\nmulti-connect=3\n" +
+				"[match]\ninterface-name=ens*\n[ipv4]\nmethod=auto\n[ipv6]\nmethod=auto\n",
+		},
+	},
+	// What ec2netd replaces, 2.3.0 in bookworm and 2.4.1 later.
+	{
+		Name: "amazon-ec2-net-utils", packages: []string{"amazon-ec2-net-utils"}, units: networkdUnits,
+		drivers: map[string][2]string{
+			"/usr/lib/systemd/network/80-ec2.network":          {"Driver=ena", "Driver=veth ena"},
+			"/usr/lib/udev/rules.d/99-vpc-policy-routes.rules": {`=="vif|ena`, `=="veth|vif|ena`},
+		},
+	},
 }
+
+// profiles is where NetworkManager has its profiles, which it uses only if nobody else can read
+// them.
+const profiles = "/etc/NetworkManager/system-connections/"
 
 // interfaces is the configuration of ifupdown that asks DHCP for some families, see interfaces(5).
 func interfaces(families ...string) string {
@@ -140,19 +167,37 @@ const machineFirst = "[Unit]\nWants=vpclab-machine.service\nAfter=vpclab-machine
 func (s *Stock) add(o *InstanceOptions) {
 	suite := s.suites[o.Suite]
 	o.Packages = slices.Concat(s.packages, suite.packages, o.Packages)
-	files := maps.Clone(s.files)
-	maps.Copy(files, suite.files)
-	maps.Copy(files, o.Files)
+	files := make(map[string]string)
+	for _, these := range []map[string]string{s.files, suite.files, o.Files} {
+		maps.Copy(files, these)
+	}
 	o.Files = files
 }
 
 // prepare makes a root with the files of a stock image one.
 func (s *Stock) prepare(ctx context.Context, root string) error {
 	for path, text := range s.files {
-		if strings.HasPrefix(text, "#!") {
-			if err := os.Chmod(filepath.Join(root, path), 0o755); err != nil {
-				return fmt.Errorf("making %s a program: %w", path, err)
-			}
+		mode := os.FileMode(0o644)
+		switch {
+		case strings.HasPrefix(text, "#!"):
+			mode = 0o755
+		case strings.HasPrefix(path, profiles):
+			mode = 0o600
+		}
+		if err := os.Chmod(filepath.Join(root, path), mode); err != nil {
+			return fmt.Errorf("setting the mode of %s: %w", path, err)
+		}
+	}
+	for path, change := range s.drivers {
+		text, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			return fmt.Errorf("looking for the drivers of ENIs: %w", err)
+		}
+		if !strings.Contains(string(text), change[0]) {
+			return fmt.Errorf("%s of the stock image %s has no %s", path, s.Name, change[0])
+		}
+		if err := WriteFile(root, path, strings.ReplaceAll(string(text), change[0], change[1])); err != nil {
+			return err
 		}
 	}
 	return ApplyPresets(ctx, root, s.units...)
