@@ -842,7 +842,7 @@ func (l *lab) usage() usage {
 // C7: ENIs come and go in quick succession, and nothing piles up. What the loop itself
 // starts is counted in TestCycles of service/agent, where each goroutine can be seen.
 // Policy rules are not looked at: networkd 257 forgets those that it was just setting
-// when the link went (README).
+// when the link went (how-it-works.md).
 func TestLabCycles(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := boot(t, suite, nil)

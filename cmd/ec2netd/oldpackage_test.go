@@ -305,11 +305,14 @@ func TestLabOldPackage(t *testing.T) { // I4
 			l.onNetworkd(number + "-ens5.network")
 			l.everyAddress()
 			l.policyOfOldWorks()
+			l.ofTakeover("ens5")
 		}
 		back()
 		steps := []takeover.Step{takeover.Stop, takeover.Remove, takeover.Start, takeover.Wait}
 		if suite == "bookworm" {
 			steps = append(steps, takeover.Flush)
+		} else {
+			steps = append(steps, takeover.Hold)
 		}
 		l.interrupted(steps, back) // J3
 

@@ -16,7 +16,6 @@ import (
 
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
-	"ec2netd/service/takeover"
 )
 
 // packageTools are what the tests of packages, and of what sudo allows, need of Debian besides
@@ -322,8 +321,8 @@ func (l *lab) removed(primary *state.Interface) {
 	}
 }
 
-// TestLabDeb: the deb is installed on a running system that NetworkManager owns, as the
-// README says; a reboot makes networkd the owner.
+// TestLabDeb: the deb is installed on a running system that NetworkManager owns, as
+// install.md says; a reboot makes networkd the owner.
 func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
@@ -412,7 +411,7 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 	})
 }
 
-// TestLabKeptOut: an image that masks ec2netd as the README says, and has the masks that
+// TestLabKeptOut: an image that masks ec2netd as install.md says, and has the masks that
 // images for Kubernetes have against the old package, keeps the owner of its links.
 func TestLabKeptOut(t *testing.T) { // I2, I4
 	t.Parallel()
@@ -480,20 +479,17 @@ func TestLabKeptOut(t *testing.T) { // I2, I4
 	}
 }
 
-// onNetworkManager has NetworkManager own the ENIs, as a distribution does that ships it.
-// Debian's udev rules keep it from veth links, which the ENIs are here.
+// onNetworkManager has NetworkManager own the ENIs, as a distribution does that ships it, and the
+// primary one with policy rules.
 func onNetworkManager(o *vpc.InstanceOptions) {
-	o.Files["/etc/udev/rules.d/85-nm-unmanaged.rules"] = "# nothing\n"
-	o.Files["/etc/NetworkManager/conf.d/lab.conf"] = "[device-lab]\nmatch-device=driver:veth\nmanaged=1\n"
+	const file = "/etc/NetworkManager/system-connections/ens5.nmconnection"
+	o.Stock = "networkmanager"
+	o.Files[file] = "[connection]\nid=ens5\nuuid=5f7a0b8e-8f4e-4d2e-9b57-3d4a1b2c3d4e\ntype=ethernet\ninterface-name=ens5\nautoconnect-priority=1\n" +
+		"[ipv4]\nmethod=auto\n" +
+		// As nm-cloud-setup has them.
+		"routing-rule1=priority 30400 from 10.0.16.10 table 30400\nroute1=0.0.0.0/0,10.0.16.1\nroute1_options=table=30400\n[ipv6]\nmethod=auto\n"
 	install := o.Install
 	o.Install = func(root string) error {
-		const file = "/etc/NetworkManager/system-connections/ens5.nmconnection"
-		profile := "[connection]\nid=ens5\nuuid=5f7a0b8e-8f4e-4d2e-9b57-3d4a1b2c3d4e\ntype=ethernet\ninterface-name=ens5\n[ipv4]\nmethod=auto\n" +
-			// As nm-cloud-setup has them.
-			"routing-rule1=priority 30400 from 10.0.16.10 table 30400\nroute1=0.0.0.0/0,10.0.16.1\nroute1_options=table=30400\n[ipv6]\nmethod=auto\n"
-		if err := vpc.WriteFile(root, file, profile); err != nil {
-			return err
-		}
 		if install != nil {
 			if err := install(root); err != nil {
 				return err
@@ -572,7 +568,7 @@ func (l *lab) ofTakeover(enis ...string) []string {
 			if r.Table == "" { // ip leaves it out for main
 				r.Table = "254"
 			}
-			if r.Metric == takeover.StandInMetric {
+			if r.Protocol == "2" && r.Gateway != "" {
 				l.t.Errorf("a route stands in yet: %+v", r)
 			}
 			// 2 is the kernel's protocol: these come with the addresses.

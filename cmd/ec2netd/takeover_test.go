@@ -396,7 +396,7 @@ func TestLabTakeoverCloudInit(t *testing.T) { // I2, F8
 		}
 
 		cost := l.measured(primary, func() { t.Log(l.run("ec2netctl", "takeover", "--yes")) })
-		// 252 has to set the links anew, see README.
+		// 252 has to set the links anew, see install.md.
 		if suite != "bookworm" && !cost.none() {
 			t.Errorf("the takeover cost the primary %s", cost)
 		}
@@ -442,5 +442,38 @@ func TestLabTakeoverCloudInit(t *testing.T) { // I2, F8
 			t.Errorf("attaching an ENI cost the primary %s", cost)
 		}
 		l.settled(eni)
+	})
+}
+
+// TestLabTakeoverSeveral: with several ENIs that cloud-init has configured, each with its metric, the
+// takeover costs the primary no packet either.
+func TestLabTakeoverSeveral(t *testing.T) { // J3
+	oneSuite(t, func(t *testing.T, suite string) {
+		if suite == "bookworm" {
+			return // cloud-init 22.4 does not configure an ENI that comes later
+		}
+		const stock = "cloud-init-netplan"
+		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Packages = nil
+			o.Stock = stock
+		})
+		primary := l.inst.Primary()
+		l.onNetworkd(stockFile[stock])
+		eni := l.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1})
+		l.until("cloud-init has "+eni.Name()+" configured", func() (bool, error) {
+			routes := l.run("ip", "-4", "route", "show", "default", "dev", eni.Name(), "proto", "dhcp")
+			return routes != "" && slices.Contains(l.addresses(eni.Name()), eni.IPv4()[0]), nil
+		})
+		l.hooked()
+		l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		if cost := l.measured(primary, func() { t.Log(l.run("ec2netctl", "takeover", "--yes")) }); !cost.none() {
+			t.Errorf("the takeover cost the primary %s", cost)
+		}
+		l.primaryWhole()
+		l.complete(eni, eni.Name())
+		l.ofTakeover("ens5", eni.Name())
+		for _, address := range slices.Concat(eni.IPv4(), eni.IPv6()) {
+			l.pingFrom(address)
+		}
 	})
 }

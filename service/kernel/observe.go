@@ -359,6 +359,10 @@ func routeOf(item []byte, family byte) (route Route, hops []byte, ok bool) {
 			hops = value
 		}
 	})
+	// The kernel sets none with a gateway: it is one that stands in during a takeover, and soon gone.
+	if protocol == unix.RTPROT_KERNEL && route.Gateway.IsValid() {
+		return Route{}, nil, false
+	}
 	return route, hops, true
 }
 

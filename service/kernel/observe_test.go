@@ -147,7 +147,9 @@ func TestObserve(t *testing.T) {
 	local.Type, local.Table, local.Scope = unix.RTN_LOCAL, unix.RT_TABLE_LOCAL, unix.RT_SCOPE_HOST
 	foreign := network("10.77.0.0/16")
 	foreign.LinkIndex = other
-	for _, route := range []*netlink.Route{byDHCP, ownTable, advertised, local, foreign} {
+	standIn := network("0.0.0.0/0")
+	standIn.Gw, standIn.Priority, standIn.Protocol = gateway.AsSlice(), 513, unix.RTPROT_KERNEL
+	for _, route := range []*netlink.Route{byDHCP, ownTable, advertised, local, foreign, standIn} {
 		must(netlink.RouteAdd(route))
 	}
 	// A second router: the kernel makes one multipath route of both.
@@ -195,7 +197,9 @@ func TestObserve(t *testing.T) {
 	got, err := observer.Observe()
 	must(err)
 	got.Links = slices.DeleteFunc(got.Links, func(l Link) bool { return l.Index != ens5 })
-	got.Routes = slices.DeleteFunc(got.Routes, func(r Route) bool { return r.Link != ens5 || r.Protocol == unix.RTPROT_KERNEL })
+	got.Routes = slices.DeleteFunc(got.Routes, func(r Route) bool {
+		return r.Link != ens5 || (r.Protocol == unix.RTPROT_KERNEL && !r.Gateway.IsValid())
+	})
 	if len(got.Links) != 1 || len(got.Links[0].MAC) != 17 {
 		t.Fatalf("%+v", got.Links)
 	}

@@ -21,13 +21,15 @@ import (
 const Dir = "/run/ec2netd.takeover"
 
 // Files in [Dir]: what is to be done, what was there before, the steps that were begun, the
-// policy rules that have no owner afterwards, and what was moved out of the way.
+// policy rules that have no owner afterwards, the routes that stand in meanwhile, and what was moved
+// out of the way.
 const (
-	planFile  = "plan.json"
-	priorFile = "prior.json"
-	stepsFile = "steps"
-	rulesFile = "rules.json"
-	movedDir  = "moved"
+	planFile   = "plan.json"
+	priorFile  = "prior.json"
+	stepsFile  = "steps"
+	rulesFile  = "rules.json"
+	routesFile = "routes.json"
+	movedDir   = "moved"
 	// mostRecord bounds one of them.
 	mostRecord = 1 << 20
 )

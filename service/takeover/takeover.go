@@ -38,9 +38,11 @@ type System interface {
 	// RemoveRules removes those of them that nobody wants by then.
 	NoteRules(file string, p *Plan) error
 	RemoveRules(file string) error
-	// HoldRoutes sets stand-ins beside the routes over some links, and ReleaseRoutes removes them.
-	HoldRoutes(links []string) error
-	ReleaseRoutes(links []string) error
+	// HoldRoutes sets stand-ins beside the routes over some links, and notes them in a file before.
+	// ReleaseRoutes removes those of the file, if there is one, and where the takeover is done the
+	// routes that the kernel has made of router advertisements.
+	HoldRoutes(file string, links []string) error
+	ReleaseRoutes(file string, done bool) error
 }
 
 // Takeover carries out the attempt of which the files are in [Dir].
@@ -80,7 +82,7 @@ func (t *Takeover) Do(ctx context.Context) error {
 	if err := t.note(Record{Step: Commit}); err != nil {
 		return err
 	}
-	return t.complete(request.Links)
+	return t.complete()
 }
 
 // prepare writes down what undoing needs.
@@ -153,7 +155,11 @@ func (t *Takeover) steps(r *Request) []step {
 	// one that has just started would not know that it was its own.
 	running := len(p.Restart) > 0 && len(p.Flush) == 0
 	add(running, Hold, "Keeping the routes of "+strings.Join(r.Links, ", ")+" meanwhile", func(context.Context) error {
-		return t.System.HoldRoutes(r.Links)
+		if err := t.System.HoldRoutes(t.in(routesFile), r.Links); err != nil {
+			// That may cost packets, and no more.
+			return t.note(Record{Text: fmt.Sprintf("Some have no stand-in: %v", err)})
+		}
+		return nil
 	})
 	add(len(p.Start) > 0, Start, "Starting "+strings.Join(p.Start, ", "), each("start", p.Start))
 	// Where the daemon runs already its files are there, in the place of those that went.
@@ -208,9 +214,9 @@ func (t *Takeover) move(p *Plan) error {
 func (t *Takeover) moved(i int) string { return t.in(filepath.Join(movedDir, strconv.Itoa(i))) }
 
 // complete removes what the new owners of the links do not want.
-func (t *Takeover) complete(links []string) error {
+func (t *Takeover) complete() error {
 	record := Record{Outcome: Configured, Text: "The ENIs are configured, as after a boot."}
-	if err := errors.Join(t.System.RemoveRules(t.in(rulesFile)), t.System.ReleaseRoutes(links)); err != nil {
+	if err := errors.Join(t.System.RemoveRules(t.in(rulesFile)), t.System.ReleaseRoutes(t.in(routesFile), true)); err != nil {
 		record.Error, record.Hint = fmt.Sprintf("policy rules or routes that nobody wants stay: %v", err), "A reboot removes them."
 	}
 	return errors.Join(os.RemoveAll(t.in(movedDir)), t.note(record))
@@ -228,14 +234,8 @@ func (t *Takeover) Settle(ctx context.Context, died string) error {
 	if last := records.Last().Outcome; last == Configured || last == Restored {
 		return nil
 	}
-	var r Request
-	if records.Began(Stop) { // before, there may be no plan yet
-		if err := read(t.in(planFile), &r); err != nil {
-			return err
-		}
-	}
 	if records.Began(Commit) {
-		return t.complete(r.Links)
+		return t.complete()
 	}
 	cause := records.failure()
 	if cause == "" {
@@ -244,7 +244,7 @@ func (t *Takeover) Settle(ctx context.Context, died string) error {
 	if err := t.note(Record{Step: Undo, Text: "Putting back what ran before"}); err != nil {
 		return err
 	}
-	if err := t.undo(ctx, records, &r); err != nil {
+	if err := t.undo(ctx, records); err != nil {
 		return errors.Join(err, t.note(Record{
 			Outcome: Broken, Error: fmt.Sprintf("%s; and putting back what was there failed: %v", cause, err),
 			Hint: "Try again with: ec2netctl takeover. A reboot makes the system what is enabled. See also ec2netctl doctor.",
@@ -258,12 +258,13 @@ func (t *Takeover) Settle(ctx context.Context, died string) error {
 
 // undo puts back what was there, as far as the attempt came. Each of its parts may have been
 // done before.
-func (t *Takeover) undo(ctx context.Context, records Records, r *Request) error {
+func (t *Takeover) undo(ctx context.Context, records Records) error {
 	if !records.Began(Stop) {
 		return nil
 	}
+	var r Request
 	var before prior
-	if err := read(t.in(priorFile), &before); err != nil {
+	if err := errors.Join(read(t.in(planFile), &r), read(t.in(priorFile), &before)); err != nil {
 		return err
 	}
 	p := &r.Plan
@@ -290,10 +291,7 @@ func (t *Takeover) undo(ctx context.Context, records Records, r *Request) error 
 		stop = slices.Concat(stop, []string{networkdSockets}, p.Restart, p.Stop)
 	}
 	errs = append(errs, t.stop(ctx, stop))
-	if records.Began(Hold) {
-		errs = append(errs, t.System.ReleaseRoutes(r.Links))
-	}
-	errs = append(errs, t.takeBack(p, &before, networkFiles), t.moveBack(p))
+	errs = append(errs, t.System.ReleaseRoutes(t.in(routesFile), false), t.takeBack(p, &before, networkFiles), t.moveBack(p))
 	if records.Began(Start) {
 		// Rules that no file wants any more, and networkd leaves when it stops.
 		start("start", orphansUnit)

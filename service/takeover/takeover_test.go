@@ -31,8 +31,8 @@ type world struct {
 	// broken makes the starting of a unit fail.
 	broken string
 	rules  string
-	// held are the links whose routes have stand-ins.
-	held map[string]bool
+	// held are the links whose routes have stand-ins, by the file in which they are.
+	held map[string][]string
 }
 
 // change makes a change, or kills the process.
@@ -114,17 +114,12 @@ func (w *world) NoteRules(file string, _ *Plan) error {
 
 func (w *world) RemoveRules(string) error { return w.change(func() error { w.rules = ""; return nil }) }
 
-func (w *world) HoldRoutes(links []string) error {
-	return w.change(func() error {
-		for _, link := range links {
-			w.held[link] = true
-		}
-		return nil
-	})
+func (w *world) HoldRoutes(file string, links []string) error {
+	return w.change(func() error { w.held[file] = links; return nil })
 }
 
-func (w *world) ReleaseRoutes([]string) error {
-	return w.change(func() error { clear(w.held); return nil })
+func (w *world) ReleaseRoutes(file string, _ bool) error {
+	return w.change(func() error { delete(w.held, file); return nil })
 }
 
 // picture is what a good state is compared by.
@@ -137,8 +132,8 @@ func (w *world) picture(t *testing.T) []string {
 	for link := range w.empty {
 		all = append(all, link+" has no address")
 	}
-	for link := range w.held {
-		all = append(all, link+" has stand-ins")
+	for file, links := range w.held {
+		all = append(all, fmt.Sprintf("%v have stand-ins, see %s", links, file))
 	}
 	if err := filepath.WalkDir(w.root, func(file string, entry fs.DirEntry, err error) error {
 		switch {
@@ -203,7 +198,7 @@ func scenarios() []scenario {
 // begin makes the world of a scenario, and prepares a takeover.
 func begin(t *testing.T, s *scenario) (*world, *Takeover) {
 	t.Helper()
-	w := &world{root: t.TempDir(), active: map[string]bool{}, empty: map[string]bool{}, held: map[string]bool{}, until: -1}
+	w := &world{root: t.TempDir(), active: map[string]bool{}, empty: map[string]bool{}, held: map[string][]string{}, until: -1}
 	for _, unit := range s.active {
 		w.active[unit] = true
 	}
