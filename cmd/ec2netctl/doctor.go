@@ -493,7 +493,7 @@ func (d *diagnosis) units(s *symptoms) {
 	}
 }
 
-// version says what the version of systemd implies, see the table in the README.
+// version says what the version of systemd implies, see the tables in service/docs/how-it-works.md.
 func (d *diagnosis) version(text string) {
 	major, minor := systemdVersion(text)
 	switch {

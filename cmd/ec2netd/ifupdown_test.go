@@ -171,7 +171,7 @@ func putFile(t *testing.T, path, text string) {
 }
 
 // TestLabIfupdown: on an image that ifupdown configures, with dhclient or dhcpcd, ec2netd is
-// installed as the README says. After one reboot each ENI is configured, by networkd alone, also
+// installed as install.md says. After one reboot each ENI is configured, by networkd alone, also
 // one that udev has ifupdown configure when it comes. Removed, ifupdown has them from the next
 // boot on.
 func TestLabIfupdown(t *testing.T) { // F8, F9, I2

@@ -600,7 +600,7 @@ func (h *neighbourhood) events() []step {
 	}
 }
 
-// frrAdvice is what README says for FRR to keep its routes where an attachment costs them, by suite:
+// frrAdvice is what neighbours.md says for FRR to keep its routes where an attachment costs them, by suite:
 // a file and its text.
 var frrAdvice = map[string][2]string{
 	"bookworm": {"/etc/frr/frr.conf", `no zebra nexthop kernel enable

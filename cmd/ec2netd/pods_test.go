@@ -13,21 +13,27 @@ import (
 	"ec2netd/service/state"
 )
 
-// kubernetes is the configuration that README has for a node whose pods have the secondary
+// kubernetes is the configuration that configuration.md has for a node whose pods have the secondary
 // addresses: the first after the word.
 func kubernetes(t testing.TB) string {
 	t.Helper()
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(readme), "On a Kubernetes node")
+	_, rest, _ := strings.Cut(configurationPage(t), "On a Kubernetes node")
 	_, rest, _ = strings.Cut(rest, "```\n")
 	recipe, _, ok := strings.Cut(rest, "```\n")
 	if !ok || !strings.Contains(recipe, "[ENI]\n") {
-		t.Fatalf("README has no recipe for Kubernetes: %q", recipe)
+		t.Fatalf("configuration.md has no recipe for Kubernetes: %q", recipe)
 	}
 	return recipe
+}
+
+// configurationPage is the page that has the recipes.
+func configurationPage(t testing.TB) string {
+	t.Helper()
+	text, err := os.ReadFile("../../service/docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // A12: with SecondaryAddresses=no an ENI has its primary addresses alone, and a pod that owns

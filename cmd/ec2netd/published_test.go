@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -30,18 +29,14 @@ const published = `table inet lab {
 }
 `
 
-// documented are the lines of nftables that README has for the connection mark.
+// documented are the lines of nftables that configuration.md has for the connection mark.
 func documented(t *testing.T) string {
 	t.Helper()
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	const first, last = "\ntable inet published {\n", "\n}\n"
-	_, found, ok := strings.Cut(string(readme), first)
+	_, found, ok := strings.Cut(configurationPage(t), first)
 	found, _, ends := strings.Cut(found, last)
 	if !ok || !ends {
-		t.Fatal("README has no such lines")
+		t.Fatal("configuration.md has no such lines")
 	}
 	return first + found + last
 }

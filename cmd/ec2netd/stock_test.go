@@ -20,7 +20,7 @@ var stockFile = map[string]string{
 }
 
 // TestLabCloudInit: on images that cloud-init configures, with netplan and by itself, ec2netd is
-// installed as the README says. After one reboot each ENI is configured, with the files that
+// installed as install.md says. After one reboot each ENI is configured, with the files that
 // cloud-init had written, and cloud-init does nothing more: neither when ENIs are attached nor in
 // the next boot. Removed, the image is what it was.
 func TestLabCloudInit(t *testing.T) { // F3, F8, F9, I2
