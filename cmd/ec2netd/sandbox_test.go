@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"os/exec"
 	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ec2netd/cmd/vpclab/vpc"
 )
@@ -29,6 +32,9 @@ func buildAttempts(t testing.TB) (program, other string) {
 	}
 	return program, other
 }
+
+// foreignProgram is what the kernels of some virtual machines do for nobody.
+const foreignProgram = "run a program of another kind of machine"
 
 // TestLabSandbox: the units pass systemd's own checks, and a program that is started in
 // the place of the daemon is refused what the daemon must not do, and nothing that it must.
@@ -77,7 +83,12 @@ func TestLabSandbox(t *testing.T) { // I5, J5, J6
 		argv := []string{"/usr/lib/ec2netd/attempts", l.run("systemctl", "show", "--value", "--property=MainPID", "systemd-networkd.service"), "ens5"}
 		// What nobody could do proves nothing.
 		for line := range strings.Lines(l.run(argv...)) {
-			if verb, what, result := attempt(t, line); result != "<nil>" {
+			verb, what, result := attempt(t, line)
+			if what == foreignProgram && errors.Is(exec.CommandContext(t.Context(), other).Run(), unix.ENOEXEC) {
+				t.Logf("the kernel of this machine cannot %s at all: %s", what, result)
+				continue
+			}
+			if result != "<nil>" {
 				t.Errorf("without the sandbox it cannot %s (%s): %s", what, verb, result)
 			}
 		}
