@@ -60,7 +60,9 @@ func (g *gone) contested(now time.Time) bool {
 func (g *gone) due(lost *plan.Lost, l *link, now time.Time) (time.Time, bool) {
 	at := g.since.Add(takenTime)
 	switch {
-	case g.hurry && (g.whole || now.Sub(l.since) >= explainTime):
+	// 252 drops the routes of routers a moment after a reload, in which a pass may have seen them:
+	// that is nobody else's doing.
+	case g.hurry && (!g.early || !lost.ByRouter) && (g.whole || now.Sub(l.since) >= explainTime):
 		return now, true
 	case g.whole && (lost.ByRouter || g.early):
 		at = g.since.Add(routerTime)
