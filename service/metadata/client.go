@@ -351,7 +351,7 @@ func (c *Client) alive(path Path) {
 	}
 }
 
-// getOver reads one key over one path, which it leaves soon where it is silent and leaves says so. It tells
+// getOver reads one key over one path. Leaves: it gives up soon if the path is silent. It tells
 // whether anything was asked over it: a reader may have waited in vain for the token of another.
 func (c *Client) getOver(ctx context.Context, path Path, key string, leaves bool) (body string, asked bool, err error) {
 	if path.Socket != "" {

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,17 +27,17 @@ type transport struct {
 	agent string
 	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 
-	// slow is when an answer last took longer than shortAnswer, in nanoseconds of the epoch, 0 for never.
-	slow atomic.Int64
-
 	mu   sync.Mutex
 	idle map[connKey][]*conn
+	// slow is when an answer last took longer than shortAnswer, zero for never.
+	slow time.Time
 }
 
 // isSlow tells whether an answer has lately taken so long that silence may be no fault of a path.
 func (t *transport) isSlow() bool {
-	at := t.slow.Load()
-	return at != 0 && time.Since(time.Unix(0, at)) < deadTime
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.slow.IsZero() && time.Since(t.slow) < deadTime
 }
 
 const (
@@ -96,7 +95,9 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	a, err := t.exchange(request, seen.path, seen.limit(), seen.dial)
 	t.ended(began, seen.take(a, err))
 	if a.status != 0 && time.Since(began) > shortAnswer {
-		t.slow.Store(time.Now().UnixNano())
+		t.mu.Lock()
+		t.slow = time.Now()
+		t.mu.Unlock()
 	}
 	if err != nil {
 		t.failed.Add(1)

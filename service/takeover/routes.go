@@ -28,7 +28,7 @@ type standIn struct {
 	Metric int          `json:"metric"`
 }
 
-// heldRoutes is the record of both.
+// heldRoutes is what HoldRoutes notes in its file.
 type heldRoutes struct {
 	StandIns []standIn `json:"standIns"`
 	// Advertised are the routes that the kernel has made of router advertisements before networkd had

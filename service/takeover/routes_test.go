@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routesOf lists the routes of the main table that are the kernel's with a gateway or of a metric,
-// or all others.
+// routesOf lists the routes of the main table: the stand-ins and those made of advertisements, or
+// all others but those that come with addresses.
 func routesOf(t *testing.T, standIns bool) []string {
 	t.Helper()
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
