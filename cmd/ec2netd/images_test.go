@@ -82,7 +82,8 @@ var knownCosts = []struct {
 		"networkd 252 makes the one change from dynamic to static IPv6 cost that (E2)",
 	},
 	{
-		[]string{"bookworm", "trixie", "sid"}, []string{"networkmanager", "amazon-ec2-net-utils"}, "removal",
+		[]string{"bookworm", "trixie", "sid"},
+		[]string{"cloud-init-netplan", "cloud-init-networkd", "ifupdown", "networkmanager", "amazon-ec2-net-utils"}, "removal",
 		"an IPv6 address that was static is DHCPv6's again, which takes its time",
 	},
 }
