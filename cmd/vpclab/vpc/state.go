@@ -323,7 +323,7 @@ func sweep(dir, name string) error {
 	return errors.Join(errs...)
 }
 
-// netnsName is the name of a lab's namespace in /run/netns.
+// netnsName is the name of a lab's namespace in [namesDir].
 func netnsName(lab string) string { return "vpclab-" + lab }
 
 // unmountUnder unmounts everything below a directory, the last mount first.
@@ -382,7 +382,7 @@ const (
 // removeNamespace takes a namespace's name away; whether it was still bound to
 // a namespace does not matter.
 func removeNamespace(name string) error {
-	path := filepath.Join("/run/netns", name)
+	path := filepath.Join(namesDir, name)
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return err
 	}

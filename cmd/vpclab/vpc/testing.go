@@ -120,7 +120,7 @@ func StageForTest(t testing.TB) string {
 func TracesForTest(t testing.TB, stateDir, name string, pids ...int) []string {
 	t.Helper()
 	var found []string
-	dir, netns := filepath.Join(stateDir, name), filepath.Join("/run/netns", netnsName(name))
+	dir, netns := filepath.Join(stateDir, name), filepath.Join(namesDir, netnsName(name))
 	for _, path := range []string{dir, netns} {
 		if _, err := os.Lstat(path); err == nil {
 			found = append(found, path)

@@ -1,13 +1,16 @@
 package vpc
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"runtime"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // A thread is an operating system thread that lives in a network namespace of
@@ -35,7 +38,7 @@ func newThread(name string) (*thread, error) {
 		runtime.LockOSThread()
 		var err error
 		if name != "" {
-			t.ns, err = netns.NewNamed(name)
+			t.ns, err = newNamed(name)
 		} else {
 			t.ns, err = netns.New()
 		}
@@ -56,6 +59,48 @@ func newThread(name string) (*thread, error) {
 		return nil, fmt.Errorf("opening netlink in the new network namespace: %w", err)
 	}
 	return t, nil
+}
+
+// namesDir is where ip-netns(8) looks for the names of network namespaces.
+const namesDir = "/run/netns"
+
+// newNamed puts the calling thread into a new network namespace with a name.
+func newNamed(name string) (netns.NsHandle, error) {
+	if err := shareNames(); err != nil {
+		return netns.None(), err
+	}
+	return netns.NewNamed(name)
+}
+
+// shareNames makes the directory of names a mount point with shared propagation, as the first
+// "ip netns add" on a machine does. That binds the directory over itself, with all names that are
+// in it by then. They would be mounted twice, and nobody could remove them any more. So the
+// directory has to be shared before the first name is in it.
+func shareNames() error {
+	if err := os.MkdirAll(namesDir, 0o755); err != nil {
+		return err
+	}
+	// ip-netns(8) of newer versions takes the same lock.
+	dir, err := os.Open(namesDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }() // a directory has nothing to lose
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("locking %s: %w", namesDir, err)
+	}
+	share := func() error { return unix.Mount("", namesDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err = share()
+	if errors.Is(err, unix.EINVAL) {
+		if err := unix.Mount(namesDir, namesDir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("binding %s over itself: %w", namesDir, err)
+		}
+		err = share()
+	}
+	if err != nil {
+		return fmt.Errorf("sharing %s: %w", namesDir, err)
+	}
+	return nil
 }
 
 // do runs f on the thread and waits for it.

@@ -1,0 +1,51 @@
+package vpc
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestLabSharesNames: somebody's first "ip netns add" on a machine does not keep a lab that runs from
+// being removed. The test has a /run of its own.
+func TestLabSharesNames(t *testing.T) {
+	RequireForTest(t)
+	const lab, others = "vpclab-test", "others"
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // not unlocked: the mount namespace ends with the thread
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+				return err
+			}
+			if err := unix.Mount("test", "/run", "tmpfs", 0, "mode=0755"); err != nil {
+				return err
+			}
+			ns, err := newNamed(lab)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = ns.Close() }()
+			if out, err := exec.CommandContext(t.Context(), "ip", "netns", "add", others).CombinedOutput(); err != nil {
+				return errors.New(string(out))
+			}
+			if err := removeNamespace(lab); err != nil {
+				return err
+			}
+			if _, err := os.Stat(namesDir + "/" + others); err != nil {
+				return err
+			}
+			return removeNamespace(others)
+		}()
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
