@@ -23,21 +23,28 @@ var places = []string{"IPv4 near", "IPv4 far", "IPv6 near", "IPv6 far"}
 type losses struct {
 	// Pings lost and sent, in the order of places.
 	lost, sent [4]int
-	// streams are TCP connections to far away, IPv4 and IPv6.
+	// streams are TCP connections to far away, first that of IPv4, then that of IPv6.
 	streams []vpc.StreamResult
 	// deleted are the events of ip monitor by which something of the ENI went.
 	deleted []string
 }
 
-// none tells whether nothing was lost, and no connection stood still. A lost segment is
+// none reports whether nothing was lost, and no connection stood still. A lost segment is
 // sent again after 200 ms at the earliest; this machine may be as slow.
-func (l *losses) none() bool {
-	for _, s := range l.streams {
-		if s.Stall > time.Second || s.Echoed < s.Sent {
+func (l *losses) none() bool { return l.noneOf(false) && l.noneOf(true) }
+
+// noneOf is none for one family.
+func (l *losses) noneOf(ipv6 bool) bool {
+	family := 0
+	if ipv6 {
+		family = 1
+	}
+	for i, s := range l.streams {
+		if i == family && (s.Stall > time.Second || s.Echoed < s.Sent) {
 			return false
 		}
 	}
-	return l.lost == [4]int{}
+	return l.lost[2*family] == 0 && l.lost[2*family+1] == 0
 }
 
 func (l *losses) String() string {
