@@ -57,7 +57,6 @@ MACHINES      = $(MACHINE)$(EC2NETD_LONG)
 HOST_PACKAGES = mmdebstrap systemd-container nftables iproute2 dbus-daemon man-db groff-base mandoc $(if $(MACHINES),qemu-system-x86 e2fsprogs)
 HOST_TOOLS    = mmdebstrap systemd-nspawn nft ip dbus-daemon man groff mandoc $(if $(MACHINES),qemu-system-x86_64 mke2fs)
 
-MAN_PAGES := $(sort $(wildcard cmd/*/*.[1-8] units/*.[1-8] api/*.[1-8]))
 # Where shells look for completions; for zsh, what Debian has too.
 BASH_COMPLETIONS := $(PREFIX)/share/bash-completion/completions
 FISH_COMPLETIONS := $(PREFIX)/share/fish/vendor_completions.d
@@ -231,74 +230,17 @@ host-packages:
 	  echo "Installing$$missing…"; \
 	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(HOST_PACKAGES); } >/dev/null; }
 
+# units/install/files.list says which files these are.
+INSTALL = DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' BIN='$(BIN)' EC2NETCTL='$(BUILD)/bin/ec2netctl' \
+  BASH_COMPLETIONS='$(BASH_COMPLETIONS)' FISH_COMPLETIONS='$(FISH_COMPLETIONS)' ZSH_COMPLETIONS='$(ZSH_COMPLETIONS)' units/install/install.sh
+
 .PHONY: install
 install: build ## install into DESTDIR with PREFIX (/usr); enable with systemctl preset
-	install -D -m 0755 $(BIN)/ec2netd $(DESTDIR)$(PREFIX)/lib/ec2netd/ec2netd
-	install -D -m 0755 $(BIN)/ec2netctl $(DESTDIR)$(PREFIX)/bin/ec2netctl
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service
-	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd-orphans.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service
-	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd-release.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service
-	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ec2netd-networkd-start.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-networkd-start.service
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-networkd-start.service
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system/systemd-networkd.service.wants
-	ln -sfn ../ec2netd-networkd-start.service $(DESTDIR)$(PREFIX)/lib/systemd/system/systemd-networkd.service.wants/ec2netd-networkd-start.service
-	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-wait-online.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service
-	sed 's|@bindir@|$(PREFIX)/bin|' units/ec2netd-hostname.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/ec2netd.socket units/ec2netd-metrics.socket
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/network units/80-ec2.network
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d units/udev/80-ec2netd.rules
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/ec2netd units/none.link units/cloud-init.cfg units/no-addresses.conf
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system/ifup@.service.d
-	sed 's|@libexecdir@|$(PREFIX)/lib/ec2netd|' units/ifupdown/80-ec2netd.conf > $(DESTDIR)$(PREFIX)/lib/systemd/system/ifup@.service.d/80-ec2netd.conf
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/ifup@.service.d/80-ec2netd.conf
-	install -d $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d
-	ln -sfn /run/ec2netd/cloud-init.cfg $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d/95-ec2netd.cfg
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d units/networkd.conf.d/80-ec2netd.conf
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system-preset presets/80-ec2netd.preset
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system-services units/dbus-1/org.ec2netd1.service
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/system.d units/dbus-1/org.ec2netd1.conf
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/polkit-1/actions units/polkit-1/org.ec2netd1.policy
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces api/org.ec2netd1.Manager.xml api/org.ec2netd1.Interface.xml
-	set -e; for page in $(MAN_PAGES); do install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man$${page##*.} $$page; done
-	@mkdir -p $(BUILD)/completions
-	@set -e; for shell in bash zsh fish; do $(BUILD)/bin/ec2netctl completion $$shell > $(BUILD)/completions/$$shell; done
-	install -D -m 0644 $(BUILD)/completions/bash $(DESTDIR)$(BASH_COMPLETIONS)/ec2netctl
-	install -D -m 0644 $(BUILD)/completions/fish $(DESTDIR)$(FISH_COMPLETIONS)/ec2netctl.fish
-	set -e; for dir in $(ZSH_COMPLETIONS); do install -D -m 0644 $(BUILD)/completions/zsh $(DESTDIR)$$dir/_ec2netctl; done
-	test -e $(DESTDIR)$(SYSCONFDIR)/ec2netd.conf || install -D -m 0644 -t $(DESTDIR)$(SYSCONFDIR) units/ec2netd.conf
+	@$(INSTALL) install
 
 .PHONY: uninstall
 uninstall: ## remove what install put there, the configuration in /etc excepted
-	rm -f $(DESTDIR)$(PREFIX)/bin/ec2netctl \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd.socket \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-metrics.socket \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-wait-online.service \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-hostname.service \
-	  $(DESTDIR)$(BASH_COMPLETIONS)/ec2netctl $(DESTDIR)$(FISH_COMPLETIONS)/ec2netctl.fish \
-	  $(foreach dir,$(ZSH_COMPLETIONS),$(DESTDIR)$(dir)/_ec2netctl) \
-	  $(foreach page,$(MAN_PAGES),$(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))) \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-orphans.service \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-release.service \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ec2netd-networkd-start.service \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/systemd-networkd.service.wants/ec2netd-networkd-start.service \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system/ifup@.service.d/80-ec2netd.conf \
-	  $(DESTDIR)$(PREFIX)/lib/udev/rules.d/80-ec2netd.rules \
-	  $(DESTDIR)$(SYSCONFDIR)/cloud/cloud.cfg.d/95-ec2netd.cfg \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/network/80-ec2.network \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/networkd.conf.d/80-ec2netd.conf \
-	  $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/80-ec2netd.preset \
-	  $(DESTDIR)$(PREFIX)/share/dbus-1/system-services/org.ec2netd1.service \
-	  $(DESTDIR)$(PREFIX)/share/dbus-1/system.d/org.ec2netd1.conf \
-	  $(DESTDIR)$(PREFIX)/share/polkit-1/actions/org.ec2netd1.policy \
-	  $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.ec2netd1.Manager.xml \
-	  $(DESTDIR)$(PREFIX)/share/dbus-1/interfaces/org.ec2netd1.Interface.xml
-	rm -rf $(DESTDIR)$(PREFIX)/lib/ec2netd
+	@$(INSTALL) uninstall
 
 .PHONY: clean
 clean: ## remove what was built
