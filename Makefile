@@ -45,7 +45,7 @@ $(TOOLS)/govulncheck:   module := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 $(TOOLS)/gotestsum:     module := gotest.tools/gotestsum@v1.13.0
 $(TOOLS)/nfpm:          module := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 
-.PHONY: help build test unit integration fuzz test-long soak neighbours stock demo bench host-packages \
+.PHONY: help build check test unit integration fuzz test-long soak neighbours stock demo bench host-packages \
   lint vulncheck generate stage packages stage-packages check-packages install uninstall clean
 
 help: ## list the targets
@@ -56,6 +56,9 @@ build: ## build the programs, which need no library, into build/bin
 
 $(TOOLS)/%:
 	GOBIN=$(TOOLS) $(GO) install $(module)
+
+check: lint ## for everyday work: lint, and the unit tests without -race
+	$(GO) test -short -count=1 -timeout $(TIMEOUT) ./...
 
 test: host-packages unit integration ## all tests: unit and, as root, integration on systemd 252, 257 and 262
 
