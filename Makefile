@@ -23,7 +23,7 @@ TIMEOUT    := 80m
 # How often one or two tests on real systemd that fail run again; the machine may have been busy.
 RERUNS     := 1
 # How many labs run side by side. An instance waits for most of its time.
-LABS       := $(shell expr $$(nproc) + 1)
+LABS       := $(shell expr 2 \* $$(nproc))
 # How long each fuzzer runs, and the life of an instance. One seed always gives the same steps.
 FUZZTIME   := 60s
 SOAK_TIME  ?= 20m
@@ -60,6 +60,7 @@ $(TOOLS)/%:
 check: lint ## for everyday work: lint, and the unit tests without -race
 	$(GO) test -short -count=1 -timeout $(TIMEOUT) ./...
 
+test integration: MACHINE := 1
 test: host-packages unit integration ## all tests: unit and, as root, integration on systemd 252, 257 and 262
 
 # Without -count=1 the go command notes each file that a test opens, to keep the result: 0.7 GB for
@@ -69,7 +70,6 @@ unit: ## tests that need neither root nor a network
 
 # What the tests on systemd install.
 LABTEST = EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test)
-
 integration: host-packages stage stage-packages $(TOOLS)/gotestsum ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
 	$(LABTEST) $(TOOLS)/gotestsum --format standard-verbose --rerun-fails=$(RERUNS) --rerun-fails-max-failures=2 --packages ./cmd/... -- \
 	  -count=1 -timeout $(TIMEOUT) -p 1 -parallel $(LABS) -run '^TestLab'
