@@ -56,7 +56,7 @@ func oneSuite(t *testing.T, test func(t *testing.T, suite string)) {
 // units are the generated .network drop-ins for a MAC address.
 func (l *lab) units(mac fmt.Stringer) []string {
 	l.t.Helper()
-	return strings.Fields(l.run("sh", "-c", "grep -lsi '^MACAddress="+mac.String()+"$' /run/systemd/network/*.network.d/50-ec2netd.conf || true"))
+	return strings.Fields(l.run("sh", "-c", "grep -lsiE '^(Permanent)?MACAddress="+mac.String()+"$' /run/systemd/network/*.network.d/50-ec2netd.conf || true"))
 }
 
 // residue are hidden files and empty directories that a killed run may leave.

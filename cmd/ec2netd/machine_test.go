@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,10 +51,13 @@ func TestLabMachine(t *testing.T) {
 			finish := l.slowPings(l.inst.Primary())
 			l.vlan(eni)
 			done("VLAN")
-			for _, kind := range []string{"bridge", "bond"} {
-				l.portOf(eni, kind)
-				done(kind)
-			}
+			l.portOf(eni, "bridge", "", "")
+			done("bridge")
+			// EC2 carries an ENI's own MAC address only.
+			l.portOf(eni, "bond", "mode active-backup miimon 100 fail_over_mac active", "")
+			done("bond")
+			l.portOf(eni, "bond", "mode active-backup miimon 100", "02:00:00:00:0b:0d")
+			done("bond with a MAC address of its own")
 			l.clock(eni)
 			done("clock")
 			finish()
@@ -74,7 +78,7 @@ func TestLabMachine(t *testing.T) {
 			done("detach")
 			l.inNamedVRF(eni)
 			done("vrf of a file")
-			l.portOf(eni, "vrf")
+			l.portOf(eni, "vrf", "table 500", "")
 			done("vrf")
 			l.withoutIPv6(eni)
 			done("reboot without IPv6")
@@ -174,23 +178,29 @@ func (l *lab) vlan(eni *vpc.ENI) {
 	l.run("ip", "link", "delete", "vlan7")
 }
 
-// F10: an ENI is a port through its changes, of a master of the kind.
-func (l *lab) portOf(eni *vpc.ENI, kind string) {
+// F10: an ENI is a port through its changes, of a master of the kind with options. The MAC address,
+// if it is not empty, is the master's, which gives it to its ports.
+func (l *lab) portOf(eni *vpc.ENI, kind, options, mac string) {
 	l.t.Helper()
-	name := eni.Name()
-	// EC2 carries an ENI's own MAC address only.
-	options := map[string]string{"bond": " mode active-backup miimon 100 fail_over_mac active", "vrf": " table 500"}[kind]
-	l.run("sh", "-ec", "ip link add master0 type "+kind+options+"; echo 1 >/proc/sys/net/ipv6/conf/master0/disable_ipv6; ip link set master0 up")
+	name, address := eni.Name(), ""
+	if mac != "" {
+		address = "address " + mac
+	}
+	l.run("sh", "-ec", "ip link add master0 "+address+" type "+kind+" "+options+"; echo 1 >/proc/sys/net/ipv6/conf/master0/disable_ipv6; ip link set master0 up")
 	// A bond takes no link that is up. Were it down for longer, it would count as set down.
 	down := map[string]string{"bond": "link set " + name + " down\n"}[kind]
 	if _, err := l.inst.Run(l.t.Context(), vpc.Command{Argv: []string{"ip", "-batch", "-"}, Stdin: strings.NewReader(down + "link set " + name + " master master0\n")}); err != nil {
 		l.t.Fatal(err)
 	}
 	named := func(i *state.Interface) bool {
-		return strings.Contains(i.Reason, "port of master0 ("+kind+")")
+		return i.ENIID == eni.ID() && i.MAC == eni.MAC().String() && strings.Contains(i.Reason, "port of master0 ("+kind+")") &&
+			strings.Contains(i.Reason, "MAC address "+mac) == (mac != "")
 	}
 	entry := l.reaches(eni.ID(), named)
 	l.t.Logf("%s: %s: %s", kind, entry.State, entry.Reason)
+	if link := l.run("ip", "-o", "link", "show", name); !strings.Contains(link, " link/ether "+cmp.Or(mac, eni.MAC().String())+" ") {
+		l.t.Errorf("the port is %s", link)
+	}
 	added, err := eni.AssignIPv4(l.t.Context())
 	if err != nil {
 		l.t.Fatal(err)

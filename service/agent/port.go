@@ -102,7 +102,7 @@ func (u *unused) judge(link *plan.Link, gaps bool, now time.Time) (state.ENI, st
 	case link.SetDown:
 		return state.ENIOverridden, "the link was set down, and stays so. Set it up with: ip link set dev " + link.Name + " up"
 	case link.Port() && gaps:
-		return state.ENIOverridden, "the link is a port of " + link.Master + " (" + link.MasterKind + "), which takes what arrives. Give the addresses to " +
+		return state.ENIOverridden, port(link) + ", which takes what arrives. Give the addresses to " +
 			link.Master + ", or release the link with: " + release(link.Name)
 	case link.Down && !link.OthersActivation && now.Sub(u.down) >= settleTime:
 		return state.ENIDegraded, "the link is down, and networkd does not set it up: see networkctl status " + link.Name
@@ -119,12 +119,17 @@ func release(name string) string {
 	return "ip link set dev " + name + " nomaster; ip link set dev " + name + " down; ip link set dev " + name + " up"
 }
 
-// port says of what the link of an ENI that has everything is a port, or is empty.
+// port says of what the link of an ENI is a port, and what MAC address it has from that. It is empty
+// for a link that is no port.
 func port(link *plan.Link) string {
 	if link.Master == "" {
 		return ""
 	}
-	return "the link is a port of " + link.Master + " (" + link.MasterKind + ")"
+	words := "the link is a port of " + link.Master + " (" + link.MasterKind + ")"
+	if link.Lent != "" {
+		words += " with the MAC address " + link.Lent + " in place of its own"
+	}
+	return words
 }
 
 // raise has networkd set up a link that was down when the daemon came, as ifdown leaves it, and

@@ -276,3 +276,39 @@ func TestPort(t *testing.T) {
 		}
 	})
 }
+
+// F10: a bond may give its ports a MAC address of its own. Its port is the ENI that it was, also for a
+// daemon that starts then, and nothing is done but to keep it a port.
+func TestPortWithMACOfBond(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.link("ens6", func(l *kernel.Link) { l.Permanent = true })
+		a, stop := w.start(t)
+		defer func() { stop() }()
+		settle(time.Minute)
+		w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind, l.Lent = "bond0", "bond", macOf(0) })
+		settle(time.Minute)
+		for _, when := range []string{"enslaved", "with a new daemon"} {
+			got := must(t, a, "ens6", state.ENIConfigured)
+			if got.MAC != macOf(1) || got.ENIID != viewOf(1).ID || got.Reason != "the link is a port of bond0 (bond) with the MAC address "+macOf(0)+" in place of its own" {
+				t.Errorf("%s: %s %s %q", when, got.MAC, got.ENIID, got.Reason)
+			}
+			must(t, a, "ens5", state.ENIConfigured)
+			if text := w.store.Read(plan.NetworkDropIn("ens6")); !strings.Contains(text, "\nPermanentMACAddress="+macOf(1)+"\n") || !strings.Contains(text, "\nKeepMaster=yes\n") {
+				t.Errorf("%s:\n%s", when, text)
+			}
+			if when == "enslaved" {
+				stop()
+				a, stop = w.start(t)
+				settle(time.Minute)
+			}
+		}
+		w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind, l.Lent = "", "", "" })
+		settle(time.Minute)
+		if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "" || !slices.Equal(w.addresses("ens6"), []string{"10.0.1.20", "10.0.1.21"}) {
+			t.Errorf("released: %q, %v", got.Reason, w.addresses("ens6"))
+		}
+	})
+}

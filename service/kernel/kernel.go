@@ -5,9 +5,12 @@
 package kernel
 
 import (
+	"cmp"
 	"net/netip"
 	"reflect"
 	"slices"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Snapshot is what the kernel had at one moment.
@@ -33,8 +36,13 @@ func (s *Snapshot) Equal(o *Snapshot) bool {
 type Link struct {
 	Index int
 	Name  string
-	// MAC address, lower case with colons.
+	// MAC is the MAC address by which EC2 knows the ENI, lower case with colons, see [MACOf].
 	MAC string
+	// Permanent: MAC is the permanent address of the device. Unit files match a link by it whatever
+	// address a master gives the link.
+	Permanent bool
+	// Lent is the address that the link has from its master in place of MAC, or empty.
+	Lent string
 	// Driver as ethtool reports it.
 	Driver   string
 	Altnames []string
@@ -148,6 +156,21 @@ func (l *Link) Port() bool { return l.Master != "" && !l.InVRF() }
 // then, and refuses routes in another one that prefer one of them as the source (EINVAL), as DHCP's
 // do: networkd takes that for a failure of the link, and begins anew.
 func (l *Link) InVRF() bool { return l.Master != "" && l.MasterKind == "vrf" }
+
+// MACOf returns the MAC address of the ENI that a link is, and reports whether that is the permanent
+// address of its device (ethtool -P). A bond without fail_over_mac=active and a team give their ports
+// one MAC address, that of the first port unless they are told another one: so what counts for a port
+// is the permanent address. A veth has none.
+func MACOf(attrs *netlink.LinkAttrs) (mac string, permanent bool) {
+	current, own := attrs.HardwareAddr.String(), attrs.PermHWAddr.String()
+	if own != "" && (own == current || attrs.MasterIndex != 0) {
+		return own, true
+	}
+	return current, false
+}
+
+// Address returns the MAC address that the link has now.
+func (l *Link) Address() string { return cmp.Or(l.Lent, l.MAC) }
 
 // Has tells whether the address is on the link and may be used.
 func (l *Link) Has(address netip.Addr) bool {

@@ -83,12 +83,15 @@ func (o *Observer) Observe() (*Snapshot, error) {
 		entry := Link{
 			Index:    attrs.Index,
 			Name:     attrs.Name,
-			MAC:      attrs.HardwareAddr.String(),
 			Driver:   driver,
 			Altnames: slices.Sorted(slices.Values(attrs.AltNames)),
 			Group:    int(attrs.Group),
 			Down:     attrs.RawFlags&unix.IFF_UP == 0,
 			Carrier:  attrs.RawFlags&unix.IFF_LOWER_UP != 0,
+		}
+		entry.MAC, entry.Permanent = MACOf(attrs)
+		if current := attrs.HardwareAddr.String(); current != entry.MAC {
+			entry.Lent = current
 		}
 		if i := slices.IndexFunc(links, func(l netlink.Link) bool { return l.Attrs().Index == attrs.MasterIndex }); i >= 0 {
 			entry.Master, entry.MasterKind = links[i].Attrs().Name, links[i].Type()

@@ -96,6 +96,34 @@ func TestObservePort(t *testing.T) {
 	}
 }
 
+// F10, C3: a port of a bond keeps the MAC address of its ENI, whatever address the bond gives it. The
+// permanent address of a link that is no port does not count where somebody has given it another one.
+func TestMACOf(t *testing.T) {
+	own, other := net.HardwareAddr{2, 0, 0, 0, 0, 5}, net.HardwareAddr{2, 0, 0, 0, 0, 6}
+	for name, c := range map[string]struct {
+		attrs     netlink.LinkAttrs
+		want      net.HardwareAddr
+		permanent bool
+	}{
+		"no permanent address":         {netlink.LinkAttrs{HardwareAddr: own}, own, false},
+		"a port without one":           {netlink.LinkAttrs{HardwareAddr: other, MasterIndex: 9}, other, false},
+		"its permanent address":        {netlink.LinkAttrs{HardwareAddr: own, PermHWAddr: own}, own, true},
+		"the first port of a bond":     {netlink.LinkAttrs{HardwareAddr: own, PermHWAddr: own, MasterIndex: 9}, own, true},
+		"another port of the bond":     {netlink.LinkAttrs{HardwareAddr: other, PermHWAddr: own, MasterIndex: 9}, own, true},
+		"an address given by somebody": {netlink.LinkAttrs{HardwareAddr: other, PermHWAddr: own}, other, false},
+	} {
+		if mac, permanent := MACOf(&c.attrs); mac != c.want.String() || permanent != c.permanent {
+			t.Errorf("%s: %s, permanent %v", name, mac, permanent)
+		}
+	}
+	if l := (Link{MAC: own.String()}); l.Address() != own.String() {
+		t.Errorf("the address is %s", l.Address())
+	}
+	if l := (Link{MAC: own.String(), Lent: other.String()}); l.Address() != other.String() {
+		t.Errorf("the address of a port is %s", l.Address())
+	}
+}
+
 // B2, F1: the snapshot has all of an ENI, and nothing of others; what a rule selects by
 // besides its source keeps it from being taken for one of this daemon.
 func TestObserve(t *testing.T) {

@@ -151,7 +151,8 @@ func RemoveAddresses(record *Record, files Files) ([]plan.OwnAddress, error) {
 		if err != nil {
 			continue // it has gone
 		}
-		entry := kernel.Link{MAC: attrs.HardwareAddr.String()}
+		entry := kernel.Link{}
+		entry.MAC, _ = kernel.MACOf(attrs)
 		for _, a := range listed {
 			address, _ := netip.AddrFromSlice(a.IP)
 			ones, _ := a.Mask.Size()
@@ -187,7 +188,8 @@ func listLinks() ([]kernel.Link, error) {
 	links := make([]kernel.Link, 0, len(present))
 	for _, link := range present {
 		attrs := link.Attrs()
-		links = append(links, kernel.Link{Index: attrs.Index, Name: attrs.Name, MAC: attrs.HardwareAddr.String(), Altnames: attrs.AltNames})
+		mac, _ := kernel.MACOf(attrs)
+		links = append(links, kernel.Link{Index: attrs.Index, Name: attrs.Name, MAC: mac, Altnames: attrs.AltNames})
 	}
 	return links, nil
 }

@@ -92,10 +92,10 @@ func keepToLink(files []File, unit string, link *Link) []File {
 	u.section("Match")
 	if path.Ext(unit) == ".network" {
 		u.set("Driver", "")
-		u.set("MACAddress", link.MAC)
+		matchMAC(u, link)
 		u.set("Name", link.Name)
 	} else {
-		u.set("MACAddress", link.MAC)
+		matchMAC(u, link)
 		u.set("Driver", link.Driver)
 	}
 	return slices.Insert(files, first+1, File{Path: path.Join(unit+".d", MatchDropIn), Content: u.String()})
@@ -189,7 +189,9 @@ func evaluate(conditions map[string][]string, link *Link) Match {
 			holds = listed(values, []string{link.Driver}, glob)
 		case "Type":
 			holds = listed(values, []string{"ether"}, glob)
-		case "MACAddress", "PermanentMACAddress": // no ENI has another one
+		case macAddress:
+			holds = listed(values, []string{link.Address()}, sameMAC)
+		case permanentMACAddress: // no ENI has another one
 			holds = listed(values, []string{link.MAC}, sameMAC)
 		}
 		match = min(match, holds)

@@ -81,6 +81,30 @@ func TestMatchOf(t *testing.T) {
 	}
 }
 
+// F10: the unit of an ENI matches a port that has its MAC address from a bond, by the permanent one;
+// one of somebody else's that names the address as the present one does not.
+func TestMatchOfPort(t *testing.T) {
+	port := ens6
+	port.Permanent, port.Lent, port.Master, port.MasterKind = true, "02:00:00:00:01:12", "bond0", "bond"
+	u := &unitWriter{}
+	matchLink(u, &port)
+	if mac := MACIn(u.String()); mac != port.MAC {
+		t.Errorf("the drop-in is for %q:\n%s", mac, u.String())
+	}
+	for content, want := range map[string]Match{
+		u.String(): Matches,
+		"[Match]\nPermanentMACAddress=02:00:00:00:01:11\n": Matches,
+		"[Match]\nPermanentMACAddress=02:00:00:00:01:12\n": NoMatch,
+		"[Match]\nMACAddress=02:00:00:00:01:11\n":          NoMatch,
+		"[Match]\nMACAddress=02:00:00:00:01:12\n":          Matches,
+	} {
+		unit := UnitText{Path: "/etc/systemd/network/x.network", Texts: []Text{{Path: "/etc/systemd/network/x.network", Content: content}}}
+		if match, _ := MatchOf(unit, &port); match != want {
+			t.Errorf("%q: %d, want %d", content, match, want)
+		}
+	}
+}
+
 // F2: a file is named only for what it takes away.
 func TestTakenAway(t *testing.T) {
 	const (

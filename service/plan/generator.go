@@ -46,7 +46,7 @@ func Sole(file *Text, link *Link) bool {
 			continue
 		}
 		switch s.key {
-		case "MACAddress", "PermanentMACAddress":
+		case macAddress, permanentMACAddress:
 			sole = sole || sameMAC(s.value, link.MAC)
 		case "Name":
 			sole = sole || s.value == link.Name

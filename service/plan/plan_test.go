@@ -133,6 +133,14 @@ func TestMake(t *testing.T) {
 	t.Run("secondary", func(t *testing.T) {
 		golden(t, Make(input([]Link{leased(0, &plain), leased(1, &second)}, plain, second)))
 	})
+	t.Run("secondary with a permanent MAC address in a bond", func(t *testing.T) { // F10
+		first, link := leased(0, &plain), leased(1, &second)
+		link.Permanent, link.Lent = true, first.MAC
+		link.Master, link.MasterKind, link.LinkHidden = "bond0", "bond", "/etc/systemd/network/70-ens6.link.d/50-ec2netd.conf"
+		p := Make(input([]Link{first, link}, plain, second))
+		p.GiveWay()
+		golden(t, p)
+	})
 	t.Run("secondary in a VRF", func(t *testing.T) { // F10
 		link := leased(1, &second)
 		link.Master, link.MasterKind, link.DHCPMetrics = "blue", "vrf", nil

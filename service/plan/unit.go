@@ -60,11 +60,30 @@ func inDropIn(content string, address netip.Addr) bool {
 // MACIn returns the MAC address that a generated drop-in is for, or empty.
 func MACIn(content string) string {
 	for line := range strings.Lines(content) {
-		if mac, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "MACAddress="); ok {
-			return mac
+		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		if key == macAddress || key == permanentMACAddress {
+			return value
 		}
 	}
 	return ""
+}
+
+// The keys of [Match] for the MAC address that a link has now, and for the permanent one of its
+// device.
+const (
+	macAddress          = "MACAddress"
+	permanentMACAddress = "PermanentMACAddress"
+)
+
+// matchMAC continues the section [Match]. By its permanent address a unit stays in force for a port
+// of a bond, which gives its ports an address of its own: with another unit networkd would take the
+// link out of the bond.
+func matchMAC(u *unitWriter, link *Link) {
+	if link.Permanent {
+		u.set(permanentMACAddress, link.MAC)
+	} else {
+		u.set(macAddress, link.MAC)
+	}
 }
 
 // StaticIn returns the static addresses that stand in a generated drop-in, without the
@@ -338,7 +357,7 @@ func matchLink(u *unitWriter, link *Link) {
 	// The empty line takes back the base unit's drivers: this unit is for one link.
 	// The name keeps it off VLANs and macvlans, which inherit the MAC address (C5).
 	u.set("Driver", "")
-	u.set("MACAddress", link.MAC)
+	matchMAC(u, link)
 	u.set("Name", link.Name)
 	// By its group an ENI is told from links of the host's own, whatever base unit is in
 	// force (B9).
@@ -635,7 +654,7 @@ func linkFiles(eni *ENI) []File {
 	u := &unitWriter{}
 	u.comment("Written by ec2netd, see ec2netd(8). Changes here are lost.")
 	u.section("Match")
-	u.set("MACAddress", eni.Link.MAC)
+	matchMAC(u, &eni.Link)
 	// Bridges, bonds, VLANs and macvlans inherit the MAC address (C5).
 	u.set("Driver", eni.Link.Driver)
 	u.section("Link")
