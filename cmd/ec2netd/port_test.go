@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -129,5 +130,41 @@ func TestLabSetDown(t *testing.T) {
 		l.configured(eni.ID())
 		l.checkKernel(eni)
 		l.arrives(eni)
+	})
+}
+
+// F10: a link that somebody sets down for a bridge, as for a bond, is up once it is its port, however
+// long it was down before; set down as a port it stays down.
+func TestLabSetDownForBridge(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, often)
+		l.configured("ens5")
+		eni := l.attach(hotplugSpec())
+		l.configured(eni.ID())
+		name := eni.Name()
+		named := func(i *state.Interface) bool { return strings.Contains(i.Reason, "port of br0 (bridge)") }
+		l.run("sh", "-ec", "ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6; ip link set br0 up")
+		for _, pause := range []string{"0", "0.45", "0.5", "0.55", "2"} {
+			l.run("sh", "-ec", "ip link set "+name+" down; sleep "+pause+"; ip link set "+name+" master br0")
+			var last string
+			l.untilOr("after "+pause+" s the port is up", func() (bool, error) {
+				last = l.run("ip", "-o", "link", "show", name)
+				return strings.Contains(last, ",UP") && strings.Contains(last, " master br0 "), nil
+			}, &last)
+			l.reaches(eni.ID(), named)
+			l.run("sh", "-ec", fmt.Sprintf("ip link set %s nomaster; ip link set %[1]s down; ip link set %[1]s up", name))
+			l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && !named(i) })
+		}
+		l.checkKernel(eni)
+		l.run("sh", "-ec", "ip link set "+name+" master br0")
+		l.reaches(eni.ID(), named)
+		l.run("ip", "link", "set", name, "down")
+		l.reaches(eni.ID(), func(i *state.Interface) bool {
+			return i.State == state.ENIOverridden && strings.Contains(i.Reason, "was set down")
+		})
+		l.run("networkctl", "reload")
+		if link := l.run("ip", "-o", "link", "show", name); strings.Contains(link, ",UP") {
+			t.Errorf("the port is set up: %s", link)
+		}
 	})
 }

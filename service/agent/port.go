@@ -30,15 +30,33 @@ type unused struct {
 	back time.Time
 	// raise is when networkd is to be asked to set it up, and the delay to the next time.
 	raise attempt
+	// looked: it has been looked at. master and kind are of what it was a port then.
+	looked       bool
+	master, kind string
+	// handed: it is down, and has become a port since, or has been released by a bond, which sets it
+	// down. Neither means that somebody wants it down.
+	handed bool
+}
+
+// handOver notes of what the link is a port. A bond and a team take no link that is up, and set up
+// what they have taken; a bridge and a VRF leave a link down that somebody has set down for them,
+// as for a bond. What a bond or team releases it sets down.
+func (u *unused) handOver(link *plan.Link) {
+	enslaved := link.Master != "" && link.Master != u.master
+	released := link.Master == "" && u.down.IsZero() && (u.kind == "bond" || u.kind == "team")
+	u.handed = link.Down && (u.handed || (u.looked && (enslaved || released)))
+	u.looked, u.master, u.kind = true, link.Master, link.MasterKind
 }
 
 // look notes whether a link is up, and reports whether somebody has set it down and how long it
 // takes until that can be told. Who sets a link down that networkd has not configured, or while it
 // does not run, means something else: so cloud-init does early at boot, when it has asked the
 // metadata service, and networkd sets the link up. Nor does who ends ifupdown want a link down that
-// it has configured: ifdown leaves it so, as when networking.service is stopped. Running and done say whether networkd runs and is
-// done with the link, configured whether the ENI was so when it was last looked at.
+// it has configured: ifdown leaves it so, as when networking.service is stopped. Nor does who sets a
+// link down to make it a port, however long that takes. Running and done say whether networkd runs
+// and is done with the link, configured whether the ENI was so when it was last looked at.
 func (u *unused) look(link *plan.Link, running, done, configured bool, now time.Time) (setDown bool, wait time.Duration) {
+	u.handOver(link)
 	if !running {
 		u.up = false
 	} else if (!link.Down && done) || (u.down.IsZero() && configured) {
@@ -61,7 +79,10 @@ func (u *unused) look(link *plan.Link, running, done, configured bool, now time.
 	if link.Down && (u.raised || lowered) && !link.KeptDown() {
 		u.up = false
 	}
-	if !link.Down || (!u.up && !link.KeptDown()) {
+	if u.handed {
+		u.up = false
+	}
+	if !link.Down || u.handed || (!u.up && !link.KeptDown()) {
 		return false, 0
 	}
 	wait = max(u.down.Add(downTime).Sub(now), 0)

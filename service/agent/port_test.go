@@ -2,6 +2,8 @@ package agent
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -310,5 +312,104 @@ func TestPortWithMACOfBond(t *testing.T) {
 		if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "" || !slices.Equal(w.addresses("ens6"), []string{"10.0.1.20", "10.0.1.21"}) {
 			t.Errorf("released: %q, %v", got.Reason, w.addresses("ens6"))
 		}
+	})
+}
+
+// F10: a link that somebody has set down, for however long, and then makes a port is up again: a bond
+// sets it up, and for a bridge networkd does. Set down as a port it stays down, and so does one that
+// is set down and no port. What a bond releases it sets down itself.
+func TestSetDownAndEnslaved(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20")
+		// networkd sets up a link that it configures anew, and takes out of its master what no file
+		// keeps there. Each step is what somebody does just when it reads the files.
+		w.put(t, baseUnit, "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n")
+		const keeps = "/etc/systemd/network/70-ens6.network.d/keep.conf"
+		var step func(*kernel.Link)
+		var read os.FileInfo
+		w.onReload = func() {
+			w.set(func() {
+				i := slices.IndexFunc(w.links, func(l kernel.Link) bool { return l.Name == "ens6" })
+				l := &w.links[i]
+				if step != nil {
+					step(l)
+					step = nil
+				}
+				text := w.store.Read(plan.NetworkDropIn("ens6"))
+				info, err := os.Stat(filepath.Join(w.dir, plan.NetworkDropIn("ens6")))
+				if err != nil || (read != nil && os.SameFile(read, info) && read.ModTime().Equal(info.ModTime())) {
+					return
+				}
+				read = info
+				if !strings.Contains(text, "\nActivationPolicy=manual\n") {
+					l.Down, l.Carrier = false, true
+				}
+				if l.Master != "" && !strings.Contains(text, "\nKeepMaster=yes\n") && w.store.Read(keeps) == "" {
+					l.Master, l.MasterKind = "", ""
+				}
+			})
+			w.ring()
+		}
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		down := func(l *kernel.Link) { l.Down, l.Carrier = true, false }
+		enslave := func(kind string) func(*kernel.Link) {
+			return func(l *kernel.Link) {
+				if l.Master, l.MasterKind = kind+"0", kind; kind == "bond" {
+					l.Down, l.Carrier = false, true
+				}
+			}
+		}
+		expect := func(when, master string, isDown bool) {
+			t.Helper()
+			settle(time.Minute)
+			w.link("ens6", func(l *kernel.Link) {
+				kept := strings.Contains(w.store.Read(plan.NetworkDropIn("ens6")), "\nActivationPolicy=manual\n")
+				if l.Master != master || l.Down != isDown || kept != isDown {
+					t.Errorf("%s: a port of %q, down %v, kept down %v; want %q, %v", when, l.Master, l.Down, kept, master, isDown)
+				}
+			})
+			want := state.ENIConfigured
+			if isDown {
+				want = state.ENIOverridden
+			}
+			must(t, a, "ens6", want)
+		}
+		for _, kind := range []string{"bridge", "bond", "vrf"} {
+			for _, pause := range []time.Duration{10 * time.Millisecond, downTime - 10*time.Millisecond, downTime + 10*time.Millisecond, time.Hour} {
+				when := kind + " after " + pause.String()
+				w.link("ens6", down)
+				settle(pause)
+				w.link("ens6", enslave(kind))
+				expect(when, kind+"0", false)
+				w.link("ens6", func(l *kernel.Link) {
+					if l.Master, l.MasterKind = "", ""; kind == "bond" {
+						down(l)
+					}
+				})
+				expect(when+", released", "", false)
+			}
+			w.link("ens6", down)
+			w.set(func() { step = enslave(kind) })
+			expect(kind+" while networkd is asked", kind+"0", false)
+			w.link("ens6", down)
+			expect(kind+", set down as a port", kind+"0", true)
+			w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind = "", "" })
+			expect(kind+", released while it is set down", "", true)
+			w.link("ens6", func(l *kernel.Link) { l.Down, l.Carrier = false, true })
+			expect(kind+", set up", "", false)
+		}
+		// Nothing changes in the generated drop-in then.
+		w.put(t, keeps, "[Network]\nKeepMaster=yes\n")
+		w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind = "bond0", "bond" })
+		expect("a bond that a file keeps it in", "bond0", false)
+		w.link("ens6", func(l *kernel.Link) {
+			l.Master, l.MasterKind = "", ""
+			down(l)
+		})
+		expect("released from that", "", false)
 	})
 }

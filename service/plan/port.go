@@ -58,10 +58,13 @@ func (l *Link) KeptDown() bool { return strings.Contains(l.Current, "\n"+activat
 // activation is the line that has networkd set a link neither up nor down.
 const activation = "ActivationPolicy=manual"
 
-// keepDown continues the section [Link]: a link that somebody has set down stays down when
-// networkd configures it anew (F10).
+// keepsDown reports whether a link stays down when networkd configures it anew, since somebody has
+// set it down (F10).
+func (l *Link) keepsDown() bool { return l.SetDown && !l.OthersActivation }
+
+// keepDown continues the section [Link].
 func keepDown(u *unitWriter, link *Link) {
-	if link.SetDown && !link.OthersActivation {
+	if link.keepsDown() {
 		u.text.WriteString(activation + "\n")
 	}
 }
@@ -69,9 +72,10 @@ func keepDown(u *unitWriter, link *Link) {
 // keepMaster keeps a link the port that it is when networkd configures it anew (F10). By itself
 // networkd releases a link from a master that none of its files names. With KeepMaster= it takes
 // IPv6 from the link unless it is told otherwise, which a port of a VRF needs; and for others it
-// says at each reload what it does without.
+// says at each reload what it does without. A link that somebody has set down may be about to become
+// a port: were it one by the time that networkd reads the file, networkd would release it.
 func keepMaster(u *unitWriter, link *Link) {
-	if link.Master == "" || link.OthersMaster {
+	if (link.Master == "" && !link.keepsDown()) || link.OthersMaster {
 		return
 	}
 	u.section("Network")
