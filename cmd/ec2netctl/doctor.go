@@ -48,8 +48,8 @@ type symptoms struct {
 	// state of ec2netd, or nil and why there is none, with what to do.
 	state           *state.State
 	silence, remedy string
-	// waits says who has the ENIs until the next boot, if that is what ec2netd waits for.
-	waits string
+	// waits is what the next boot changes, if that is what ec2netd waits for.
+	waits bootWait
 	// notEC2 says why ec2netd has nothing to do on this machine; empty where it has.
 	notEC2 string
 	// mistakes in the configuration.
@@ -156,7 +156,7 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 		return found, nil
 	}
 	if found.state == nil {
-		if found.waits = c.waitsForBoot(); found.waits != "" {
+		if found.waits = c.waitsForBoot(); found.waits.owner != "" {
 			// What is not as it shall be is so until then.
 			return found, nil
 		}
@@ -305,8 +305,11 @@ func diagnose(s *symptoms) []finding {
 		d.mistakes(s.mistakes)
 		return d.findings
 	}
-	if s.waits != "" {
-		d.warn("ec2netd", takeOverNow, "%s", s.waits)
+	if s.waits.owner != "" {
+		d.warn("ec2netd", takeOverNow, "%s", s.waits.owner)
+		if others := s.waits.others(); others != "" {
+			d.warn("unit", leftAdvice, "%s", others)
+		}
 		d.mistakes(s.mistakes)
 		return d.findings
 	}

@@ -37,6 +37,25 @@ func healthy() *symptoms {
 	return s
 }
 
+// F8: before the boot it is said which links, other than ENIs, ifupdown does not configure any more.
+func TestLeftByIfupdown(t *testing.T) {
+	waits := bootWait{owner: "until then ifupdown does", left: []string{"br0", "eth1"}}
+	const others = "ifupdown does not configure br0, eth1 from the next boot on, as networking.service is not enabled"
+	want := []finding{
+		{Check: "ec2netd", Level: levelWarning, Text: waits.owner, Advice: takeOverNow},
+		{Check: "unit", Level: levelWarning, Text: others, Advice: leftAdvice},
+	}
+	if diff := cmp.Diff(want, diagnose(&symptoms{waits: waits})); diff != "" {
+		t.Error(diff)
+	}
+	if advice := waits.advice(); advice != "But "+others+": "+leftAdvice+"\n"+takeOverNow {
+		t.Error(advice)
+	}
+	if waits.left = nil; waits.advice() != takeOverNow || waits.others() != "" {
+		t.Errorf("without such links: %q", waits.advice())
+	}
+}
+
 func TestDiagnose(t *testing.T) { // H5, F5
 	for _, c := range []struct {
 		name   string
@@ -48,7 +67,7 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{name: "without IPv6", change: func(s *symptoms) { s.state.Interfaces[1].IPv6NotApplicable = "it is disabled" }},
 		{"silent", func(s *symptoms) { s.state, s.silence, s.remedy = nil, "ec2netd is not there", "start it" }, levelProblem, "ec2netd", "not there", "start it"},
 		{"waiting for the boot", func(s *symptoms) {
-			*s = symptoms{silence: "ec2netd is not there", remedy: "enable it", waits: "until then NetworkManager does"}
+			*s = symptoms{silence: "ec2netd is not there", remedy: "enable it", waits: bootWait{owner: "until then NetworkManager does"}}
 		}, levelWarning, "ec2netd", "until then NetworkManager does", "sudo ec2netctl takeover"},
 		{"no EC2 instance", func(s *symptoms) {
 			*s = symptoms{state: unsupported(), notEC2: "this machine is no EC2 instance"}

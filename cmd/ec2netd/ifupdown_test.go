@@ -451,3 +451,27 @@ func TestLabIfupdownTakeover(t *testing.T) { // F8, F10, J3
 		l.oneDefaultRoute("with ifupdown for other links", l.inst.Primary(), eni)
 	})
 }
+
+// TestLabIfupdownOthers: before the reboot it is said that ifupdown does not configure links any more
+// that are no ENIs, and so it is.
+func TestLabIfupdownOthers(t *testing.T) { // F8, I2
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := withIfupdown(t, suite, func(o *vpc.InstanceOptions) {
+			o.Files["/etc/network/interfaces.d/br0"] = "auto br0\niface br0 inet manual\n  pre-up ip link add br0 type bridge || :\n"
+		})
+		l.until("ifupdown has its bridge", func() (bool, error) { return strings.Contains(l.run("cat", "/run/network/ifstate"), "br0="), nil })
+		l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		const says = "ifupdown does not configure br0 from the next boot on, as networking.service is not enabled"
+		if doctor := l.run("ec2netctl", "--no-pager", "doctor"); !strings.Contains(strings.Join(strings.Fields(doctor), " "), says+" → have networkd configure them") {
+			t.Errorf("doctor says\n%s", doctor)
+		}
+		if status := l.fails("ec2netctl", "status"); !strings.Contains(status, "\nBut "+says+": ") {
+			t.Errorf("status says\n%s", status)
+		}
+		l.reboot()
+		l.primaryWhole()
+		if raised := l.run("sh", "-c", "cat /run/network/ifstate 2>/dev/null || :"); strings.Contains(raised, "br0=") {
+			t.Errorf("after the reboot ifupdown has\n%s", raised)
+		}
+	})
+}

@@ -17,16 +17,7 @@ var interfacesFiles = []string{"/etc/network/interfaces", "/etc/network/interfac
 
 // Ifupdown returns those of some ENIs that networking.service configures when it starts.
 func (l *Looker) Ifupdown(links []Link) []string {
-	var words []string
-	for _, pattern := range interfacesFiles {
-		for _, p := range l.glob(pattern) {
-			for line := range strings.Lines(l.read(p)) {
-				if f := strings.Fields(line); len(f) > 1 && (f[0] == "auto" || f[0] == "allow-auto") {
-					words = append(words, f[1:]...)
-				}
-			}
-		}
-	}
+	words := l.interfaces("auto", "allow-auto")
 	var found []string
 	for _, link := range links {
 		if slices.ContainsFunc(words, func(word string) bool { return namesLink(word, link.Name) }) {
@@ -34,6 +25,34 @@ func (l *Looker) Ifupdown(links []Link) []string {
 		}
 	}
 	return found
+}
+
+// interfaces returns the words of the lines of interfaces(5) that begin with one of some keywords.
+func (l *Looker) interfaces(keywords ...string) (words []string) {
+	for _, pattern := range interfacesFiles {
+		for _, p := range l.glob(pattern) {
+			for line := range strings.Lines(l.read(p)) {
+				if f := strings.Fields(line); len(f) > 1 && slices.Contains(keywords, f[0]) {
+					words = append(words, f[1:]...)
+				}
+			}
+		}
+	}
+	return words
+}
+
+// LeftByIfupdown returns the links, other than some ENIs, that networking.service has configured in
+// this boot and that ifupdown does not configure in the next one, as that unit is not enabled. Links
+// that are named with allow-hotplug are none of them: udev starts ifup@.service for these.
+func (l *Looker) LeftByIfupdown(enis []Link) []string {
+	if l.enabled(networking) {
+		return nil
+	}
+	automatic, hotplugged := l.interfaces("auto", "allow-auto"), l.interfaces("allow-hotplug")
+	return slices.DeleteFunc(l.RaisedOthers(enis), func(name string) bool {
+		names := func(word string) bool { return namesLink(word, name) }
+		return !slices.ContainsFunc(automatic, names) || slices.ContainsFunc(hotplugged, names)
+	})
 }
 
 // namesLink reports whether a word of interfaces(5) is the name of a link, or a pattern for it: a

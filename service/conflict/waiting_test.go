@@ -1,13 +1,36 @@
 package conflict_test
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"ec2netd/service/conflict"
 )
+
+// put writes files below a root; "-> " makes a link.
+func put(t *testing.T, root string, files map[string]string) {
+	t.Helper()
+	for file, content := range files {
+		p := filepath.Join(root, file)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		target, isLink := strings.CutPrefix(content, "-> ")
+		var err error
+		if isLink {
+			err = os.Symlink(target, p)
+		} else {
+			err = os.WriteFile(p, []byte(content), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // F5, I2: between the installation and the next boot it is said who has the ENIs.
 func TestWaiting(t *testing.T) {
@@ -50,32 +73,43 @@ func TestWaiting(t *testing.T) {
 		},
 	} {
 		root := t.TempDir()
-		put := func(files map[string]string) {
-			for file, content := range files {
-				if file == c.not {
-					continue
-				}
-				p := filepath.Join(root, file)
-				if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				target, isLink := strings.CutPrefix(content, "-> ")
-				var err error
-				if isLink {
-					err = os.Symlink(target, p)
-				} else {
-					err = os.WriteFile(p, []byte(content), 0o600)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		put(installed)
-		put(c.files)
+		present := maps.Clone(installed)
+		maps.Copy(present, c.files)
+		delete(present, c.not)
+		put(t, root, present)
 		looker := &conflict.Looker{Root: root}
 		links := []conflict.Link{{Index: 2, Name: "ens5", MAC: "02:00:00:00:00:0a"}}
 		if got := looker.Waiting(links, func(int) string { return c.file }); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// F8: links that networking.service has configured, and nobody will where the presets have disabled
+// that; ENIs, the loopback link, what udev has configured and what somebody has by hand are none.
+func TestLeftByIfupdown(t *testing.T) {
+	const interfaces = "/etc/network/interfaces"
+	const wants = "/etc/systemd/system/multi-user.target.wants/networking.service"
+	const raised = "lo=lo\nens5=ens5\nbr0=br0\neth1=work\neth2=eth2\neth3=eth3\n"
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  []string
+	}{
+		"nothing":         {nil, nil},
+		"ENIs":            {map[string]string{"/run/network/ifstate": "lo=lo\nens5=ens5\n", interfaces: "auto lo ens5\n"}, nil},
+		"others":          {map[string]string{"/run/network/ifstate": raised, interfaces: "auto lo\nauto ens5 br0\nallow-auto eth1\nallow-hotplug eth2\n"}, []string{"br0", "eth1"}},
+		"in another file": {map[string]string{"/run/network/ifstate": raised, interfaces + ".d/br0": "auto br0\n"}, []string{"br0"}},
+		"a pattern":       {map[string]string{"/run/network/ifstate": raised, interfaces: "auto /eth*\nallow-hotplug eth2\n"}, []string{"eth1", "eth3"}},
+		"not configured":  {map[string]string{"/run/network/ifstate": "lo=lo\n", interfaces: "auto br0\n"}, nil},
+		"it stays":        {map[string]string{"/run/network/ifstate": raised, interfaces: "auto br0\n", wants: ""}, nil},
+		"it is masked": {map[string]string{
+			"/run/network/ifstate": raised, interfaces: "auto br0\n", wants: "", "/etc/systemd/system/networking.service": "-> /dev/null",
+		}, []string{"br0"}},
+	} {
+		root := t.TempDir()
+		put(t, root, c.files)
+		looker := &conflict.Looker{Root: root}
+		if got := looker.LeftByIfupdown([]conflict.Link{{Index: 2, Name: "ens5"}}); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}
