@@ -324,8 +324,8 @@ func (l *lab) strayClient(name, start, pidFile string) {
 		_, commands, _ := strings.Cut(advice, ": ")
 		l.run("sh", "-ec", commands)
 	})
-	// It has taken away the address, which is behind the secondary ones now where networkd has put
-	// it back: all of them work.
+	// It has taken away the address. Where networkd has put it back by itself that is behind the
+	// secondary ones now: all of them work.
 	const when = "after the client is ended"
 	primary := l.inst.Primary()
 	l.configured(primary.ID())

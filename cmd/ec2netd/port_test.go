@@ -168,3 +168,23 @@ func TestLabSetDownForBridge(t *testing.T) {
 		}
 	})
 }
+
+// A3, B10: the primary address of an ENI that somebody takes away, as a DHCP client does that ends, is
+// back, and the first of the link.
+func TestLabOrderAfterRepair(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv4Count = 3 })
+		l.configured("ens5")
+		primary := l.inst.Primary()
+		l.run("sh", "-ec", "ip address delete $(ip -4 -o address show dev ens5 | grep -o '"+primary.IPv4()[0].String()+"/[0-9]*') dev ens5")
+		var last string
+		l.untilOr("the primary address is the first again", func() (bool, error) {
+			last = fmt.Sprint(l.addresses("ens5"))
+			return l.addresses("ens5")[0] == primary.IPv4()[0], nil
+		}, &last)
+		if entry := l.reaches("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured }); entry.Reason != "" {
+			t.Error(entry.Reason)
+		}
+		l.primaryWhole()
+	})
+}

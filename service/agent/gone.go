@@ -144,6 +144,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 			"interface", eni.Link.Name, "reason", err.Error())
 		return g.delay
 	}
+	l.broughtBack(eni, now)
 	// An ENI that is degraded is so until it is there.
 	g.trying = !g.whole
 	if g.whole {

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -313,7 +312,7 @@ func (a *Agent) decide() {
 		said := a.linkState(l.Index)
 		done, configured := said.Administrative == "configured", memory.state == state.ENIConfigured
 		entry.SetDown = a.setDown(&entry, &memory.unused, done, configured, now)
-		entry.Fresh = (memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime) || now.Sub(memory.unused.back) < 2*settleTime
+		entry.Fresh = (memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime) || now.Sub(memory.unused.shuffled) < 2*settleTime
 		switch said.Administrative {
 		case "pending", "initialized", "configuring":
 			// At first it waits for its IPv6 link-local address too, which is no reason to
@@ -622,6 +621,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	l.repairAt = now.Add(jitter(l.repairDelay))
 	a.Log.Warn("Asking networkd to configure the ENI anew: "+lackingWords(eni, lacking)+" is missing", "eni", eni.View.ID,
 		"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(), "next_try", l.repairDelay.String())
+	l.broughtBack(eni, now)
 	// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over a
 	// configuration (measured on 257 and 262).
 	if err := a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err != nil {
@@ -630,6 +630,16 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	a.reloadDue = true
 	a.ask(0)
 	return nil
+}
+
+// broughtBack notes that networkd is asked to bring what an ENI lacks. A primary address comes behind the
+// others then, on all versions: networkd adds what stands in the file before there is a lease. Where
+// somebody takes it away again and again that is left so, as to mend it takes the others away for a
+// moment.
+func (l *link) broughtBack(eni *plan.ENI, now time.Time) {
+	if eni.Want.Primary.IsValid() && !eni.Link.Has(eni.Want.Primary) && !l.gone.contested(now) {
+		l.unused.shuffled = now
+	}
 }
 
 // lackingWords says what an ENI lacks: the address or, where that stands in the drop-in, what
@@ -861,9 +871,9 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 	}
 	if len(gaps) == 0 && !eni.Held {
 		if readError != "" {
-			return state.ENIConfigured, "the last view of the metadata holds: " + readError
+			readError = "the last view of the metadata holds: " + readError
 		}
-		return state.ENIConfigured, cmp.Or(eni.Unmarked, port(&eni.Link), plan.KeepsWritten(eni, a.networkd()), plan.Misordered(eni))
+		return state.ENIConfigured, together(readError, eni.Unmarked, port(&eni.Link), plan.KeepsWritten(eni, a.networkd()), plan.Misordered(eni))
 	}
 	if age >= explainTime && onlyAltnames(gaps) {
 		if reason := a.namesTaken(eni); reason != "" {
@@ -911,6 +921,11 @@ func prefixed(prefix string, all []string) []string {
 		out[i] = prefix + s
 	}
 	return out
+}
+
+// together returns several reasons as one, without those that are empty: none hides another.
+func together(reasons ...string) string {
+	return strings.Join(slices.DeleteFunc(reasons, func(reason string) bool { return reason == "" }), "; ")
 }
 
 // summary names the first few of many.

@@ -26,8 +26,12 @@ type unused struct {
 	raised  bool
 	lowered time.Time
 	// back is when the link was last up again after it was down: what ifdown did before is over
-	// then, and the order of its addresses may have to be mended.
+	// then.
 	back time.Time
+	// shuffled is when something was last done to the link after which the primary address may come
+	// back behind the others, so that their order is to be mended (A3): the link was set up again,
+	// it became a port or was released, or networkd was asked to bring the primary address.
+	shuffled time.Time
 	// raise is when networkd is to be asked to set it up, and the delay to the next time.
 	raise attempt
 	// looked: it has been looked at. master and kind are of what it was a port then.
@@ -41,7 +45,10 @@ type unused struct {
 // handOver notes of what the link is a port. A bond and a team take no link that is up, and set up
 // what they have taken; a bridge and a VRF leave a link down that somebody has set down for them,
 // as for a bond. What a bond or team releases it sets down.
-func (u *unused) handOver(link *plan.Link) {
+func (u *unused) handOver(link *plan.Link, now time.Time) {
+	if u.looked && link.Master != u.master {
+		u.shuffled = now
+	}
 	enslaved := link.Master != "" && link.Master != u.master
 	released := link.Master == "" && u.down.IsZero() && (u.kind == "bond" || u.kind == "team")
 	u.handed = link.Down && (u.handed || (u.looked && (enslaved || released)))
@@ -56,7 +63,7 @@ func (u *unused) handOver(link *plan.Link) {
 // link down to make it a port, however long that takes. Running and done say whether networkd runs
 // and is done with the link, configured whether the ENI was so when it was last looked at.
 func (u *unused) look(link *plan.Link, running, done, configured bool, now time.Time) (setDown bool, wait time.Duration) {
-	u.handOver(link)
+	u.handOver(link, now)
 	if !running {
 		u.up = false
 	} else if (!link.Down && done) || (u.down.IsZero() && configured) {
@@ -64,7 +71,7 @@ func (u *unused) look(link *plan.Link, running, done, configured bool, now time.
 	}
 	if !link.Down {
 		if !u.down.IsZero() {
-			u.back = now
+			u.back, u.shuffled = now, now
 		}
 		u.down, u.raise = time.Time{}, attempt{}
 	} else if u.down.IsZero() {

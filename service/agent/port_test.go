@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -411,5 +412,82 @@ func TestSetDownAndEnslaved(t *testing.T) {
 			down(l)
 		})
 		expect("released from that", "", false)
+	})
+}
+
+// A3, F10: in a VRF the order of addresses is mended as the link goes there and comes from there. Where it
+// is another one later, the reason says that and what the link is a port of.
+func TestOrderInVRF(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Hour)
+		const inVRF, first = "the link is a port of blue (vrf)", "the first address of the link is 10.0.1.21, not the primary one 10.0.1.20"
+		turn := func(l *kernel.Link) { l.Addresses = append(l.Addresses[1:], l.Addresses[0]) }
+		right, wrong := []string{"10.0.1.20", "10.0.1.21"}, []string{"10.0.1.21", "10.0.1.20"}
+		expect := func(when string, order []string, reasons ...string) {
+			t.Helper()
+			settle(time.Hour)
+			got := must(t, a, "ens6", state.ENIConfigured)
+			if !slices.Equal(w.addresses("ens6"), order) {
+				t.Errorf("%s: the addresses are %v", when, w.addresses("ens6"))
+			}
+			if len(reasons) == 0 && got.Reason != "" {
+				t.Errorf("%s: %s", when, got.Reason)
+			}
+			for _, reason := range reasons {
+				if !strings.Contains(got.Reason, reason) {
+					t.Errorf("%s: %q does not say %q", when, got.Reason, reason)
+				}
+			}
+		}
+		w.link("ens6", func(l *kernel.Link) {
+			l.Master, l.MasterKind = "blue", "vrf"
+			turn(l)
+		})
+		expect("in a VRF", right, inVRF)
+		w.link("ens6", turn)
+		expect("turned there", wrong, inVRF, first)
+		w.set(func() { w.errs[macOf(1)] = errors.New("HTTP 503") })
+		expect("with silent metadata", wrong, "the last view of the metadata holds: HTTP 503", inVRF, first)
+		w.set(func() { delete(w.errs, macOf(1)) })
+		w.link("ens6", func(l *kernel.Link) { l.Master, l.MasterKind = "", "" })
+		expect("released", right)
+		w.link("ens6", turn)
+		expect("turned again", wrong, first)
+	})
+}
+
+// A3, B10: where networkd brings a primary address back that somebody has taken away, as a DHCP client
+// does that ends, it is the first of the link again; but not where that happens again and again.
+func TestOrderAfterRepair(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, w *world) {
+		w.attach(0, "ens5", "10.0.1.10")
+		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
+		w.behind = true
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Hour)
+		take := func(l *kernel.Link) {
+			l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool { return a.Prefix.Addr() == netip.MustParseAddr("10.0.1.20") })
+		}
+		w.link("ens6", take)
+		settle(time.Minute)
+		if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "" || !slices.Equal(w.addresses("ens6"), []string{"10.0.1.20", "10.0.1.21"}) {
+			t.Errorf("%q, %v", got.Reason, w.addresses("ens6"))
+		}
+		settle(time.Hour)
+		for range 6 {
+			w.link("ens6", take)
+			settle(time.Minute)
+		}
+		settle(time.Hour)
+		if got := must(t, a, "ens6", state.ENIConfigured); !strings.HasPrefix(got.Reason, "the first address of the link is 10.0.1.21") {
+			t.Errorf("taken away again and again: %q, %v", got.Reason, w.addresses("ens6"))
+		}
 	})
 }

@@ -52,7 +52,9 @@ type world struct {
 	mute bool
 	// leaseless: DHCP brings no address when networkd configures a link anew. leases
 	// counts those that it brought; seen are the drop-ins that networkd has read.
+	// behind: it brings them behind the others.
 	leaseless bool
+	behind    bool
 	leases    int
 	seen      map[string]os.FileInfo
 	sections  []config.Section
@@ -396,7 +398,11 @@ func (w *world) lease() {
 			w.seen[l.MAC] = info
 		}
 		if view, ok := w.views[l.MAC]; ok && !w.leaseless && !w.late[l.Name] && len(view.IPv4) > 0 && !l.Has(view.IPv4[0]) {
-			l.Addresses = slices.Insert(l.Addresses, 0, kernel.Address{Prefix: netip.PrefixFrom(view.IPv4[0], 24), Global: true})
+			at := 0
+			if w.behind {
+				at = len(l.Addresses)
+			}
+			l.Addresses = slices.Insert(l.Addresses, at, kernel.Address{Prefix: netip.PrefixFrom(view.IPv4[0], 24), Global: true})
 			w.leases++
 		}
 	}
