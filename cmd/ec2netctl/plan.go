@@ -22,6 +22,7 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
 )
@@ -181,11 +182,11 @@ func makePlan(d *metadata.Dump, in plan.Input) (planned, error) {
 		return planned{}, err
 	}
 	in.PrimaryMAC, in.Views = instance.PrimaryMAC, make(map[string]metadata.ENI)
-	reasons := make(map[string]string)
+	unread := make(map[string]error)
 	for _, mac := range d.MACs() {
 		view, err := d.ENI(mac)
 		if err != nil {
-			reasons[mac] = err.Error()
+			unread[mac] = err
 			continue
 		}
 		in.Views[mac] = *view
@@ -202,15 +203,16 @@ func makePlan(d *metadata.Dump, in plan.Input) (planned, error) {
 	for i := range p.ENIs {
 		eni := &p.ENIs[i]
 		linked[eni.Link.MAC] = true
-		result.Interfaces = append(result.Interfaces, describeENI(eni, reasons[eni.Link.MAC]))
+		result.Interfaces = append(result.Interfaces, describeENI(eni, unread[eni.Link.MAC]))
 	}
 	// ENIs without a link: EFA-only ones, ghosts of detached ones.
+	linkless := status.Reason{Code: status.NoLink}
 	for _, mac := range d.MACs() {
 		if linked[mac] {
 			continue
 		}
 		entry := plannedENI{MAC: mac, DeviceIndex: state.Unknown, NetworkCard: state.Unknown, Metric: state.Unknown, Table: state.Unknown,
-			Addresses: []string{}, Altnames: []string{}, Files: []plannedFile{}, Managed: true, Reason: "the instance has no link for it"}
+			Addresses: []string{}, Altnames: []string{}, Files: []plannedFile{}, Managed: true, Reason: linkless.Words()}
 		if view, ok := in.Views[mac]; ok {
 			entry.ENIID, entry.DeviceIndex = view.ID, view.DeviceIndex
 		}
@@ -246,7 +248,7 @@ func settle(eni *plan.ENI, links []plan.Link) {
 	}
 }
 
-func describeENI(eni *plan.ENI, unread string) plannedENI {
+func describeENI(eni *plan.ENI, unread error) plannedENI {
 	entry := plannedENI{
 		ENIID: eni.View.ID, MAC: eni.Link.MAC, Name: eni.Link.Name, Primary: eni.Primary,
 		DeviceIndex: state.Unknown, NetworkCard: state.Unknown, Metric: state.Unknown, Table: state.Unknown,
@@ -264,22 +266,16 @@ func describeENI(eni *plan.ENI, unread string) plannedENI {
 	for _, a := range eni.Want.Addresses {
 		entry.Addresses = append(entry.Addresses, a.String())
 	}
+	reason := eni.Reason
 	switch {
 	case !eni.Settings.Managed:
-		entry.Reason = "not managed"
-		if eni.Settings.ManagedBy != "" {
-			entry.Reason += ", as " + eni.Settings.ManagedBy + " says"
-		}
+		reason = status.Reason{Code: status.ManagedNo, File: eni.Settings.ManagedBy}
 	case eni.Link.Taken != "":
-		entry.Reason = eni.Link.Taken + " takes the place of its unit"
-	case unread != "":
-		entry.Reason = unread
-	default:
-		entry.Reason = eni.Reason
+		reason = status.Reason{Code: status.UnitTaken, File: eni.Link.Taken}
+	case unread != nil:
+		reason = status.Reason{Code: status.MetadataFailed, Cause: unread.Error()}
 	}
-	if eni.Keep {
-		entry.Reason += "; what is configured stays"
-	}
+	entry.Reason = reason.Planned(eni.Keep)
 	for _, f := range eni.Files {
 		entry.Files = append(entry.Files, plannedFile{Path: f.Path, Content: f.Content, Target: f.Target})
 	}

@@ -42,6 +42,7 @@ import (
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/platform"
+	"ec2netd/service/status"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
 )
@@ -224,7 +225,7 @@ func keepsNames(l *kernel.Link) bool {
 		applied = ""
 	}
 	why, _ := plan.KeepsNames(&link, files.Look(filepath.Base(plan.LinkPath(l.Name))), applied)
-	return why != plan.NamesFree
+	return why != status.None
 }
 
 // task is a long-running part.

@@ -25,6 +25,7 @@ import (
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 	"ec2netd/service/store"
 )
 
@@ -53,7 +54,7 @@ type Networkd interface {
 	Varlink() bool
 	Keeps() bool
 	Version(ctx context.Context) string
-	WhyNotRunning(ctx context.Context) (reason string, lasting bool)
+	WhyNotRunning(ctx context.Context) (why status.Code, lasting bool)
 }
 
 // Udev is udevd.
@@ -294,7 +295,7 @@ type Agent struct {
 	networkdUp  bool
 	owner       string
 	varlink     bool // the networkd with this owner's name has had its Varlink socket
-	networkdWhy string
+	networkdWhy status.Reason
 	absentSince time.Time
 	busDown     bool
 	busDelay    time.Duration
@@ -428,8 +429,10 @@ type link struct {
 	// lease is its DHCPv4 lease by networkd's last answer.
 	lease networkd.Lease
 	// file is the .network file that networkd used for it last.
-	file    string
+	file string
+	// state, and why it is that, by the last pass.
 	state   state.ENI
+	reason  status.Reason
 	entered time.Time
 	opinion opinion
 	// compared is the last comparison of it, and described what of its state follows from

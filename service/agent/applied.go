@@ -10,6 +10,7 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // When networkd is asked what it has applied (H4).
@@ -65,10 +66,12 @@ type compared struct {
 	of                      comparing
 	withdrawn               []netip.Addr
 	truth                   plan.Truth
-	missing, unwanted, late []string
-	lost                    plan.Lost
+	missing, unwanted, late []status.Gap
+	// missingNames and unwantedNames are those gaps as the API shows them.
+	missingNames, unwantedNames []string
+	lost                        plan.Lost
 	// items and gaps, with the reason for all that is missing.
-	whole string
+	whole status.Reason
 	items []state.Item
 	gaps  []string
 }
@@ -111,17 +114,19 @@ func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) *compare
 
 func (a *Agent) compareAnew(eni *plan.ENI, of comparing, withdrawn []netip.Addr) *compared {
 	truth := plan.Compare(eni, of.rendered, of.applied, of.snapshot, withdrawn, a.ours)
-	items := truth.Items("")
-	return &compared{
+	items := truth.Items(status.Reason{})
+	c := &compared{
 		of: of, withdrawn: slices.Clone(withdrawn), truth: truth,
 		missing: truth.Missing(), unwanted: truth.Unwanted(), late: truth.Late(), lost: truth.Lost(),
 		items: items, gaps: state.GapsOf(items),
 	}
+	c.missingNames, c.unwantedNames = status.Names(c.missing), status.Names(c.unwanted)
+	return c
 }
 
 // told are the items and gaps as the API shows them.
-func (c *compared) told(whole string) ([]state.Item, []string) {
-	if c.whole != whole {
+func (c *compared) told(whole status.Reason) ([]state.Item, []string) {
+	if !c.whole.Equal(&whole) {
 		c.whole, c.items = whole, c.truth.Items(whole)
 		c.gaps = state.GapsOf(c.items)
 	}

@@ -3,17 +3,14 @@ package agent
 import (
 	"path"
 	"slices"
-	"strings"
 	"time"
 
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 	"ec2netd/service/store"
 )
-
-// stillThere begins the gap of what is on a link and should not be.
-const stillThere = "still there: "
 
 // explainTime is how long what is missing is waited for before files of somebody else's
 // are asked whether they explain it.
@@ -40,7 +37,7 @@ func (a *Agent) watchBase(unit string, dropIns []string) {
 
 // inForce tells by what file an ENI is configured, if that is not its own unit with its
 // own drop-in; the state is empty if it is, or may be in a moment.
-func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration) (state.ENI, string) {
+func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration) (state.ENI, status.Reason) {
 	own, inForce := plan.NetworkPath(eni.Link.Name), eni.Link.UnitInForce(why.File)
 	settled := why.Administrative != "pending" && why.Administrative != "initialized" && age > takeUp
 	if why.File == plan.HoldPath {
@@ -49,150 +46,157 @@ func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration
 	nothing := why.File == "" && why.Administrative == "unmanaged"
 	base := path.Base(why.File) == store.BaseName
 	taken := eni.Link.Taken
+	reason := status.Reason{Subject: eni.Link.Name, Own: own, InForce: why.File}
 	switch {
 	case !inForce && !settled && age < settleTime && (why.File != "" || nothing):
 		// It may be on its way from one file to another.
-		return state.ENIConfiguring, "waiting for networkd to take up its files"
+		reason.Code = status.TakingUp
+		return state.ENIConfiguring, reason
 	case taken != "" && (base || nothing || why.File == taken):
-		return state.ENIOverridden, a.takenOver(eni, why)
+		reason.Code, reason.File = a.takenOver(eni, why), taken
+		return state.ENIOverridden, reason
 	case a.refused[own] != "":
-		return state.ENIOverridden, own + " is not written: " + a.refused[own] + ". Remove that to have the ENI configured"
+		reason.Code, reason.Cause = status.UnitRefused, a.refused[own]
+		return state.ENIOverridden, reason
 	case inForce && eni.Link.NetworkHidden != "":
-		return state.ENIOverridden, "the administrator's " + eni.Link.NetworkHidden + " is in force in place of " +
-			plan.NetworkDropIn(eni.Link.Name) + ". Give it another name to have both, or remove it"
+		reason.Code, reason.File, reason.Own = status.DropInHidden, eni.Link.NetworkHidden, plan.NetworkDropIn(eni.Link.Name)
+		return state.ENIOverridden, reason
 	case inForce || !settled || (why.File == "" && !nothing):
-		return "", ""
+		return "", status.Reason{}
 	case path.Base(why.File) == path.Base(own):
-		return state.ENIOverridden, why.File + " is still in force in place of " + own + ": have networkd read its files with networkctl reload"
+		reason.Code, reason.File = status.ReloadDue, why.File
+		return state.ENIOverridden, reason
 	case !base && !nothing:
-		return state.ENIShadowed, a.shadowed(eni, why.File)
+		reason.Code, reason.File = status.OthersUnit, why.File
+		a.blameMatch(eni, &reason)
+		return state.ENIShadowed, reason
 	}
+	return a.onBase(eni, reason, age)
+}
+
+// onBase continues inForce where networkd has the base unit for the link, or none.
+func (a *Agent) onBase(eni *plan.ENI, reason status.Reason, age time.Duration) (state.ENI, status.Reason) {
+	nothing := reason.InForce == ""
 	if base := a.Store.Look(store.BaseName); nothing && base.Masked {
-		return state.ENIOverridden, base.Path + " masks the base unit of all ENIs. Remove it to have them configured"
+		reason.Code, reason.File = status.BaseMasked, base.Path
+		return state.ENIOverridden, reason
 	}
-	unit := a.Store.Look(path.Base(own))
+	unit := a.Store.Look(path.Base(reason.Own))
 	if match, culprit := plan.MatchOf(unit, &eni.Link); match != plan.Matches && culprit != "" {
-		return state.ENIOverridden, culprit + " has a [Match] that " + own + " does not match " + eni.Link.Name +
-			" with" + using(why) + ". Change it to have the ENI configured"
+		reason.Code, reason.File = status.MatchFails, culprit
+		return state.ENIOverridden, reason
 	}
 	if nothing {
-		if other, reason := a.unmanagedBy(eni); other != "" {
+		if other, code, culprit := a.unmanagedBy(eni); other != "" {
+			reason.Code, reason.File = code, culprit
 			return other, reason
 		}
 	}
 	switch {
 	case len(unit.MaskedDropIns) > 0:
-		// 262 does not read such a unit at all, other versions only leave the drop-in out.
-		return state.ENIOverridden, unit.MaskedDropIns[0] + " masks a drop-in of " + own + using(why) +
-			". Remove it to have the ENI configured"
+		reason.Code, reason.File = status.DropInMasked, unit.MaskedDropIns[0]
+		return state.ENIOverridden, reason
 	case age < settleTime:
-		return "", ""
+		return "", status.Reason{}
 	case nothing:
-		return state.ENIUnmanaged, "networkd leaves the link alone: see networkctl status " + eni.Link.Name
+		reason.Code = status.LeftAlone
+		return state.ENIUnmanaged, reason
 	}
-	return state.ENIDegraded, "networkd has not taken up " + own + " and uses " + why.File + ": see networkctl status " + eni.Link.Name
+	reason.Code = status.NotTakenUp
+	return state.ENIDegraded, reason
 }
 
-// using says what networkd uses instead.
-func using(why networkd.LinkState) string {
-	if why.File == "" {
-		return ", and networkd leaves the link alone"
-	}
-	return ", and networkd uses " + why.File
-}
-
-// takenOver says who has the place of the unit.
-func (a *Agent) takenOver(eni *plan.ENI, why networkd.LinkState) string {
-	own, taken := plan.NetworkPath(eni.Link.Name), eni.Link.Taken
-	const mend = ". Remove it to have the ENI configured"
-	switch unit := a.Store.Look(path.Base(own)); {
+// takenOver says how another file has the place of the unit.
+func (a *Agent) takenOver(eni *plan.ENI, why networkd.LinkState) status.Code {
+	taken := eni.Link.Taken
+	switch unit := a.Store.Look(path.Base(plan.NetworkPath(eni.Link.Name))); {
 	case taken == plan.NetworkDropIn(eni.Link.Name):
-		return taken + " is not this daemon's: a mask, maybe" + using(why) + mend
+		return status.DropInTaken
 	case unit.Masked:
-		return taken + " masks the unit of the ENI" + using(why) + mend
+		return status.UnitMasked
 	case why.File == taken:
-		return "the administrator's " + taken + " is in force, and nothing of ec2netd" + mend
-	default:
-		return "the administrator's " + taken + " takes the place of the ENI's unit, but does not match the link" + using(why) + mend
+		return status.UnitReplaced
 	}
+	return status.UnitUnmatched
 }
 
-// shadowed says that networkd uses another file for the link, and what to do.
-func (a *Agent) shadowed(eni *plan.ENI, file string) string {
-	own := plan.NetworkPath(eni.Link.Name)
+// blameMatch names the drop-in by which networkd uses the unit of another ENI for the link, if the
+// file in force is one.
+func (a *Agent) blameMatch(eni *plan.ENI, reason *status.Reason) {
 	for i := range a.plan.ENIs {
-		// The unit of another ENI, which somebody's drop-in has made match this one.
-		if other := &a.plan.ENIs[i]; other != eni && file == plan.NetworkPath(other.Link.Name) {
-			if culprit := plan.Matching(a.Store.Look(path.Base(file))); culprit != "" {
-				return "networkd uses " + file + " for the link, the unit of " + other.Link.Name + ", because of the [Match] in " + culprit +
-					": change that"
-			}
+		other := &a.plan.ENIs[i]
+		if other == eni || reason.InForce != plan.NetworkPath(other.Link.Name) {
+			continue
+		}
+		if culprit := plan.Matching(a.Store.Look(path.Base(reason.InForce))); culprit != "" {
+			reason.Code, reason.File, reason.Other = status.OtherENIsUnit, culprit, other.Link.Name
+			return
 		}
 	}
-	return "networkd uses " + file + " for the link instead of " + own + ": remove it, or give it a name that sorts after " +
-		path.Base(own) + ", or have its [Match] leave out " + eni.Link.Name
 }
 
 // unmanagedBy looks for the file that has networkd leave the link alone, which networkd
 // does not tell.
-func (a *Agent) unmanagedBy(eni *plan.ENI) (state.ENI, string) {
+func (a *Agent) unmanagedBy(eni *plan.ENI) (other state.ENI, why status.Code, culprit string) {
 	unit, culprit := a.Store.Networks().Unmanaged(&eni.Link)
 	name := path.Base(unit.Path)
 	switch {
 	case culprit == "":
-		return "", ""
+		return "", status.None, ""
 	case name == path.Base(plan.NetworkPath(eni.Link.Name)) || culprit != unit.Texts[0].Source || name == store.BaseName:
-		return state.ENIOverridden, culprit + " has networkd leave the link alone (Unmanaged=yes). Change it to have the ENI configured"
+		return state.ENIOverridden, status.UnmanagedBySetting, culprit
 	}
-	return state.ENIShadowed, "networkd leaves the link alone, as " + culprit + " says (Unmanaged=yes) instead of " +
-		plan.NetworkPath(eni.Link.Name) + ": remove it, or have its [Match] leave out " + eni.Link.Name
+	return state.ENIShadowed, status.UnmanagedByUnit, culprit
 }
 
-// explained tells what file of somebody else's, read together with the ENI's own, takes
-// away what is missing.
-func (a *Agent) explained(eni *plan.ENI, gaps []string) string {
+// explained says what file of somebody else's, read together with the ENI's own, takes
+// away what is missing, or keeps what is still there.
+func (a *Agent) explained(eni *plan.ENI, gaps []status.Gap) status.Reason {
 	unit := a.Store.Look(path.Base(eni.Link.Unit()))
 	culprit, line := plan.TakenAway(unit, gaps, store.Shipped())
-	withdrawn := func(gap string) bool { return strings.HasPrefix(gap, stillThere) }
-	switch {
-	case culprit == "":
-	case !slices.ContainsFunc(gaps, func(gap string) bool { return !withdrawn(gap) }):
-		return culprit + " keeps what the ENI has no more (" + line + "). " + summary(gaps) + ". " + plan.RemoveAddress(culprit)
-	default:
-		return culprit + " takes away what the ENI shall have (" + line + "). Missing: " + summary(gaps) +
-			". Change it, or remove it"
+	if culprit == "" {
+		return status.Reason{}
 	}
-	return ""
+	reason := status.Reason{Code: status.KeptBySetting, Subject: eni.Link.Name, File: culprit, Setting: line, Netplan: plan.FromNetplan(culprit), Gaps: gaps}
+	if slices.ContainsFunc(gaps, func(gap status.Gap) bool { return !gap.StillThere }) {
+		reason.Code = status.TakenBySetting
+	}
+	return reason
 }
 
-// namesTaken says why altnames cannot come: what stands in the way of the .link file, and
-// what to do. It is empty if nothing does.
-func (a *Agent) namesTaken(eni *plan.ENI) string {
+// takenAway reports whether a file of somebody else's explains what is missing.
+func (a *Agent) takenAway(eni *plan.ENI, gaps []status.Gap) bool {
+	reason := a.explained(eni, gaps)
+	return !reason.None()
+}
+
+// namesTaken says what stands in the way of the .link file, so that altnames cannot come. It says
+// nothing if nothing does.
+func (a *Agent) namesTaken(eni *plan.ENI) status.Reason {
 	own := plan.LinkPath(eni.Link.Name)
-	const without = "the ENI has no alternative names: "
 	for _, file := range []string{own, plan.LinkDropIn(eni.Link.Name)} {
 		if a.refused[file] != "" {
-			return without + file + " is not written: " + a.refused[file] + ". Remove that to have them"
+			return status.Reason{Code: status.NamesRefused, Subject: eni.Link.Name, Own: file, Cause: a.refused[file]}
 		}
 	}
 	applied, ok := a.Udev.LinkFile(eni.Link.Index)
 	if !ok || (applied != "" && a.Store.Read(applied) == "") {
 		applied = ""
 	}
-	switch why, file := plan.KeepsNames(&eni.Link, a.Store.Look(path.Base(own)), applied); why {
-	case plan.NamesMasked:
-		return without + file + " masks the .link file. Remove it to have them"
-	case plan.NamesHidden:
-		return without + "the administrator's " + file + " is in force in place of " + plan.LinkDropIn(eni.Link.Name) +
-			". Give it another name to have both, or remove it"
-	case plan.NamesElsewhere:
-		return without + file + " has a [Match] that the .link file does not match the link with. Change it to have them"
-	case plan.NamesEarlier:
-		return without + "udevd uses " + file + " for the link instead of " + own + ": give it a name that sorts after " + path.Base(own) +
-			", or write the names into it"
-	case plan.NamesFree:
+	why, file := plan.KeepsNames(&eni.Link, a.Store.Look(path.Base(own)), applied)
+	if why == status.None {
+		return status.Reason{}
 	}
-	return ""
+	if why == status.NamesHidden {
+		own = plan.LinkDropIn(eni.Link.Name)
+	}
+	return status.Reason{Code: why, Subject: eni.Link.Name, Own: own, File: file}
+}
+
+// keptFromNames reports whether something stands in the way of the .link file.
+func (a *Agent) keptFromNames(eni *plan.ENI) bool {
+	reason := a.namesTaken(eni)
+	return !reason.None()
 }
 
 // nameElsewhere names an alternative name that an ENI lacks because another link has it,
@@ -208,14 +212,4 @@ func (a *Agent) nameElsewhere(eni *plan.ENI) (name, holder string) {
 		}
 	}
 	return "", ""
-}
-
-// onlyAltnames tells whether nothing but altnames is missing.
-func onlyAltnames(gaps []string) bool {
-	for _, gap := range gaps {
-		if !strings.HasPrefix(gap, "altname ") {
-			return false
-		}
-	}
-	return len(gaps) > 0
 }

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"ec2netd/service/plan"
-	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // Somebody takes away what an ENI shall have: with ip rule flush, with a VPN's script. networkd
@@ -100,8 +100,8 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 		g.whole, g.routed, g.since = false, false, time.Time{}
 		return 0
 	}
-	g.routed = g.routed || len(lost.Words) == 0
-	if len(lost.Words) == 0 || (lost.ByRouter && !g.routed) {
+	g.routed = g.routed || len(lost.Gaps) == 0
+	if len(lost.Gaps) == 0 || (lost.ByRouter && !g.routed) {
 		g.whole, g.trying, g.since = true, false, time.Time{}
 		switch left := g.last.Add(g.delay + quietTime).Sub(now); {
 		case g.times == 0:
@@ -125,7 +125,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 	if at.After(now) {
 		return max(at.Sub(now), firstLook)
 	}
-	if a.explained(eni, lost.Words) != "" {
+	if a.takenAway(eni, lost.Gaps) {
 		return 0
 	}
 	// What did not come back was not taken away again. Routers fall silent by themselves.
@@ -137,8 +137,8 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 		g.delay = max(g.delay, repairTime)
 	}
 	g.last = now
-	a.Log.Warn("Asking networkd to configure the ENI anew: "+summary(lost.Words)+" is gone", "eni", eni.View.ID, "mac", eni.Link.MAC,
-		"interface", eni.Link.Name, "gone", strings.Join(lost.Words, ", "), "times", g.times)
+	a.Log.Warn("Asking networkd to configure the ENI anew: "+status.Summary(lost.Gaps)+" is gone", "eni", eni.View.ID, "mac", eni.Link.MAC,
+		"interface", eni.Link.Name, "gone", strings.Join(status.Names(lost.Gaps), ", "), "times", g.times)
 	if err := a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err != nil {
 		a.say("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", eni.Link.MAC,
 			"interface", eni.Link.Name, "reason", err.Error())
@@ -157,11 +157,6 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 }
 
 // dispute says that what an ENI shall have is taken away again and again.
-func (a *Agent) dispute(entry *state.Interface, lost plan.Lost, g *gone) {
-	entry.State = state.ENIContested
-	entry.Reason = "somebody takes away again and again what the ENI shall have: it was put back " + plural(g.times, "time") +
-		", and that is done less and less often. See journalctl -u ec2netd for what it was, and stop whoever does it"
-	if len(lost.Words) > 0 {
-		entry.Reason += ". Missing: " + summary(lost.Words)
-	}
+func (g *gone) dispute(lost *plan.Lost) status.Reason {
+	return status.Reason{Code: status.Contested, Number: g.times, Gaps: lost.Gaps}
 }

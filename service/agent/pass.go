@@ -3,12 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"path"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"ec2netd/service/kernel"
@@ -16,6 +14,7 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 	"ec2netd/service/store"
 )
 
@@ -389,12 +388,7 @@ func (a *Agent) act(ctx context.Context) bool {
 	for i := range a.plan.ENIs {
 		eni := &a.plan.ENIs[i]
 		before[eni.Link.Name] = eni.Link.Current
-		if eni.Keep {
-			keep = append(keep, store.Unit{Name: eni.Link.Name, Kind: store.Network})
-		}
-		if eni.Keep || eni.KeepLink {
-			keep = append(keep, store.Unit{Name: eni.Link.Name, Kind: store.Link})
-		}
+		keep = append(keep, store.Kept(eni)...)
 	}
 	a.noteRules(time.Now())
 	a.prepare(a.Store.Withdraw)
@@ -498,11 +492,11 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 		a.busDown = true
 		a.networkdUp = false
 		// Early at boot networkd reads the files when it starts, without being asked.
-		a.networkdWhy = "the system bus does not answer, so systemd-networkd cannot be asked to reload"
+		a.networkdWhy = status.Reason{Code: status.BusSilent}
 		return false
 	}
 	a.networkdUp = owner != ""
-	a.networkdWhy, a.busDelay = "", 0
+	a.networkdWhy, a.busDelay = status.Reason{}, 0
 	if owner != a.owner {
 		// Another networkd: it configures all links, which takes its time.
 		a.owner, a.varlink, a.reloadTry = owner, false, attempt{}
@@ -524,12 +518,12 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 		}
 		why, lasting := a.Networkd.WhyNotRunning(ctx)
 		if lasting || now.Sub(a.absentSince) > absentTime {
-			a.networkdWhy = why
-			a.say("networkd", "Nothing can be configured", "reason", why)
+			a.networkdWhy = status.Reason{Code: why}
+			a.say("networkd", "Nothing can be configured", "reason", a.networkdWhy.Words())
 		}
 		return false
 	}
-	a.networkdWhy, a.absentSince = "", time.Time{}
+	a.networkdWhy, a.absentSince = status.Reason{}, time.Time{}
 	a.unsay("networkd")
 	if !a.reloadDue || now.Before(a.reloadTry.next) {
 		return false
@@ -587,7 +581,7 @@ func (a *Agent) repair(ctx context.Context) {
 			if now.Sub(l.reconfigured) >= max(l.again, settleTime) {
 				l.again = 0
 			}
-			if !lacking.IsValid() || !reached(l.repairAt, now) || a.explained(eni, []string{lackingWords(eni, lacking)}) != "" {
+			if !lacking.IsValid() || !reached(l.repairAt, now) || a.takenAway(eni, []status.Gap{lackingGap(eni, lacking)}) {
 				continue
 			}
 			err = a.renew(eni, lacking, now)
@@ -619,7 +613,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	l := a.links[eni.Link.Index]
 	l.repairDelay = min(2*l.repairDelay, slowestRepair)
 	l.repairAt = now.Add(jitter(l.repairDelay))
-	a.Log.Warn("Asking networkd to configure the ENI anew: "+lackingWords(eni, lacking)+" is missing", "eni", eni.View.ID,
+	a.Log.Warn("Asking networkd to configure the ENI anew: "+lackingGap(eni, lacking).String()+" is missing", "eni", eni.View.ID,
 		"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(), "next_try", l.repairDelay.String())
 	l.broughtBack(eni, now)
 	// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over a
@@ -642,13 +636,13 @@ func (l *link) broughtBack(eni *plan.ENI, now time.Time) {
 	}
 }
 
-// lackingWords says what an ENI lacks: the address or, where that stands in the drop-in, what
-// else the lease brings.
-func lackingWords(eni *plan.ENI, lacking netip.Addr) string {
+// lackingGap is what an ENI lacks: the address or, where that stands in the drop-in, what else the
+// lease brings.
+func lackingGap(eni *plan.ENI, lacking netip.Addr) status.Gap {
 	if eni.Link.Has(lacking) {
-		return fmt.Sprintf("default route (IPv4) with metric %d", eni.Want.Metric)
+		return status.DefaultRouteGap(status.IPv4, eni.Want.Metric)
 	}
-	return "address " + lacking.String()
+	return status.AddressGap(lacking)
 }
 
 // ownInForce tells whether networkd uses the ENI's own unit with its own drop-in, or a
@@ -716,10 +710,13 @@ func (a *Agent) verify() []state.Interface {
 		compared := a.compare(eni, l, &entry)
 		changed, stale = changed || changes != l.opinion.changes, stale || !l.opinion.fresh()
 		disputed = disputed || compared.truth.Disputed()
+		var gaps []status.Gap
 		if eni.Known {
-			entry.Missing, entry.Unwanted = compared.missing, compared.unwanted
+			entry.Missing, entry.Unwanted = compared.missingNames, compared.unwantedNames
+			gaps = slices.Concat(compared.missing, compared.unwanted)
 			if len(compared.late) > 0 && age >= settleTime {
-				entry.Missing = slices.Concat(compared.missing, compared.late)
+				gaps = slices.Concat(compared.missing, compared.late, compared.unwanted)
+				entry.Missing = slices.Concat(entry.Missing, status.Names(compared.late))
 			} else if len(compared.late) > 0 {
 				soonest(slowestLook)
 			}
@@ -742,11 +739,12 @@ func (a *Agent) verify() []state.Interface {
 				soonest(next)
 			}
 		}
-		entry.State, entry.Reason = a.judge(eni, &entry, age)
+		entry.State, l.reason = a.judge(eni, gaps, age)
 		if disputed := entry.State == state.ENIConfigured || entry.State == state.ENIConfiguring || entry.State == state.ENIDegraded; disputed && l.gone.contested(now) {
-			a.dispute(&entry, compared.lost, &l.gone)
+			entry.State, l.reason = state.ENIContested, l.gone.dispute(&compared.lost)
 		}
-		entry.Items, entry.Gaps = compared.told(a.whole(&entry))
+		entry.Reason = l.reason.Words()
+		entry.Items, entry.Gaps = compared.told(a.whole(entry.State, l.reason))
 		if entry.State == state.ENIConfiguring || eni.Held || (eni.Known && eni.Link.LinkFile == "") {
 			if age < settleTime+time.Second {
 				if a.lookDelay == 0 {
@@ -791,7 +789,7 @@ func (a *Agent) verify() []state.Interface {
 		soonest(a.busDelay)
 	case a.networkdUp && a.reloadDue:
 		soonest(max(a.reloadTry.next.Sub(now), slowestLook))
-	case !a.networkdUp && a.networkdWhy == "":
+	case !a.networkdUp && a.networkdWhy.None():
 		soonest(slowestLook)
 	}
 	if len(a.udev.names) > 0 && !a.udev.busy {
@@ -818,49 +816,21 @@ func (a *Agent) verify() []state.Interface {
 	return interfaces
 }
 
-// judge says how far an ENI has come.
-func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) (state.ENI, string) {
-	t := a.targets[eni.Link.MAC]
-	readError := ""
-	if t != nil && t.err != nil {
-		readError = t.err.Error()
-	}
+// judge says how far an ENI has come, and why no farther.
+func (a *Agent) judge(eni *plan.ENI, gaps []status.Gap, age time.Duration) (state.ENI, status.Reason) {
 	if !eni.Settings.Managed && (eni.Known || !eni.Settings.Undecided) {
-		return state.ENIUnmanaged, eni.Settings.ManagedBy + " says Managed=no"
+		return state.ENIUnmanaged, status.Reason{Code: status.ManagedNo, File: eni.Settings.ManagedBy}
 	}
-	if !eni.Known {
-		reason := eni.Reason
-		if eni.Twice {
-			return state.ENIPending, reason
-		}
-		if eni.Settings.Undecided {
-			reason += "; whether it is managed depends on that"
-		}
-		if eni.View.MAC == "" && readError != "" {
-			reason = readError
-		} else if eni.View.MAC == "" && a.instanceErr != nil {
-			reason = a.instanceErr.Error()
-		}
-		return state.ENIPending, reason
+	readError := a.readErrorOf(eni.Link.MAC)
+	if !eni.Known || eni.Hinted {
+		return state.ENIPending, a.pending(eni, readError)
 	}
-	if eni.Hinted {
-		reason := "the metadata has not been read yet; it is configured as the last boot knew it"
-		if readError == "" && a.instanceErr != nil {
-			readError = a.instanceErr.Error()
-		}
-		if readError != "" {
-			reason += ": " + readError
-		}
-		return state.ENIPending, reason
-	}
-	gaps := slices.Concat(entry.Missing, prefixed(stillThere, entry.Unwanted))
 	why := a.linkState(eni.Link.Index)
-	entry.NetworkFile = why.File
 	switch {
-	case !a.networkdUp && a.networkdWhy != "" && (!a.busDown || age >= settleTime):
+	case !a.networkdUp && !a.networkdWhy.None() && (!a.busDown || age >= settleTime):
 		return state.ENIDegraded, a.networkdWhy
 	case a.storeErr != "":
-		return state.ENIDegraded, a.storeErr
+		return state.ENIDegraded, status.Reason{Code: status.FilesUnwritten, Cause: a.storeErr}
 	}
 	if other, reason := a.inForce(eni, why, age); other != "" {
 		return other, reason
@@ -870,74 +840,97 @@ func (a *Agent) judge(eni *plan.ENI, entry *state.Interface, age time.Duration) 
 		return other, reason
 	}
 	if len(gaps) == 0 && !eni.Held {
-		if readError != "" {
-			readError = "the last view of the metadata holds: " + readError
+		var stale status.Reason
+		if readError != nil {
+			stale = status.Reason{Code: status.LastView, Cause: readError.Error()}
 		}
-		return state.ENIConfigured, together(readError, eni.Unmarked, port(&eni.Link), plan.KeepsWritten(eni, a.networkd()), plan.Misordered(eni))
+		return state.ENIConfigured, status.Together(stale, eni.Unmarked, port(&eni.Link), plan.KeepsWritten(eni, a.networkd()), plan.Misordered(eni))
 	}
-	if age >= explainTime && onlyAltnames(gaps) {
-		if reason := a.namesTaken(eni); reason != "" {
+	if age >= explainTime && status.OnlyAltnames(gaps) {
+		if reason := a.namesTaken(eni); !reason.None() {
 			return state.ENIOverridden, reason
 		}
 	} else if age >= settleTime || (age >= explainTime && why.Administrative == "configured") {
-		if reason := a.explained(eni, gaps); reason != "" {
+		if reason := a.explained(eni, gaps); !reason.None() {
 			return state.ENIOverridden, reason
 		}
 	}
-	switch {
-	case age < settleTime:
-		return state.ENIConfiguring, "waiting for: " + summary(gaps)
-	case a.networkdErr != "":
-		return state.ENIDegraded, "missing: " + summary(gaps) + "; networkd has not read the files: " + a.networkdErr + ". See journalctl -u systemd-networkd"
-	case a.missed(eni):
-		return state.ENIDegraded, "udevd has not handled the link, which networkd waits for: see systemctl status systemd-udevd.service"
-	case onlyAltnames(gaps):
-		if name, holder := a.nameElsewhere(eni); holder != "" {
-			return state.ENIDegraded, "altname " + name + " is still that of " + holder + ": ip link property del dev " +
-				holder + " altname " + name
-		}
-		return state.ENIDegraded, "missing: " + summary(gaps) + "; see journalctl -u ec2netd-orphans.service"
+	if age < settleTime {
+		return state.ENIConfiguring, status.Reason{Code: status.WaitingFor, Gaps: gaps}
 	}
-	return state.ENIDegraded, "networkd has not brought: " + summary(gaps) + "; see journalctl -u systemd-networkd"
+	return state.ENIDegraded, a.unexplained(eni, gaps)
+}
+
+// readErrorOf is why the metadata of an ENI could not be read, nil if it could.
+func (a *Agent) readErrorOf(mac string) error {
+	if t := a.targets[mac]; t != nil {
+		return t.err
+	}
+	return nil
+}
+
+// pending says why an ENI is not known, or only as the last boot knew it.
+func (a *Agent) pending(eni *plan.ENI, readError error) status.Reason {
+	if eni.Known {
+		reason := status.Reason{Code: status.LastBoot}
+		if readError == nil {
+			readError = a.instanceErr
+		}
+		if readError != nil {
+			reason.Cause = readError.Error()
+		}
+		return reason
+	}
+	switch {
+	case eni.Twice:
+		return eni.Reason
+	case eni.View.MAC == "" && readError != nil:
+		return failed(readError)
+	case eni.View.MAC == "" && a.instanceErr != nil:
+		return failed(a.instanceErr)
+	}
+	reason := eni.Reason
+	reason.Undecided = eni.Settings.Undecided
+	return reason
+}
+
+// failed says that the metadata could not be read, or does not tell all yet.
+func failed(err error) status.Reason {
+	code := status.MetadataFailed
+	if isIncomplete(err) {
+		code = status.MetadataIncomplete
+	}
+	return status.Reason{Code: code, Cause: err.Error()}
+}
+
+// unexplained says what an ENI lacks whose time is up, where nobody else's file is the reason.
+func (a *Agent) unexplained(eni *plan.ENI, gaps []status.Gap) status.Reason {
+	switch {
+	case a.networkdErr != "":
+		return status.Reason{Code: status.FilesUnread, Gaps: gaps, Cause: a.networkdErr}
+	case a.missed(eni):
+		return status.Reason{Code: status.UdevMissed}
+	case status.OnlyAltnames(gaps):
+		if name, holder := a.nameElsewhere(eni); holder != "" {
+			return status.Reason{Code: status.NameHeld, Value: name, Other: holder}
+		}
+		return status.Reason{Code: status.NamesMissing, Gaps: gaps}
+	}
+	return status.Reason{Code: status.NotBrought, Gaps: gaps}
 }
 
 // whole is the reason for everything that an ENI has not, if there is one for all.
-func (a *Agent) whole(entry *state.Interface) string {
-	switch entry.State {
+func (a *Agent) whole(of state.ENI, reason status.Reason) status.Reason {
+	switch of {
 	case state.ENIShadowed, state.ENIOverridden, state.ENIUnmanaged, state.ENIPending:
-		return entry.Reason
+		return reason
 	case state.ENIDegraded:
 		if a.storeErr != "" {
-			return a.storeErr
+			return status.Reason{Code: status.FilesUnwritten, Cause: a.storeErr}
 		}
 		return a.networkdWhy
 	}
-	return ""
-}
-
-func prefixed(prefix string, all []string) []string {
-	out := make([]string, len(all))
-	for i, s := range all {
-		out[i] = prefix + s
-	}
-	return out
-}
-
-// together returns several reasons as one, without those that are empty: none hides another.
-func together(reasons ...string) string {
-	return strings.Join(slices.DeleteFunc(reasons, func(reason string) bool { return reason == "" }), "; ")
-}
-
-// summary names the first few of many.
-func summary(all []string) string {
-	const most = 3
-	if len(all) == 0 {
-		return "the lease"
-	}
-	if len(all) > most {
-		return strings.Join(all[:most], ", ") + " and " + plural(len(all)-most, "other")
-	}
-	return strings.Join(all, ", ")
+	return status.Reason{}
 }
 
 // tell logs that an ENI entered a state: info for what is as it shall be, warning
@@ -958,12 +951,12 @@ func (a *Agent) tell(entry *state.Interface) {
 // tellMark logs that the configuration gives an ENI a firewall mark that another one has (B5).
 func (a *Agent) tellMark(eni *plan.ENI) {
 	key := "mark " + eni.Link.MAC
-	if eni.Unmarked == "" {
+	if eni.Unmarked.None() {
 		a.unsay(key)
 		return
 	}
 	a.say(key, "The firewall mark of an ENI is another one's too", "eni", eni.View.ID, "mac", eni.Link.MAC, "interface", eni.Link.Name,
-		"reason", eni.Unmarked)
+		"reason", eni.Unmarked.Words())
 }
 
 // describe is what is known of an ENI without looking at the kernel.
@@ -1009,7 +1002,8 @@ func (a *Agent) describeAnew(eni *plan.ENI) state.Interface {
 	entry.Prefixes = texts(slices.Concat(eni.View.IPv4Prefixes, eni.View.IPv6Prefixes))
 	entry.Subnets = texts(slices.Concat(eni.View.IPv4Subnets, eni.View.IPv6Subnets))
 	entry.Altnames = orEmpty(eni.Want.Altnames)
-	entry.IPv6NotApplicable = eni.IPv6NotApplicable()
+	apart := eni.IPv6NotApplicable()
+	entry.IPv6NotApplicable = apart.Words()
 	return entry
 }
 

@@ -5,6 +5,7 @@ import (
 
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // downTime is how long a link must be down until somebody has set it down: udevd does so for a
@@ -125,39 +126,29 @@ func (a *Agent) setDown(link *plan.Link, u *unused, done, configured bool, now t
 
 // judge says what is wrong with the link of an ENI itself: gaps is whether something of the ENI
 // is missing. The state is empty if nothing is.
-func (u *unused) judge(link *plan.Link, gaps bool, now time.Time) (state.ENI, string) {
+func (u *unused) judge(link *plan.Link, gaps bool, now time.Time) (state.ENI, status.Reason) {
 	switch {
 	case link.SetDown:
-		return state.ENIOverridden, "the link was set down, and stays so. Set it up with: ip link set dev " + link.Name + " up"
+		return state.ENIOverridden, status.Reason{Code: status.SetDown, Subject: link.Name}
 	case link.Port() && gaps:
-		return state.ENIOverridden, port(link) + ", which takes what arrives. Give the addresses to " +
-			link.Master + ", or release the link with: " + release(link.Name)
+		reason := port(link)
+		reason.Code = status.PortWithoutAddresses
+		return state.ENIOverridden, reason
 	case link.Down && !link.OthersActivation && now.Sub(u.down) >= settleTime:
-		return state.ENIDegraded, "the link is down, and networkd does not set it up: see networkctl status " + link.Name
+		return state.ENIDegraded, status.Reason{Code: status.LinkDown, Subject: link.Name}
 	case !u.dark.IsZero() && now.Sub(u.dark) >= settleTime:
-		return state.ENIDegraded, "the link has no carrier: see networkctl status " + link.Name + ", and whether EC2 has the ENI attached"
+		return state.ENIDegraded, status.Reason{Code: status.NoCarrier, Subject: link.Name}
 	}
-	return "", ""
+	return "", status.Reason{}
 }
 
-// release makes a link no port any more. The kernel tells of that as it does of a link that goes, and
-// networkd takes it for that: 262 then misses the link-local address, without which it asks no router,
-// until there is another one.
-func release(name string) string {
-	return "ip link set dev " + name + " nomaster; ip link set dev " + name + " down; ip link set dev " + name + " up"
-}
-
-// port says of what the link of an ENI is a port, and what MAC address it has from that. It is empty
-// for a link that is no port.
-func port(link *plan.Link) string {
+// port says of what the link of an ENI is a port, and what MAC address it has from that. It says
+// nothing for a link that is no port.
+func port(link *plan.Link) status.Reason {
 	if link.Master == "" {
-		return ""
+		return status.Reason{}
 	}
-	words := "the link is a port of " + link.Master + " (" + link.MasterKind + ")"
-	if link.Lent != "" {
-		words += " with the MAC address " + link.Lent + " in place of its own"
-	}
-	return words
+	return status.Reason{Code: status.PortOf, Subject: link.Name, Other: link.Master, OtherKind: link.MasterKind, Value: link.Lent}
 }
 
 // raise has networkd set up a link that was down when the daemon came, as ifdown leaves it, and

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // State returns the last published state. It is never nil and never changes.
@@ -78,7 +78,9 @@ func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
 		Interfaces: interfaces,
 		LastChange: a.lastChange,
 	}
-	next.State, next.Reason = a.overall(interfaces)
+	var reason status.Reason
+	next.State, reason = a.overall(interfaces)
+	next.Reason = reason.Words()
 	before := a.State()
 	a.counted.Store(a.count())
 	a.mu.Lock()
@@ -125,42 +127,47 @@ func (a *Agent) versionOf(ctx context.Context) string {
 }
 
 // overall is the state of the whole.
-func (a *Agent) overall(interfaces []state.Interface) (state.Manager, string) {
-	if !a.networkdUp && a.networkdWhy != "" && !a.busDown {
+func (a *Agent) overall(interfaces []state.Interface) (state.Manager, status.Reason) {
+	if !a.networkdUp && !a.networkdWhy.None() && !a.busDown {
 		return state.Degraded, a.networkdWhy
 	}
-	for _, i := range interfaces {
-		switch i.State {
+	for i := range interfaces {
+		e := &interfaces[i]
+		switch e.State {
 		case state.ENIDegraded, state.ENIShadowed, state.ENIOverridden, state.ENIContested:
-			return state.Degraded, fmt.Sprintf("%s (%s) is %s: %s", i.ID(), i.Name, i.State, i.Reason)
+			reason := a.links[e.Ifindex].reason
+			return state.Degraded, status.Reason{Code: status.OfENI, Subject: e.ID(), Other: e.Name, State: string(e.State), Of: &reason}
 		}
 	}
 	switch {
 	case a.switchedOff() != nil:
-		return state.Offline, "what is configured stays: " + a.switchedOff().Error()
+		return state.Offline, status.Reason{Code: status.MetadataOff, Cause: a.switchedOff().Error()}
 	case a.offline():
-		return state.Offline, "the metadata service does not answer, what is configured stays: " + errorText(a.lastError())
+		return state.Offline, status.Reason{Code: status.MetadataSilent, Cause: errorText(a.lastError())}
 	case !a.instanceGot && a.instanceErr != nil:
-		return state.Degraded, a.instanceErr.Error()
+		return state.Degraded, failed(a.instanceErr)
 	case !a.instanceGot:
-		return state.Starting, "the metadata has not been read yet"
+		return state.Starting, status.Reason{Code: status.MetadataUnread}
 	}
 	if err := a.lastError(); err != nil {
-		return state.Degraded, err.Error()
+		return state.Degraded, failed(err)
 	}
-	if len(a.Problems) > 0 {
-		return state.Configured, "the configuration has mistakes: " + a.Problems[0]
+	return state.Configured, a.worthKnowing()
+}
+
+// worthKnowing is what is not as it should be although every ENI is.
+func (a *Agent) worthKnowing() status.Reason {
+	switch {
+	case len(a.Problems) > 0:
+		return status.Reason{Code: status.ConfigurationWrong, Cause: a.Problems[0]}
+	case a.unstored != "":
+		return status.Reason{Code: status.RecordUnwritten, Cause: a.unstored}
+	case len(a.unreadFiles) > 0:
+		return status.Reason{Code: status.FileUnreadable, Cause: a.unreadFiles[0]}
+	case len(a.conflicts) > 0:
+		return status.Reason{Code: status.Conflicting, Subject: a.conflicts[0].Name, Values: a.conflicts[0].Evidence}
 	}
-	if a.unstored != "" {
-		return state.Configured, a.unstored
-	}
-	if len(a.unreadFiles) > 0 {
-		return state.Configured, "a file cannot be read, and counts as if it were not there: " + a.unreadFiles[0]
-	}
-	if len(a.conflicts) > 0 {
-		return state.Configured, fmt.Sprintf("in conflict with %s: %s", a.conflicts[0].Name, strings.Join(a.conflicts[0].Evidence, ", "))
-	}
-	return state.Configured, ""
+	return status.Reason{}
 }
 
 // request is a Refresh under way.
@@ -331,11 +338,4 @@ func orEmpty(s []string) []string {
 		return []string{}
 	}
 	return s
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return fmt.Sprintf("1 %s", what)
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }

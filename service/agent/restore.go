@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"time"
+
+	"ec2netd/service/status"
 )
 
 // Restore writes files of the daemon's again that somebody has removed, and returns when that is
@@ -38,7 +40,7 @@ func (a *Agent) restoreAll(ctx context.Context, done chan<- struct{}) {
 func (a *Agent) restore() bool {
 	written, err := a.Store.Restore()
 	if len(written) > 0 {
-		a.Log.Warn("Somebody has removed generated files: "+summary(written)+"; wrote them again", "files", written)
+		a.Log.Warn("Somebody has removed generated files: "+status.Few(written)+"; wrote them again", "files", written)
 		a.restored = append(a.restored, written...)
 	}
 	return err == nil || a.stored(err)

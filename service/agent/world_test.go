@@ -26,6 +26,7 @@ import (
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 	"ec2netd/service/store"
 )
 
@@ -507,8 +508,8 @@ func (w *world) Applied(context.Context) (*networkd.Applied, error) {
 func (w *world) Varlink() bool                  { w.mu.Lock(); defer w.mu.Unlock(); return !w.old && !w.stopping }
 func (w *world) Keeps() bool                    { return !w.old }
 func (w *world) Version(context.Context) string { return "257" }
-func (w *world) WhyNotRunning(context.Context) (string, bool) {
-	return "systemd-networkd is masked", false
+func (w *world) WhyNotRunning(context.Context) (status.Code, bool) {
+	return status.NetworkdMasked, false
 }
 
 // devices is udevd.
@@ -641,4 +642,10 @@ func must(t *testing.T, a *Agent, id string, want state.ENI) *state.Interface {
 		t.Fatalf("%s is %s (%s; missing %q), want %s", id, i.State, i.Reason, i.Missing, want)
 	}
 	return i
+}
+
+// onlyAltnames reports whether the state tells of alternative names that are missing, and of nothing
+// else.
+func onlyAltnames(missing []string) bool {
+	return len(missing) > 0 && !slices.ContainsFunc(missing, func(what string) bool { return !strings.HasPrefix(what, "altname ") })
 }

@@ -23,6 +23,7 @@ import (
 
 	"ec2netd/service/bus"
 	"ec2netd/service/file"
+	"ec2netd/service/status"
 )
 
 // What networkd is called on the system bus, see org.freedesktop.network1(5). Its
@@ -494,28 +495,27 @@ func waitFor(ctx context.Context, conn *bus.Conn, unit string, will func(state s
 	}
 }
 
-// WhyNotRunning says in words why networkd is not on the bus, and what to do.
-// lasting tells whether waiting is no help: it is masked, not installed or failed.
-func (c *Client) WhyNotRunning(ctx context.Context) (reason string, lasting bool) {
-	reason = "systemd-networkd does not run: start it with systemctl enable --now " + unitName
+// WhyNotRunning says why networkd is not on the bus. lasting reports whether waiting is no help: it is
+// masked, not installed or failed.
+func (c *Client) WhyNotRunning(ctx context.Context) (why status.Code, lasting bool) {
 	unit, err := c.UnitProperties(ctx, unitName)
 	if err != nil {
-		return reason, false
+		return status.NetworkdStopped, false
 	}
 	active, _ := unit["ActiveState"].Value().(string)
 	switch load, _ := unit["LoadState"].Value().(string); {
 	case load == "masked":
-		return "systemd-networkd is masked: have it run with systemctl unmask " + unitName + " && systemctl enable --now " + unitName, true
+		return status.NetworkdMasked, true
 	case load == "not-found":
-		return "systemd-networkd is not installed: install it, ec2netd needs it", true
+		return status.NetworkdNotInstalled, true
 	case active == "failed":
-		return "systemd-networkd has failed: see systemctl status " + unitName, true
+		return status.NetworkdFailed, true
 	case active == "activating":
-		return "systemd-networkd is starting", false
+		return status.NetworkdStarting, false
 	case active == "active" || active == "reloading":
-		return "systemd-networkd runs and is not on the system bus, which it does not join again where that was restarted: restart it with systemctl restart " + unitName, false
+		return status.NetworkdOffBus, false
 	}
-	return reason, false
+	return status.NetworkdStopped, false
 }
 
 // LinkState is what networkd says of one link.

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/service/kernel"
+	"ec2netd/service/status"
 )
 
 // A8, F1: what others have put on a link stays, where networkd can be told so: not on 252.
@@ -92,7 +93,7 @@ func TestForeignAddress(t *testing.T) {
 			t.Errorf("%s: held %v: %s", test.name, eni.Held, diff)
 		}
 		truth := Compare(&eni, rendered(&eni), nil, whole(&eni), nil, anyRule)
-		if missing := slices.Contains(truth.Missing(), "address 10.0.1.22"); missing == test.there {
+		if missing := slices.Contains(status.Names(truth.Missing()), "address 10.0.1.22"); missing == test.there {
 			t.Errorf("%s: missing: %v", test.name, missing)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ec2netd/service/status"
 )
 
 // MatchDropIn is the file name of the generated drop-in that keeps a unit to its one
@@ -255,26 +257,46 @@ func Matching(unit UnitText) (culprit string) {
 	return culprit
 }
 
-// TakenAway names the text of a unit that is not this daemon's and explains what is
-// missing, in the words of [Truth], and the line of it; empty if none does. shipped is
-// the base unit as it is installed.
-func TakenAway(unit UnitText, gaps []string, shipped string) (culprit, line string) {
-	lacks := func(prefix, family string) bool {
-		return slices.ContainsFunc(gaps, func(gap string) bool {
-			rest, ok := strings.CutPrefix(gap, prefix)
-			switch family {
-			case "IPv4":
-				return ok && (strings.Contains(gap, "(IPv4)") || (prefix == "address " && !strings.Contains(rest, ":")))
-			case "IPv6":
-				return ok && (strings.Contains(gap, "(IPv6)") || (prefix == "address " && strings.Contains(rest, ":")))
-			}
-			return ok
-		})
+// lacking sums up gaps by what can take it away.
+type lacking struct {
+	address, address4, address6 bool
+	// route4 and route6 are default routes of any table, metric4 and metric6 those of the main one.
+	route4, route6, metric4, metric6 bool
+	rule                             bool
+	// oldRoute and oldAddress are still there.
+	oldRoute, oldAddress bool
+}
+
+func lackingOf(gaps []status.Gap) lacking {
+	var l lacking
+	for _, gap := range gaps {
+		ipv4, ipv6 := gap.Family == status.IPv4, gap.Family == status.IPv6
+		switch {
+		case gap.Kind == status.OtherMetric || gap.Kind == status.MainDefaultRoute:
+			l.oldRoute = l.oldRoute || gap.StillThere
+		case gap.StillThere:
+			l.oldAddress = l.oldAddress || gap.Kind == status.Address
+		case gap.Kind == status.Address:
+			l.address, l.address4, l.address6 = true, l.address4 || ipv4, l.address6 || ipv6
+		case gap.Kind == status.DefaultRoute:
+			l.metric4, l.metric6 = l.metric4 || ipv4, l.metric6 || ipv6
+			l.route4, l.route6 = l.route4 || ipv4, l.route6 || ipv6
+		case gap.Kind == status.TableDefaultRoute:
+			l.route4, l.route6 = l.route4 || ipv4, l.route6 || ipv6
+		case gap.Kind == status.Rule:
+			l.rule = true
+		}
 	}
-	const address, route, rule, stays = "address ", "default route ", "rule ", "still there: "
-	ipv4 := lacks(address, "IPv4") || lacks(route, "IPv4") || lacks(stays+route, "")
-	ipv6 := lacks(address, "IPv6") || lacks(route, "IPv6")
-	something := ipv4 || ipv6 || lacks(rule, "") || lacks(address, "")
+	return l
+}
+
+// TakenAway names the text of a unit that is not this daemon's and explains gaps, and the line of
+// it; empty if none does. shipped is the base unit as it is installed.
+func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line string) {
+	lacks := lackingOf(gaps)
+	ipv4 := lacks.address4 || lacks.route4 || lacks.oldRoute
+	ipv6 := lacks.address6 || lacks.route6
+	something := ipv4 || ipv6 || lacks.rule
 
 	// What counts is the last line of a key, but for lists, which an empty value clears.
 	type place struct {
@@ -315,10 +337,10 @@ func TakenAway(unit UnitText, gaps []string, shipped string) (culprit, line stri
 
 	when(something, "Link.Unmanaged", yes)
 	when(something, "Link.ActivationPolicy", oneOf("manual", "always-down", "down"))
-	if lacks(address, "") {
+	if lacks.address {
 		blame(cleared["Address"])
 	}
-	if lacks(route, "") {
+	if lacks.route4 || lacks.route6 {
 		blame(cleared["Gateway"])
 	}
 	when(ipv4, "Network.DHCP", func(v string) bool { return no(v) || v == "ipv6" || v == "" })
@@ -336,12 +358,12 @@ func TakenAway(unit UnitText, gaps []string, shipped string) (culprit, line stri
 		when(something, "Network."+key, whatever)
 	}
 	for _, key := range []string{"UseGateway", "UseRoutes"} {
-		when(lacks(route, "IPv4"), "DHCPv4."+key, no)
-		when(lacks(route, "IPv6"), "IPv6AcceptRA."+key, no)
+		when(lacks.route4, "DHCPv4."+key, no)
+		when(lacks.route6, "IPv6AcceptRA."+key, no)
 	}
 	for _, key := range []string{"RouteMetric", "RouteTable"} {
-		when(lacks(route+"(IPv4) with metric", "") || lacks(stays+route, ""), "DHCPv4."+key, whatever)
-		when(lacks(route+"(IPv6) with metric", ""), "IPv6AcceptRA."+key, whatever)
+		when(lacks.metric4 || lacks.oldRoute, "DHCPv4."+key, whatever)
+		when(lacks.metric6, "IPv6AcceptRA."+key, whatever)
 	}
 	for _, key := range []string{"AllowList", "DenyList"} {
 		when(ipv4, "DHCPv4."+key, whatever)
@@ -349,17 +371,17 @@ func TakenAway(unit UnitText, gaps []string, shipped string) (culprit, line stri
 	for _, key := range []string{"RouterAllowList", "RouterDenyList", "DHCPv6Client"} {
 		when(ipv6, "IPv6AcceptRA."+key, whatever)
 	}
-	when(lacks(address, "IPv6"), "DHCPv6.UseAddress", no)
-	when(lacks(stays+address, ""), "Network.KeepConfiguration", func(v string) bool { return yes(v) || v == "static" })
-	if text, kept := keeps(unit, gaps, stays+address); text != nil {
+	when(lacks.address6, "DHCPv6.UseAddress", no)
+	when(lacks.oldAddress, "Network.KeepConfiguration", func(v string) bool { return yes(v) || v == "static" })
+	if text, kept := keeps(unit, gaps); text != nil {
 		blame(place{text, kept})
 	}
 	return culprit, line
 }
 
 // keeps returns the line of a text that is not this daemon's by which a link keeps an address, of
-// gaps that begin with a prefix.
-func keeps(unit UnitText, gaps []string, prefix string) (*Text, setting) {
+// those that are still there.
+func keeps(unit UnitText, gaps []status.Gap) (*Text, setting) {
 	for i := range unit.Texts {
 		text := &unit.Texts[i]
 		if text.Generated() {
@@ -367,7 +389,9 @@ func keeps(unit UnitText, gaps []string, prefix string) (*Text, setting) {
 		}
 		for _, s := range settings(text.Content) {
 			address, _, _ := strings.Cut(s.value, "/")
-			if s.key == "Address" && (s.section == "Network" || s.section == "Address") && slices.Contains(gaps, prefix+address) {
+			if s.key == "Address" && (s.section == "Network" || s.section == "Address") && slices.ContainsFunc(gaps, func(gap status.Gap) bool {
+				return gap.StillThere && gap.Kind == status.Address && gap.Value == address
+			}) {
 				return text, s
 			}
 		}

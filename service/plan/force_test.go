@@ -1,11 +1,13 @@
 package plan
 
 import (
+	"net/netip"
 	"path"
 	"slices"
 	"testing"
 
 	"ec2netd/service/kernel"
+	"ec2netd/service/status"
 )
 
 // unitOf is a generated unit of ens6 with drop-ins of somebody else's, by name.
@@ -107,15 +109,14 @@ func TestMatchOfPort(t *testing.T) {
 
 // F2: a file is named only for what it takes away.
 func TestTakenAway(t *testing.T) {
+	four, six := status.AddressGap(netip.MustParseAddr("10.0.1.21")), status.AddressGap(netip.MustParseAddr("2001:db8::1"))
+	route4, route6 := status.DefaultRouteGap(status.IPv4, 513), status.DefaultRouteGap(status.IPv6, 513)
+	table4 := status.Gap{Kind: status.TableDefaultRoute, Family: status.IPv4, Table: 10001}
+	old := status.Gap{Kind: status.OtherMetric, Family: status.IPv4, Metric: 513, StillThere: true}
+	stays := status.Gap{Kind: status.Address, Family: status.IPv4, Value: "10.0.1.22", StillThere: true}
+	rule := status.Gap{Kind: status.Rule, Family: status.IPv4, Value: "from 10.0.1.21/32 lookup 10001"}
+	altname := status.Gap{Kind: status.Altname, Value: "eni-0123"}
 	const (
-		four, six   = "address 10.0.1.21", "address 2001:db8::1"
-		route4      = "default route (IPv4) with metric 513"
-		table4      = "default route (IPv4) in table 10001"
-		route6      = "default route (IPv6) with metric 513"
-		old         = "still there: default route by DHCP with another metric than 513"
-		stays       = "still there: address 10.0.1.22"
-		rule        = "rule from 10.0.1.21/32 lookup 10001"
-		altname     = "altname eni-0123"
 		somebody    = "Address= in [Network]"
 		unmanaged   = "Unmanaged=yes in [Link]"
 		noRoutes    = "UseGateway=no in [DHCPv4]"
@@ -123,7 +124,7 @@ func TestTakenAway(t *testing.T) {
 	)
 	for name, c := range map[string]struct {
 		content string
-		gap     string
+		gap     status.Gap
 		line    string
 	}{
 		"an MTU takes nothing":          {"[Link]\nMTUBytes=9001\n", four, ""},
@@ -153,28 +154,28 @@ func TestTakenAway(t *testing.T) {
 		"altnames are not its business": {"[Network]\nAddress=\nDHCP=no\n[Link]\nUnmanaged=yes\n", altname, ""},
 	} {
 		dropIn := admins("x.conf", c.content)
-		culprit, line := TakenAway(unitOf(dropIn), []string{c.gap}, base)
+		culprit, line := TakenAway(unitOf(dropIn), []status.Gap{c.gap}, base)
 		if line != c.line || (culprit != "") != (c.line != "") || (culprit != "" && culprit != dropIn.Path) {
 			t.Errorf("%s: %q of %q, want %q", name, line, culprit, c.line)
 		}
 	}
 	// What this daemon's own drop-in says later counts.
-	if culprit, line := TakenAway(unitOf(admins("10.conf", "[DHCPv4]\nRouteMetric=100\n[Network]\nAddress=\n")), []string{route4, four}, base); culprit != "" {
+	if culprit, line := TakenAway(unitOf(admins("10.conf", "[DHCPv4]\nRouteMetric=100\n[Network]\nAddress=\n")), []status.Gap{route4, four}, base); culprit != "" {
 		t.Errorf("a drop-in that comes before: %q of %q", line, culprit)
 	}
-	if culprit, line := TakenAway(unitOf(), []string{four, six, route4, route6, rule, stays, old}, base); culprit != "" {
+	if culprit, line := TakenAway(unitOf(), []status.Gap{four, six, route4, route6, rule, stays, old}, base); culprit != "" {
 		t.Errorf("nobody's fault: %q of %q", line, culprit)
 	}
 	// A drop-in of the base unit is named where it is, not where it is linked.
 	linked := Text{Path: NetworkPath("ens6") + ".d/x.conf", Source: "/etc/systemd/network/80-ec2.network.d/x.conf", Content: "[Network]\nDHCP=no\n"}
-	if culprit, _ := TakenAway(unitOf(linked), []string{four}, base); culprit != linked.Source {
+	if culprit, _ := TakenAway(unitOf(linked), []status.Gap{four}, base); culprit != linked.Source {
 		t.Errorf("a drop-in of the base unit: %q", culprit)
 	}
 	// An administrator's base unit, without DHCP.
 	replaced := unitOf()
 	replaced.Texts[0].Source = "/etc/systemd/network/80-ec2.network"
 	replaced.Texts[0].Content = "[Match]\nDriver=ena\n"
-	if culprit, line := TakenAway(replaced, []string{four}, base); culprit != replaced.Texts[0].Source || line != "no DHCP= in [Network]" {
+	if culprit, line := TakenAway(replaced, []status.Gap{four}, base); culprit != replaced.Texts[0].Source || line != "no DHCP= in [Network]" {
 		t.Errorf("a base unit without DHCP: %q of %q", line, culprit)
 	}
 }

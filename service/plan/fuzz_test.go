@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"ec2netd/service/metadata"
+	"ec2netd/service/status"
 )
 
 // FuzzUnits: whatever stands in a unit file, this daemon's or somebody else's, reading it
@@ -35,7 +36,10 @@ func FuzzUnits(f *testing.F) {
 		if match < NoMatch || match > Matches || (match == Matches && culprit != "") {
 			t.Errorf("match %d because of %q", match, culprit)
 		}
-		takes, line := TakenAway(unit, []string{"address 10.0.1.21", "default route (IPv6)", "still there: address 10.0.1.9"}, base)
+		takes, line := TakenAway(unit, []status.Gap{
+			{Kind: status.Address, Family: status.IPv4, Value: "10.0.1.21"}, {Kind: status.DefaultRoute, Family: status.IPv6, Metric: 513},
+			{Kind: status.Address, Family: status.IPv4, Value: "10.0.1.9", StillThere: true},
+		}, base)
 		if (takes == "") != (line == "") || strings.ContainsAny(line, "\n") {
 			t.Errorf("%q by %q", line, takes)
 		}

@@ -1,12 +1,13 @@
 package plan
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"path"
 	"slices"
 	"strings"
+
+	"ec2netd/service/status"
 )
 
 // BaseLinkName is the file name of the link to the base unit among the drop-ins of a
@@ -169,26 +170,21 @@ func (e *ENI) untold() []netip.Addr {
 	return slices.DeleteFunc(slices.Clone(e.Link.FirstBoot), func(a netip.Addr) bool { return slices.Contains(e.Told, a) })
 }
 
-// KeepsWritten says in words that the addresses in a generator's file count because of those that
-// EC2 is not known to have told, or is empty.
-func KeepsWritten(eni *ENI, networkd Networkd) string {
+// KeepsWritten says that the addresses in a generator's file count because of those that EC2 is not
+// known to have told, or nothing.
+func KeepsWritten(eni *ENI, networkd Networkd) status.Reason {
 	untold := eni.untold()
 	if !keepsAll(networkd) || len(untold) == 0 {
-		return ""
+		return status.Reason{}
 	}
 	names := make([]string, 0, len(untold))
 	for _, address := range untold {
 		names = append(names, address.String())
 	}
-	return fmt.Sprintf("%s has %s, and nothing tells that EC2 gave the ENI that: all addresses there stay, those too that EC2 withdraws. %s, "+
-		"and have what you need in a drop-in in /etc/systemd/network/%s.d/", eni.Link.Generator, strings.Join(names, ", "), RemoveAddress(eni.Link.Generator),
-		path.Base(NetworkPath(eni.Link.Name)))
+	return status.Reason{Code: status.WrittenStays, File: eni.Link.Generator, Netplan: FromNetplan(eni.Link.Generator), Values: names,
+		Own: NetworkPath(eni.Link.Name)}
 }
 
-// RemoveAddress says in words how an address goes that stands in a .network file.
-func RemoveAddress(file string) string {
-	if path.Dir(file) == Directory && FromGenerator(file) {
-		return "netplan makes that file: remove the address from the one in /etc/netplan that has it, and run netplan generate && networkctl reload"
-	}
-	return "Remove that line to have it go"
-}
+// FromNetplan reports whether netplan has made a .network file. An address goes from such a file
+// only where netplan's own files lose it.
+func FromNetplan(file string) bool { return path.Dir(file) == Directory && FromGenerator(file) }

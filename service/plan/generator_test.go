@@ -8,6 +8,7 @@ import (
 
 	"ec2netd/service/config"
 	"ec2netd/service/metadata"
+	"ec2netd/service/status"
 )
 
 const netplans = "/run/systemd/network/10-netplan-ens6."
@@ -87,7 +88,8 @@ func TestFirstBoot(t *testing.T) {
 			t.Errorf("%v: %v", c.addresses, found)
 		}
 		eni := &p.ENIs[0]
-		if reason := KeepsWritten(eni, in.Networkd); !slices.Equal(eni.Told, c.told) || !strings.HasPrefix(reason, c.reason) || (reason == "") != (c.reason == "") {
+		kept := KeepsWritten(eni, in.Networkd)
+		if reason := kept.Words(); !slices.Equal(eni.Told, c.told) || !strings.HasPrefix(reason, c.reason) || (reason == "") != (c.reason == "") {
 			t.Errorf("%v: %v, %q", c.addresses, eni.Told, reason)
 		}
 	}
@@ -117,9 +119,9 @@ func TestLeavesOut(t *testing.T) {
 
 // A .link file of netplan's keeps no names away (G1).
 func TestNamesBesideGenerator(t *testing.T) {
-	for file, want := range map[string]NamesWhy{netplans + "link": NamesFree, "/etc/systemd/network/10-mine.link": NamesEarlier} {
+	for file, want := range map[string]status.Code{netplans + "link": status.None, "/etc/systemd/network/10-mine.link": status.NamesEarlier} {
 		if why, _ := KeepsNames(&ens6, UnitText{}, file); why != want {
-			t.Errorf("%s: %d, want %d", file, why, want)
+			t.Errorf("%s: %s, want %s", file, why, want)
 		}
 	}
 }

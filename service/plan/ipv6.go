@@ -8,6 +8,7 @@ import (
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/status"
 )
 
 // Networkd is what was observed of the networkd that runs.
@@ -39,21 +40,21 @@ func applicable(view metadata.ENI, ipv6 kernel.IPv6) metadata.ENI {
 	return view
 }
 
-// IPv6NotApplicable says why the IPv6 of the metadata does not apply to the ENI. It is empty
+// IPv6NotApplicable says why the IPv6 of the metadata does not apply to the ENI. It says nothing
 // where it does, and where the metadata has none.
-func (e *ENI) IPv6NotApplicable() string {
+func (e *ENI) IPv6NotApplicable() status.Reason {
 	if len(e.View.IPv6)+len(e.View.IPv6Prefixes) == 0 {
-		return ""
+		return status.Reason{}
 	}
 	switch e.Link.IPv6 {
 	case kernel.IPv6OffHost:
-		return "the host has no IPv6 (ipv6.disable=1 on the kernel command line)"
+		return status.Reason{Code: status.IPv6OffHost}
 	case kernel.IPv6OffLink:
-		return "IPv6 is disabled on the link (sysctl net.ipv6.conf." + strings.ReplaceAll(e.Link.Name, ".", "/") + ".disable_ipv6=1)"
+		return status.Reason{Code: status.IPv6OffLink, Subject: e.Link.Name}
 	case kernel.IPv6None:
-		return "the kernel has given the link no IPv6, as it does where the MTU is below 1280"
+		return status.Reason{Code: status.IPv6None}
 	}
-	return ""
+	return status.Reason{}
 }
 
 // ipv6Off keeps networkd from switching IPv6 on, which it does on a link that is to have a

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"ec2netd/service/metadata"
+	"ec2netd/service/status"
 )
 
 // A9: whose word counts for the MTU.
@@ -65,7 +66,7 @@ func TestMTU(t *testing.T) {
 					eni.Link.MTU++
 				}
 				truth := Compare(&eni, Rendered{Network: content}, nil, whole(&eni), nil, func(Rule) bool { return true })
-				if missing := slices.ContainsFunc(truth.Missing(), func(s string) bool { return strings.HasPrefix(s, "mtu ") }); missing == right {
+				if missing := slices.ContainsFunc(truth.Missing(), func(g status.Gap) bool { return g.Kind == status.MTU }); missing == right {
 					t.Errorf("the MTU is right: %v; missing: %v", right, truth.Missing())
 				}
 			}

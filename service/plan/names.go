@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"ec2netd/service/kernel"
+	"ec2netd/service/status"
 )
 
 // Name is an alternative name of a link.
@@ -66,41 +67,24 @@ func LackingNames(links []kernel.Link, read func(path string) string) (lacking [
 // DriverIn returns the driver that a generated .link drop-in is for, or empty.
 func DriverIn(content string) string { return valueIn(content, "Driver") }
 
-// NamesWhy is what keeps the alternative names of a .link file away from its link.
-type NamesWhy int
-
-// The values of NamesWhy.
-const (
-	// NamesFree: nothing does.
-	NamesFree NamesWhy = iota
-	// NamesMasked: the .link file is masked.
-	NamesMasked
-	// NamesHidden: its drop-in is hidden by one of the administrator's.
-	NamesHidden
-	// NamesElsewhere: a drop-in has it match other links.
-	NamesElsewhere
-	// NamesEarlier: another .link file, which is no generator's, goes before it.
-	NamesEarlier
-)
-
-// KeepsNames tells what keeps the alternative names of a link away, and in which file that
-// stands. Unit is all that is read under the name of its .link file, and applied the file that
+// KeepsNames says what keeps the alternative names of a link away, [status.None] if nothing does, and
+// in which file that stands. Unit is all that is read under the name of its .link file, and applied the file that
 // udevd has applied to the link, empty if that is none or has gone.
-func KeepsNames(link *Link, unit UnitText, applied string) (why NamesWhy, file string) {
+func KeepsNames(link *Link, unit UnitText, applied string) (why status.Code, file string) {
 	own := path.Base(LinkPath(link.Name))
 	switch {
 	case unit.Masked:
-		return NamesMasked, unit.Path
+		return status.NamesMasked, unit.Path
 	case link.LinkHidden != "":
-		return NamesHidden, link.LinkHidden
+		return status.NamesHidden, link.LinkHidden
 	case unit.Path != "":
 		if match, culprit := MatchOf(unit, link); match == NoMatch && culprit != "" {
-			return NamesElsewhere, culprit
+			return status.NamesUnmatched, culprit
 		}
 	}
 	// netplan writes no names, and cannot be told to.
 	if applied != "" && path.Base(applied) < own && !strings.HasPrefix(applied, Directory+"/70-") && !FromGenerator(applied) {
-		return NamesEarlier, applied
+		return status.NamesEarlier, applied
 	}
-	return NamesFree, ""
+	return status.None, ""
 }

@@ -11,6 +11,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // withoutIPv6 are the ways in which a link can have none, and what is said of it.
@@ -68,13 +69,14 @@ func TestWithoutIPv6(t *testing.T) {
 // checkInapplicable compares the items of an ENI with those that it would have with IPv6.
 func checkInapplicable(t *testing.T, eni *ENI, words string) {
 	t.Helper()
-	if reason := eni.IPv6NotApplicable(); !strings.Contains(reason, words) {
+	apart := eni.IPv6NotApplicable()
+	if reason := apart.Words(); !strings.Contains(reason, words) {
 		t.Errorf("the reason is %q, want one with %q", reason, words)
 	}
 	kernelHas := whole(eni)
 	eni.Link.Addresses, eni.Link.Altnames = kernelHas.Links[0].Addresses, eni.Want.Altnames
 	truth := Compare(eni, rendered(eni), kernelHas, kernelHas, nil, anyRule)
-	items := truth.Items("")
+	items := truth.Items(status.Reason{})
 	if gaps := state.GapsOf(items); len(gaps)+len(truth.Missing())+len(truth.Unwanted())+len(truth.Late()) > 0 {
 		t.Errorf("%s: gaps: %q, %q, %q, %q", eni.Link.Name, gaps, truth.Missing(), truth.Unwanted(), truth.Late())
 	}
@@ -84,7 +86,7 @@ func checkInapplicable(t *testing.T, eni *ENI, words string) {
 			continue
 		}
 		got = append(got, string(item.Kind)+" "+item.Value)
-		if item.NotApplicable != eni.IPv6NotApplicable() || item.Rendered || item.Kernel || item.Metadata != state.Yes {
+		if item.NotApplicable != apart.Words() || item.Rendered || item.Kernel || item.Metadata != state.Yes {
 			t.Errorf("%s: %+v", eni.Link.Name, item)
 		}
 	}
@@ -93,7 +95,7 @@ func checkInapplicable(t *testing.T, eni *ENI, words string) {
 	applying := Make(dual).ENIs[0]
 	all := whole(&applying)
 	compared := Compare(&applying, rendered(&applying), all, all, nil, anyRule)
-	for _, item := range compared.Items("") {
+	for _, item := range compared.Items(status.Reason{}) {
 		if strings.Contains(item.Value, ":") {
 			want = append(want, string(item.Kind)+" "+item.Value)
 		}
@@ -133,7 +135,7 @@ func TestIPv6Switched(t *testing.T) {
 	}
 	eni := Make(in).ENIs[1]
 	truth := Compare(&eni, rendered(&eni), nil, with, nil, anyRule)
-	items := truth.Items("")
+	items := truth.Items(status.Reason{})
 	at := slices.IndexFunc(items, func(i state.Item) bool { return i.Value == "from 2001:db8:1::20/128 lookup 10001" })
 	if at < 0 || !strings.Contains(items[at].Reason, "IPv6 is disabled") || !strings.Contains(items[at].Reason, "networkd") {
 		t.Errorf("a rule that is still there: %+v", items)

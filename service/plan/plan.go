@@ -16,6 +16,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/status"
 )
 
 // Numbers of an ENI (B1). They are those of amazon-ec2-net-utils, which VPC CNI,
@@ -338,8 +339,8 @@ type ENI struct {
 	Keep, KeepLink bool
 	// Told are the addresses of the link's FirstBoot that EC2 gave the ENI, by now or earlier.
 	Told []netip.Addr
-	// Unmarked says why there is no rule for the firewall mark of Settings, empty where there is.
-	Unmarked string
+	// Unmarked says why there is no rule for the firewall mark of Settings, nothing where there is.
+	Unmarked status.Reason
 	// Held: addresses that the metadata lists wait for the lease, so that the
 	// primary address is the first one of the link (A3).
 	Held bool
@@ -348,7 +349,7 @@ type ENI struct {
 	// the ENI. View is with the one that was configured before.
 	Twice bool
 	// Reason says why the ENI is not Known.
-	Reason string
+	Reason status.Reason
 
 	// yields: its numbers on disk are to go first, see [settleNumbers].
 	yields bool
@@ -374,20 +375,20 @@ func Make(in Input) Plan {
 		switch {
 		case duplicate(in.Links, link):
 			eni.Twice = true
-			eni.Reason = fmt.Sprintf("another link (%s) has the MAC address %s too, what is configured stays: remove the one that is not the ENI",
-				twin(in.Links, link), link.MAC)
+			eni.Reason = status.Reason{Code: status.SharedMAC, Subject: link.MAC, Other: twin(in.Links, link)}
 			if _, ok := NumbersIn(link.Current); ok && viewed {
 				eni.View = view
 			}
 		case link.MAC == presumed && !viewed:
 			// So the primary gets its metric before the metadata answers.
 			eni.Primary, eni.Presumed = true, true
-			eni.Reason = "the metadata has not been read yet"
+			eni.Reason = status.Reason{Code: status.MetadataUnread}
 		case !viewed:
-			eni.Reason = "the metadata has not been read yet"
+			eni.Reason = status.Reason{Code: status.MetadataUnread}
 		default:
 			eni.View, eni.Hinted = view, hinted[link.MAC]
-			eni.Known, eni.Numbers, eni.Reason = number(&view, eni.Primary, cards)
+			eni.Numbers, eni.Reason.Code = number(&view, eni.Primary, cards)
+			eni.Known = eni.Reason.None()
 		}
 		eni.Applies = applicable(eni.View, link.IPv6)
 		plan.ENIs = append(plan.ENIs, eni)
@@ -557,26 +558,26 @@ func viewedIn(in Input, eni *ENI) bool {
 // NumbersOf returns the numbers of a view, and whether they can be used as far as the ENI
 // itself is concerned. Cards: some ENI of the instance has a network card.
 func NumbersOf(view *metadata.ENI, primary, cards bool) (Numbers, bool) {
-	usable, numbers, _ := number(view, primary, cards)
-	return numbers, usable
+	numbers, why := number(view, primary, cards)
+	return numbers, why == status.None
 }
 
-// number tells whether a view's numbers may be used.
-func number(view *metadata.ENI, primary, cards bool) (known bool, numbers Numbers, reason string) {
+// number returns the numbers of a view, and why they may not be used, [status.None] if they may.
+func number(view *metadata.ENI, primary, cards bool) (numbers Numbers, why status.Code) {
 	if view.NetworkCard != nil {
 		numbers.Card = *view.NetworkCard
 	} else if cards {
 		// B5: other ENIs of this instance have the key, so this one's is still to
 		// come; taking it as 0 could give two ENIs one table.
-		return false, Numbers{}, "the metadata does not tell its network card yet, though it does for other ENIs"
+		return Numbers{}, status.CardUnknown
 	}
 	numbers.Index = view.DeviceIndex
 	if !primary && numbers == (Numbers{}) {
 		// B4: 0 on card 0 is the primary's alone; here it means that the attachment
 		// has not propagated.
-		return false, Numbers{}, "the metadata still says device-number 0, which is the primary's: the attachment has not propagated yet"
+		return Numbers{}, status.NotPropagated
 	}
-	return true, numbers, ""
+	return numbers, status.None
 }
 
 // settleNumbers sees to it that no two ENIs have the same numbers (B5). Who has
@@ -608,8 +609,7 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 		if other := occupant(enis, i, assigned); other != "" && held != mac {
 			eni.Known = false
 			waitsFor[mac] = other
-			eni.Reason = fmt.Sprintf("%s had device index %d on network card %d until now, and still has routes of it",
-				other, eni.Numbers.Index, eni.Numbers.Card)
+			eni.Reason = status.Reason{Code: status.NumbersInUse, Other: other, Index: eni.Numbers.Index, Card: eni.Numbers.Card}
 			continue
 		}
 		if (taken && held == mac) || (!taken && len(claims[eni.Numbers]) == 1) {
@@ -622,8 +622,7 @@ func settleNumbers(enis []ENI, assigned map[string]Numbers) {
 			}
 		}
 		eni.Known = false
-		eni.Reason = fmt.Sprintf("device index %d on network card %d is that of %s too: one of the two has not propagated yet",
-			eni.Numbers.Index, eni.Numbers.Card, other)
+		eni.Reason = status.Reason{Code: status.NumbersTaken, Other: other, Index: eni.Numbers.Index, Card: eni.Numbers.Card}
 		if len(claims[eni.Numbers]) == 1 {
 			waitsFor[mac] = held
 		}
@@ -852,7 +851,7 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	unsure := eni.Hinted && link.Current != "" && !link.LeaseOverdue
 	// An ENI that comes back sooner than networkd has forgotten its unit gets the addresses
 	// in it before the lease. So they go, and come again behind it (A3).
-	disordered := link.Fresh && Misordered(eni) != ""
+	disordered := link.Fresh && misordered(eni)
 	// What somebody else has added is left to whoever that is, as long as it is there: so it
 	// stays when EC2 withdraws it (A8).
 	others := technique == Dynamic && keepsAllIn(link.Current)

@@ -18,6 +18,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/status"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -91,7 +92,7 @@ func text(p Plan) string {
 		fmt.Fprintf(&b, "==> %s\n%s\n", f.Path, f.Content)
 	}
 	for _, e := range p.ENIs {
-		fmt.Fprintf(&b, "--> %s known=%v keep=%v held=%v %s\n", e.Link.Name, e.Known, e.Keep, e.Held, e.Reason)
+		fmt.Fprintf(&b, "--> %s known=%v keep=%v held=%v %s\n", e.Link.Name, e.Known, e.Keep, e.Held, e.Reason.Words())
 	}
 	return b.String()
 }
@@ -329,8 +330,8 @@ func TestSettings(t *testing.T) {
 	t.Run("firewall mark of all", func(t *testing.T) { // B5
 		p := both(config.Section{FirewallMark: &config.Mark{Value: 2, Mask: wholeMark}}, nil)
 		golden(t, p)
-		if e := p.ENIs[1]; !strings.Contains(e.Unmarked, "FirewallMark=0x2 of the configuration is not in force: that of ens5 is 0x2") || p.ENIs[0].Unmarked != "" {
-			t.Errorf("%q %q", p.ENIs[0].Unmarked, e.Unmarked)
+		if e := p.ENIs[1]; !strings.Contains(e.Unmarked.Words(), "FirewallMark=0x2 of the configuration is not in force: that of ens5 is 0x2") || !p.ENIs[0].Unmarked.None() {
+			t.Errorf("%q %q", p.ENIs[0].Unmarked.Words(), e.Unmarked.Words())
 		}
 	})
 	t.Run("firewall mark of one that is not known", func(t *testing.T) { // B5
@@ -341,7 +342,7 @@ func TestSettings(t *testing.T) {
 			delete(in.Views, second.MAC)
 			in.Links[1].Current = own.Files[0].Content
 		})
-		if p.ENIs[0].Want.Mark.Value != 0 || !strings.Contains(p.ENIs[0].Unmarked, "that of ens6 is 0x2/0xff") || !p.ENIs[1].Keep {
+		if p.ENIs[0].Want.Mark.Value != 0 || !strings.Contains(p.ENIs[0].Unmarked.Words(), "that of ens6 is 0x2/0xff") || !p.ENIs[1].Keep {
 			t.Errorf("%+v", p.ENIs)
 		}
 	})
@@ -388,8 +389,8 @@ func TestUncertainNumbers(t *testing.T) {
 		out := map[string]bool{}
 		for _, e := range Make(in).ENIs {
 			out[e.Link.Name] = e.Known
-			if !e.Known && (e.Reason == "" || strings.Contains(e.Reason, "  ") || e.Keep && len(e.Files) > 0 || (e.Link.Current != "") != e.Keep || len(e.Files) > 0 && e.Want.Metric <= UnknownMetric) {
-				t.Errorf("%s: not known, but reason %q, keep %v, %d files", e.Link.Name, e.Reason, e.Keep, len(e.Files))
+			if !e.Known && (e.Reason.Words() == "" || strings.Contains(e.Reason.Words(), "  ") || e.Keep && len(e.Files) > 0 || (e.Link.Current != "") != e.Keep || len(e.Files) > 0 && e.Want.Metric <= UnknownMetric) {
+				t.Errorf("%s: not known, but reason %q, keep %v, %d files", e.Link.Name, e.Reason.Words(), e.Keep, len(e.Files))
 			}
 		}
 		return out
@@ -491,7 +492,7 @@ func TestDisorderedAddresses(t *testing.T) {
 	link.Current = Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
 	secondary := kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true}
 	link.Addresses = slices.Insert(slices.Clone(link.Addresses), 0, secondary)
-	if e := Make(input([]Link{link}, v)).ENIs[0]; e.Held || !slices.Contains(e.Want.Static, v.IPv4[1]) || Misordered(&e) == "" {
+	if e := Make(input([]Link{link}, v)).ENIs[0]; e.Held || !slices.Contains(e.Want.Static, v.IPv4[1]) || !misordered(&e) {
 		t.Errorf("of an ENI in use: %+v", e)
 	}
 	link.Fresh = true
@@ -772,7 +773,7 @@ func TestGaps(t *testing.T) {
 		return Compare(&eni, rendered(&eni), nil, snapshot, withdrawn, recorded)
 	}
 	nothing := compare(&kernel.Snapshot{})
-	missing := nothing.Missing()
+	missing := status.Names(nothing.Missing())
 	want := []string{
 		"address 10.0.1.21", "default route (IPv4) in table 10001", "default route (IPv4) with metric 513", "route to 10.0.1.0/24 in table 10001",
 		"rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778",
@@ -799,13 +800,13 @@ func TestGaps(t *testing.T) {
 	snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, Protocol: kernel.ProtocolStatic},
 		kernel.Rule{Priority: 9999, Table: kernel.MainTable, From: netip.MustParsePrefix("10.0.1.0/24"), Guard: true, Group: Group, Protocol: kernel.ProtocolStatic})
 	gap := compare(snapshot, addrs("10.0.1.20")...)
-	if diff := cmp.Diff([]string{"rule from 10.0.1.99/32 lookup 10001"}, gap.Unwanted()); diff != "" || len(gap.Missing())+len(gap.Late()) > 0 {
+	if diff := cmp.Diff([]string{"rule from 10.0.1.99/32 lookup 10001"}, status.Names(gap.Unwanted())); diff != "" || len(gap.Missing())+len(gap.Late()) > 0 {
 		t.Errorf("%s missing %q, late %q", diff, gap.Missing(), gap.Late())
 	}
 	// One of IPv4 comes with the lease, not late.
 	bare := *snapshot
 	bare.Routes = snapshot.Routes[1:]
-	if gap := compare(&bare); !slices.Contains(gap.Missing(), "default route (IPv4) with metric 513") || len(gap.Late()) > 0 {
+	if gap := compare(&bare); !slices.Contains(status.Names(gap.Missing()), "default route (IPv4) with metric 513") || len(gap.Late()) > 0 {
 		t.Errorf("without a default route in the main table: %+v", gap)
 	}
 	// An IPv6 default route of the main table comes with an advertisement.
@@ -813,11 +814,11 @@ func TestGaps(t *testing.T) {
 	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("2001:db8:1::20/128"), Global: true})
 	eni = Make(input([]Link{link}, v)).ENIs[0]
 	late := "default route (IPv6) with metric 513"
-	if gap := compare(snapshot); !slices.Contains(gap.Missing(), late) || len(gap.Late()) > 0 {
+	if gap := compare(snapshot); !slices.Contains(status.Names(gap.Missing()), late) || len(gap.Late()) > 0 {
 		t.Errorf("without one in its own table: %+v", gap)
 	}
 	snapshot.Routes = append(snapshot.Routes, kernel.Route{Link: 3, Table: 10001, Metric: UnknownMetric, Destination: netip.MustParsePrefix("::/0")})
-	if gap := compare(snapshot); slices.Contains(gap.Missing(), late) || !slices.Equal(gap.Late(), []string{late}) {
+	if gap := compare(snapshot); slices.Contains(status.Names(gap.Missing()), late) || !slices.Equal(status.Names(gap.Late()), []string{late}) {
 		t.Errorf("with one in its own table: %+v", gap)
 	}
 }

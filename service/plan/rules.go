@@ -10,6 +10,7 @@ import (
 
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
+	"ec2netd/service/status"
 )
 
 // Rule is a policy rule as generated drop-ins have them.
@@ -162,14 +163,13 @@ func settleMarks(enis []ENI) {
 			claims = append(claims, claim{mark, eni.Link.Name})
 			continue
 		}
-		eni.Unmarked = fmt.Sprintf("FirewallMark=%s of the configuration is not in force: that of %s is %s, and a packet can leave by one of the two only",
-			mark, claims[first].of, claims[first].mark)
+		eni.Unmarked = status.Reason{Code: status.MarkTaken, Value: mark.String(), Other: claims[first].of, OtherValue: claims[first].mark.String()}
 	}
 }
 
 // markOf is the firewall mark of an ENI that is in force, or the zero Mark.
 func markOf(eni *ENI) config.Mark {
-	if eni.Unmarked != "" {
+	if !eni.Unmarked.None() {
 		return config.Mark{}
 	}
 	return eni.Settings.FirewallMark

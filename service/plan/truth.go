@@ -9,6 +9,7 @@ import (
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // Rendered is what the generated drop-ins of an ENI say, as they are on the disk: empty
@@ -30,10 +31,12 @@ type entry struct {
 	own, byRouter bool
 	// unwanted: the kernel shall not have it, and it is surely this daemon's to take away.
 	unwanted bool
-	// cause is why it is unwanted, where that is not the metadata.
-	cause string
-	// words are for people, if they are others than those of the item.
-	words string
+	// apart is why the host is not to have it although the metadata does, and cause why it is
+	// unwanted, where that is not the metadata.
+	apart status.Code
+	cause *status.Reason
+	// gap is it as something that is missing or still there.
+	gap status.Gap
 }
 
 // Compare looks at the four places side by side (H4). applied is what networkd counts as
@@ -47,6 +50,8 @@ type entry struct {
 // link. All else that is there without the metadata is somebody else's.
 func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, withdrawn []netip.Addr, ours func(Rule) bool) Truth {
 	c := &comparison{eni: eni, files: read(rendered), applied: applied, snapshot: snapshot, ours: ours}
+	c.ipv6 = eni.IPv6NotApplicable()
+	c.ipv6Words = c.ipv6.Words()
 	c.entries = make([]entry, 0, len(eni.Want.Addresses)+len(eni.Want.Rules)+some)
 	c.addresses(withdrawn)
 	c.routes()
@@ -54,43 +59,47 @@ func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, wi
 	c.inapplicable()
 	c.mtu()
 	for _, altname := range eni.Want.Altnames {
-		e := c.add(state.ItemAltname, altname, true)
+		e := c.add(state.ItemAltname, altname, true, status.Gap{Kind: status.Altname, Value: altname})
 		e.Rendered = slices.Contains(c.files.altnames, altname)
 		e.Kernel = slices.Contains(eni.Link.Altnames, altname)
 	}
 	for i := range c.entries {
-		c.entries[i].Reason = c.why(&c.entries[i])
+		e := &c.entries[i]
+		why := c.why(e)
+		e.Reason = why.Words()
 	}
 	return Truth{c.entries}
 }
 
 // Items are what the API shows. Where the ENI as a whole is not configured, whole is the
 // reason for that, and so for every item that is not in the kernel or not managed.
-func (t *Truth) Items(whole string) []state.Item {
+func (t *Truth) Items(whole status.Reason) []state.Item {
 	items := make([]state.Item, len(t.entries))
-	for i, e := range t.entries {
-		if whole != "" && !e.unwanted && e.NotApplicable == "" && (!e.Kernel || (!e.Rendered && e.Metadata != state.No)) {
-			e.Reason = whole
-		}
+	words := whole.Words()
+	for i := range t.entries {
+		e := &t.entries[i]
 		items[i] = e.Item
+		if !whole.None() && !e.unwanted && e.apart == status.None && (!e.Kernel || (!e.Rendered && e.Metadata != state.No)) {
+			items[i].Reason = words
+		}
 	}
 	return items
 }
 
-// Missing is what is wanted and not in the kernel, in words.
-func (t *Truth) Missing() []string {
-	return t.words(func(e *entry) bool { return e.wanted && !e.Kernel && !e.late })
+// Missing is what is wanted and not in the kernel.
+func (t *Truth) Missing() []status.Gap {
+	return t.gaps(func(e *entry) bool { return e.wanted && !e.Kernel && !e.late })
 }
 
 // Late is not there, but comes with the next router advertisement, and no traffic of the
 // ENI's addresses depends on it.
-func (t *Truth) Late() []string {
-	return t.words(func(e *entry) bool { return e.wanted && !e.Kernel && e.late })
+func (t *Truth) Late() []status.Gap {
+	return t.gaps(func(e *entry) bool { return e.wanted && !e.Kernel && e.late })
 }
 
 // Lost is what the files say and the kernel does not have.
 type Lost struct {
-	Words []string
+	Gaps []status.Gap
 	// Own: some of it comes of the files alone, not of a lease or a router. ByRouter: all of
 	// it are default routes that routers advertise.
 	Own, ByRouter bool
@@ -102,7 +111,7 @@ func (t *Truth) Lost() Lost {
 	which := func(e *entry) bool {
 		return e.wanted && e.Rendered && !e.Kernel && (e.Kind == state.ItemAddress || e.Kind == state.ItemRoute || e.Kind == state.ItemRule)
 	}
-	lost := Lost{Words: t.words(which), ByRouter: true}
+	lost := Lost{Gaps: t.gaps(which), ByRouter: true}
 	for i := range t.entries {
 		if e := &t.entries[i]; which(e) {
 			lost.Own = lost.Own || e.own
@@ -112,8 +121,8 @@ func (t *Truth) Lost() Lost {
 	return lost
 }
 
-// Unwanted is what stands in the way, in words.
-func (t *Truth) Unwanted() []string { return t.words(func(e *entry) bool { return e.unwanted }) }
+// Unwanted is what is still there and stands in the way.
+func (t *Truth) Unwanted() []status.Gap { return t.gaps(func(e *entry) bool { return e.unwanted }) }
 
 // Disputed tells whether networkd does not count as its own what the files say and the
 // kernel has. It does so for a moment when it is at work.
@@ -121,19 +130,17 @@ func (t *Truth) Disputed() bool {
 	return slices.ContainsFunc(t.entries, func(e entry) bool { return e.Rendered && e.Kernel && e.Networkd == state.No })
 }
 
-func (t *Truth) words(which func(*entry) bool) []string {
-	found := []string{}
+func (t *Truth) gaps(which func(*entry) bool) []status.Gap {
+	var found []status.Gap
 	for i := range t.entries {
 		e := &t.entries[i]
 		if !which(e) {
 			continue
 		}
-		words := e.words
-		if words == "" {
-			words = string(e.Kind) + " " + e.Value
-		}
-		if !slices.Contains(found, words) {
-			found = append(found, words)
+		gap := e.gap
+		gap.StillThere = e.unwanted
+		if !slices.Contains(found, gap) {
+			found = append(found, gap)
 		}
 	}
 	return found
@@ -149,11 +156,15 @@ type comparison struct {
 	applied, snapshot *kernel.Snapshot
 	ours              func(Rule) bool
 	entries           []entry
+	// ipv6 is why IPv6 does not apply to the ENI, and ipv6Words the same in words.
+	ipv6      status.Reason
+	ipv6Words string
 }
 
-// add begins an entry that the metadata asks for, or that is there without it.
-func (c *comparison) add(kind state.Kind, value string, asked bool) *entry {
-	e := entry{Item: state.Item{Kind: kind, Value: value, Metadata: state.Told(asked)}, wanted: asked}
+// add begins an entry that the metadata asks for, or that is there without it. gap has no value if
+// it is that of the item.
+func (c *comparison) add(kind state.Kind, value string, asked bool, gap status.Gap) *entry {
+	e := entry{Item: state.Item{Kind: kind, Value: value, Metadata: state.Told(asked)}, wanted: asked, gap: gap}
 	if !asked && c.eni.View.MAC == "" {
 		e.Metadata = state.Untold
 	}
@@ -161,24 +172,15 @@ func (c *comparison) add(kind state.Kind, value string, asked bool) *entry {
 	return &c.entries[len(c.entries)-1]
 }
 
-// notApplicable says why an address of the metadata, or what is for it, does not apply.
-func (c *comparison) notApplicable(address netip.Addr) string {
-	if address.Is4() {
-		return ""
-	}
-	return c.eni.IPv6NotApplicable()
-}
-
 // inapplicable adds the routes and rules that the ENI would have if its link had IPv6.
 func (c *comparison) inapplicable() {
 	eni, want := c.eni, &c.eni.Want
-	reason := eni.IPv6NotApplicable()
-	if reason == "" || !eni.Known || !eni.Settings.Managed {
+	if c.ipv6.None() || !eni.Known || !eni.Settings.Managed {
 		return
 	}
 	add := func(kind state.Kind, value string) {
-		e := c.add(kind, value, true)
-		e.wanted, e.NotApplicable = false, reason
+		e := c.add(kind, value, true, status.Gap{}) // it is none
+		e.wanted, e.apart, e.NotApplicable = false, c.ipv6.Code, c.ipv6Words
 	}
 	const everywhere = "::/0"
 	if !want.NoDefault {
@@ -223,9 +225,6 @@ func (c *comparison) networkd(has func(*kernel.Snapshot) bool) state.Answer {
 	return state.Told(has(c.applied))
 }
 
-// leftToOthers says why an address of the metadata is not to be on the link (A12).
-const leftToOthers = "left to others by SecondaryAddresses=no"
-
 func (c *comparison) addresses(withdrawn []netip.Addr) {
 	eni := c.eni
 	applied := make(map[netip.Addr]bool)
@@ -238,13 +237,15 @@ func (c *comparison) addresses(withdrawn []netip.Addr) {
 			}
 		}
 	}
+	left := status.Reason{Code: status.LeftToOthers} // A12
 	done := make(map[netip.Addr]bool)
 	add := func(address netip.Addr, asked, wanted bool) *entry {
 		done[address] = true
-		e := c.add(state.ItemAddress, address.String(), asked)
+		value := address.String()
+		e := c.add(state.ItemAddress, value, asked, status.Gap{Kind: status.Address, Family: status.FamilyOf(address), Value: value})
 		e.wanted = wanted
-		if asked {
-			e.NotApplicable = c.notApplicable(address)
+		if asked && !address.Is4() {
+			e.apart, e.NotApplicable = c.ipv6.Code, c.ipv6Words
 		}
 		e.own = c.files.addresses[address]
 		e.Rendered = e.own || (wanted && c.byDHCP(address))
@@ -260,10 +261,11 @@ func (c *comparison) addresses(withdrawn []netip.Addr) {
 			continue
 		}
 		e := add(address, true, false) // of an ENI that is not managed, or not known well enough
-		if eni.Known && eni.Settings.Managed && !eni.Settings.SecondaryAddresses && e.NotApplicable == "" {
-			e.NotApplicable = leftToOthers
+		if eni.Known && eni.Settings.Managed && !eni.Settings.SecondaryAddresses && e.apart == status.None {
 			if e.unwanted = eni.Link.Has(address) && slices.Contains(withdrawn, address); e.unwanted {
-				e.NotApplicable, e.cause = "", "the configuration says SecondaryAddresses=no"
+				e.cause = &status.Reason{Code: status.SecondariesNo}
+			} else {
+				e.apart, e.NotApplicable = left.Code, left.Words()
 			}
 		}
 	}
@@ -298,14 +300,14 @@ func (c *comparison) routes() {
 	index := eni.Link.Index
 	for _, f := range []struct {
 		use     bool
-		name    string
+		family  status.Family
 		to      netip.Prefix
 		subnets []netip.Prefix
 		// services is where EC2's are.
 		services netip.Prefix
 	}{
-		{want.IPv4, "IPv4", netip.PrefixFrom(netip.IPv4Unspecified(), 0), eni.View.IPv4Subnets, servicesIPv4},
-		{want.IPv6, "IPv6", netip.PrefixFrom(netip.IPv6Unspecified(), 0), eni.View.IPv6Subnets, servicesIPv6},
+		{want.IPv4, status.IPv4, netip.PrefixFrom(netip.IPv4Unspecified(), 0), eni.View.IPv4Subnets, servicesIPv4},
+		{want.IPv6, status.IPv6, netip.PrefixFrom(netip.IPv6Unspecified(), 0), eni.View.IPv6Subnets, servicesIPv6},
 	} {
 		if !f.use {
 			continue
@@ -313,23 +315,22 @@ func (c *comparison) routes() {
 		own := false
 		if want.Table != 0 {
 			has := func(s *kernel.Snapshot) bool { return hasRoute(s, index, want.Table, 0, f.to) }
-			e := c.add(state.ItemRoute, fmt.Sprintf("%s table %d", f.to, want.Table), true)
-			e.words = fmt.Sprintf("default route (%s) in table %d", f.name, want.Table)
+			e := c.add(state.ItemRoute, fmt.Sprintf("%s table %d", f.to, want.Table), true,
+				status.Gap{Kind: status.TableDefaultRoute, Family: f.family, Table: want.Table})
 			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{f.to, want.Table}], c.networkd(has), has(c.snapshot)
 			own, e.byRouter = e.Kernel, f.to.Addr().Is6()
 		}
 		if want.Services {
 			has := func(s *kernel.Snapshot) bool { return hasRoute(s, index, kernel.MainTable, want.Metric, f.services) }
-			e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", f.services, want.Metric), true)
-			e.words = fmt.Sprintf("route to EC2's services (%s)", f.name)
+			e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", f.services, want.Metric), true,
+				status.Gap{Kind: status.ServicesRoute, Family: f.family})
 			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{f.services, kernel.MainTable}], c.networkd(has), has(c.snapshot)
 		}
 		if !want.NoDefault {
 			has := func(s *kernel.Snapshot) bool {
 				return hasRoute(s, index, kernel.MainTable, want.Metric, f.to)
 			}
-			e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", f.to, want.Metric), true)
-			e.words = fmt.Sprintf("default route (%s) with metric %d", f.name, want.Metric)
+			e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", f.to, want.Metric), true, status.DefaultRouteGap(f.family, want.Metric))
 			e.Rendered, e.Networkd, e.Kernel = c.files.metric == want.Metric, c.networkd(has), has(c.snapshot)
 			e.byRouter = f.to.Addr().Is6()
 			e.late = own && e.byRouter
@@ -339,8 +340,9 @@ func (c *comparison) routes() {
 				break
 			}
 			has := func(s *kernel.Snapshot) bool { return hasRoute(s, index, want.Table, 0, subnet) }
-			e := c.add(state.ItemRoute, fmt.Sprintf("%s table %d", subnet, want.Table), true)
-			e.words, e.own = fmt.Sprintf("route to %s in table %d", subnet, want.Table), true
+			e := c.add(state.ItemRoute, fmt.Sprintf("%s table %d", subnet, want.Table), true,
+				status.Gap{Kind: status.SubnetRoute, Family: f.family, Value: subnet.String(), Table: want.Table})
+			e.own = true
 			e.Rendered, e.Networkd, e.Kernel = c.files.routes[tableRoute{subnet, want.Table}], c.networkd(has), has(c.snapshot)
 		}
 	}
@@ -349,11 +351,11 @@ func (c *comparison) routes() {
 			continue
 		}
 		to := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-		e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", to, metric), false)
-		e.words = fmt.Sprintf("default route by DHCP with another metric than %d", want.Metric)
+		gap := status.Gap{Kind: status.OtherMetric, Family: status.IPv4, Metric: want.Metric}
 		if want.NoDefault {
-			e.words = "default route by DHCP in the main table"
+			gap = status.Gap{Kind: status.MainDefaultRoute, Family: status.IPv4}
 		}
+		e := c.add(state.ItemRoute, fmt.Sprintf("%s metric %d", to, metric), false, gap)
 		e.unwanted, e.Kernel = eni.Known, true
 		e.Networkd = c.networkd(func(s *kernel.Snapshot) bool { return hasRoute(s, index, kernel.MainTable, metric, to) })
 	}
@@ -361,8 +363,9 @@ func (c *comparison) routes() {
 		has := func(s *kernel.Snapshot) bool {
 			return slices.ContainsFunc(s.Routes, func(r kernel.Route) bool { return r.Local && r.Destination == prefix })
 		}
-		e := c.add(state.ItemRoute, "local "+prefix.String(), true)
-		e.words, e.own = "local route "+prefix.String(), true
+		value := prefix.String()
+		e := c.add(state.ItemRoute, "local "+value, true, status.Gap{Kind: status.LocalRoute, Family: status.FamilyOf(prefix.Addr()), Value: value})
+		e.own = true
 		e.Rendered, e.Networkd, e.Kernel = c.files.local[prefix], c.networkd(has), has(c.snapshot)
 	}
 }
@@ -379,13 +382,17 @@ func (c *comparison) rules() {
 	if c.applied != nil {
 		applied = rulesOf(c.applied, want.Table, wanted)
 	}
+	addRule := func(rule Rule, asked bool) *entry {
+		value := rule.String()
+		return c.add(state.ItemRule, value, asked, status.Gap{Kind: status.Rule, Family: status.FamilyOf(rule.From.Addr()), Value: value})
+	}
 	told := func(e *entry, rule Rule) {
 		e.Rendered = c.files.rules[rule]
 		_, e.Kernel = now[rule]
 		e.Networkd = c.networkd(func(*kernel.Snapshot) bool { _, ok := applied[rule]; return ok })
 	}
 	for _, rule := range rules {
-		e := c.add(state.ItemRule, rule.String(), true)
+		e := addRule(rule, true)
 		e.own = true
 		told(e, rule)
 	}
@@ -393,11 +400,13 @@ func (c *comparison) rules() {
 		if rule.Table != want.Table || now[rule] != kernel.ProtocolStatic || wanted[rule] || !c.ours(rule) {
 			continue
 		}
-		e := c.add(state.ItemRule, rule.String(), false)
+		e := addRule(rule, false)
 		e.unwanted = true
-		e.cause = c.notApplicable(rule.From.Addr())
-		if rule.Mark.Value != 0 && e.cause == "" {
-			e.cause = "the configuration has no such FirewallMark="
+		switch {
+		case !rule.From.Addr().Is4() && !c.ipv6.None():
+			e.cause = &c.ipv6
+		case rule.Mark.Value != 0:
+			e.cause = &status.Reason{Code: status.NoMark}
 		}
 		told(e, rule)
 	}
@@ -410,12 +419,10 @@ func (c *comparison) mtu() {
 	if want.MTU == 0 {
 		return
 	}
-	e := c.add(state.ItemMTU, strconv.Itoa(want.MTU), true)
+	value := strconv.Itoa(want.MTU)
+	e := c.add(state.ItemMTU, value, true, status.Gap{Kind: status.MTU, Value: value})
 	e.Kernel = c.eni.Link.MTU == want.MTU
 	e.Rendered = c.files.metric != 0 || c.files.mtu == want.MTU
-	if !e.Kernel {
-		e.cause = fmt.Sprintf("the link has %d", c.eni.Link.MTU)
-	}
 }
 
 // setOf has the rules of a list.
@@ -442,71 +449,79 @@ func rulesOf(s *kernel.Snapshot, table int, wanted map[Rule]bool) map[Rule]int {
 	return found
 }
 
-// why says in words why an item is not the same everywhere; it is empty if it is.
-func (c *comparison) why(e *entry) string {
-	eni := c.eni
+// why says why an item is not the same everywhere; it says nothing if it is.
+func (c *comparison) why(e *entry) status.Reason {
+	code := status.None
 	switch {
-	case e.NotApplicable != "":
-		return ""
+	case e.apart != status.None:
 	case e.unwanted && e.Kind == state.ItemRoute:
-		return "the ENI has no such route any more; networkd has not taken it away"
-	case e.unwanted && e.cause != "":
-		return e.cause + "; networkd has not taken it away"
+		code = status.RouteStays
+	case e.unwanted && e.cause != nil:
+		return status.Reason{Code: status.StaysDespite, Of: e.cause}
 	case e.unwanted && e.Rendered:
-		return "the metadata has withdrawn it; the files are about to follow"
+		code = status.WithdrawnInFiles
 	case e.unwanted:
-		return "the metadata has withdrawn it; networkd has not taken it away"
-	case e.wanted && e.Kernel && e.Rendered && e.Networkd != state.No:
-		return ""
-	case e.wanted && e.Kernel && e.Rendered:
-		return "networkd does not count it as its own: it is at work on it, or somebody else has added it too"
-	case e.wanted && e.Kernel && e.Kind == state.ItemAddress && slices.Contains(eni.Link.Foreign, addressOf(e.Value)):
-		return "somebody else has added it; the ENI gets it from the files when it goes"
-	case e.wanted && e.Kernel:
-		return "it is there, and the files do not ask for it: " + c.unwritten(e)
-	case e.wanted && !e.Rendered:
-		return c.unwritten(e)
-	case e.wanted && e.late:
-		return "it comes with the next router advertisement; the one in the ENI's own table does until then"
-	case e.wanted && e.Kind == state.ItemMTU:
-		return e.cause + ": networkd has not set it, or somebody else has changed it"
-	case e.wanted && e.Kind == state.ItemAltname:
-		return "it has not been added yet"
-	case e.wanted && e.Networkd == state.Yes:
-		return "networkd has asked the kernel for it, or somebody else has removed it"
-	case e.wanted && tentative(&eni.Link, e.Value):
-		return "the kernel is looking whether anybody else has it (duplicate address detection)"
-	case e.wanted && e.Kind == state.ItemAddress && !c.files.addresses[addressOf(e.Value)]:
-		return "DHCP has not brought it"
+		code = status.Withdrawn
 	case e.wanted:
-		return "networkd has not brought it"
-	case e.Metadata == state.Yes && !eni.Settings.Managed:
-		return "the configuration says Managed=no"
+		return c.whyWanted(e)
+	case e.Metadata == state.Yes && !c.eni.Settings.Managed:
+		code = status.ItemUnmanaged
 	case e.Metadata == state.Yes:
-		return "the metadata of the ENI is not complete"
+		code = status.ItemUnknown
 	case e.Rendered:
-		return "the metadata is not complete; what was configured stays"
+		code = status.ItemKept
 	case e.Networkd == state.Yes && e.Kind == state.ItemAddress:
-		return "not of the metadata: from DHCP, a router or a file of somebody else's; it is left alone"
+		code = status.ForeignConfigured
 	case e.Kernel && e.Kind == state.ItemAddress:
-		return "not of the metadata: somebody else has added it; it is left alone"
-	case !eni.Known:
-		return eni.Reason
+		code = status.ForeignAdded
+	case !c.eni.Known:
+		return c.eni.Reason
 	}
-	return ""
+	return status.Reason{Code: code}
+}
+
+// whyWanted does so for an item that the kernel shall have.
+func (c *comparison) whyWanted(e *entry) status.Reason {
+	link := &c.eni.Link
+	code := status.NetworkdLacks
+	switch {
+	case e.Kernel && e.Rendered && e.Networkd != state.No:
+		code = status.None
+	case e.Kernel && e.Rendered:
+		code = status.Disowned
+	case e.Kernel && e.Kind == state.ItemAddress && slices.Contains(link.Foreign, addressOf(e.Value)):
+		code = status.AddedToo
+	case e.Kernel:
+		return status.Reason{Code: status.Unasked, Of: &status.Reason{Code: c.unwritten(e)}}
+	case !e.Rendered:
+		code = c.unwritten(e)
+	case e.late:
+		code = status.RouteLate
+	case e.Kind == state.ItemMTU:
+		return status.Reason{Code: status.OtherMTU, Number: link.MTU}
+	case e.Kind == state.ItemAltname:
+		code = status.NameNotAdded
+	case e.Networkd == state.Yes:
+		code = status.RemovedOrAsked
+	case tentative(link, e.Value):
+		code = status.Tentative
+	case e.Kind == state.ItemAddress && !c.files.addresses[addressOf(e.Value)]:
+		code = status.DHCPSilent
+	}
+	return status.Reason{Code: code}
 }
 
 // unwritten says why the files do not have what the kernel shall have.
-func (c *comparison) unwritten(e *entry) string {
+func (c *comparison) unwritten(e *entry) status.Code {
 	switch {
 	case e.Kind == state.ItemAltname && c.eni.Link.LinkFile == "":
-		return "udevd has not handled the link yet"
+		return status.UdevBusy
 	case e.Kind == state.ItemAddress && c.eni.Held && c.files.metric != 0 && addressOf(e.Value).Is4():
-		return "it waits for the lease, so that the primary address is the first of the link"
+		return status.AwaitsLease
 	case e.Kind == state.ItemAddress && c.eni.Held && c.files.metric != 0:
-		return "it waits until DHCPv6 has given it up"
+		return status.AwaitsDHCPv6
 	}
-	return "the file that asks for it is not in place"
+	return status.FileMissing
 }
 
 func addressOf(value string) netip.Addr {
@@ -541,17 +556,22 @@ func Lacking(eni *ENI) netip.Addr {
 	return netip.Addr{}
 }
 
-// Misordered says in words that the primary address is not the first of the link
-// (A3), or is empty. All addresses work nevertheless, and routes name their source;
+// Misordered says that the primary address is not the first of the link (A3), or nothing. All
+// addresses work nevertheless, and routes name their source;
 // it is programs that take the first address of a link that see another one. On
 // systemd 252 it comes of a restart of networkd, which adds the lease's address anew,
 // after the others. Only removing the others would mend it.
-func Misordered(eni *ENI) string {
-	first, ok := eni.Link.FirstGlobalIPv4()
-	if !ok || !eni.Want.Primary.IsValid() || first == eni.Want.Primary || !eni.Link.Has(eni.Want.Primary) {
-		return ""
+func Misordered(eni *ENI) status.Reason {
+	if !misordered(eni) {
+		return status.Reason{}
 	}
-	return fmt.Sprintf("the first address of the link is %s, not the primary one %s, which networkd has added anew: no address is missing", first, eni.Want.Primary)
+	first, _ := eni.Link.FirstGlobalIPv4()
+	return status.Reason{Code: status.Misordered, Value: first.String(), OtherValue: eni.Want.Primary.String()}
+}
+
+func misordered(eni *ENI) bool {
+	first, ok := eni.Link.FirstGlobalIPv4()
+	return ok && eni.Want.Primary.IsValid() && first != eni.Want.Primary && eni.Link.Has(eni.Want.Primary)
 }
 
 // hasRoute tells whether a link has a route in a table; metric 0 stands for any.

@@ -12,6 +12,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // side shows an item as a line: M, R, N and K are the places that have it, ? those that
@@ -103,7 +104,7 @@ func TestCompare(t *testing.T) {
 		"MR?K altname eni-0123456789abcdef1", "MR?K altname device-number-1",
 	}
 	truth := Compare(&eni, rendered(&eni), snapshot, snapshot, nil, anyRule)
-	if diff := cmp.Diff(all, sides(truth.Items(""))); diff != "" {
+	if diff := cmp.Diff(all, sides(truth.Items(status.Reason{}))); diff != "" {
 		t.Error(diff)
 	}
 	if len(truth.Missing())+len(truth.Late())+len(truth.Unwanted()) > 0 || truth.Disputed() {
@@ -196,7 +197,7 @@ func TestCompare(t *testing.T) {
 			test.change(&eni, applied, snapshot)
 			truth := Compare(&eni, rendered(&eni), applied, snapshot, addrs("10.0.1.99"), anyRule)
 			var got []string
-			for _, i := range truth.Items("") {
+			for _, i := range truth.Items(status.Reason{}) {
 				if i.Reason != "" {
 					got = append(got, side(i))
 				}
@@ -209,7 +210,7 @@ func TestCompare(t *testing.T) {
 
 	// networkd has not told: that is no gap.
 	truth = Compare(&eni, rendered(&eni), nil, snapshot, nil, anyRule)
-	for _, i := range truth.Items("") {
+	for _, i := range truth.Items(status.Reason{}) {
 		if i.Networkd != state.Untold || i.Reason != "" {
 			t.Errorf("networkd was not asked: %s", side(i))
 		}
@@ -225,7 +226,7 @@ func TestCompareUnknown(t *testing.T) {
 	in.Links[0].Current = files.Network
 	pending := Make(in).ENIs[0]
 	truth := Compare(&pending, files, snapshot, snapshot, nil, anyRule)
-	if lines := sides(truth.Items("the metadata has not been read yet")); len(lines) == 0 ||
+	if lines := sides(truth.Items(status.Reason{Code: status.MetadataUnread})); len(lines) == 0 ||
 		!slices.Contains(lines, "?RNK address 10.0.1.21: the metadata is not complete; what was configured stays") {
 		t.Errorf("before the metadata:\n%s", strings.Join(lines, "\n"))
 	}
@@ -240,7 +241,7 @@ func TestCompareUnknown(t *testing.T) {
 	}
 	unmanaged.Link.Addresses = configured[:1]
 	truth = Compare(&unmanaged, rendered(&unmanaged), snapshot, snapshot, nil, anyRule)
-	lines := sides(truth.Items("FILE says Managed=no"))
+	lines := sides(truth.Items(status.Reason{Code: status.ManagedNo, File: "FILE"}))
 	for _, want := range []string{
 		"M--K address 10.0.1.20: FILE says Managed=no", "M--- address 10.0.1.21: FILE says Managed=no",
 	} {
@@ -273,7 +274,7 @@ func BenchmarkCompare(b *testing.B) {
 	for b.Loop() {
 		for i := range enis {
 			truth := Compare(&enis[i], rendered(&enis[i]), snapshot, snapshot, nil, anyRule)
-			_ = truth.Items("")
+			_ = truth.Items(status.Reason{})
 		}
 	}
 }
@@ -313,7 +314,7 @@ func TestCompareLeftToOthers(t *testing.T) {
 		if missing := truth.Missing(); len(missing) > 0 {
 			t.Errorf("missing: %q", missing)
 		}
-		for _, i := range truth.Items("") {
+		for _, i := range truth.Items(status.Reason{}) {
 			switch {
 			case i.Value == "10.0.1.21":
 				item = i
@@ -321,16 +322,16 @@ func TestCompareLeftToOthers(t *testing.T) {
 				t.Error(side(i))
 			}
 		}
-		return item, truth.Unwanted()
+		return item, status.Names(truth.Unwanted())
 	}
-	if item, unwanted := of(nil); side(item) != "M--- address 10.0.1.21" || item.NotApplicable != leftToOthers || len(unwanted) > 0 {
+	if item, unwanted := of(nil); side(item) != "M--- address 10.0.1.21" || item.NotApplicable != "left to others by SecondaryAddresses=no" || len(unwanted) > 0 {
 		t.Errorf("%+v, unwanted %q", item, unwanted)
 	}
 	if rule := netip.MustParsePrefix("10.0.1.21/32"); !slices.Contains(eni.Want.Rules, rule) {
 		t.Errorf("no rule of %s: %v", rule, eni.Want.Rules)
 	}
 	eni.Link.Addresses = append(eni.Link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true})
-	if item, unwanted := of(nil); item.NotApplicable != leftToOthers || len(unwanted) > 0 {
+	if item, unwanted := of(nil); item.NotApplicable != "left to others by SecondaryAddresses=no" || len(unwanted) > 0 {
 		t.Errorf("somebody has it: %+v, unwanted %q", item, unwanted)
 	}
 	if item, unwanted := of(addrs("10.0.1.21")); item.NotApplicable != "" || len(unwanted) != 1 || !strings.Contains(item.Reason, "SecondaryAddresses=no") {
@@ -344,7 +345,7 @@ func TestCompareMark(t *testing.T) {
 	eni, snapshot := known(t, section)
 	const ipv4, ipv6 = "rule from 0.0.0.0/0 fwmark 0x2/0xff lookup 10001", "rule from ::/0 fwmark 0x2/0xff lookup 10001"
 	marks := func(truth Truth) []string {
-		return slices.DeleteFunc(sides(truth.Items("")), func(line string) bool { return !strings.Contains(line, "fwmark") })
+		return slices.DeleteFunc(sides(truth.Items(status.Reason{})), func(line string) bool { return !strings.Contains(line, "fwmark") })
 	}
 	check := func(what string, truth Truth, wants ...string) {
 		t.Helper()
@@ -358,7 +359,7 @@ func TestCompareMark(t *testing.T) {
 	less.Rules = slices.DeleteFunc(slices.Clone(snapshot.Rules), func(r kernel.Rule) bool { return r.Mark != 0 && r.IPv4 })
 	truth := Compare(&eni, rendered(&eni), &less, &less, nil, anyRule)
 	check("one is missing", truth, "MR-- "+ipv4+": networkd has not brought it", "MRNK "+ipv6)
-	if !slices.Equal(truth.Missing(), []string{ipv4}) || !truth.Lost().Own {
+	if !slices.Equal(status.Names(truth.Missing()), []string{ipv4}) || !truth.Lost().Own {
 		t.Errorf("%q, %+v", truth.Missing(), truth.Lost())
 	}
 	less.Rules = slices.Clone(snapshot.Rules)
@@ -366,7 +367,7 @@ func TestCompareMark(t *testing.T) {
 		less.Rules[i].Mask |= 0xff00 // another rule
 	}
 	truth = Compare(&eni, rendered(&eni), nil, &less, nil, anyRule)
-	if missing := truth.Missing(); !slices.Contains(missing, ipv4) || !slices.Contains(missing, ipv6) {
+	if missing := status.Names(truth.Missing()); !slices.Contains(missing, ipv4) || !slices.Contains(missing, ipv6) {
 		t.Errorf("%q", missing)
 	}
 
@@ -374,7 +375,7 @@ func TestCompareMark(t *testing.T) {
 	truth = Compare(&plain, rendered(&plain), snapshot, snapshot, nil, anyRule)
 	const left = ": the configuration has no such FirewallMark=; networkd has not taken it away"
 	check("not configured any more", truth, "--NK "+ipv4+left, "--NK "+ipv6+left)
-	if !slices.Equal(truth.Unwanted(), []string{ipv4, ipv6}) {
+	if !slices.Equal(status.Names(truth.Unwanted()), []string{ipv4, ipv6}) {
 		t.Errorf("%q", truth.Unwanted())
 	}
 	others := Compare(&plain, rendered(&plain), snapshot, snapshot, nil, func(Rule) bool { return false })

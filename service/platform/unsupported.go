@@ -9,10 +9,11 @@ import (
 	"ec2netd/service/metrics"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // Advice is what to do where a machine is taken for none of EC2 and is to be one.
-const Advice = "on a cloud that is compatible with EC2 set Platform=any in [Match] of ec2netd.conf(5), then: systemctl restart ec2netd.service"
+const Advice = status.PlatformAdvice
 
 // Store keeps the generated files.
 type Store interface {
@@ -49,10 +50,11 @@ type Unsupported struct {
 
 // NewUnsupported returns one. It does nothing before Run.
 func NewUnsupported(options Options) *Unsupported {
+	reason := status.Reason{Code: status.NotEC2, Cause: options.Reason}
 	return &Unsupported{
 		options: options, ready: make(chan struct{}),
 		state: &state.State{
-			Version: options.Version, State: state.Unsupported, Reason: options.Reason + ", and nothing is configured; " + Advice,
+			Version: options.Version, State: state.Unsupported, Reason: reason.Words(),
 			Conflicts: []state.Conflict{}, Interfaces: []state.Interface{},
 		},
 	}

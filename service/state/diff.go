@@ -1,6 +1,10 @@
 package state
 
-import "slices"
+import (
+	"slices"
+
+	"ec2netd/service/status"
+)
 
 // Diff lists the interfaces whose addresses, prefixes or state are other ones in now than
 // in before; mac restricts it to one, empty stands for all.
@@ -29,7 +33,8 @@ func Diff(before, now *State, mac string) []InterfaceChange {
 			Removed: Without(slices.Concat(was.Addresses, was.Prefixes), slices.Concat(is.Addresses, is.Prefixes)),
 		}
 		if !present {
-			change.ENIID, change.Name, change.Reason = was.ENIID, was.Name, "detached"
+			gone := status.Reason{Code: status.Detached}
+			change.ENIID, change.Name, change.Reason = was.ENIID, was.Name, gone.Words()
 		}
 		if len(change.Added)+len(change.Removed) > 0 || was.State != is.State || was.MAC == "" {
 			changes = append(changes, change)

@@ -152,6 +152,18 @@ type Unit struct {
 	Kind string
 }
 
+// Kept are the units of an ENI of which all stays that is there.
+func Kept(eni *plan.ENI) []Unit {
+	var kept []Unit
+	if eni.Keep {
+		kept = append(kept, Unit{Name: eni.Link.Name, Kind: Network})
+	}
+	if eni.Keep || eni.KeepLink {
+		kept = append(kept, Unit{Name: eni.Link.Name, Kind: Link})
+	}
+	return kept
+}
+
 func (u Unit) unit() string   { return plan.Directory + "/70-" + u.Name + "." + u.Kind }
 func (u Unit) dir() string    { return u.unit() + ".d" }
 func (u Unit) dropIn() string { return u.unit() + ".d/" + plan.DropInName }
