@@ -67,6 +67,8 @@ type plannedENI struct {
 	Managed bool          `json:"managed"`
 	Reason  string        `json:"reason"`
 	Files   []plannedFile `json:"files"`
+	// keep are the units of which all stays that is there.
+	keep []store.Unit
 }
 
 // plannedFile is a file that is to be: one with Content, or a symbolic link to Target.
@@ -275,7 +277,7 @@ func describeENI(eni *plan.ENI, unread error) plannedENI {
 	case unread != nil:
 		reason = status.Reason{Code: status.MetadataFailed, Cause: unread.Error()}
 	}
-	entry.Reason = reason.Planned(eni.Keep)
+	entry.Reason, entry.keep = reason.Planned(eni.Keep), store.Kept(eni)
 	for _, f := range eni.Files {
 		entry.Files = append(entry.Files, plannedFile{Path: f.Path, Content: f.Content, Target: f.Target})
 	}
@@ -285,7 +287,7 @@ func describeENI(eni *plan.ENI, unread error) plannedENI {
 // compare says what becomes of each file, and which of the generated ones would go.
 func (p *planned) compare(on *store.Store, units []store.Unit) error {
 	wanted := make(map[string]bool)
-	kept := make(map[string]bool)
+	var kept []store.Unit
 	for i := range p.Interfaces {
 		e := &p.Interfaces[i]
 		for k := range e.Files {
@@ -302,10 +304,10 @@ func (p *planned) compare(on *store.Store, units []store.Unit) error {
 				f.Change = fileChanged
 			}
 		}
-		kept[e.Name] = strings.HasSuffix(e.Reason, "what is configured stays")
+		kept = append(kept, e.keep...)
 	}
 	for _, unit := range units {
-		if kept[unit.Name] {
+		if slices.Contains(kept, unit) {
 			continue
 		}
 		unwanted, err := on.Unwanted(unit, wanted)
@@ -314,7 +316,7 @@ func (p *planned) compare(on *store.Store, units []store.Unit) error {
 		}
 		p.Removed = append(p.Removed, unwanted...)
 	}
-	p.Removed = append(p.Removed, on.UnwantedLinks(wanted, func(link string) bool { return kept[link] })...)
+	p.Removed = append(p.Removed, on.UnwantedLinks(wanted, func(link string) bool { return slices.Contains(kept, store.Unit{Name: link, Kind: store.Network}) })...)
 	return nil
 }
 
