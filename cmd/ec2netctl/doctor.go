@@ -148,7 +148,10 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 		found.mistakes = append(found.mistakes, p.String())
 	}
 	if _, found.state, err = c.describe(ctx); err != nil {
-		found.silence, found.remedy, _ = strings.Cut(hinted(err), "\n")
+		found.silence = err.Error()
+		if a, ok := asAdvice(err); ok {
+			found.remedy = a.hint
+		}
 	}
 	if s.notEC2 != "" && (found.state == nil || found.state.State == state.Unsupported) {
 		// Nothing else has to be so here, and no other machine's service is asked.
@@ -606,15 +609,6 @@ func (d *diagnosis) published(s *symptoms) {
 	d.warn("published", "nothing, as long as no port is published (DNAT) on an address of theirs; else see FirewallMark= in ec2netd.conf(5)",
 		"containers and virtual machines behind %s answer by the primary ENI what comes in by %s, and the VPC drops that",
 		strings.Join(s.bridges, ", "), strings.Join(without, ", "))
-}
-
-// hinted is an error with the line on what to do about it, if it has one.
-func hinted(err error) string {
-	text := err.Error()
-	if a, ok := asAdvice(err); ok {
-		text += "\n" + a.hint
-	}
-	return text
 }
 
 // describeFindings are findings in words.

@@ -126,3 +126,12 @@ func TestReadHostname(t *testing.T) { // I6
 		t.Errorf("the service fails, and got %q", name)
 	}
 }
+
+// hinted is an error with the line on what to do about it, if it has one.
+func hinted(err error) string {
+	text := err.Error()
+	if a, ok := asAdvice(err); ok {
+		text += "\n" + a.hint
+	}
+	return text
+}
