@@ -208,13 +208,12 @@ func makePlan(d *metadata.Dump, in plan.Input) (planned, error) {
 		result.Interfaces = append(result.Interfaces, describeENI(eni, unread[eni.Link.MAC]))
 	}
 	// ENIs without a link: EFA-only ones, ghosts of detached ones.
-	linkless := status.Reason{Code: status.NoLink}
 	for _, mac := range d.MACs() {
 		if linked[mac] {
 			continue
 		}
 		entry := plannedENI{MAC: mac, DeviceIndex: state.Unknown, NetworkCard: state.Unknown, Metric: state.Unknown, Table: state.Unknown,
-			Addresses: []string{}, Altnames: []string{}, Files: []plannedFile{}, Managed: true, Reason: linkless.Words()}
+			Addresses: []string{}, Altnames: []string{}, Files: []plannedFile{}, Managed: true, Reason: status.Reason{Code: status.NoLink}.Words()}
 		if view, ok := in.Views[mac]; ok {
 			entry.ENIID, entry.DeviceIndex = view.ID, view.DeviceIndex
 		}

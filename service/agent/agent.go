@@ -307,7 +307,7 @@ type Agent struct {
 	instanceErr error
 	storeErr    string
 	storeTry    attempt
-	refused     map[string]string
+	refused     map[string]status.Reason
 	// restored are files that somebody had removed, until what follows from that is done.
 	restored []string
 	// rules are this daemon's policy rules, with the time when each last stood in a file

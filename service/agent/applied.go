@@ -126,7 +126,7 @@ func (a *Agent) compareAnew(eni *plan.ENI, of comparing, withdrawn []netip.Addr)
 
 // told are the items and gaps as the API shows them.
 func (c *compared) told(whole status.Reason) ([]state.Item, []string) {
-	if !c.whole.Equal(&whole) {
+	if !c.whole.Equal(whole) {
 		c.whole, c.items = whole, c.truth.Items(whole)
 		c.gaps = state.GapsOf(c.items)
 	}
@@ -147,7 +147,7 @@ func (a *Agent) rendered(eni *plan.ENI) plan.Rendered {
 	}
 	for _, file := range eni.Files {
 		switch {
-		case a.storeErr != "" || a.refused[file.Path] != "":
+		case a.storeErr != "" || !a.refused[file.Path].None():
 		case file.Path == plan.NetworkDropIn(name):
 			r.Network = file.Content
 		case file.Path == plan.LinkDropIn(name):

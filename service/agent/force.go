@@ -55,8 +55,9 @@ func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration
 	case taken != "" && (base || nothing || why.File == taken):
 		reason.Code, reason.File = a.takenOver(eni, why), taken
 		return state.ENIOverridden, reason
-	case a.refused[own] != "":
-		reason.Code, reason.Cause = status.UnitRefused, a.refused[own]
+	case !a.refused[own].None():
+		why := a.refused[own]
+		reason.Code, reason.Of = status.UnitRefused, &why
 		return state.ENIOverridden, reason
 	case inForce && eni.Link.NetworkHidden != "":
 		reason.Code, reason.File, reason.Own = status.DropInHidden, eni.Link.NetworkHidden, plan.NetworkDropIn(eni.Link.Name)
@@ -164,19 +165,13 @@ func (a *Agent) explained(eni *plan.ENI, gaps []status.Gap) status.Reason {
 	return reason
 }
 
-// takenAway reports whether a file of somebody else's explains what is missing.
-func (a *Agent) takenAway(eni *plan.ENI, gaps []status.Gap) bool {
-	reason := a.explained(eni, gaps)
-	return !reason.None()
-}
-
 // namesTaken says what stands in the way of the .link file, so that altnames cannot come. It says
 // nothing if nothing does.
 func (a *Agent) namesTaken(eni *plan.ENI) status.Reason {
 	own := plan.LinkPath(eni.Link.Name)
 	for _, file := range []string{own, plan.LinkDropIn(eni.Link.Name)} {
-		if a.refused[file] != "" {
-			return status.Reason{Code: status.NamesRefused, Subject: eni.Link.Name, Own: file, Cause: a.refused[file]}
+		if why := a.refused[file]; !why.None() {
+			return status.Reason{Code: status.NamesRefused, Subject: eni.Link.Name, Own: file, Of: &why}
 		}
 	}
 	applied, ok := a.Udev.LinkFile(eni.Link.Index)
@@ -191,12 +186,6 @@ func (a *Agent) namesTaken(eni *plan.ENI) status.Reason {
 		own = plan.LinkDropIn(eni.Link.Name)
 	}
 	return status.Reason{Code: why, Subject: eni.Link.Name, Own: own, File: file}
-}
-
-// keptFromNames reports whether something stands in the way of the .link file.
-func (a *Agent) keptFromNames(eni *plan.ENI) bool {
-	reason := a.namesTaken(eni)
-	return !reason.None()
 }
 
 // nameElsewhere names an alternative name that an ENI lacks because another link has it,

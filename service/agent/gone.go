@@ -125,7 +125,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 	if at.After(now) {
 		return max(at.Sub(now), firstLook)
 	}
-	if a.takenAway(eni, lost.Gaps) {
+	if !a.explained(eni, lost.Gaps).None() {
 		return 0
 	}
 	// What did not come back was not taken away again. Routers fall silent by themselves.

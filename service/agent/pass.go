@@ -241,7 +241,7 @@ func (a *Agent) holdFor(mac, name string) time.Duration {
 
 // unwritable tells whether the unit of a link could not be written.
 func (a *Agent) unwritable(name string) bool {
-	return a.storeErr != "" || a.refused[plan.NetworkPath(name)] != "" || a.refused[plan.NetworkDropIn(name)] != ""
+	return a.storeErr != "" || !a.refused[plan.NetworkPath(name)].None() || !a.refused[plan.NetworkDropIn(name)].None()
 }
 
 // elsewhere tells whether networkd uses the base unit for a link, or none, in place of the
@@ -581,7 +581,7 @@ func (a *Agent) repair(ctx context.Context) {
 			if now.Sub(l.reconfigured) >= max(l.again, settleTime) {
 				l.again = 0
 			}
-			if !lacking.IsValid() || !reached(l.repairAt, now) || a.takenAway(eni, []status.Gap{lackingGap(eni, lacking)}) {
+			if !lacking.IsValid() || !reached(l.repairAt, now) || !a.explained(eni, []status.Gap{lackingGap(eni, lacking)}).None() {
 				continue
 			}
 			err = a.renew(eni, lacking, now)
@@ -1002,8 +1002,7 @@ func (a *Agent) describeAnew(eni *plan.ENI) state.Interface {
 	entry.Prefixes = texts(slices.Concat(eni.View.IPv4Prefixes, eni.View.IPv6Prefixes))
 	entry.Subnets = texts(slices.Concat(eni.View.IPv4Subnets, eni.View.IPv6Subnets))
 	entry.Altnames = orEmpty(eni.Want.Altnames)
-	apart := eni.IPv6NotApplicable()
-	entry.IPv6NotApplicable = apart.Words()
+	entry.IPv6NotApplicable = eni.IPv6NotApplicable().Words()
 	return entry
 }
 

@@ -41,7 +41,7 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 		_, holder := a.nameElsewhere(eni)
 		freed := l.nameElsewhere && holder == "" && lacking
 		l.nameElsewhere = holder != ""
-		if slices.Contains(changed, eni) || freed || ((missed || (lacking && holder == "" && !a.keptFromNames(eni))) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
+		if slices.Contains(changed, eni) || freed || ((missed || (lacking && holder == "" && a.namesTaken(eni).None())) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {
 			l.triggered = now
 			a.udev.add(eni.Link.Name)
 		}

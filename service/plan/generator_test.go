@@ -88,8 +88,7 @@ func TestFirstBoot(t *testing.T) {
 			t.Errorf("%v: %v", c.addresses, found)
 		}
 		eni := &p.ENIs[0]
-		kept := KeepsWritten(eni, in.Networkd)
-		if reason := kept.Words(); !slices.Equal(eni.Told, c.told) || !strings.HasPrefix(reason, c.reason) || (reason == "") != (c.reason == "") {
+		if reason := KeepsWritten(eni, in.Networkd).Words(); !slices.Equal(eni.Told, c.told) || !strings.HasPrefix(reason, c.reason) || (reason == "") != (c.reason == "") {
 			t.Errorf("%v: %v, %q", c.addresses, eni.Told, reason)
 		}
 	}

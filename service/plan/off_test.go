@@ -69,8 +69,7 @@ func TestWithoutIPv6(t *testing.T) {
 // checkInapplicable compares the items of an ENI with those that it would have with IPv6.
 func checkInapplicable(t *testing.T, eni *ENI, words string) {
 	t.Helper()
-	apart := eni.IPv6NotApplicable()
-	if reason := apart.Words(); !strings.Contains(reason, words) {
+	if reason := eni.IPv6NotApplicable().Words(); !strings.Contains(reason, words) {
 		t.Errorf("the reason is %q, want one with %q", reason, words)
 	}
 	kernelHas := whole(eni)
@@ -86,7 +85,7 @@ func checkInapplicable(t *testing.T, eni *ENI, words string) {
 			continue
 		}
 		got = append(got, string(item.Kind)+" "+item.Value)
-		if item.NotApplicable != apart.Words() || item.Rendered || item.Kernel || item.Metadata != state.Yes {
+		if item.NotApplicable != eni.IPv6NotApplicable().Words() || item.Rendered || item.Kernel || item.Metadata != state.Yes {
 			t.Errorf("%s: %+v", eni.Link.Name, item)
 		}
 	}

@@ -50,11 +50,10 @@ type Unsupported struct {
 
 // NewUnsupported returns one. It does nothing before Run.
 func NewUnsupported(options Options) *Unsupported {
-	reason := status.Reason{Code: status.NotEC2, Cause: options.Reason}
 	return &Unsupported{
 		options: options, ready: make(chan struct{}),
 		state: &state.State{
-			Version: options.Version, State: state.Unsupported, Reason: reason.Words(),
+			Version: options.Version, State: state.Unsupported, Reason: status.Reason{Code: status.NotEC2, Cause: options.Reason}.Words(),
 			Conflicts: []state.Conflict{}, Interfaces: []state.Interface{},
 		},
 	}

@@ -33,8 +33,7 @@ func Diff(before, now *State, mac string) []InterfaceChange {
 			Removed: Without(slices.Concat(was.Addresses, was.Prefixes), slices.Concat(is.Addresses, is.Prefixes)),
 		}
 		if !present {
-			gone := status.Reason{Code: status.Detached}
-			change.ENIID, change.Name, change.Reason = was.ENIID, was.Name, gone.Words()
+			change.ENIID, change.Name, change.Reason = was.ENIID, was.Name, status.Reason{Code: status.Detached}.Words()
 		}
 		if len(change.Added)+len(change.Removed) > 0 || was.State != is.State || was.MAC == "" {
 			changes = append(changes, change)

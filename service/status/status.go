@@ -96,7 +96,7 @@ const (
 	UnitReplaced Code = "unit-replaced"
 	// UnitUnmatched: the administrator's File has the unit's place, and does not match the link.
 	UnitUnmatched Code = "unit-unmatched"
-	// UnitRefused: Own is not written, for what is in its place (Cause).
+	// UnitRefused: Own is not written, for what is in its place (Of).
 	UnitRefused Code = "unit-refused"
 	// UnitTaken: File takes the place of the unit; plans say so, which do not know what networkd
 	// makes of it.
@@ -124,6 +124,18 @@ const (
 	LeftAlone Code = "left-alone"
 	// NotTakenUp: networkd uses InForce, and it is not known why.
 	NotTakenUp Code = "not-taken-up"
+)
+
+// The codes of what is in the place of a generated file.
+const (
+	// PlaceTaken: something that is no file.
+	PlaceTaken Code = "place-taken"
+	// PlaceHasFile: a file of somebody else's.
+	PlaceHasFile Code = "place-has-file"
+	// PlaceMasked: a mask.
+	PlaceMasked Code = "place-masked"
+	// PlaceHasLink: a symbolic link of somebody else's to File.
+	PlaceHasLink Code = "place-has-link"
 )
 
 // The codes of ENIs whose files are in force. Subject is the name of the link.
@@ -155,7 +167,7 @@ const (
 	NameHeld Code = "name-held"
 	// NamesMissing: alternative names (Gaps) are missing.
 	NamesMissing Code = "names-missing"
-	// NamesRefused: Own is not written, for what is in its place (Cause).
+	// NamesRefused: Own is not written, for what is in its place (Of).
 	NamesRefused Code = "names-refused"
 	// NamesMasked: File masks the .link file.
 	NamesMasked Code = "names-masked"
@@ -284,10 +296,10 @@ type Reason struct {
 }
 
 // None reports whether the reason says nothing.
-func (r *Reason) None() bool { return r.Code == None }
+func (r Reason) None() bool { return r.Code == None }
 
 // Equal reports whether two reasons say the same.
-func (r *Reason) Equal(o *Reason) bool {
+func (r Reason) Equal(o Reason) bool {
 	return r.Code == o.Code && (r.Code == None || reflect.DeepEqual(r, o))
 }
 

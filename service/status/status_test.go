@@ -82,7 +82,7 @@ var sayings = []struct {
 	{Reason{Code: UnitReplaced, File: file}, "the administrator's " + file + " is in force, and nothing of ec2netd. Remove it to have the ENI configured"},
 	{Reason{Code: UnitUnmatched, File: file, InForce: base}, "the administrator's " + file + " takes the place of the ENI's unit, but does not match the link, " +
 		"and networkd uses " + base + ". Remove it to have the ENI configured"},
-	{Reason{Code: UnitRefused, Own: own, Cause: "it is masked"}, own + " is not written: it is masked. Remove that to have the ENI configured"},
+	{Reason{Code: UnitRefused, Own: own, Of: &Reason{Code: PlaceMasked}}, own + " is not written: it is masked. Remove that to have the ENI configured"},
 	{Reason{Code: UnitTaken, File: file}, file + " takes the place of its unit"},
 	{Reason{Code: DropInHidden, File: file, Own: own},
 		"the administrator's " + file + " is in force in place of " + own + ". Give it another name to have both, or remove it"},
@@ -101,6 +101,11 @@ var sayings = []struct {
 		": remove it, or have its [Match] leave out ens6"},
 	{Reason{Code: LeftAlone, Subject: "ens6"}, "networkd leaves the link alone: see networkctl status ens6"},
 	{Reason{Code: NotTakenUp, Own: own, InForce: base, Subject: "ens6"}, "networkd has not taken up " + own + " and uses " + base + ": see networkctl status ens6"},
+
+	{Reason{Code: PlaceTaken}, "something of somebody else's, a mask maybe, is in its place"},
+	{Reason{Code: PlaceHasFile}, "a file of somebody else's is in its place"},
+	{Reason{Code: PlaceMasked}, "it is masked"},
+	{Reason{Code: PlaceHasLink, File: "/usr/x"}, "a link of somebody else's to /usr/x is in its place"},
 
 	{Reason{Code: SetDown, Subject: "ens6"}, "the link was set down, and stays so. Set it up with: ip link set dev ens6 up"},
 	{Reason{Code: PortWithoutAddresses, Subject: "ens6", Other: "br0", OtherKind: "bridge"}, "the link is a port of br0 (bridge), which takes what arrives. " +
@@ -128,7 +133,7 @@ var sayings = []struct {
 	{Reason{Code: NameHeld, Value: "device-number-1", Other: "ens7"},
 		"altname device-number-1 is still that of ens7: ip link property del dev ens7 altname device-number-1"},
 	{Reason{Code: NamesMissing, Gaps: []Gap{altname}}, "missing: altname eni-0123; see journalctl -u ec2netd-orphans.service"},
-	{Reason{Code: NamesRefused, Own: link, Cause: "it is masked"},
+	{Reason{Code: NamesRefused, Own: link, Of: &Reason{Code: PlaceMasked}},
 		"the ENI has no alternative names: " + link + " is not written: it is masked. Remove that to have them"},
 	{Reason{Code: NamesMasked, File: file}, "the ENI has no alternative names: " + file + " masks the .link file. Remove it to have them"},
 	{Reason{Code: NamesHidden, File: file, Own: link}, "the ENI has no alternative names: the administrator's " + file + " is in force in place of " + link +
@@ -243,8 +248,7 @@ func TestWords(t *testing.T) {
 			t.Errorf("there are no words of %s", name)
 		}
 	}
-	unknown := Reason{Code: "unknown"}
-	if words := unknown.Words(); words != "" {
+	if words := (Reason{Code: "unknown"}).Words(); words != "" {
 		t.Errorf("of a code that is none: %q", words)
 	}
 }
@@ -365,7 +369,7 @@ func TestReasons(t *testing.T) {
 		t.Errorf("there is none, and together they are %+v", got)
 	}
 	one, other := Reason{Code: NotBrought, Gaps: []Gap{secondary}}, Reason{Code: NotBrought, Gaps: []Gap{old}}
-	if one.Equal(&other) || one.Equal(&down) || !one.Equal(&Reason{Code: NotBrought, Gaps: []Gap{secondary}}) {
+	if one.Equal(other) || one.Equal(down) || !one.Equal(Reason{Code: NotBrought, Gaps: []Gap{secondary}}) {
 		t.Error("reasons are equal that are not, or the other way round")
 	}
 	for _, c := range []struct {

@@ -16,7 +16,7 @@ const (
 )
 
 // Words are the reason for people. They are empty if there is none.
-func (r *Reason) Words() string {
+func (r Reason) Words() string {
 	words := r.words()
 	if r.Undecided && words != "" {
 		words += "; whether it is managed depends on that"
@@ -51,6 +51,8 @@ func (r *Reason) words() string {
 	case RouteStays, StaysDespite, WithdrawnInFiles, Withdrawn, Disowned, AddedToo, Unasked, RouteLate, OtherMTU, NameNotAdded, RemovedOrAsked,
 		Tentative, DHCPSilent, NetworkdLacks, ItemUnmanaged, ItemUnknown, ItemKept, ForeignConfigured, ForeignAdded:
 		return r.ofItem()
+	case PlaceTaken, PlaceHasFile, PlaceMasked, PlaceHasLink:
+		return r.ofPlace()
 	case UdevBusy, AwaitsLease, AwaitsDHCPv6, FileMissing, SecondariesNo, NoMark, LeftToOthers, IPv6OffHost, IPv6OffLink, IPv6None:
 		return r.behindItem()
 	}
@@ -147,7 +149,7 @@ func (r *Reason) ofFiles() string {
 	case UnitUnmatched:
 		return "the administrator's " + r.File + " takes the place of the ENI's unit, but does not match the link" + r.using() + mend
 	case UnitRefused:
-		return r.Own + " is not written: " + r.Cause + ". Remove that to have the ENI configured"
+		return r.Own + " is not written: " + r.of() + ". Remove that to have the ENI configured"
 	case UnitTaken:
 		return r.File + " takes the place of its unit"
 	case DropInHidden:
@@ -175,6 +177,20 @@ func (r *Reason) ofFiles() string {
 		return "networkd leaves the link alone: see networkctl status " + r.Subject
 	case NotTakenUp:
 		return "networkd has not taken up " + r.Own + " and uses " + r.InForce + ": see networkctl status " + r.Subject
+	}
+	return ""
+}
+
+func (r *Reason) ofPlace() string {
+	switch r.Code {
+	case PlaceTaken:
+		return "something of somebody else's, a mask maybe, is in its place"
+	case PlaceHasFile:
+		return "a file of somebody else's is in its place"
+	case PlaceMasked:
+		return "it is masked"
+	case PlaceHasLink:
+		return "a link of somebody else's to " + r.File + " is in its place"
 	}
 	return ""
 }
@@ -267,7 +283,7 @@ func (r *Reason) ofNames() string {
 	case NameHeld:
 		return "altname " + r.Value + " is still that of " + r.Other + ": ip link property del dev " + r.Other + " altname " + r.Value
 	case NamesRefused:
-		return without + r.Own + " is not written: " + r.Cause + ". Remove that to have them"
+		return without + r.Own + " is not written: " + r.of() + ". Remove that to have them"
 	case NamesMasked:
 		return without + r.File + " masks the .link file. Remove it to have them"
 	case NamesHidden:
@@ -363,7 +379,7 @@ func (r *Reason) of() string {
 
 // Planned are the words for a plan that is only shown: why an ENI gets no files, and whether what
 // there is of them stays.
-func (r *Reason) Planned(kept bool) string {
+func (r Reason) Planned(kept bool) string {
 	words := r.Words()
 	if r.Code == ManagedNo {
 		words = "not managed"

@@ -122,7 +122,7 @@ func TestNoUnitWithoutDropIn(t *testing.T) {
 		}
 		link(t, s.at(plan.NetworkDropIn("ens6")), os.DevNull)
 		changes := apply(t, s, guarded)
-		if changes.Refused[plan.NetworkDropIn("ens6")] == "" {
+		if changes.Refused[plan.NetworkDropIn("ens6")].None() {
 			t.Errorf("%+v", changes)
 		}
 		if target := s.Target(plan.NetworkPath("ens6")); target != "" {

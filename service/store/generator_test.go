@@ -44,7 +44,7 @@ func TestLeftOut(t *testing.T) {
 		t.Error("the file is not completed again")
 	}
 	write(t, s.at(leftOut.Path), "[Match]\nDriver=!others\n")
-	if changes := apply(t, s, []plan.File{leftOut}); changes.Refused[leftOut.Path] == "" || len(changes.Written) > 0 {
+	if changes := apply(t, s, []plan.File{leftOut}); changes.Refused[leftOut.Path].None() || len(changes.Written) > 0 {
 		t.Errorf("somebody else's: %+v", changes)
 	}
 	if apply(t, s, nil); !s.regular(leftOut.Path) {

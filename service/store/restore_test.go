@@ -121,7 +121,7 @@ func TestRestoreOnlyWanted(t *testing.T) {
 		if written, err := s.Restore(); len(written) > 0 || err != nil || s.Target(plan.NetworkPath("ens6")) != "/dev/null" {
 			t.Errorf("it wrote over a mask: %v, %v", written, err)
 		}
-		if changes := apply(t, s, files("ens6")); changes.Refused[plan.NetworkPath("ens6")] == "" {
+		if changes := apply(t, s, files("ens6")); changes.Refused[plan.NetworkPath("ens6")].None() {
 			t.Errorf("a mask is written over: %+v", changes)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 
 	"ec2netd/service/file"
 	"ec2netd/service/plan"
+	"ec2netd/service/status"
 )
 
 // Store is the directory of generated files.
@@ -54,7 +55,7 @@ type Changes struct {
 	Removed []string
 	// Refused are files that are not written because something of somebody else's
 	// is in the place, by path, and what it is.
-	Refused map[string]string
+	Refused map[string]status.Reason
 }
 
 // Any tells whether anything changed.
@@ -253,7 +254,7 @@ func (s *Store) Assigned(presumed string) map[string]plan.Numbers {
 // the units in keep. On an error what was done so far stays, and is
 // told.
 func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
-	changes := Changes{Refused: make(map[string]string)}
+	changes := Changes{Refused: make(map[string]status.Reason)}
 	if !s.swept {
 		s.sweep()
 		s.swept = true
@@ -303,7 +304,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 			dir = file.Path + ".d"
 		}
 		own := path.Join(dir, plan.DropInName)
-		if changes.Refused[own] != "" {
+		if !changes.Refused[own].None() {
 			// Without the drop-in the unit would match other links.
 			continue
 		}
@@ -311,7 +312,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 			return changes, err
 		}
 		for _, unit := range units {
-			if changes.Refused[own] != "" && unit.dir() == dir {
+			if !changes.Refused[own].None() && unit.dir() == dir {
 				if err := s.prune(unit, nil, &changes); err != nil {
 					return changes, err
 				}
@@ -486,7 +487,7 @@ func (s *Store) remove(p string, changes *Changes) error {
 func (s *Store) write(want plan.File, units []Unit, changes *Changes) error {
 	err := s.writeFile(want, units, changes)
 	switch {
-	case changes.Refused[want.Path] != "":
+	case !changes.Refused[want.Path].None():
 		delete(s.had, want.Path)
 	case err == nil:
 		s.has(want)
@@ -506,7 +507,7 @@ func (s *Store) writeFile(want plan.File, units []Unit, changes *Changes) error 
 		}
 	case there.Mode&unix.S_IFMT != unix.S_IFREG:
 		// A rename would replace it, a mask by an administrator too.
-		changes.Refused[want.Path] = "something of somebody else's, a mask maybe, is in its place"
+		changes.Refused[want.Path] = status.Reason{Code: status.PlaceTaken}
 		return nil
 	default:
 		present, err := s.files.Read(s.at(want.Path))
@@ -514,7 +515,7 @@ func (s *Store) writeFile(want plan.File, units []Unit, changes *Changes) error 
 			return nil
 		}
 		if !strings.HasPrefix(path.Base(path.Dir(want.Path)), "70-") && !plan.Ours(present) {
-			changes.Refused[want.Path] = "a file of somebody else's is in its place"
+			changes.Refused[want.Path] = status.Reason{Code: status.PlaceHasFile}
 			return nil
 		}
 	}
@@ -584,7 +585,7 @@ func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
 			return err
 		}
 	case errors.Is(err, unix.EINVAL):
-		changes.Refused[want.Path] = "a file of somebody else's is in its place"
+		changes.Refused[want.Path] = status.Reason{Code: status.PlaceHasFile}
 		return nil
 	case err != nil:
 		return file.Failed("looking at", want.Path, err)
@@ -592,11 +593,11 @@ func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
 		return nil
 	default:
 		if target == os.DevNull {
-			changes.Refused[want.Path] = "it is masked"
+			changes.Refused[want.Path] = status.Reason{Code: status.PlaceMasked}
 			return nil
 		}
 		if !known(want.Path, target, units) && !s.completes(want.Path, target) {
-			changes.Refused[want.Path] = "a link of somebody else's to " + target + " is in its place"
+			changes.Refused[want.Path] = status.Reason{Code: status.PlaceHasLink, File: target}
 			return nil
 		}
 	}

@@ -148,11 +148,11 @@ func TestOthersFiles(t *testing.T) {
 
 	want := slices.Concat(files("ens5"), files("ens6"), files("ens7"), files("ens8"), files("ens9")[:1])
 	changes := apply(t, s, want)
-	if changes.Refused[plan.NetworkDropIn("ens9")] == "" {
+	if changes.Refused[plan.NetworkDropIn("ens9")].None() {
 		t.Error("a masked drop-in: not refused")
 	}
 	for _, name := range []string{"ens5", "ens6", "ens7"} {
-		if changes.Refused[plan.NetworkPath(name)] == "" {
+		if changes.Refused[plan.NetworkPath(name)].None() {
 			t.Errorf("%s: not refused", name)
 		}
 	}
@@ -219,7 +219,7 @@ func TestBaseDropIn(t *testing.T) {
 			t.Errorf("somebody else's: %+v", changes)
 		}
 	}
-	if changes := apply(t, s, want); changes.Refused[plan.BaseDropIn] == "" {
+	if changes := apply(t, s, want); changes.Refused[plan.BaseDropIn].None() {
 		t.Errorf("somebody else's: %+v", changes)
 	}
 }
