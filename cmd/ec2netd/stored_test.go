@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -127,7 +128,41 @@ func TestLabFullDisk(t *testing.T) {
 		}
 		l.whole(eni)
 
-		// A file system that has become read-only cannot be removed from.
+		// One that has become read-only: what the reason promises of that.
+		const readOnly = "read-only file system: have that file system mounted writable, and ec2netd writes it by itself"
+		pid := func() string { return l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service") }
+		before := pid()
+		l.run("mount", "-o", "remount,ro", ownFiles[1])
+		more, err := eni.AssignIPv4(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.reaches(eni.ID(), func(i *state.Interface) bool {
+			return i.State == state.ENIDegraded && strings.HasPrefix(i.Reason, "writing "+dropIn+": "+readOnly)
+		})
+		l.run("mount", "-o", "remount,rw", ownFiles[1])
+		l.complete(eni, "ens6")
+
+		// One that the daemon, which has no capability to pass by permissions, may not write to.
+		l.run("chmod", "0555", path.Dir(dropIn))
+		last, err := eni.AssignIPv4(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		denied := l.reaches(eni.ID(), func(i *state.Interface) bool {
+			return i.State == state.ENIDegraded && strings.HasPrefix(i.Reason, "writing "+dropIn+": permission denied: let root write to that directory: ")
+		})
+		advice, _, _ := strings.Cut(denied.Reason, ". If that does not help")
+		l.follow(advice, "directory: ")
+		l.complete(eni, "ens6")
+		if now := pid(); now != before {
+			t.Errorf("process %s, %s before", now, before)
+		}
+		for _, address := range append(more, last...) {
+			l.pingFrom(address)
+		}
+
+		// It cannot be removed from, either.
 		l.run("mount", "-o", "remount,ro", "/run/ec2netd")
 		withdrawn = added[0]
 		if err := eni.UnassignIPv4(t.Context(), withdrawn); err != nil {
@@ -139,7 +174,7 @@ func TestLabFullDisk(t *testing.T) {
 		var reason string
 		l.untilOr("the state says so", func() (bool, error) {
 			reason = l.manager(state.Configured).Reason
-			return strings.Contains(reason, "read-only file system: have that file system mounted writable"), nil
+			return strings.Contains(reason, readOnly), nil
 		}, &reason)
 		if ok, _ := stored(true, withdrawn.String())(); !ok {
 			t.Error("what is kept is not the older one: nothing is tried here")

@@ -199,8 +199,9 @@ func List(dir, pattern string) ([]string, error) {
 // Failed is an error of doing something to a file of the daemon's own: it names the file and
 // not a hidden one that is to replace it, and says what to do.
 func Failed(doing, path string, err error) error {
+	dir := directory(err, path)
 	err = fmt.Errorf("%s %s: %w", doing, path, Cause(err))
-	if advice := advice(err); advice != "" {
+	if advice := advice(err, dir); advice != "" {
 		return fmt.Errorf("%w: %s", err, advice)
 	}
 	return err
@@ -219,15 +220,28 @@ func Cause(err error) error {
 	return err
 }
 
-// advice says what helps against the failure to write a file; empty if nothing general does.
-func advice(err error) string {
+// directory is the one in which an operation on a file failed: that of the file, or the one above
+// the directory that was to be made for it.
+func directory(err error, file string) string {
+	var at *fs.PathError
+	if errors.As(err, &at) && at.Path != "" {
+		file = at.Path
+	}
+	return path.Dir(file)
+}
+
+// advice says what helps against the failure to write a file in a directory; empty if nothing
+// general does.
+func advice(err error, dir string) string {
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return "free space in that file system (see df), and ec2netd writes it by itself"
 	case errors.Is(err, unix.EROFS):
 		return "have that file system mounted writable, and ec2netd writes it by itself"
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return "root must be allowed to write there: see ls -ld, lsattr -d and the sandbox in systemctl cat ec2netd.service"
+		// The daemon has no capability to pass by the permissions.
+		return "let root write to that directory: chown root " + dir + " && chmod u+rwx " + dir +
+			". If that does not help, see lsattr -d " + dir + " and the sandbox in systemctl cat ec2netd.service"
 	case errors.Is(err, fs.ErrNotExist):
 		return "the directory is gone: systemctl restart ec2netd.service makes it anew"
 	}

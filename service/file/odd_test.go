@@ -179,7 +179,7 @@ func TestList(t *testing.T) {
 func TestFailed(t *testing.T) {
 	for errno, want := range map[error]string{
 		unix.ENOSPC: "writing /run/x: no space left on device: free space", unix.EROFS: "writing /run/x: read-only file system: have that",
-		unix.EACCES: "root must be allowed", unix.ENOENT: "systemctl restart", unix.EIO: "writing /run/x: input/output error",
+		unix.EACCES: "chown root /run && chmod u+rwx /run. ", unix.ENOENT: "systemctl restart", unix.EIO: "writing /run/x: input/output error",
 	} {
 		err := Failed("writing", "/run/x", &fs.PathError{Op: "open", Path: "/run/.x123", Err: errno})
 		if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "123") || !errors.Is(err, errno) {

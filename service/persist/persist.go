@@ -224,7 +224,7 @@ func (f *File[T]) store(now time.Time) {
 func (k *keeper) failed(path string, err, left error, now time.Time) {
 	err = file.Failed("writing", path, err)
 	if left != nil {
-		err = fmt.Errorf("%w. An older one stays, which a restart of ec2netd would act on (%w): remove it", err, file.Cause(left))
+		err = fmt.Errorf("%w. An older one stays until then (%w), which ec2netd would act on: do not restart it before", err, file.Cause(left))
 	}
 	k.err = err
 	k.delay = min(max(2*k.delay, firstRetry), slowestRetry)

@@ -87,7 +87,7 @@ func TestNeverOlder(t *testing.T) {
 	}{
 		"a full file system":                      {func(d *disk) { d.full = true }, "", "no space left on device: free space"},
 		"a read-only one":                         {func(d *disk) { d.frozen = true }, "", "read-only file system: have that file system mounted writable"},
-		"two read-only ones":                      {func(d *disk) { d.frozen, d.markless = true, true }, "a", "An older one stays"},
+		"two read-only ones":                      {func(d *disk) { d.frozen, d.markless = true, true }, "a", ": do not restart it before"},
 		"a full one, and a read-only of the mark": {func(d *disk) { d.full, d.markless = true, true }, "", "free space"},
 	} {
 		t.Run(name, func(t *testing.T) {
