@@ -95,6 +95,14 @@ type filter struct {
 	mode int
 }
 
+// instance is the ID of the instance, empty if the daemon has not told it.
+func (s *symptoms) instance() string {
+	if s.state == nil {
+		return ""
+	}
+	return s.state.InstanceID
+}
+
 // metricsSocket is for monitoring alone.
 const metricsSocket = "ec2netd-metrics.socket"
 
@@ -210,19 +218,19 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 				}
 			}
 		}
-		found.probes = probeAll(ctx, s.paths(primary))
+		found.probes = probeAll(ctx, s.paths(primary), found.instance())
 	}
 	return found, nil
 }
 
 // probeAll tries each way to the metadata service. systemd-imdsd, which a call starts, is
 // asked only where no direct way gives an answer.
-func probeAll(ctx context.Context, paths []metadata.Path) []probe {
+func probeAll(ctx context.Context, paths []metadata.Path, instance string) []probe {
 	direct := slices.DeleteFunc(slices.Clone(paths), func(p metadata.Path) bool { return p.Socket != "" })
 	probes := make([]probe, len(direct))
 	var all sync.WaitGroup
 	for i, p := range direct {
-		all.Go(func() { probes[i] = probeOne(ctx, p) })
+		all.Go(func() { probes[i] = probeOne(ctx, p, instance) })
 	}
 	all.Wait()
 	if slices.ContainsFunc(probes, func(p probe) bool { return p.error == "" }) {
@@ -230,7 +238,7 @@ func probeAll(ctx context.Context, paths []metadata.Path) []probe {
 	}
 	for _, p := range paths {
 		if _, err := os.Stat(p.Socket); p.Socket != "" && err == nil {
-			return append(probes, probeOne(ctx, p))
+			return append(probes, probeOne(ctx, p, instance))
 		}
 	}
 	return probes
@@ -238,9 +246,10 @@ func probeAll(ctx context.Context, paths []metadata.Path) []probe {
 
 // probeOne tries one way, with a client of its own: the ways would share a token, and all wait for
 // it where it is asked for on one that hangs.
-func probeOne(ctx context.Context, path metadata.Path) probe {
+func probeOne(ctx context.Context, path metadata.Path, instance string) probe {
 	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion()})
 	defer client.CloseIdle()
+	client.SetInstance(instance)
 	p, began := probe{path: path}, time.Now()
 	if err := client.Probe(ctx, path); err != nil {
 		p.error = err.Error()
@@ -433,7 +442,11 @@ func (d *diagnosis) enis(s *state.State) {
 }
 
 func (d *diagnosis) metadata(s *symptoms) {
-	const advice = "see the metadata options of the instance (aws ec2 describe-instances, MetadataOptions: HttpEndpoint must be enabled) and packet filters"
+	command := "aws ec2 describe-instances"
+	if id := s.instance(); id != "" {
+		command += " --instance-ids " + id
+	}
+	advice := "see the metadata options of the instance (" + command + ", MetadataOptions: HttpEndpoint must be enabled) and packet filters"
 	if s.probes == nil {
 		switch {
 		case s.state == nil:

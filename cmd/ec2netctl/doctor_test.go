@@ -237,7 +237,7 @@ func TestProbeHangs(t *testing.T) { // H5
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	probes := probeAll(t.Context(), []metadata.Path{{Endpoint: "http://" + silent.Addr().String()}, {Endpoint: server.URL}, {Endpoint: server.URL}})
+	probes := probeAll(t.Context(), []metadata.Path{{Endpoint: "http://" + silent.Addr().String()}, {Endpoint: server.URL}, {Endpoint: server.URL}}, "")
 	if probes[0].error == "" || probes[1].error != "" || probes[2].error != "" {
 		t.Errorf("%+v", probes)
 	}
@@ -328,7 +328,7 @@ func TestProbes(t *testing.T) { // H5
 	}
 	closed.Close()
 	paths := []metadata.Path{{Endpoint: server.URL}, {Endpoint: "http://" + closed.Addr().String()}, {Endpoint: portal.URL}, {Socket: "/nonexistent"}}
-	probes := probeAll(t.Context(), paths)
+	probes := probeAll(t.Context(), paths, "")
 	if len(probes) != 3 || probes[0].error != "" || !strings.Contains(probes[1].error, "refused") || probes[2].error == "" {
 		t.Errorf("%+v", probes)
 	}

@@ -185,7 +185,7 @@ func TestLabMetadataOff(t *testing.T) {
 		}
 		isOff := func(what string) {
 			t.Helper()
-			if s := h.manager(state.Offline); !strings.Contains(s.Reason, "aws ec2 modify-instance-metadata-options") {
+			if s := h.manager(state.Offline); !strings.Contains(s.Reason, "aws ec2 modify-instance-metadata-options --instance-id "+s.InstanceID+" ") || s.InstanceID == "" {
 				t.Errorf("%s: %s", what, s.Reason)
 			}
 		}

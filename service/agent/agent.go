@@ -39,6 +39,7 @@ type Metadata interface {
 	ReadInstance(ctx context.Context, paths []metadata.Path) (metadata.Instance, error)
 	ReadENI(ctx context.Context, paths []metadata.Path, want metadata.Wanted) (*metadata.ENI, error)
 	Requests() (sent, failed uint64)
+	SetInstance(id string)
 	Results() (counts map[string]uint64, took time.Duration)
 	Answered() string
 	CloseIdle()

@@ -36,6 +36,7 @@ func (a *Agent) load(now time.Time) {
 	} else if kept != nil {
 		if kept.Instance != nil {
 			a.instance, a.instanceGot = *kept.Instance, true
+			a.Metadata.SetInstance(a.instance.ID)
 		}
 		a.presumed = kept.Presumed
 		for _, v := range kept.Views {

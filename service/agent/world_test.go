@@ -308,6 +308,8 @@ func (w *world) ReadInstance(ctx context.Context, _ []metadata.Path) (metadata.I
 	return w.instance, w.errs[""]
 }
 
+func (w *world) SetInstance(string) {}
+
 func (w *world) ReadENI(ctx context.Context, _ []metadata.Path, want metadata.Wanted) (*metadata.ENI, error) {
 	w.pause(ctx, want.MAC)
 	w.mu.Lock()

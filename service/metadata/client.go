@@ -94,6 +94,8 @@ type Client struct {
 	answered  atomic.Pointer[Path]
 	ignored   ignored
 	helpers   helpers
+	// instance is the ID of the instance, nil until it is known.
+	instance atomic.Pointer[string]
 
 	mu sync.Mutex
 	// dead are the paths that gave no answer, and since when; lived are those over which a key was
@@ -381,7 +383,7 @@ func (c *Client) getOver(ctx context.Context, path Path, key string, leaves bool
 		err = c.ask(ctx, &trace, key)
 	}
 	if err != nil {
-		return "", trace.asked, classify(key, path, &trace, err)
+		return "", trace.asked, c.classify(key, path, &trace, err)
 	}
 	return trace.body, true, nil
 }
@@ -423,9 +425,17 @@ func (c *Client) ask(ctx context.Context, trace *trace, key string) error {
 	return err
 }
 
+// SetInstance tells the client the ID of the instance, for the commands that its errors advise.
+// [Client.ReadInstance] sets it too. An empty ID changes nothing.
+func (c *Client) SetInstance(id string) {
+	if id != "" {
+		c.instance.Store(&id)
+	}
+}
+
 // classify turns a failure of the SDK into an Error. The SDK hides why a token was
 // refused or a dial failed, so the transport records it in the trace.
-func classify(key string, path Path, trace *trace, err error) error {
+func (c *Client) classify(key string, path Path, trace *trace, err error) error {
 	e := &Error{Key: key, Kind: Unreachable, Status: trace.key}
 	if trace.atToken {
 		e.Key, e.Status = "token", trace.token
@@ -434,7 +444,7 @@ func classify(key string, path Path, trace *trace, err error) error {
 		e.Kind = kindOfStatus(e.Status, trace.atToken)
 		e.Err = fmt.Errorf("%s answered %d %s", path, e.Status, http.StatusText(e.Status))
 		if e.Kind == Disabled {
-			e.Err = fmt.Errorf("%w: %s", e.Err, enable(path))
+			e.Err = fmt.Errorf("%w: %s", e.Err, c.enable(path))
 		}
 		if e.Status == http.StatusUnauthorized && !trace.atToken {
 			e.Err = fmt.Errorf("%w to a token that it had just given", e.Err)
@@ -507,9 +517,12 @@ func kindOfStatus(status int, token bool) Kind {
 // enable says what a 403 for a token means and what to do: EC2 gives it where the service
 // is switched off for the instance (AWS: "the request is not allowed or the IMDS is turned
 // off", of which the first is for proxies, and this client passes none).
-func enable(path Path) string {
-	const command = "aws ec2 modify-instance-metadata-options --instance-id INSTANCE-ID --http-endpoint enabled"
-	option := ""
+func (c *Client) enable(path Path) string {
+	id, option := "INSTANCE-ID", ""
+	if known := c.instance.Load(); known != nil {
+		id = *known
+	}
+	command := "aws ec2 modify-instance-metadata-options --instance-id " + id + " --http-endpoint enabled"
 	if path.Endpoint == EndpointIPv6 {
 		option = " --http-protocol-ipv6 enabled" // it has a switch of its own
 	}

@@ -401,7 +401,7 @@ func TestDisabled(t *testing.T) {
 	fault(imds.TokenKey)
 	for range 2 {
 		_, err := read(t, client, paths, nil)
-		if metadata.KindOf(err) != metadata.Disabled || !strings.Contains(err.Error(), "modify-instance-metadata-options") {
+		if metadata.KindOf(err) != metadata.Disabled || !strings.Contains(err.Error(), "modify-instance-metadata-options --instance-id i-") {
 			t.Errorf("switched off: %v (%v)", err, metadata.KindOf(err))
 		}
 	}

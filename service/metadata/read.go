@@ -39,7 +39,9 @@ const macs = "network/interfaces/macs/"
 
 // ReadInstance reads what does not change while the instance runs.
 func (c *Client) ReadInstance(ctx context.Context, paths []Path) (Instance, error) {
-	return c.reader(paths).instance(ctx)
+	instance, err := c.reader(paths).instance(ctx)
+	c.SetInstance(instance.ID)
+	return instance, err
 }
 
 func (r *reader) instance(ctx context.Context) (Instance, error) {
