@@ -350,7 +350,8 @@ func diagnose(s *symptoms) []finding {
 	d.resolvConf(s.resolv)
 	d.version(s.systemd)
 	if major, _ := systemdVersion(s.systemd); s.nextHops > 0 && major < nextHopsKept {
-		d.warn("nexthop", "have routes without them, in FRR by \"no zebra nexthop kernel enable\" and, for static ones, \"onlink\", or update to systemd 256 or later",
+		d.warn("nexthop", "have routes without them, in FRR by \"no zebra nexthop kernel enable\" and, for static ones, \"onlink\"; restart it and remove what it has left: "+
+			"\"ip nexthop flush protocol 11\". Or update to systemd 256 or later",
 			"%d of the next hops (ip nexthop) are others': networkd %s deletes them when it configures a link", s.nextHops, s.systemd)
 	}
 	d.filters(s.filters)

@@ -616,9 +616,21 @@ func (h *neighbourhood) advised() {
 	if !ok {
 		return
 	}
+	doctor := func() string {
+		out, _ := h.inst.Exec(h.t.Context(), "ec2netctl", "doctor", "--no-pager") // what else it finds does not matter
+		return linesOf(out, " nexthop ")
+	}
+	said := doctor()
+	quoted := strings.Split(said, `"`)
+	const command = "ip nexthop flush "
+	if len(quoted) != 7 || !strings.Contains(said, "are others'") || !strings.HasPrefix(file[1], quoted[1]+"\n") ||
+		!strings.Contains(file[1], quoted[3]+"\n") || !strings.HasPrefix(quoted[5], command) {
+		h.t.Fatalf("before the advice is followed doctor says %q", said)
+	}
 	h.put(file[0], h.with.Replace(file[1]))
 	h.reload()
 	h.run("sh", "-c", restartFRR)
+	h.run("sh", "-ec", quoted[5])
 	routes := func() string { return h.run("ip", "-oneline", "route", "show", "198.51.104.0/24") }
 	h.until("FRR has its route by two next hops", func() (bool, error) {
 		return strings.Contains(routes(), "ens5") && strings.Contains(routes(), "ens6"), nil
@@ -627,6 +639,9 @@ func (h *neighbourhood) advised() {
 	h.configured(eni.ID())
 	if now := routes(); now != before {
 		h.t.Errorf("with the advice there is %q, and was %q", now, before)
+	}
+	if said := doctor(); said != "" {
+		h.t.Errorf("with the advice doctor says %q", said)
 	}
 }
 
