@@ -1,9 +1,15 @@
 package main
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
@@ -68,7 +74,11 @@ func TestLabPort(t *testing.T) {
 		if doctor := l.fails("ec2netctl", "doctor"); !strings.Contains(doctor, advice) {
 			t.Errorf("doctor says\n%s", doctor)
 		}
-		l.run("sh", "-c", advice)
+		// doctor says of it that diff has more.
+		if diff := l.fails("ec2netctl", "diff", name); !strings.Contains(diff, advice) {
+			t.Errorf("diff says\n%s", diff)
+		}
+		l.follow(entry.Reason, "with: ")
 		released := l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && !named(i) })
 		if suite != "bookworm" {
 			l.checkKernel(eni)
@@ -83,6 +93,66 @@ func TestLabPort(t *testing.T) {
 		}
 		if lost.lost != [4]int{} {
 			t.Errorf("the primary ENI lost %v", lost)
+		}
+	})
+}
+
+// remoteShell has a shell of the instance's at an address, over one connection from the VPC as a
+// session of SSH has it. The returned function has it run a line, and waits until that has ended.
+func (l *lab) remoteShell(address netip.Addr) func(line string) {
+	l.t.Helper()
+	const port = 2222
+	l.run("systemd-run", "--quiet", "--unit=remote", "systemd-socket-activate", fmt.Sprintf("--listen=[::]:%d", port), "--accept", "--inetd", "sh")
+	var conn net.Conn
+	var answers *bufio.Scanner
+	l.until("the shell answers", func() (bool, error) {
+		return l.vpc.Do(func() (err error) {
+			dialer := net.Dialer{Timeout: time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(vpc.FarIPv4, 0))}
+			conn, err = dialer.DialContext(l.t.Context(), "tcp", netip.AddrPortFrom(address, port).String())
+			return err
+		}) == nil, nil
+	})
+	l.t.Cleanup(func() { _ = conn.Close() })
+	answers = bufio.NewScanner(conn)
+	return func(line string) {
+		l.t.Helper()
+		_, err := fmt.Fprintf(conn, "%s; echo ended\n", line)
+		if err := errors.Join(err, conn.SetReadDeadline(time.Now().Add(l.patience()))); err != nil {
+			l.t.Fatal(err)
+		}
+		for answers.Scan() {
+			if answers.Text() == "ended" {
+				return
+			}
+		}
+		l.t.Fatalf("the session ended in %q: %v", line, answers.Err())
+	}
+}
+
+// F10: who works on the instance over the link that is to be released loses no session by it: the
+// line ends what it begins.
+func TestLabPortRemote(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, often)
+		l.configured("ens5")
+		primary := l.inst.Primary()
+		session := l.remoteShell(primary.IPv4()[0])
+		session("ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6; ip link set br0 up; ip link set ens5 master br0")
+		// Something must be missing: what is there of a port is used.
+		session("ip -6 address del " + primary.IPv6()[0].String() + "/128 dev ens5")
+		entry := l.reaches("ens5", func(i *state.Interface) bool {
+			return i.State == state.ENIOverridden && strings.Contains(i.Reason, "port of br0 (bridge)")
+		})
+		session("true")
+		_, advice, _ := strings.Cut(entry.Reason, "with: ")
+		session(advice)
+		l.reaches("ens5", func(i *state.Interface) bool {
+			return i.State == state.ENIConfigured && !strings.Contains(i.Reason, "port of")
+		})
+		session("true")
+		l.arrives(primary)
+		for _, address := range slices.Concat(primary.IPv4(), primary.IPv6()) {
+			l.pingFrom(address)
 		}
 	})
 }

@@ -262,7 +262,7 @@ func TestPort(t *testing.T) {
 		w.lose("ens6")
 		settle(time.Minute)
 		got := must(t, a, "ens6", state.ENIOverridden)
-		if !strings.Contains(got.Reason, "port of br0 (bridge)") || !strings.Contains(got.Reason, "ip link set dev ens6 nomaster") || w.repairs() != n {
+		if !strings.Contains(got.Reason, "port of br0 (bridge)") || !strings.Contains(got.Reason, "Release it with: ip link set dev ens6 nomaster") || w.repairs() != n {
 			t.Errorf("%q, %d repairs", got.Reason, w.repairs()-n)
 		}
 		w.set(w.lease)

@@ -109,7 +109,7 @@ var sayings = []struct {
 
 	{Reason{Code: SetDown, Subject: "ens6"}, "the link was set down, and stays so. Set it up with: ip link set dev ens6 up"},
 	{Reason{Code: PortWithoutAddresses, Subject: "ens6", Other: "br0", OtherKind: "bridge"}, "the link is a port of br0 (bridge), which takes what arrives. " +
-		"Give the addresses to br0, or release the link with: ip link set dev ens6 nomaster; ip link set dev ens6 down; ip link set dev ens6 up"},
+		"Release it with: ip link set dev ens6 nomaster; ip link set dev ens6 down; ip link set dev ens6 up"},
 	{Reason{Code: LinkDown, Subject: "ens6"}, "the link is down, and networkd does not set it up: see networkctl status ens6"},
 	{Reason{Code: NoCarrier, Subject: "ens6"}, "the link has no carrier: see networkctl status ens6, and whether EC2 has the ENI attached"},
 	{Reason{Code: WaitingFor, Gaps: []Gap{secondary, altname, old}}, "waiting for: address 10.0.1.21, altname eni-0123, still there: address 10.0.1.22"},

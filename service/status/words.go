@@ -208,8 +208,7 @@ func (r *Reason) ofLink() string {
 	case SetDown:
 		return "the link was set down, and stays so. Set it up with: ip link set dev " + r.Subject + " up"
 	case PortWithoutAddresses:
-		return r.port() + ", which takes what arrives. Give the addresses to " +
-			r.Other + ", or release the link with: " + release(r.Subject)
+		return r.port() + ", which takes what arrives. Release it with: " + release(r.Subject)
 	case LinkDown:
 		return "the link is down, and networkd does not set it up: see networkctl status " + r.Subject
 	case NoCarrier:
