@@ -235,6 +235,31 @@ func TestLabIdentity(t *testing.T) {
 		// udevd has called each what it was before, and takes no name away (G1): they are taken.
 		l.settledAs(eni, "ens43")
 		l.settledAs(other, "ens7")
+
+		// Where they cannot be taken, the reason of each says what to do, and that is enough.
+		l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
+		l.run("systemctl", "mask", "--runtime", "ec2netd-orphans.service")
+		l.detach(eni)
+		l.detach(other)
+		eni.SetDeviceIndex(first)
+		other.SetDeviceIndex(second)
+		l.reattach(eni, "ens43")
+		l.reattach(other, "ens7")
+		l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
+		taken := func(i *state.Interface) bool {
+			return i.State == state.ENIDegraded && strings.Contains(i.Reason, " is still that of ")
+		}
+		for _, e := range []*vpc.ENI{eni, other} {
+			l.reaches(e.ID(), taken)
+		}
+		for _, e := range []*vpc.ENI{eni, other} {
+			got := l.reaches(e.ID(), taken)
+			_, advice, _ := strings.Cut(got.Reason, " is still that of ")
+			l.follow(advice, ": ")
+		}
+		l.settledAs(eni, "ens43")
+		l.settledAs(other, "ens7")
+		l.run("systemctl", "unmask", "--runtime", "ec2netd-orphans.service")
 	})
 }
 

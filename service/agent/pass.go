@@ -912,7 +912,7 @@ func (a *Agent) unexplained(eni *plan.ENI, gaps []status.Gap) status.Reason {
 		return status.Reason{Code: status.UdevMissed}
 	case status.OnlyAltnames(gaps):
 		if name, holder := a.nameElsewhere(eni); holder != "" {
-			return status.Reason{Code: status.NameHeld, Value: name, Other: holder}
+			return status.Reason{Code: status.NameHeld, Subject: eni.Link.Name, Value: name, Other: holder}
 		}
 		return status.Reason{Code: status.NamesMissing, Gaps: gaps}
 	}

@@ -280,7 +280,8 @@ func (r *Reason) ofNames() string {
 	const without = "the ENI has no alternative names: "
 	switch r.Code {
 	case NameHeld:
-		return "altname " + r.Value + " is still that of " + r.Other + ": ip link property del dev " + r.Other + " altname " + r.Value
+		return "altname " + r.Value + " is still that of " + r.Other + ": ip link property del dev " + r.Other + " altname " + r.Value +
+			" && ip link property add dev " + r.Subject + " altname " + r.Value
 	case NamesRefused:
 		return without + r.Own + " is not written: " + r.of() + ". Remove that to have them"
 	case NamesMasked:
