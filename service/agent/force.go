@@ -55,10 +55,6 @@ func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration
 	case taken != "" && (base || nothing || why.File == taken):
 		reason.Code, reason.File = a.takenOver(eni, why), taken
 		return state.ENIOverridden, reason
-	case !a.refused[own].None():
-		why := a.refused[own]
-		reason.Code, reason.Of = status.UnitRefused, &why
-		return state.ENIOverridden, reason
 	case inForce && eni.Link.NetworkHidden != "":
 		reason.Code, reason.File, reason.Own = status.DropInHidden, eni.Link.NetworkHidden, plan.NetworkDropIn(eni.Link.Name)
 		return state.ENIOverridden, reason

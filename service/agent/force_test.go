@@ -155,6 +155,70 @@ func TestInForce(t *testing.T) {
 	}
 }
 
+// F3: where two files are in the way, the reason names that in force, and then the other one; and a
+// file that is gone, until networkd has read its files. Who does what each says has the ENI configured.
+func TestOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	const own = "/run/systemd/network/70-ens6.network"
+	for name, c := range map[string]struct{ file, content, says string }{
+		"a mask":               {own, "", own + " masks the unit of the ENI"},
+		"a file in its place":  {own, "[Match]\nName=x\n", own + " takes the place of the ENI's unit"},
+		"one that is gone":     {admin + "70-ens6.network", "[Match]\nName=x\n", ""},
+		"nothing but the gone": {"", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.put(t, baseUnit, "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n")
+				w.attach(1, "ens6", "10.0.1.20")
+				a, stop := w.start(t)
+				defer stop()
+				settle(2 * time.Minute)
+				said := func(s networkd.LinkState) {
+					w.set(func() { w.uses = map[int]networkd.LinkState{w.links[0].Index: s} })
+					w.ring()
+					settle(3 * time.Minute)
+				}
+				remove := func(file string) {
+					if err := os.Remove(filepath.Join(w.dir, file)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				const first = admin + "10-x.network"
+				w.put(t, first, "[Match]\nName=ens6\n")
+				if c.file != "" {
+					w.put(t, c.file, c.content)
+				}
+				said(networkd.LinkState{Administrative: "configured", File: first})
+				if got := must(t, a, "ens6", state.ENIShadowed); !strings.Contains(got.Reason, first) {
+					t.Errorf("the first one: %s", got.Reason)
+				}
+				remove(first)
+				if c.says != "" {
+					said(networkd.LinkState{Administrative: "configured", File: baseUnit})
+					if got := must(t, a, "ens6", state.ENIOverridden); !strings.Contains(got.Reason, c.says) {
+						t.Errorf("the other one: %s", got.Reason)
+					}
+				}
+				if c.file != "" {
+					remove(c.file)
+				}
+				if c.says == "" {
+					said(networkd.LinkState{Administrative: "configured", File: admin + "70-ens6.network"})
+					if got := must(t, a, "ens6", state.ENIOverridden); !strings.HasSuffix(got.Reason, "with networkctl reload") {
+						t.Errorf("the one that is gone: %s", got.Reason)
+					}
+				}
+				w.set(func() { w.uses = nil }) // networkd has read its files
+				w.ring()
+				settle(3 * time.Minute)
+				if got := must(t, a, "ens6", state.ENIConfigured); got.Reason != "" {
+					t.Errorf("in the end: %s", got.Reason)
+				}
+			})
+		})
+	}
+}
+
 // F3: what netplan makes for the ENI alone is completed, and in force in place of the ENI's own
 // unit. When it goes, or comes while the daemon runs, nothing is missing in between.
 func TestNetplan(t *testing.T) {

@@ -96,8 +96,6 @@ const (
 	UnitReplaced Code = "unit-replaced"
 	// UnitUnmatched: the administrator's File has the unit's place, and does not match the link.
 	UnitUnmatched Code = "unit-unmatched"
-	// UnitRefused: Own is not written, for what is in its place (Of).
-	UnitRefused Code = "unit-refused"
 	// UnitTaken: File takes the place of the unit; plans say so, which do not know what networkd
 	// makes of it.
 	UnitTaken Code = "unit-taken"

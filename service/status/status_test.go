@@ -82,7 +82,6 @@ var sayings = []struct {
 	{Reason{Code: UnitReplaced, File: file}, "the administrator's " + file + " is in force, and nothing of ec2netd. Remove it to have the ENI configured"},
 	{Reason{Code: UnitUnmatched, File: file, InForce: base}, "the administrator's " + file + " takes the place of the ENI's unit, but does not match the link, " +
 		"and networkd uses " + base + ". Remove it to have the ENI configured"},
-	{Reason{Code: UnitRefused, Own: own, Of: &Reason{Code: PlaceMasked}}, own + " is not written: it is masked. Remove that to have the ENI configured"},
 	{Reason{Code: UnitTaken, File: file}, file + " takes the place of its unit"},
 	{Reason{Code: DropInHidden, File: file, Own: own},
 		"the administrator's " + file + " is in force in place of " + own + ". Give it another name to have both, or remove it"},

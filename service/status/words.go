@@ -39,7 +39,7 @@ func (r *Reason) words() string {
 	case MetadataUnread, MetadataOff, MetadataSilent, MetadataFailed, MetadataIncomplete, ManagedNo, SharedMAC, CardUnknown, NotPropagated,
 		NumbersInUse, NumbersTaken, LastBoot, LastView, Detached, NoLink:
 		return r.ofMetadata()
-	case TakingUp, DropInTaken, UnitMasked, UnitReplaced, UnitUnmatched, UnitRefused, UnitTaken, DropInHidden, DropInMasked, ReloadDue,
+	case TakingUp, DropInTaken, UnitMasked, UnitReplaced, UnitUnmatched, UnitTaken, DropInHidden, DropInMasked, ReloadDue,
 		OthersUnit, OtherENIsUnit, BaseMasked, MatchFails, UnmanagedBySetting, UnmanagedByUnit, LeftAlone, NotTakenUp:
 		return r.ofFiles()
 	case SetDown, PortWithoutAddresses, LinkDown, NoCarrier, PortOf:
@@ -148,8 +148,6 @@ func (r *Reason) ofFiles() string {
 		return "the administrator's " + r.File + " is in force, and nothing of ec2netd" + mend
 	case UnitUnmatched:
 		return "the administrator's " + r.File + " takes the place of the ENI's unit, but does not match the link" + r.using() + mend
-	case UnitRefused:
-		return r.Own + " is not written: " + r.of() + ". Remove that to have the ENI configured"
 	case UnitTaken:
 		return r.File + " takes the place of its unit"
 	case DropInHidden:
