@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -334,24 +335,68 @@ func (l *lab) networkManagerGoes() {
 }
 
 // withAnother adds an address to those that cloud-init wrote, beside one that EC2 has withdrawn: it
-// stays, and the other one comes back with it, until it is removed as the reason says.
+// stays, and the other one comes back with it, until it is removed as the reason says. In a drop-in,
+// as the reason says too, it stays alone.
 func (l *lab) withAnother(file string, withdrawn netip.Addr) {
 	l.t.Helper()
 	const yaml = "/etc/netplan/50-cloud-init.yaml"
 	another := withdrawn.Next().Next().Next()
-	l.run("sh", "-ec", fmt.Sprintf(`sed -i 's#^\( *\)- .*%s/\([0-9]*\).*#&\n\1- "%s/\2"#' %s; netplan generate && networkctl reload`, withdrawn, another, yaml))
+	add, source, apply := `s#^\( *\)- .*%s/\([0-9]*\).*#&\n\1- "%s/\2"#`, yaml, "netplan generate && networkctl reload"
+	if strings.HasPrefix(file, "/etc/") {
+		add, source, apply = `s#^Address=%s/\([0-9]*\).*#&\n\n[Address]\nAddress=%s/\1#`, file, "networkctl reload"
+	}
+	l.run("sh", "-ec", fmt.Sprintf("sed -i '"+add+"' %s; %s", withdrawn, another, source, apply))
 	if err := l.inst.AwaitAddrs(l.t.Context(), "ens5", another, withdrawn); err != nil {
 		l.t.Fatal(err)
 	}
 	advised := l.reaches("ens5", func(i *state.Interface) bool { return strings.HasPrefix(i.Reason, file+" has "+another.String()+", ") })
-	if advised.State != state.ENIConfigured || !strings.Contains(advised.Reason, "netplan generate && networkctl reload") {
+	if advised.State != state.ENIConfigured || !strings.Contains(advised.Reason, apply) {
 		l.t.Errorf("%s: %s", advised.State, advised.Reason)
 	}
-	l.run("sh", "-ec", fmt.Sprintf("sed -i '/%s/d' %s; netplan generate && networkctl reload", another, yaml))
-	for _, gone := range []netip.Addr{another, withdrawn} {
-		l.until(gone.String()+" is gone", func() (bool, error) { return !slices.Contains(l.addresses("ens5"), gone), nil })
+	_, dir, _ := strings.Cut(advised.Reason, "have what you need in a drop-in in ")
+	dropIn := path.Join(dir, "mine.conf")
+	l.put(dropIn, "[Address]\nAddress="+another.String()+"/32\n")
+	l.run("sh", "-ec", fmt.Sprintf("sed -i '/%s/d' %s; %s", another, source, apply))
+	l.until(withdrawn.String()+" is gone", func() (bool, error) { return !slices.Contains(l.addresses("ens5"), withdrawn), nil })
+	l.reaches("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured && i.Reason == "" })
+	kept := func() bool { return slices.Contains(l.addresses("ens5"), another) }
+	for _, then := range []string{"true", "networkctl reload", "networkctl reconfigure ens5", "systemctl restart ec2netd.service"} {
+		l.run("sh", "-ec", then)
+		l.configured("ens5")
+		// networkd 262 takes an address for somebody else's that goes from its files while it configures the link.
+		l.until(another.String()+" stays after "+then, func() (bool, error) {
+			_, err := l.inst.Exec(l.t.Context(), "sh", "-c", "grep -qx ADMIN_STATE=configured /run/systemd/netif/links/$(cat /sys/class/net/ens5/ifindex)")
+			return err == nil && kept(), nil
+		})
 	}
+	l.run("rm", dropIn)
+	l.run("networkctl", "reload")
+	l.until(another.String()+" is gone", func() (bool, error) { return !kept(), nil })
 	l.primaryWhole()
+}
+
+// TestLabTakeoverCloudInitNetworkd: what withAnother checks, where cloud-init writes networkd's file itself.
+func TestLabTakeoverCloudInitNetworkd(t *testing.T) { // F8
+	oneSuite(t, func(t *testing.T, suite string) {
+		if suite == "bookworm" {
+			return // a drop-in cannot take an address of the file away there
+		}
+		const stock = "cloud-init-networkd"
+		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Packages = nil
+			o.Stock = stock
+			o.Primary.IPv4Count = 2
+		})
+		file, primary := stockFile[stock], l.inst.Primary()
+		l.onNetworkd(file)
+		l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		l.run("ec2netctl", "takeover", "--yes")
+		l.primaryThere()
+		withdrawn := primary.IPv4()[1]
+		l.refreshed(func() error { return primary.UnassignIPv4(t.Context(), withdrawn) })
+		l.until(withdrawn.String()+" is gone", func() (bool, error) { return !slices.Contains(l.addresses("ens5"), withdrawn), nil })
+		l.withAnother(file, withdrawn)
+	})
 }
 
 // TestLabTakeoverCloudInit: an image that cloud-init configures is taken over without a reboot, as

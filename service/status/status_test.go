@@ -123,7 +123,7 @@ var sayings = []struct {
 	{Reason{Code: Contested, Number: 1, Gaps: []Gap{secondary}}, "somebody takes away again and again what the ENI shall have: it was put back 1 time, " +
 		"and that is done less and less often. See journalctl -u ec2netd for what it was, and stop whoever does it. Missing: address 10.0.1.21"},
 	{Reason{Code: KeptBySetting, File: file, Setting: "Address=10.0.1.22/24 in [Network]", Gaps: []Gap{old}},
-		file + " keeps what the ENI has no more (Address=10.0.1.22/24 in [Network]). still there: address 10.0.1.22. Remove that line to have it go"},
+		file + " keeps what the ENI has no more (Address=10.0.1.22/24 in [Network]). still there: address 10.0.1.22. Remove that line and run networkctl reload to have it go"},
 	{Reason{Code: KeptBySetting, File: file, Setting: "Address=10.0.1.22/24 in [Network]", Gaps: []Gap{old}, Netplan: true},
 		file + " keeps what the ENI has no more (Address=10.0.1.22/24 in [Network]). still there: address 10.0.1.22. netplan makes that file: " +
 			"remove the address from the one in /etc/netplan that has it, and run netplan generate && networkctl reload"},
@@ -148,7 +148,7 @@ var sayings = []struct {
 		"the link is a port of bond0 (bond) with the MAC address 02:00:00:00:00:01 in place of its own; the first address of the link is 10.0.1.21, " +
 			"not the primary one 10.0.1.20, which networkd has added anew: no address is missing"},
 	{Reason{Code: WrittenStays, File: file, Own: own, Values: []string{"10.0.1.22", "10.0.1.23"}}, file + " has 10.0.1.22, 10.0.1.23, and nothing tells that EC2 gave " +
-		"the ENI that: all addresses there stay, those too that EC2 withdraws. Remove that line to have it go, and have what you need in a drop-in in " +
+		"the ENI that: all addresses there stay, those too that EC2 withdraws. Remove that line and run networkctl reload to have it go, and have what you need in a drop-in in " +
 		"/etc/systemd/network/70-ens6.network.d/"},
 	{Reason{Code: Misordered, Value: "10.0.1.21", OtherValue: "10.0.1.20"},
 		"the first address of the link is 10.0.1.21, not the primary one 10.0.1.20, which networkd has added anew: no address is missing"},

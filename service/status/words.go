@@ -271,7 +271,7 @@ func (r *Reason) removal() string {
 	if r.Netplan {
 		return "netplan makes that file: remove the address from the one in /etc/netplan that has it, and run netplan generate && networkctl reload"
 	}
-	return "Remove that line to have it go"
+	return "Remove that line and run networkctl reload to have it go"
 }
 
 func (r *Reason) ofNames() string {
