@@ -17,6 +17,7 @@ import (
 
 	"ec2netd/api/apitest"
 	"ec2netd/service/config"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
@@ -317,7 +318,7 @@ func TestPlanRemoves(t *testing.T) { // H5
 			for i := range links {
 				l := &links[i]
 				before = append(before, files(l.Name, l.MAC)...)
-				l.Current = files(l.Name, l.MAC)[0].Content
+				l.Current = dropin.ParseNetwork(files(l.Name, l.MAC)[0].Content)
 			}
 			if _, err := on.Apply(before, nil); err != nil {
 				t.Fatal(err)

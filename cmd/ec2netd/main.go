@@ -204,11 +204,11 @@ func removeOrphans(log *slog.Logger) error {
 	for _, own := range addresses {
 		log.Debug("removed an address", "mac", own.MAC, "address", own.Address.String())
 	}
-	names, nameErr := orphan.RemoveNames((&store.Store{}).Read)
+	names, nameErr := orphan.RemoveNames((&store.Store{}).LinkDropIn)
 	for _, name := range names {
 		log.Debug("removed an alternative name", "interface", name.Link, "altname", name.Name)
 	}
-	added, addErr := orphan.AddNames((&store.Store{}).Read, keepsNames)
+	added, addErr := orphan.AddNames((&store.Store{}).LinkDropIn, keepsNames)
 	for _, name := range added {
 		log.Debug("added an alternative name", "interface", name.Link, "altname", name.Name)
 	}
@@ -219,7 +219,7 @@ func removeOrphans(log *slog.Logger) error {
 func keepsNames(l *kernel.Link) bool {
 	files := &store.Store{}
 	link := plan.Link{Link: *l, Extent: files.Extent(l.Name)}
-	link.Driver = plan.DriverIn(files.Read(plan.LinkDropIn(l.Name))) // that is for this link
+	link.Driver = files.LinkDropIn(l.Name).Driver() // that is for this link
 	applied, ok := (&udev.Udev{}).LinkFile(l.Index)
 	if !ok || (applied != "" && files.Read(applied) == "") {
 		applied = ""

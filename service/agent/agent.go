@@ -18,6 +18,7 @@ import (
 
 	"ec2netd/service/config"
 	"ec2netd/service/conflict"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
@@ -73,6 +74,8 @@ type Store interface {
 	Units() ([]store.Unit, error)
 	Renew(path string) error
 	Read(path string) string
+	Network(link string) *dropin.Network
+	LinkDropIn(link string) *dropin.Link
 	Base() (unit string, dropIns []string)
 	Target(path string) string
 	Complete(link *plan.Link, networks *store.Networks)

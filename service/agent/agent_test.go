@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ec2netd/service/conflict"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
@@ -696,7 +697,7 @@ func TestSwappedNamesWithoutMetadata(t *testing.T) {
 		settle(time.Minute)
 		for name, mac := range map[string]string{"ens7": macOf(1), "ens6": macOf(2)} {
 			must(t, a, name, state.ENIPending)
-			if got := plan.MACIn(w.store.Read(plan.NetworkDropIn(name))); got != "" && got != mac {
+			if got := dropin.ParseNetwork(w.store.Read(plan.NetworkDropIn(name))).MACAddress(); got != "" && got != mac {
 				t.Errorf("%s has the file of %s", name, got)
 			}
 		}

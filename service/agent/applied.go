@@ -149,16 +149,16 @@ func (a *Agent) rendered(eni *plan.ENI) plan.Rendered {
 		switch {
 		case a.storeErr != "" || !a.refused[file.Path].None():
 		case file.Path == plan.NetworkDropIn(name):
-			r.Network = file.Content
+			r.Network = eni.DropIn
 		case file.Path == plan.LinkDropIn(name):
-			r.Link = file.Content
+			r.Link = eni.LinkDropIn
 		}
 	}
 	if eni.Link.NetworkHidden != "" {
-		r.Network = ""
+		r.Network = nil
 	}
 	if eni.Link.LinkHidden != "" {
-		r.Link = ""
+		r.Link = nil
 	}
 	return r
 }

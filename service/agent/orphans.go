@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 	"ec2netd/service/store"
@@ -61,7 +62,7 @@ func (a *Agent) noteRules(now time.Time) {
 	}
 	a.noted.of, a.noted.at, a.noted.until, a.noted.leaving = of, now, now, false
 	changed := a.noteAddresses(now)
-	for _, rules := range [][]plan.Rule{generated, plan.RulesOf(a.plan.Files)} {
+	for _, rules := range [][]plan.Rule{generated, a.plan.Rules()} {
 		for _, rule := range rules {
 			_, known := a.rules[rule]
 			changed = changed || !known
@@ -100,8 +101,8 @@ func (a *Agent) noteAddresses(now time.Time) (changed bool) {
 	for _, own := range a.generated.addresses {
 		note(own)
 	}
-	for i := range a.plan.Files {
-		for _, own := range plan.OwnAddressesIn(a.plan.Files[i].Content) {
+	for i := range a.plan.ENIs {
+		for _, own := range plan.OwnAddresses(a.plan.ENIs[i].DropIn) {
 			note(own)
 		}
 	}
@@ -147,7 +148,7 @@ type noting struct {
 // generated are the rules of the generated files on disk: the drop-ins, what they say, and
 // the count of changes.
 type generated struct {
-	texts     []string
+	dropIns   []*dropin.Network
 	rules     []plan.Rule
 	addresses []plan.OwnAddress
 	count     uint64
@@ -165,19 +166,19 @@ func (a *Agent) generatedRules() []plan.Rule {
 	if err != nil {
 		units = nil
 	}
-	texts := make([]string, 0, len(units))
+	dropIns := make([]*dropin.Network, 0, len(units))
 	for _, unit := range units {
 		if unit.Kind == store.Network {
-			texts = append(texts, a.Store.Read(plan.NetworkDropIn(unit.Name)))
+			dropIns = append(dropIns, a.Store.Network(unit.Name))
 		}
 	}
-	if slices.Equal(texts, a.generated.texts) {
+	if slices.Equal(dropIns, a.generated.dropIns) {
 		return a.generated.rules
 	}
-	a.generated = generated{texts: texts, count: a.generated.count + 1, seen: true}
-	for _, text := range texts {
-		a.generated.rules = append(a.generated.rules, plan.RulesIn(text)...)
-		a.generated.addresses = append(a.generated.addresses, plan.OwnAddressesIn(text)...)
+	a.generated = generated{dropIns: dropIns, count: a.generated.count + 1, seen: true}
+	for _, n := range dropIns {
+		a.generated.rules = append(a.generated.rules, plan.RulesOf(n)...)
+		a.generated.addresses = append(a.generated.addresses, plan.OwnAddresses(n)...)
 	}
 	return a.generated.rules
 }
@@ -329,7 +330,7 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) {
 	if now.Before(a.namesTry.next) || a.cleaning || a.busDown || a.storeErr != "" {
 		return
 	}
-	stale := plan.StaleNames(a.snapshot.Links, a.Store.Read)
+	stale := plan.StaleNames(a.snapshot.Links, a.Store.LinkDropIn)
 	if len(stale) == 0 {
 		return
 	}

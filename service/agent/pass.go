@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
@@ -125,10 +126,10 @@ func (a *Agent) onlyLeased() bool {
 	for i := range a.plan.ENIs {
 		eni := &a.plan.ENIs[i]
 		for _, file := range eni.Files {
-			if file.Path != plan.NetworkDropIn(eni.Link.Name) || file.Content == eni.Link.Current {
+			if file.Path != plan.NetworkDropIn(eni.Link.Name) || eni.DropIn.Equal(eni.Link.Current) {
 				continue
 			}
-			if !eni.Link.Fresh || eni.Link.Current == "" {
+			if !eni.Link.Fresh || eni.Link.Current == nil {
 				return false
 			}
 			some = true
@@ -224,7 +225,7 @@ func (a *Agent) observe() bool {
 }
 
 // holdThere tells whether the unit is on disk that has networkd leave new ENIs alone.
-func (a *Agent) holdThere() bool { return plan.Ours(a.Store.Read(plan.HoldPath)) }
+func (a *Agent) holdThere() bool { return dropin.Ours(a.Store.Read(plan.HoldPath)) }
 
 // holdFor is how long networkd leaves a new ENI alone whose files are not there.
 func (a *Agent) holdFor(mac, name string) time.Duration {
@@ -250,7 +251,7 @@ func (a *Agent) elsewhere(link *plan.Link, said networkd.LinkState, now time.Tim
 	memory := a.links[link.Index]
 	other := said.File == plan.HoldPath || link.OnBase || (said.File == "" && said.Administrative == "unmanaged")
 	switch {
-	case link.Current == "" || !other:
+	case link.Current == nil || !other:
 		memory.elsewhere = false
 	case now.Sub(memory.since) >= takeUp && said.Administrative != "pending" && said.Administrative != "initialized":
 		memory.elsewhere = true
@@ -344,7 +345,7 @@ func (a *Agent) decide() {
 			(said.Administrative == "unmanaged" || (said.File != "" && !entry.UnitInForce(said.File)))
 		entry.OnOthers = entry.OffBase && said.File != "" && !entry.UnitInForce(said.File)
 		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC, l.Name)))
-		entry.Unwritten = entry.Current == "" && !entry.Waits && a.unwritable(l.Name)
+		entry.Unwritten = entry.Current == nil && !entry.Waits && a.unwritable(l.Name)
 		entry.Elsewhere = a.elsewhere(&entry, said, now)
 		in.Links = append(in.Links, entry)
 	}
@@ -384,7 +385,7 @@ func (a *Agent) networkd() plan.Networkd {
 // whether either was asked to do something.
 func (a *Agent) act(ctx context.Context) bool {
 	var keep []store.Unit
-	before := make(map[string]string)
+	before := make(map[string]*dropin.Network)
 	for i := range a.plan.ENIs {
 		eni := &a.plan.ENIs[i]
 		before[eni.Link.Name] = eni.Link.Current
@@ -471,12 +472,12 @@ func ofLink(link *plan.Link, file string) bool {
 
 // applyNetwork has networkd reload if files of present links changed, now or
 // earlier when it could not be asked.
-func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before map[string]string) bool {
+func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before map[string]*dropin.Network) bool {
 	now := time.Now()
 	for _, eni := range changed {
 		l := a.links[eni.Link.Index]
 		l.atWork(now)
-		for _, address := range plan.StaticIn(before[eni.Link.Name]) {
+		for _, address := range before[eni.Link.Name].Singles() {
 			if !slices.Contains(eni.Want.Static, address) && !slices.Contains(l.withdrawn, address) {
 				l.withdrawn = append(l.withdrawn, address)
 			}

@@ -19,6 +19,7 @@ import (
 
 	"ec2netd/service/config"
 	"ec2netd/service/conflict"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
@@ -239,7 +240,7 @@ func (w *world) apply() {
 			w.routes = append(w.routes, kernel.Route{Link: l.Index, Table: kernel.MainTable, Metric: metric, Destination: everywhere, Protocol: kernel.ProtocolDHCP})
 		}
 		// The lease stays, and so do static addresses that the file had before.
-		static := plan.StaticIn(content)
+		static := dropin.ParseNetwork(content).Singles()
 		l.Addresses = slices.DeleteFunc(l.Addresses, func(a kernel.Address) bool {
 			return a.Prefix.IsSingleIP() && !slices.Contains(static, a.Prefix.Addr())
 		})
@@ -281,7 +282,7 @@ func (w *world) applyMTU(l *kernel.Link) {
 	w.store.Complete(&entry, w.store.Networks())
 	if l.MTU = 1500; entry.Bytes != 0 {
 		l.MTU = entry.Bytes
-	} else if strings.Contains(entry.Current, "MTUBytes=9001") {
+	} else if entry.Current != nil && entry.Current.Link.MTUBytes == 9001 {
 		l.MTU = plan.VPCMTU
 	}
 }
@@ -428,7 +429,7 @@ func (w *world) removeOrphans(ctx context.Context) error {
 	if err != nil || w.helpless {
 		return err
 	}
-	for _, stale := range plan.StaleNames(w.links, w.store.Read) {
+	for _, stale := range plan.StaleNames(w.links, w.store.LinkDropIn) {
 		for i := range w.links {
 			if l := &w.links[i]; l.Name == stale.Link {
 				l.Altnames = slices.DeleteFunc(l.Altnames, func(name string) bool { return name == stale.Name })

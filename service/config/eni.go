@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ec2netd/service/dropin"
 )
 
 // Prefixes says what a delegated prefix of an ENI becomes on the host.
@@ -52,7 +53,7 @@ type Section struct {
 	// SecondaryAddresses and DNS; DNS is empty where the section says nothing.
 	SecondaryAddresses *bool
 	DNS                []netip.Addr
-	FirewallMark       *Mark
+	FirewallMark       *dropin.Mark
 }
 
 // Settings are what the sections say of one ENI.
@@ -78,7 +79,7 @@ type Settings struct {
 	DNS []netip.Addr
 	// FirewallMark is the mark of packets that leave by the ENI whatever their source (B12),
 	// the zero Mark for none. [ENI] FirewallMark=
-	FirewallMark Mark
+	FirewallMark dropin.Mark
 	// Undecided: a section that would say otherwise of Managed may or may not hold,
 	// since what it asks for is not known yet.
 	Undecided bool
@@ -288,61 +289,12 @@ func setPrefixes(s *Section, value string) error {
 	return nil
 }
 
-// Mark selects packets by their firewall mark: those whose mark has Value in the bits of Mask.
-type Mark struct {
-	Value uint32 `json:"value"`
-	Mask  uint32 `json:"mask"`
-}
-
-// wholeMark is the mask of a mark that is given without one.
-const wholeMark = 1<<32 - 1
-
-// String is the mark as ip-rule(8) has it.
-func (m Mark) String() string {
-	if m.Mask == wholeMark {
-		return fmt.Sprintf("%#x", m.Value)
-	}
-	return fmt.Sprintf("%#x/%#x", m.Value, m.Mask)
-}
-
-// Overlaps reports whether a packet can have both marks.
-func (m Mark) Overlaps(o Mark) bool { return (m.Value^o.Value)&m.Mask&o.Mask == 0 }
-
-// ParseMark reads a mark as FirewallMark= of systemd.network(5) has it: VALUE or VALUE/MASK.
-func ParseMark(text string) (Mark, error) {
-	part := func(text string) (uint32, error) {
-		number, err := strconv.ParseUint(text, 0, 32)
-		if err != nil || strings.Contains(text, "_") {
-			return 0, fmt.Errorf("%q is not a number from 1 to %d", text, uint32(wholeMark))
-		}
-		return uint32(number), nil
-	}
-	value, mask, masked := strings.Cut(text, "/")
-	mark := Mark{Mask: wholeMark}
-	var err error
-	if mark.Value, err = part(value); err != nil {
-		return Mark{}, err
-	}
-	if masked {
-		if mark.Mask, err = part(mask); err != nil {
-			return Mark{}, err
-		}
-	}
-	switch {
-	case mark.Value == 0:
-		return Mark{}, errors.New("a firewall mark of 0 is that of packets without one, which would all leave by this ENI")
-	case mark.Value&^mark.Mask != 0:
-		return Mark{}, fmt.Errorf("the firewall mark %#x has bits that are not in its mask %#x", mark.Value, mark.Mask)
-	}
-	return mark, nil
-}
-
 func setMark(s *Section, value string) error {
 	s.FirewallMark = nil
 	if value == "" {
 		return nil
 	}
-	mark, err := ParseMark(value)
+	mark, err := dropin.ParseMark(value)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ec2netd/service/dropin"
 )
 
 // F4: an ENI can be picked by each of its properties.
@@ -121,30 +123,30 @@ func TestFirewallMark(t *testing.T) { // B12
 			t.Fatalf("%q: %v", text, c.Problems)
 		}
 		got, s := "", For(c.ENIs, Identity{Name: "ens6"})
-		if s.FirewallMark != (Mark{}) {
+		if s.FirewallMark != (dropin.Mark{}) {
 			got = s.FirewallMark.String()
 		}
 		if len(c.Problems) > 0 {
 			got += c.Problems[0].Message
 		}
-		if refused := len(c.Problems) > 0; !strings.Contains(got, want) || refused == (s.FirewallMark != Mark{}) || s.DefaultRoute {
+		if refused := len(c.Problems) > 0; !strings.Contains(got, want) || refused == (s.FirewallMark != dropin.Mark{}) || s.DefaultRoute {
 			t.Errorf("%q: %q, %+v", text, got, s)
 		}
 	}
 	c := load(t, map[string]string{"etc/ec2netd.conf": "[ENI]\nFirewallMark=1\n[ENI]\nName=ens6\nFirewallMark=3\nFirewallMark=\n[ENI]\nName=ens7\nFirewallMark=2\n"})
 	for name, want := range map[string]uint32{"ens5": 1, "ens6": 1, "ens7": 2} {
-		if s := For(c.ENIs, Identity{Name: name}); s.FirewallMark.Value != want || s.FirewallMark.Mask != wholeMark {
+		if s := For(c.ENIs, Identity{Name: name}); s.FirewallMark.Value != want || s.FirewallMark.Mask != 1<<32-1 {
 			t.Errorf("%s: %v, want %d", name, s.FirewallMark, want)
 		}
 	}
 	for _, both := range [][2]string{{"2", "2"}, {"2", "2/255"}, {"1/15", "16/240"}} {
-		a, _ := ParseMark(both[0])
-		b, _ := ParseMark(both[1])
+		a, _ := dropin.ParseMark(both[0])
+		b, _ := dropin.ParseMark(both[1])
 		if !a.Overlaps(b) || !b.Overlaps(a) {
 			t.Errorf("%v and %v do not overlap", a, b)
 		}
 	}
-	if a, b := (Mark{1, 255}), (Mark{2, wholeMark}); a.Overlaps(b) || b.Overlaps(a) {
+	if a, b := (dropin.Mark{Value: 1, Mask: 255}), (dropin.Mark{Value: 2, Mask: 1<<32 - 1}); a.Overlaps(b) || b.Overlaps(a) {
 		t.Errorf("%v and %v overlap", a, b)
 	}
 }

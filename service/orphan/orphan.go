@@ -20,6 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
@@ -195,13 +196,13 @@ func listLinks() ([]kernel.Link, error) {
 }
 
 // AddNames gives the links of this network namespace the alternative names that stand in their
-// .link files, and returns them. Read returns a generated file or nothing; kept reports whether
-// the administrator keeps the names away from a link.
+// .link files, and returns them. Read returns the generated .link drop-in of a link, or nil; kept
+// reports whether the administrator keeps the names away from a link.
 //
 // udevd gives them only with an "add" event, which programs take for another link that comes
 // (cloud-init configures the network anew), and with which it applies sysctls anew; from 257 on
 // it does nothing with "bind" and "move" (facts.md 14).
-func AddNames(read func(path string) string, kept func(link *kernel.Link) bool) ([]plan.Name, error) {
+func AddNames(read func(link string) *dropin.Link, kept func(link *kernel.Link) bool) ([]plan.Name, error) {
 	links, err := listLinks()
 	if err != nil {
 		return nil, err
@@ -226,8 +227,8 @@ func AddNames(read func(path string) string, kept func(link *kernel.Link) bool) 
 }
 
 // RemoveNames removes the stale names of the links of this network namespace and returns
-// them. Read returns a generated file or nothing.
-func RemoveNames(read func(path string) string) ([]plan.Name, error) {
+// them. Read returns the generated .link drop-in of a link, or nil.
+func RemoveNames(read func(link string) *dropin.Link) ([]plan.Name, error) {
 	links, err := listLinks()
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 )
 
@@ -40,12 +41,11 @@ func (a OwnAddress) Compare(o OwnAddress) int {
 	return a.Address.Compare(o.Address)
 }
 
-// OwnAddressesIn returns the addresses of a generated drop-in.
-func OwnAddressesIn(content string) []OwnAddress {
+// OwnAddresses returns the addresses of a generated drop-in.
+func OwnAddresses(n *dropin.Network) []OwnAddress {
 	var found []OwnAddress
-	mac := MACIn(content)
-	for _, address := range StaticIn(content) {
-		found = append(found, OwnAddress{mac, address})
+	for _, address := range n.Singles() {
+		found = append(found, OwnAddress{n.MACAddress(), address})
 	}
 	return found
 }
@@ -53,16 +53,15 @@ func OwnAddressesIn(content string) []OwnAddress {
 // AddressesIn returns the addresses that any unit file of networkd has. Which links one of
 // somebody else's is for is not known: MAC is empty then.
 func AddressesIn(content string) []OwnAddress {
-	if Ours(content) {
-		return OwnAddressesIn(content)
+	if dropin.Ours(content) {
+		return OwnAddresses(dropin.ParseNetwork(content))
 	}
 	var found []OwnAddress
-	for line := range strings.Lines(content) {
-		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
-		if !ok || strings.TrimSpace(key) != "Address" {
+	for _, s := range settings(content) {
+		text, _, _ := strings.Cut(s.value, "/")
+		if s.key != "Address" {
 			continue
 		}
-		text, _, _ := strings.Cut(strings.TrimSpace(value), "/")
 		if address, err := netip.ParseAddr(text); err == nil {
 			found = append(found, OwnAddress{Address: address})
 		}
@@ -99,7 +98,7 @@ func Foreign(link *Link, ours func(OwnAddress) bool) []netip.Addr {
 	var found []netip.Addr
 	for _, a := range link.Addresses {
 		address := a.Prefix.Addr()
-		if a.Prefix.IsSingleIP() && !a.Dynamic && !ours(OwnAddress{link.MAC, address}) && !inDropIn(link.Current, address) {
+		if a.Prefix.IsSingleIP() && !a.Dynamic && !ours(OwnAddress{link.MAC, address}) && !link.Current.HasSingle(address) {
 			found = append(found, address)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/status"
 )
@@ -39,7 +40,7 @@ func TestKeepsAll(t *testing.T) {
 				t.Errorf("%+v, known %v: the drop-in of the base unit %v", test.networkd, known, got)
 			}
 			if i >= 0 { // F6
-				if content := p.Files[i].Content; !strings.HasSuffix(content, keeps) || !Ours(content) {
+				if content := p.Files[i].Content; !strings.HasSuffix(content, keeps) || !dropin.Ours(content) {
 					t.Errorf("the drop-in of the base unit:\n%s", content)
 				}
 				p.Files = slices.Delete(p.Files, i, i+1)
@@ -62,11 +63,12 @@ func TestForeignAddress(t *testing.T) {
 	}
 	in := input([]Link{link}, v)
 	in.Networkd = newNetworkd
-	link.Current = Make(in).ENIs[0].Files[0].Content
-	link.Current = strings.Replace(link.Current, "[Address]\nAddress=10.0.1.22/32\nAddPrefixRoute=no\n\n", "", 1)
+	content := Make(in).ENIs[0].Files[0].Content
+	content = strings.Replace(content, "[Address]\nAddress=10.0.1.22/32\nAddPrefixRoute=no\n\n", "", 1)
+	link.Current = dropin.ParseNetwork(content)
 	none := func(OwnAddress) bool { return false }
 	if link.Foreign = Foreign(&link, none); !slices.Equal(link.Foreign, addrs("10.0.1.22")) {
-		t.Fatalf("foreign are %v in\n%s", link.Foreign, link.Current)
+		t.Fatalf("foreign are %v in\n%s", link.Foreign, content)
 	}
 	for _, test := range []struct {
 		name     string

@@ -3,6 +3,8 @@ package plan
 import (
 	"strings"
 	"testing"
+
+	"ec2netd/service/dropin"
 )
 
 // A10: EC2's several search domains in one DHCP option are several.
@@ -13,16 +15,18 @@ func TestSeveralDomains(t *testing.T) {
 		link.Domains, link.LeaseDomains, link.Leased = domains, lease, lease != ""
 		return Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
 	}
-	link.Current = render("", "ec2.internal")
-	if strings.Contains(link.Current, "Domains=") {
-		t.Errorf("one domain:\n%s", link.Current)
+	content := render("", "ec2.internal")
+	if strings.Contains(content, "Domains=") {
+		t.Errorf("one domain:\n%s", content)
 	}
-	link.Current = render("a.example b.example", "a.example b.example")
-	if !strings.Contains(link.Current, "\nDomains=a.example b.example\n") || !strings.Contains(link.Current, "\nUseDomains=no\n") {
-		t.Errorf("two domains:\n%s", link.Current)
+	link.Current = dropin.ParseNetwork(content)
+	content = render("a.example b.example", "a.example b.example")
+	if !strings.Contains(content, "\nDomains=a.example b.example\n") || !strings.Contains(content, "\nUseDomains=no\n") {
+		t.Errorf("two domains:\n%s", content)
 	}
+	link.Current = dropin.ParseNetwork(content)
 	for _, lease := range []string{"a.example b.example", ""} {
-		if now := render("", lease); now != link.Current {
+		if now := render("", lease); now != content {
 			t.Errorf("once they are there, with %q of the lease:\n%s", lease, now)
 		}
 	}

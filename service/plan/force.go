@@ -68,6 +68,7 @@ func (p *Plan) GiveWay() {
 			eni.Files = slices.DeleteFunc(eni.Files, func(f File) bool {
 				return f.of(NetworkPath(name)) || (eni.Link.Generator != "" && path.Dir(f.Path) == GeneratorDir(eni.Link.Generator))
 			})
+			eni.DropIn = nil
 			// Nothing of the unit is to be kept, but the .link file is.
 			eni.Keep, eni.KeepLink = false, eni.KeepLink || eni.Keep
 		}
@@ -88,19 +89,15 @@ func keepToLink(files []File, unit string, link *Link) []File {
 	if first < 0 {
 		return files
 	}
-	u := &unitWriter{}
-	u.comment("Written by ec2netd, see ec2netd(8): for one link only, whatever becomes of")
-	u.comment("%s.", DropInName)
-	u.section("Match")
+	var content string
 	if path.Ext(unit) == ".network" {
-		u.set("Driver", "")
-		matchMAC(u, link)
-		u.set("Name", link.Name)
+		match := networkMatch(link)
+		content = match.Render()
 	} else {
-		matchMAC(u, link)
-		u.set("Driver", link.Driver)
+		match := linkMatch(link)
+		content = match.Render()
 	}
-	return slices.Insert(files, first+1, File{Path: path.Join(unit+".d", MatchDropIn), Content: u.String()})
+	return slices.Insert(files, first+1, File{Path: path.Join(unit+".d", MatchDropIn), Content: content})
 }
 
 // setting is one line of a unit file: a key of a section with its value.
@@ -191,9 +188,9 @@ func evaluate(conditions map[string][]string, link *Link) Match {
 			holds = listed(values, []string{link.Driver}, glob)
 		case "Type":
 			holds = listed(values, []string{"ether"}, glob)
-		case macAddress:
+		case "MACAddress":
 			holds = listed(values, []string{link.Address()}, sameMAC)
-		case permanentMACAddress: // no ENI has another one
+		case "PermanentMACAddress": // no ENI has another one
 			holds = listed(values, []string{link.MAC}, sameMAC)
 		}
 		match = min(match, holds)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/status"
 )
@@ -88,13 +89,12 @@ func TestMatchOf(t *testing.T) {
 func TestMatchOfPort(t *testing.T) {
 	port := ens6
 	port.Permanent, port.Lent, port.Master, port.MasterKind = true, "02:00:00:00:01:12", "bond0", "bond"
-	u := &unitWriter{}
-	matchLink(u, &port)
-	if mac := MACIn(u.String()); mac != port.MAC {
-		t.Errorf("the drop-in is for %q:\n%s", mac, u.String())
+	own := newDropIn(&port).Render()
+	if mac := dropin.ParseNetwork(own).MACAddress(); mac != port.MAC {
+		t.Errorf("the drop-in is for %q:\n%s", mac, own)
 	}
 	for content, want := range map[string]Match{
-		u.String(): Matches,
+		own: Matches,
 		"[Match]\nPermanentMACAddress=02:00:00:00:01:11\n": Matches,
 		"[Match]\nPermanentMACAddress=02:00:00:00:01:12\n": NoMatch,
 		"[Match]\nMACAddress=02:00:00:00:01:11\n":          NoMatch,

@@ -2,12 +2,12 @@ package plan
 
 import (
 	"encoding/json"
-	"net/netip"
 	"path"
 	"slices"
 	"strings"
 	"testing"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/metadata"
 	"ec2netd/service/status"
 )
@@ -53,36 +53,34 @@ func FuzzUnits(f *testing.F) {
 
 func checkRead(t *testing.T, content string) {
 	t.Helper()
-	for _, address := range StaticIn(content) {
-		if !address.IsValid() || address.Zone() != "" || !slices.Equal(StaticIn(addressLine(address)), []netip.Addr{address}) {
-			t.Errorf("address %q", address)
+	n := dropin.ParseNetwork(content)
+	for _, own := range OwnAddresses(n) {
+		if address := own.Address; !address.IsValid() || address.Zone() != "" || strings.Contains(own.MAC, "\n") {
+			t.Errorf("address %+v", own)
 		}
 	}
-	if mac := MACIn(content); strings.Contains(mac, "\n") {
-		t.Errorf("MAC address %q", mac)
-	}
-	if n, ok := NumbersIn(content); ok {
-		if n.Card < 0 || n.Card > highest || n.Index < 0 {
-			t.Errorf("numbers %+v", n)
+	if numbers, ok := NumbersIn(n); ok {
+		if numbers.Card < 0 || numbers.Card > highest || numbers.Index < 0 {
+			t.Errorf("numbers %+v", numbers)
 		}
-		u := &unitWriter{}
-		u.number("RouteMetric", n.Metric())
-		if again, ok := NumbersIn(u.String()); !ok || again != n {
-			t.Errorf("numbers %+v became %+v", n, again)
+		again, ok := NumbersIn(&dropin.Network{DHCPv4: dropin.DHCPv4{RouteMetric: numbers.Metric()}})
+		if !ok || again != numbers {
+			t.Errorf("numbers %+v became %+v", numbers, again)
 		}
 	}
-	if metric, ok := pendingMetricIn(content); ok && metric <= UnknownMetric {
+	if metric, ok := pendingMetricIn(n); ok && metric <= UnknownMetric {
 		t.Errorf("metric %d of an ENI that is not known", metric)
 	}
-	if routers := routersIn(content); !slices.IsSortedFunc(routers, netip.Addr.Compare) || len(slices.Compact(routers)) != len(routers) {
-		t.Errorf("routers %v", routers)
-	}
-	said := read(Rendered{Network: content, Link: content})
-	if len(said.addresses) > len(StaticIn(content)) {
+	said := saidBy(Rendered{Network: n, Link: dropin.ParseLink(content)})
+	if n != nil && len(said.addresses) > len(n.Addresses) {
 		t.Errorf("addresses %v", said.addresses)
 	}
 	rules := RulesIn(content)
-	if again := RulesIn(ruleText(rules)); !slices.Equal(again, rules) {
+	again := &dropin.Network{}
+	for _, rule := range rules {
+		again.Rules = append(again.Rules, rule.section())
+	}
+	if again := RulesIn(again.Render()); !slices.Equal(again, rules) {
 		t.Errorf("rules %v became %v", rules, again)
 	}
 	for _, rule := range rules {
@@ -90,15 +88,6 @@ func checkRead(t *testing.T, content string) {
 			t.Errorf("rule %+v", rule)
 		}
 	}
-}
-
-// ruleText writes rules as a drop-in has them.
-func ruleText(rules []Rule) string {
-	u := &unitWriter{}
-	for _, rule := range rules {
-		policyRule(u, rule)
-	}
-	return u.String()
 }
 
 // FuzzViews: a view that was kept in a file, and that is not refused, makes files in their

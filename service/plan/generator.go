@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/status"
 )
 
@@ -47,7 +48,7 @@ func Sole(file *Text, link *Link) bool {
 			continue
 		}
 		switch s.key {
-		case macAddress, permanentMACAddress:
+		case "MACAddress", "PermanentMACAddress":
 			sole = sole || sameMAC(s.value, link.MAC)
 		case "Name":
 			sole = sole || s.value == link.Name
@@ -76,12 +77,8 @@ func leaveOut(enis []ENI, drivers []string) []File {
 			if !eni.Settings.Managed || slices.ContainsFunc(files, func(f File) bool { return f.Path == p }) {
 				continue
 			}
-			u := &unitWriter{}
-			u.comment("Written by ec2netd, see ec2netd(8). %s is for several links,", path.Base(shared))
-			u.comment("and not for ENIs: these have units of their own.")
-			u.section("Match")
-			u.set("Driver", "!"+strings.Join(drivers, " "))
-			files = append(files, File{Path: p, Content: u.String()})
+			leaveOut := dropin.LeaveOut{Drivers: drivers}
+			files = append(files, File{Path: p, Content: leaveOut.Render(path.Base(shared))})
 		}
 	}
 	return files

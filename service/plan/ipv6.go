@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"strings"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/status"
@@ -60,18 +60,9 @@ func (e *ENI) IPv6NotApplicable() status.Reason {
 // ipv6Off keeps networkd from switching IPv6 on, which it does on a link that is to have a
 // link-local or any static IPv6 address, with each reload and restart (measured on 252, 257
 // and 262): the administrator's sysctl shall win.
-func ipv6Off(u *unitWriter) {
-	u.section("Network")
-	u.set("DHCP", "ipv4")
-	u.set(linkLocal, "no")
-	u.set("IPv6AcceptRA", "no")
+func ipv6Off(n *dropin.Network) {
+	n.Network.DHCP, n.Network.LinkLocalAddressing, n.Network.IPv6AcceptRA = dropin.DHCPIPv4, dropin.LinkLocalNo, dropin.No
 }
-
-// linkLocal is the key that stands in generated drop-ins for links without IPv6 alone.
-const linkLocal = "LinkLocalAddressing"
-
-// offIn reports whether a generated drop-in is for a link without IPv6.
-func offIn(content string) bool { return strings.Contains(content, "\n"+linkLocal+"=no\n") }
 
 // Technique is how the IPv6 of the primary ENI outlives a reload. A secondary ENI's is
 // static in any case: it can be so from the first moment, when there is nothing to lose.
@@ -120,17 +111,17 @@ func compose(eni *ENI, in Input) (technique Technique, better []netip.Addr) {
 	want.Ahead = ahead(eni)
 	// DHCPv6 leases all addresses of the ENI: those too that are not to be on the link (A12), and
 	// all of them alike, with each renewal (A11).
-	want.StaticIPv6, want.Routers = !eni.Primary || staticIn(link.Current) || len(eni.Applies.IPv6) > 1, stays
+	want.StaticIPv6, want.Routers = !eni.Primary || link.Current.WithoutDHCPv6() || len(eni.Applies.IPv6) > 1, stays
 	var held []netip.Addr
 	want.Static, held = static(eni, technique)
 	eni.Held = len(held) > 0
-	if networkDropIn(eni) == link.Current && !replaced(eni, better) {
+	if networkDropIn(eni).Equal(link.Current) && !replaced(eni, better) {
 		return technique, better
 	}
-	if all := want.Rules; eni.Held && link.Current != "" {
+	if all := want.Rules; eni.Held && link.Current != nil {
 		// A rule alone is no reason for a reload: its address needs one soon (E1).
-		want.Rules = withoutHeld(all, RulesIn(link.Current), held)
-		if networkDropIn(eni) == link.Current {
+		want.Rules = withoutHeld(all, RulesOf(link.Current), held)
+		if networkDropIn(eni).Equal(link.Current) {
 			return technique, better
 		}
 		want.Rules = all
@@ -176,7 +167,7 @@ func routers(eni *ENI, in Input) (stay, better []netip.Addr) {
 	if !eni.Want.IPv6 {
 		return nil, nil
 	}
-	current := routersIn(eni.Link.Current)
+	current := eni.Link.Current.Routers()
 	found := slices.Clone(eni.Link.Routers)
 	if len(found) == 0 {
 		for _, link := range in.Links {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 )
@@ -55,9 +56,10 @@ func TestPrimaryIPv6(t *testing.T) {
 		in.Networkd = networkd
 		return Make(in).ENIs[0]
 	}
-	link.Current = plan(Networkd{}).Files[0].Content
+	bare := plan(Networkd{})
+	link.Current = bare.DropIn
 	for _, networkd := range []Networkd{{}, oldNetworkd, newNetworkd} {
-		if e := plan(networkd); keepless(&e) != link.Current || e.Want.StaticIPv6 || e.Held {
+		if e := plan(networkd); keepless(&e) != bare.Files[0].Content || e.Want.StaticIPv6 || e.Held {
 			t.Errorf("%+v: with nothing to change:\n%s", networkd, e.Files[0].Content)
 		}
 	}
@@ -73,8 +75,8 @@ func TestPrimaryIPv6(t *testing.T) {
 		t.Errorf("the lease has not ended: held %v, %+v", first.Held, first.Want)
 	}
 	golden(t, Plan{Files: first.Files[:1]})
-	link.Current, link.LeaseOverdue = first.Files[0].Content, false
-	if e := plan(oldNetworkd); !e.Held || e.Files[0].Content != link.Current {
+	link.Current, link.LeaseOverdue = current(&first), false
+	if e := plan(oldNetworkd); !e.Held || e.Files[0].Content != first.Files[0].Content {
 		t.Errorf("the lease is ending: held %v\n%s", e.Held, e.Files[0].Content)
 	}
 	link.LeaseOverdue = true
@@ -88,26 +90,27 @@ func TestPrimaryIPv6(t *testing.T) {
 		t.Errorf("the lease has ended: held %v, %+v", second.Held, second.Want)
 	}
 	// It stays so, whatever networkd comes, and while the router is silent.
-	link.Current = second.Files[0].Content
+	link.Current = current(&second)
 	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.PrefixFrom(v.IPv6[0], 128), Global: true})
 	for _, routers := range [][]netip.Addr{nil, addrs("fe80::1"), addrs("fe80::1", "fe80::2")} {
 		link.Routers = routers
 		for _, networkd := range []Networkd{{}, oldNetworkd, newNetworkd} {
-			link.Current = second.Files[0].Content
+			before := second
+			link.Current = current(&before)
 			if keepsAll(networkd) {
 				// It takes it over in its own way, once.
-				e := plan(networkd)
-				link.Current = e.Files[0].Content
-				if !e.Want.StaticIPv6 || !strings.Contains(link.Current, "\nUseAddress=no\n") {
-					t.Errorf("%+v, routers %v:\n%s", networkd, routers, link.Current)
+				before = plan(networkd)
+				link.Current = current(&before)
+				if content := before.Files[0].Content; !before.Want.StaticIPv6 || !strings.Contains(content, "\nUseAddress=no\n") {
+					t.Errorf("%+v, routers %v:\n%s", networkd, routers, content)
 				}
 			}
-			if e := plan(networkd); e.Files[0].Content != link.Current || e.Held {
+			if e := plan(networkd); e.Files[0].Content != before.Files[0].Content || e.Held {
 				t.Errorf("%+v, routers %v:\n%s", networkd, routers, e.Files[0].Content)
 			}
 		}
 	}
-	link.Current = second.Files[0].Content
+	link.Current = current(&second)
 	// With the next change all routers are written, and a router that is the only one
 	// at once.
 	v.IPv4 = v.IPv4[:1]
@@ -140,19 +143,19 @@ func TestSource(t *testing.T) {
 	deprecated := func(e ENI) (found []netip.Addr) {
 		for section := range strings.SplitSeq(e.Files[0].Content, "\n\n") {
 			if strings.Contains(section, "\nPreferredLifetime=0") {
-				found = append(found, StaticIn(section)...)
+				found = append(found, dropin.ParseNetwork(section).Singles()...)
 			}
 		}
 		return found
 	}
-	link.Current = plan(newNetworkd, "2001:db8:1::12").Files[0].Content
+	link.Current = plan(newNetworkd, "2001:db8:1::12").DropIn
 	first := plan(newNetworkd, "2001:db8:1::12", "2001:db8:1::11", "2001:db8:1::13")
 	golden(t, Plan{Files: first.Files[:1]})
 	if first.Held {
 		t.Error("addresses wait for the lease to end")
 	}
-	link.Current = first.Files[0].Content
-	if e := plan(newNetworkd, "2001:db8:1::12", "2001:db8:1::13", "2001:db8:1::11"); e.Files[0].Content != link.Current {
+	link.Current = current(&first)
+	if e := plan(newNetworkd, "2001:db8:1::12", "2001:db8:1::13", "2001:db8:1::11"); e.Files[0].Content != first.Files[0].Content {
 		t.Errorf("others permuted:\n%s", e.Files[0].Content)
 	}
 	if got := deprecated(plan(newNetworkd, "2001:db8:1::13", "2001:db8:1::11", "2001:db8:1::12")); !slices.Equal(got, addrs("2001:db8:1::11", "2001:db8:1::12")) {
@@ -162,7 +165,7 @@ func TestSource(t *testing.T) {
 		t.Errorf("one is left:\n%s", e.Files[0].Content)
 	}
 	// 252 has them once the lease has ended.
-	link.Current, link.Done, link.LeaseOverdue = "", true, true
+	link.Current, link.Done, link.LeaseOverdue = nil, true, true
 	if e := plan(oldNetworkd, "2001:db8:1::12", "2001:db8:1::11"); !e.Held || !e.Want.StaticIPv6 {
 		t.Errorf("252, with the lease:\n%s", e.Files[0].Content)
 	}
@@ -197,8 +200,8 @@ func TestHint(t *testing.T) {
 	}
 	// With the lease nothing is added yet, but for a metadata service that says nothing.
 	in.Links[0] = leased(0, &primary)
-	in.Links[0].Current = p.ENIs[0].Files[0].Content
-	if e := Make(in).ENIs[0]; !e.Held || e.Files[0].Content != in.Links[0].Current {
+	in.Links[0].Current = current(&p.ENIs[0])
+	if e := Make(in).ENIs[0]; !e.Held || e.Files[0].Content != p.ENIs[0].Files[0].Content {
 		t.Errorf("before it is confirmed:\n%s", e.Files[0].Content)
 	}
 	in.Links[0].LeaseOverdue = true
@@ -214,8 +217,8 @@ func TestHint(t *testing.T) {
 	booting := in
 	booting.PrimaryMAC, booting.Views = primary.MAC, map[string]metadata.ENI{primary.MAC: primary, more.MAC: more}
 	booting.Links = slices.Clone(in.Links)
-	booting.Links[1].Current = p.ENIs[1].Files[0].Content
-	if e := Make(booting).ENIs[1]; !e.Held || e.Files[0].Content != booting.Links[1].Current {
+	booting.Links[1].Current = current(&p.ENIs[1])
+	if e := Make(booting).ENIs[1]; !e.Held || e.Files[0].Content != p.ENIs[1].Files[0].Content {
 		t.Errorf("before the lease:\n%s", e.Files[0].Content)
 	}
 	more.IPv4Prefixes = prefixes("10.0.1.64/28")
@@ -224,7 +227,7 @@ func TestHint(t *testing.T) {
 		t.Errorf("a prefix before the lease:\n%s", e.Files[0].Content)
 	}
 	booting.Links[1] = leased(1, &second)
-	booting.Links[1].Current = p.ENIs[1].Files[0].Content
+	booting.Links[1].Current = current(&p.ENIs[1])
 	if e := Make(booting).ENIs[1]; e.Held || !strings.Contains(e.Files[0].Content, "From=10.0.1.22/32") {
 		t.Errorf("with the lease:\n%s", e.Files[0].Content)
 	}

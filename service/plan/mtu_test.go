@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/metadata"
 	"ec2netd/service/status"
 )
@@ -65,7 +66,7 @@ func TestMTU(t *testing.T) {
 				if !right {
 					eni.Link.MTU++
 				}
-				truth := Compare(&eni, Rendered{Network: content}, nil, whole(&eni), nil, func(Rule) bool { return true })
+				truth := Compare(&eni, Rendered{Network: dropin.ParseNetwork(content)}, nil, whole(&eni), nil, func(Rule) bool { return true })
 				if missing := slices.ContainsFunc(truth.Missing(), func(g status.Gap) bool { return g.Kind == status.MTU }); missing == right {
 					t.Errorf("the MTU is right: %v; missing: %v", right, truth.Missing())
 				}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/status"
 )
@@ -14,17 +15,17 @@ type Name struct{ Link, Name string }
 
 // StaleNames are alternative names (ID or number) that an ENI had before another one got
 // them: udevd adds those of a .link file and takes none away. Links are the ENIs with the
-// names that they have, read returns a generated file or nothing. A name counts only where
-// the files of both ENIs are this daemon's and say whose it is now.
-func StaleNames(links []kernel.Link, read func(path string) string) (stale []Name) {
+// names that they have, read returns the generated .link drop-in of a link by its name, or nil. A
+// name counts only where the files of both ENIs are this daemon's and say whose it is now.
+func StaleNames(links []kernel.Link, read func(link string) *dropin.Link) (stale []Name) {
 	own := make(map[int][]string)
 	wanted := make(map[string]bool)
 	for _, l := range links {
-		content := read(LinkDropIn(l.Name))
-		if MACIn(content) != l.MAC {
+		dropIn := read(l.Name)
+		if dropIn.MACAddress() != l.MAC {
 			continue
 		}
-		own[l.Index] = altnamesIn(content)
+		own[l.Index] = dropIn.Names()
 		for _, name := range own[l.Index] {
 			wanted[name] = true
 		}
@@ -41,7 +42,7 @@ func StaleNames(links []kernel.Link, read func(path string) string) (stale []Nam
 
 // LackingNames are alternative names that stand in the .link files of ENIs, see [StaleNames] for
 // links and read, and that no link has.
-func LackingNames(links []kernel.Link, read func(path string) string) (lacking []Name) {
+func LackingNames(links []kernel.Link, read func(link string) *dropin.Link) (lacking []Name) {
 	taken := make(map[string]bool)
 	for _, l := range links {
 		taken[l.Name] = true
@@ -50,11 +51,11 @@ func LackingNames(links []kernel.Link, read func(path string) string) (lacking [
 		}
 	}
 	for _, l := range links {
-		content := read(LinkDropIn(l.Name))
-		if !Ours(content) || MACIn(content) != l.MAC {
+		dropIn := read(l.Name)
+		if dropIn.MACAddress() != l.MAC {
 			continue
 		}
-		for _, name := range altnamesIn(content) {
+		for _, name := range dropIn.Names() {
 			if !taken[name] {
 				taken[name] = true
 				lacking = append(lacking, Name{l.Name, name})
@@ -63,9 +64,6 @@ func LackingNames(links []kernel.Link, read func(path string) string) (lacking [
 	}
 	return lacking
 }
-
-// DriverIn returns the driver that a generated .link drop-in is for, or empty.
-func DriverIn(content string) string { return valueIn(content, "Driver") }
 
 // KeepsNames says what keeps the alternative names of a link away, [status.None] if nothing does, and
 // in which file that stands. Unit is all that is read under the name of its .link file, and applied the file that

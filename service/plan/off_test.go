@@ -54,7 +54,7 @@ func TestWithoutIPv6(t *testing.T) {
 				if diff := cmp.Diff(eni.Files, without.ENIs[i].Files); diff != "" {
 					t.Errorf("%d: not the files of an ENI without IPv6:\n%s", why, diff)
 				}
-				dropIn := rendered(eni).Network
+				dropIn := rendered(eni).Network.Render()
 				for _, line := range []string{"DHCP=ipv4", "LinkLocalAddressing=no", "IPv6AcceptRA=no"} {
 					if strings.Count(dropIn, "\n"+line+"\n") != 1 {
 						t.Errorf("%d: no %s in\n%s", why, line, dropIn)
@@ -121,7 +121,7 @@ func TestIPv6Switched(t *testing.T) {
 		for i := range in.Links {
 			eni := plan.ENIs[i]
 			in.Links[i].Current = rendered(&eni).Network
-			texts = append(texts, in.Links[i].Current)
+			texts = append(texts, in.Links[i].Current.Render())
 		}
 		return texts
 	}
@@ -154,8 +154,8 @@ func TestUnknownWithoutIPv6(t *testing.T) {
 		in.Links[i].IPv6 = kernel.IPv6OffLink
 	}
 	for _, eni := range Make(in).ENIs {
-		if text := rendered(&eni).Network; !offIn(text) {
-			t.Errorf("%s:\n%s", eni.Link.Name, text)
+		if n := rendered(&eni).Network; !n.WithoutIPv6() {
+			t.Errorf("%s:\n%+v", eni.Link.Name, n)
 		}
 	}
 	in.Links = in.Links[1:]
@@ -164,7 +164,7 @@ func TestUnknownWithoutIPv6(t *testing.T) {
 		t.Errorf("what is right does not stay: %+v", eni)
 	}
 	in.Links[0].IPv6 = kernel.IPv6On
-	if text := rendered(&Make(in).ENIs[0]).Network; text == "" || offIn(text) {
-		t.Errorf("IPv6 on again:\n%s", text)
+	if n := rendered(&Make(in).ENIs[0]).Network; n == nil || n.WithoutIPv6() {
+		t.Errorf("IPv6 on again:\n%+v", n)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"ec2netd/service/config"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/status"
@@ -77,7 +78,7 @@ const HoldProperty = "EC2NETD_RUNS"
 const HoldPath = Directory + "/" + HoldName
 
 // DropInName is the file name of every generated drop-in.
-const DropInName = "50-ec2netd.conf"
+const DropInName = dropin.FileName
 
 // BaseDropIn is the generated drop-in of the base unit. It has no copy among the drop-ins of ENIs,
 // whose own say the same.
@@ -148,9 +149,9 @@ type Link struct {
 	LinkFile string
 	// LinkDropIns are the drop-ins of that file: absolute paths, sorted by name.
 	LinkDropIns []string
-	// Current is the content of the generated .network drop-in that is on disk for
-	// this name and this MAC address, or empty.
-	Current string
+	// Current is the generated .network drop-in that is on disk for this name and this MAC
+	// address, or nil.
+	Current *dropin.Network
 	// DHCPMetrics are the metrics of the default routes by DHCPv4 that the link has
 	// in the main table.
 	DHCPMetrics []int
@@ -282,7 +283,7 @@ type Want struct {
 	LocalFirst []netip.Prefix
 	// Mark is the firewall mark whose packets are looked up in Table, and Marked are 0.0.0.0/0
 	// and ::/0 as the families have rules for it.
-	Mark   config.Mark
+	Mark   dropin.Mark
 	Marked []netip.Prefix
 	// Local are prefixes that are the host's own without being listed on the link.
 	Local []netip.Prefix
@@ -334,6 +335,10 @@ type ENI struct {
 	// Files that belong to the ENI; they are in Plan.Files too. AtStart are those of them that
 	// networkd is to find otherwise, or in addition, when it starts the next time.
 	Files, AtStart []File
+	// DropIn and LinkDropIn are the drop-ins of the .network unit and the .link file that are among
+	// Files, nil where they are not.
+	DropIn     *dropin.Network
+	LinkDropIn *dropin.Link
 	// Keep: nothing is known that could replace what is on disk for this link, so
 	// all of it stays. KeepLink: that is so of the .link file alone.
 	Keep, KeepLink bool
@@ -406,7 +411,7 @@ func Make(in Input) Plan {
 		early := eni.Primary && !viewedIn(in, eni) && !duplicate(in.Links, eni.Link)
 		switch {
 		case eni.Settings.Undecided && !eni.Known:
-			eni.Keep, eni.KeepLink = eni.Link.Current != "", true
+			eni.Keep, eni.KeepLink = eni.Link.Current != nil, true
 			if numbers, ok := NumbersIn(eni.Link.Current); ok {
 				eni.Want.Metric = numbers.Metric()
 			}
@@ -415,8 +420,8 @@ func Make(in Input) Plan {
 		case eni.Known:
 			render(eni, in, grouped)
 		case eni.yields:
-			eni.Link.Current = ""
-		case early && eni.Link.Current == "":
+			eni.Link.Current = nil
+		case early && eni.Link.Current == nil:
 			eni.Want.Metric = Numbers{}.Metric()
 			eni.Want.NoDefault = !eni.Settings.DefaultRoute || eni.Link.InVRF()
 			eni.Want.KeepAll = keepsAll(in.Networkd)
@@ -424,9 +429,9 @@ func Make(in Input) Plan {
 		case eni.Link.MAC == in.Presumed && !eni.Primary && !viewedIn(in, eni):
 			// The metadata names another one, or a link has come that is more likely to be
 			// it: what was presumed must not give it the primary's metric (B5, B6).
-			eni.Link.Current = ""
+			eni.Link.Current = nil
 		default:
-			eni.Keep = eni.Link.Current != ""
+			eni.Keep = eni.Link.Current != nil
 			eni.Presumed = eni.Link.MAC == in.Presumed
 			if numbers, ok := NumbersIn(eni.Link.Current); ok {
 				eni.Want.Metric = numbers.Metric()
@@ -519,7 +524,7 @@ func pendingMetrics(enis []ENI, in Input, holding bool) {
 		if ok && !taken[metric] {
 			taken[metric] = true
 			eni.Want.Metric = metric
-			if offIn(eni.Link.Current) != (eni.Link.IPv6 != kernel.IPv6On) {
+			if eni.Link.Current.WithoutIPv6() != (eni.Link.IPv6 != kernel.IPv6On) {
 				eni.Keep, eni.Files = false, pendingFiles(eni, in)
 			}
 			continue
@@ -757,7 +762,8 @@ func render(eni *ENI, in Input, grouped bool) {
 	eni.KeepLink = eni.Link.LinkFile == ""
 	if starting(&eni.Link, technique) {
 		// With it in force a change would have networkd drop all of the link and add it again.
-		eni.Files, eni.Keep, eni.KeepLink = nil, true, true
+		eni.Files, eni.DropIn, eni.LinkDropIn = nil, nil, nil
+		eni.Keep, eni.KeepLink = true, true
 	}
 }
 
@@ -783,7 +789,7 @@ func leavesDNS(eni *ENI, in Input) bool {
 // one option, and networkd would take them for one name. Where the lease is not known any more
 // they stay.
 func severalDomains(link *Link) string {
-	now := valueIn(link.Current, "Domains")
+	now := link.Current.Domains()
 	switch {
 	case link.Domains != "":
 		return link.Domains
@@ -848,13 +854,13 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	bare := link.Down && !link.Has(want.Primary)
 	// What the last boot knew is about to be confirmed: until then nothing is added that
 	// takes a reload.
-	unsure := eni.Hinted && link.Current != "" && !link.LeaseOverdue
+	unsure := eni.Hinted && link.Current != nil && !link.LeaseOverdue
 	// An ENI that comes back sooner than networkd has forgotten its unit gets the addresses
 	// in it before the lease. So they go, and come again behind it (A3).
 	disordered := link.Fresh && misordered(eni)
 	// What somebody else has added is left to whoever that is, as long as it is there: so it
 	// stays when EC2 withdraws it (A8).
-	others := technique == Dynamic && keepsAllIn(link.Current)
+	others := technique == Dynamic && link.Current.KeepsAll()
 	add := func(address netip.Addr, now bool) {
 		switch {
 		case others && slices.Contains(link.Foreign, address):
@@ -862,7 +868,7 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 			held = append(held, address)
 		case want.Ahead.IsValid() && address.Is4() && !unsure:
 			addresses = append(addresses, address)
-		case now && !unsure, inDropIn(link.Current, address) && !anew && (!bare || address.Is6()):
+		case now && !unsure, link.Current.HasSingle(address) && !anew && (!bare || address.Is6()):
 			addresses = append(addresses, address)
 		default:
 			held = append(held, address)
@@ -879,7 +885,7 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	}
 	// A lease that the base unit or an earlier drop-in brought is not overdue: it is this
 	// drop-in that has it taken away.
-	overdue := link.LeaseOverdue && (len(link.DHCPMetrics) == 0 || settled || metricIs(link.Current, want.Metric))
+	overdue := link.LeaseOverdue && (len(link.DHCPMetrics) == 0 || settled || link.Current.RouteMetric() == want.Metric)
 	ready := !bare && (overdue || leased || (link.Has(want.Primary) && settled && !link.Busy))
 	for _, address := range slices.SortedFunc(slices.Values(slices.Concat(eni.onLink(eni.View.IPv4), want.Delegated)), netip.Addr.Compare) {
 		if address != want.Primary {
@@ -888,7 +894,7 @@ func static(eni *ENI, technique Technique) (addresses, held []netip.Addr) {
 	}
 	for _, address := range slices.SortedFunc(slices.Values(eni.onLink(eni.Applies.IPv6)), netip.Addr.Compare) {
 		switch {
-		case !want.StaticIPv6 && !inDropIn(link.Current, address) && leftToDHCPv6(eni, address):
+		case !want.StaticIPv6 && !link.Current.HasSingle(address) && leftToDHCPv6(eni, address):
 		case !want.StaticIPv6:
 			add(address, true)
 		default:
@@ -908,10 +914,10 @@ func ahead(eni *ENI) netip.Prefix {
 	if eni.Primary || !want.IPv4 || eni.withoutGateway() {
 		return netip.Prefix{}
 	}
-	first := link.Waits && len(eni.onLink(eni.View.IPv4))+len(want.Delegated) > 1 && !metricIs(link.Current, want.Metric)
+	first := link.Waits && len(eni.onLink(eni.View.IPv4))+len(want.Delegated) > 1 && link.Current.RouteMetric() != want.Metric
 	for _, subnet := range eni.View.IPv4Subnets {
 		prefix := netip.PrefixFrom(want.Primary, subnet.Bits())
-		if subnet.Contains(want.Primary) && (first || strings.Contains(link.Current, "\nAddress="+prefix.String()+"\n")) {
+		if subnet.Contains(want.Primary) && (first || link.Current.Has(prefix)) {
 			return prefix
 		}
 	}
@@ -938,7 +944,7 @@ func moving(eni *ENI, address netip.Addr) bool {
 	if takesOver(eni) {
 		return false
 	}
-	if link.LeaseOverdue && metricIs(link.Current, metric) && (!eni.Primary || staticIn(link.Current)) {
+	if link.LeaseOverdue && link.Current.RouteMetric() == metric && (!eni.Primary || link.Current.WithoutDHCPv6()) {
 		return false
 	}
 	if eni.Primary {
@@ -946,7 +952,7 @@ func moving(eni *ENI, address netip.Addr) bool {
 	}
 	// What of a lease is there once networkd is done with the link does not end.
 	leased := link.dynamic(address) && !link.Done
-	return link.OnBase || leased || stale(link, metric) || (link.Busy && link.Current != "")
+	return link.OnBase || leased || stale(link, metric) || (link.Busy && link.Current != nil)
 }
 
 // leftToDHCPv6 tells whether an IPv6 address of the primary ENI is no concern of

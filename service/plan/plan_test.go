@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"ec2netd/service/config"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/status"
@@ -206,13 +207,13 @@ func TestNumbers(t *testing.T) {
 			if metric == defaultMetric || metric >= UnknownMetric || (metric <= metricBase) != (n == Numbers{}) {
 				t.Errorf("%+v has the metric %d", n, metric)
 			}
-			if back, ok := NumbersIn(fmt.Sprintf("[DHCPv4]\nRouteMetric=%d\n", metric)); !ok || back != n {
+			if back, ok := NumbersIn(dropin.ParseNetwork(fmt.Sprintf("[DHCPv4]\nRouteMetric=%d\n", metric))); !ok || back != n {
 				t.Errorf("%+v was read back as %+v, %v", n, back, ok)
 			}
 		}
 	}
 	for metric := range UnknownMetric + 100 {
-		if n, ok := NumbersIn(fmt.Sprintf("RouteMetric=%d\n", metric)); ok && metrics[metric] != n {
+		if n, ok := NumbersIn(&dropin.Network{DHCPv4: dropin.DHCPv4{RouteMetric: metric}}); ok && metrics[metric] != n {
 			t.Errorf("metric %d was read as that of %+v", metric, n)
 		}
 	}
@@ -247,7 +248,7 @@ func TestPendingMetrics(t *testing.T) {
 	want("all have waited", 512, 30000, 30001, 30002, 30003, 30004)
 	for i := range in.Links {
 		if e := plans()[in.Links[i].Name]; i%2 == 1 && len(e.Files) > 0 {
-			in.Links[i].Current = e.Files[0].Content
+			in.Links[i].Current = current(&e)
 		}
 	}
 	want("some are written", 512, 30000, 30001, 30002, 30003, 30004)
@@ -325,29 +326,29 @@ func TestSettings(t *testing.T) {
 		}
 	})
 	t.Run("firewall mark", func(t *testing.T) { // B12
-		golden(t, both(config.Section{Primary: truth(false), FirewallMark: &config.Mark{Value: 2, Mask: 0xff}}, nil))
+		golden(t, both(config.Section{Primary: truth(false), FirewallMark: &dropin.Mark{Value: 2, Mask: 0xff}}, nil))
 	})
 	t.Run("firewall mark of all", func(t *testing.T) { // B5
-		p := both(config.Section{FirewallMark: &config.Mark{Value: 2, Mask: wholeMark}}, nil)
+		p := both(config.Section{FirewallMark: &dropin.Mark{Value: 2, Mask: wholeMark}}, nil)
 		golden(t, p)
 		if e := p.ENIs[1]; !strings.Contains(e.Unmarked.Words(), "FirewallMark=0x2 of the configuration is not in force: that of ens5 is 0x2") || !p.ENIs[0].Unmarked.None() {
 			t.Errorf("%q %q", p.ENIs[0].Unmarked.Words(), e.Unmarked.Words())
 		}
 	})
 	t.Run("firewall mark of one that is not known", func(t *testing.T) { // B5
-		section := config.Section{FirewallMark: &config.Mark{Value: 2, Mask: 0xff}}
+		section := config.Section{FirewallMark: &dropin.Mark{Value: 2, Mask: 0xff}}
 		own := both(config.Section{Primary: truth(false), FirewallMark: section.FirewallMark}, nil).ENIs[1]
 		p := both(section, func(in *Input) {
 			in.Views = maps.Clone(in.Views)
 			delete(in.Views, second.MAC)
-			in.Links[1].Current = own.Files[0].Content
+			in.Links[1].Current = current(&own)
 		})
 		if p.ENIs[0].Want.Mark.Value != 0 || !strings.Contains(p.ENIs[0].Unmarked.Words(), "that of ens6 is 0x2/0xff") || !p.ENIs[1].Keep {
 			t.Errorf("%+v", p.ENIs)
 		}
 	})
 	t.Run("firewall mark without IPv6", func(t *testing.T) { // A13
-		p := both(config.Section{Primary: truth(false), FirewallMark: &config.Mark{Value: 2, Mask: wholeMark}}, func(in *Input) { in.Links[1].IPv6 = kernel.IPv6OffLink })
+		p := both(config.Section{Primary: truth(false), FirewallMark: &dropin.Mark{Value: 2, Mask: wholeMark}}, func(in *Input) { in.Links[1].IPv6 = kernel.IPv6OffLink })
 		if got := p.ENIs[1].Want.Marked; len(got) != 1 || !got[0].Addr().Is4() {
 			t.Errorf("%v", got)
 		}
@@ -389,7 +390,7 @@ func TestUncertainNumbers(t *testing.T) {
 		out := map[string]bool{}
 		for _, e := range Make(in).ENIs {
 			out[e.Link.Name] = e.Known
-			if !e.Known && (e.Reason.Words() == "" || strings.Contains(e.Reason.Words(), "  ") || e.Keep && len(e.Files) > 0 || (e.Link.Current != "") != e.Keep || len(e.Files) > 0 && e.Want.Metric <= UnknownMetric) {
+			if !e.Known && (e.Reason.Words() == "" || strings.Contains(e.Reason.Words(), "  ") || e.Keep && len(e.Files) > 0 || (e.Link.Current != nil) != e.Keep || len(e.Files) > 0 && e.Want.Metric <= UnknownMetric) {
 				t.Errorf("%s: not known, but reason %q, keep %v, %d files", e.Link.Name, e.Reason.Words(), e.Keep, len(e.Files))
 			}
 		}
@@ -416,7 +417,7 @@ func TestUncertainNumbers(t *testing.T) {
 			t.Error(got)
 		}
 		in := input(slices.Clone(links), primary, a, b)
-		in.Links[2].Current = "[Match]\nMACAddress=" + b.MAC + "\n"
+		in.Links[2].Current = dropin.ParseNetwork("[Match]\nMACAddress=" + b.MAC + "\n")
 		in.Assigned = map[string]Numbers{a.MAC: {0, 1}}
 		if got := known(in); !got["ens6"] || got["ens7"] {
 			t.Error("who has the number does not keep it", got)
@@ -465,7 +466,7 @@ func TestPresumption(t *testing.T) {
 	if !e.Presumed || !e.Primary || e.Want.Metric != 512 || len(e.Files) == 0 {
 		t.Fatalf("%+v", e)
 	}
-	first.Current = e.Files[0].Content
+	first.Current = current(&e)
 	check := func(what string, in Input, keep bool) {
 		t.Helper()
 		in.Presumed = first.MAC
@@ -489,7 +490,7 @@ func TestPresumption(t *testing.T) {
 func TestDisorderedAddresses(t *testing.T) {
 	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
 	link := leased(1, &v)
-	link.Current = Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
+	link.Current = Make(input([]Link{link}, v)).ENIs[0].DropIn
 	secondary := kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true}
 	link.Addresses = slices.Insert(slices.Clone(link.Addresses), 0, secondary)
 	if e := Make(input([]Link{link}, v)).ENIs[0]; e.Held || !slices.Contains(e.Want.Static, v.IPv4[1]) || !misordered(&e) {
@@ -500,7 +501,7 @@ func TestDisorderedAddresses(t *testing.T) {
 	if !e.Held || slices.Contains(e.Want.Static, v.IPv4[1]) {
 		t.Errorf("of an ENI that has just come: %+v", e)
 	}
-	link.Current, link.Addresses = e.Files[0].Content, link.Addresses[1:]
+	link.Current, link.Addresses = current(&e), link.Addresses[1:]
 	if e := Make(input([]Link{link}, v)).ENIs[0]; e.Held || !slices.Contains(e.Want.Static, v.IPv4[1]) {
 		t.Errorf("once they are gone: %+v", e)
 	}
@@ -518,7 +519,7 @@ func TestHeldAddresses(t *testing.T) {
 	if with.Held || !slices.Equal(with.Want.Static, addrs("10.0.1.21")) {
 		t.Errorf("after the lease: held %v, static %v", with.Held, with.Want.Static)
 	}
-	const own = "\n[DHCPv4]\nRouteMetric=513\n"
+	own := dropin.ParseNetwork("\n[DHCPv4]\nRouteMetric=513\n")
 	if e := make1(func(l *Link) { l.Addresses, l.DHCPMetrics, l.Current = nil, nil, own }); !e.Held || len(e.Want.Static) > 0 {
 		t.Errorf("before the lease: held %v, static %v", e.Held, e.Want.Static)
 	}
@@ -530,7 +531,7 @@ func TestHeldAddresses(t *testing.T) {
 	if e := make1(func(l *Link) { l.Addresses, l.LeaseOverdue = nil, true }); e.Held {
 		t.Error("the lease is overdue: held")
 	}
-	if e := make1(func(l *Link) { l.DHCPMetrics, l.Current = []int{513, 514}, with.Files[0].Content }); !e.Held || len(e.Want.Static) > 0 {
+	if e := make1(func(l *Link) { l.DHCPMetrics, l.Current = []int{513, 514}, current(&with) }); !e.Held || len(e.Want.Static) > 0 {
 		t.Error("networkd is to configure the link anew: an address comes before the lease")
 	}
 	// One of the base unit, however old, is not: it goes for a moment when the drop-in
@@ -543,18 +544,18 @@ func TestHeldAddresses(t *testing.T) {
 	}); e.Held {
 		t.Error("the metric does not come, though the drop-in says it: held")
 	}
-	if e := make1(func(l *Link) { l.Addresses, l.Current = nil, with.Files[0].Content }); e.Held || len(e.Want.Static) != 1 {
+	if e := make1(func(l *Link) { l.Addresses, l.Current = nil, current(&with) }); e.Held || len(e.Want.Static) != 1 {
 		t.Error("the lease was lost: an address that was there is taken away")
 	}
 	// As ifdown leaves a link, and a takeover: networkd sets it up, and would have no lease yet.
 	for _, overdue := range []bool{false, true} {
 		if e := make1(func(l *Link) {
-			l.Addresses, l.DHCPMetrics, l.Down, l.LeaseOverdue, l.Current = nil, nil, true, overdue, with.Files[0].Content
+			l.Addresses, l.DHCPMetrics, l.Down, l.LeaseOverdue, l.Current = nil, nil, true, overdue, current(&with)
 		}); !e.Held || len(e.Want.Static) != 0 {
 			t.Error("the link is down and has no address: one comes before the lease")
 		}
 	}
-	if e := make1(func(l *Link) { l.Down, l.Current = true, with.Files[0].Content }); e.Held || len(e.Want.Static) != 1 {
+	if e := make1(func(l *Link) { l.Down, l.Current = true, current(&with) }); e.Held || len(e.Want.Static) != 1 {
 		t.Error("the link was set down: an address that is there is taken away")
 	}
 }
@@ -570,7 +571,7 @@ func TestPrimaryAhead(t *testing.T) {
 	if e.Held || e.Want.Ahead.String() != "10.0.1.20/24" || !slices.Equal(e.Want.Static, addrs("10.0.1.9", "10.0.1.21")) {
 		t.Fatalf("before the lease: held %v, ahead %v, static %v", e.Held, e.Want.Ahead, e.Want.Static)
 	}
-	content := e.Files[0].Content
+	before, content := e, e.Files[0].Content
 	const first = "\nAddress=10.0.1.20/24\nAddPrefixRoute=no\n\n[Route]\nDestination=10.0.1.0/24\nScope=link\nMetric=513\n"
 	if at := strings.Index(content, first); at < 0 || at > strings.Index(content, "Address=10.0.1.9/32") {
 		t.Errorf("the primary address is not the first:\n%s", content)
@@ -582,7 +583,7 @@ func TestPrimaryAhead(t *testing.T) {
 		"old routes":          func(l *Link) { l.Addresses, l.DHCPMetrics = lease, []int{513, 30000} },
 	} {
 		link := leased(1, &v)
-		link.Current, link.Carrier = content, true
+		link.Current, link.Carrier = current(&before), true
 		change(&link)
 		e := Make(input([]Link{link}, v)).ENIs[0]
 		if e.Held || e.Files[0].Content != content {
@@ -611,7 +612,9 @@ func TestPrimaryAhead(t *testing.T) {
 		in.Sections = []config.Section{{Names: []string{link.Name}, DefaultRoute: new(bool)}}
 	})
 	none("of the primary ENI", func(_ *Link, v *metadata.ENI, in *Input) { v.DeviceIndex, in.PrimaryMAC = 0, v.MAC })
-	none("configured without it", func(l *Link, _ *metadata.ENI, _ *Input) { l.Current = "\n[DHCPv4]\nRouteMetric=513\n" })
+	none("configured without it", func(l *Link, _ *metadata.ENI, _ *Input) {
+		l.Current = dropin.ParseNetwork("\n[DHCPv4]\nRouteMetric=513\n")
+	})
 	none("of a subnet that is not known", func(_ *Link, v *metadata.ENI, _ *Input) { v.IPv4Subnets = prefixes("10.0.2.0/24") })
 }
 
@@ -647,8 +650,11 @@ func TestHold(t *testing.T) {
 		"no ENIs":                {func(in *Input) { in.Links = nil }, false},
 		"one that came just now": {func(in *Input) { delete(in.Views, second.MAC); in.Links[1].Waits = true }, true},
 		"one that is not known":  {func(in *Input) { delete(in.Views, second.MAC) }, false},
-		"what was known stays":   {func(in *Input) { delete(in.Views, second.MAC); in.Links[1].Current = "\n[DHCPv4]\nRouteMetric=513\n" }, true},
-		"one is left to others":  {func(in *Input) { in.Sections = []config.Section{{Names: []string{"ens6"}, Managed: new(bool)}} }, false},
+		"what was known stays": {func(in *Input) {
+			delete(in.Views, second.MAC)
+			in.Links[1].Current = dropin.ParseNetwork("\n[DHCPv4]\nRouteMetric=513\n")
+		}, true},
+		"one is left to others": {func(in *Input) { in.Sections = []config.Section{{Names: []string{"ens6"}, Managed: new(bool)}} }, false},
 		"one left is not waited for": {func(in *Input) {
 			in.Links[1].Waits, in.Sections = true, []config.Section{{Names: []string{"ens6"}, Managed: new(bool)}}
 		}, false},
@@ -657,12 +663,12 @@ func TestHold(t *testing.T) {
 		"two with one address": {func(in *Input) {
 			in.Links = append(in.Links, in.Links[1])
 			in.Links[2].Index, in.Links[2].Name = 9, "ens9"
-			in.Links[1].Current = "\n[DHCPv4]\nRouteMetric=513\n"
+			in.Links[1].Current = dropin.ParseNetwork("\n[DHCPv4]\nRouteMetric=513\n")
 		}, false},
 		"the same, and it is there": {func(in *Input) {
 			in.Links = append(in.Links, in.Links[1])
 			in.Links[2].Index, in.Links[2].Name = 9, "ens9"
-			in.Links[1].Current, in.Holding = "\n[DHCPv4]\nRouteMetric=513\n", true
+			in.Links[1].Current, in.Holding = dropin.ParseNetwork("\n[DHCPv4]\nRouteMetric=513\n"), true
 		}, true},
 		"nobody knows the primary": {func(in *Input) { in.PrimaryMAC = "02:00:00:00:00:99" }, false},
 	} {
@@ -686,12 +692,12 @@ func TestIPv6AfterDHCPv6(t *testing.T) {
 		{"with its lease", func(l *Link) { l.Addresses = append(l.Addresses, dynamic) }, v.IPv6[1:]},
 		{"with a lease that does not end", func(l *Link) {
 			l.Addresses, l.LeaseOverdue = append(l.Addresses, dynamic), true
-			l.Current = "[DHCPv4]\nRouteMetric=513\n"
+			l.Current = dropin.ParseNetwork("[DHCPv4]\nRouteMetric=513\n")
 		}, v.IPv6},
 		{"with what is left of a lease", func(l *Link) { l.Addresses, l.Done = append(l.Addresses, dynamic), true }, v.IPv6},
 		{"attached long ago", func(l *Link) { l.OnBase, l.LeaseOverdue = true, true }, nil},
 		{"with routes of the base unit", func(l *Link) { l.DHCPMetrics = []int{30000, 513} }, nil},
-		{"networkd is at it", func(l *Link) { l.Busy, l.Current = true, "[DHCPv4]\nRouteMetric=513\n" }, nil},
+		{"networkd is at it", func(l *Link) { l.Busy, l.Current = true, dropin.ParseNetwork("[DHCPv4]\nRouteMetric=513\n") }, nil},
 		{"networkd has not begun", func(l *Link) { l.Busy = true }, v.IPv6},
 	} {
 		link := leased(1, &v)
@@ -702,7 +708,7 @@ func TestIPv6AfterDHCPv6(t *testing.T) {
 	}
 	// One that is static already stays so.
 	link := leased(1, &v)
-	link.Current = Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
+	link.Current = Make(input([]Link{link}, v)).ENIs[0].DropIn
 	link.OnBase, link.Addresses = true, append(link.Addresses, dynamic)
 	if e := Make(input([]Link{link}, v)).ENIs[0]; len(e.Want.Static) != 2 || e.Held {
 		t.Errorf("static before: %v", e.Want.Static)
@@ -734,7 +740,7 @@ func TestRouter(t *testing.T) {
 		link := leased(1, &v)
 		link.Routers = test.own
 		if test.current != "" {
-			link.Current = "[Route]\nGateway=_ipv6ra\n\n[Route]\nGateway=" + test.current + "\n"
+			link.Current = dropin.ParseNetwork("[Route]\nGateway=_ipv6ra\n\n[Route]\nGateway=" + test.current + "\n")
 		}
 		in := input(append(slices.Clone(test.links), link), primary, v, elsewhere)
 		for _, e := range Make(in).ENIs {
@@ -823,14 +829,17 @@ func TestGaps(t *testing.T) {
 	}
 }
 
+// current is the drop-in of an ENI's files as it is read from the disk.
+func current(eni *ENI) *dropin.Network { return rendered(eni).Network }
+
 // rendered are the drop-ins of an ENI's files.
 func rendered(eni *ENI) (r Rendered) {
 	for _, f := range eni.Files {
 		switch f.Path {
 		case NetworkDropIn(eni.Link.Name):
-			r.Network = f.Content
+			r.Network = dropin.ParseNetwork(f.Content)
 		case LinkDropIn(eni.Link.Name):
-			r.Link = f.Content
+			r.Link = dropin.ParseLink(f.Content)
 		}
 	}
 	return r
@@ -906,7 +915,7 @@ func TestProperties(t *testing.T) {
 				t.Fatalf("%d rules for %d addresses", len(e.Want.Rules), len(e.Want.Addresses)) // B2
 			}
 			for _, f := range e.Files {
-				if e.Link.IPv6 != kernel.IPv6On && f.Path == NetworkDropIn(e.Link.Name) && (strings.Contains(f.Content, "2001:db8") || !offIn(f.Content)) {
+				if e.Link.IPv6 != kernel.IPv6On && f.Path == NetworkDropIn(e.Link.Name) && (strings.Contains(f.Content, "2001:db8") || !rendered(&e).Network.WithoutIPv6()) {
 					t.Fatalf("the link has no IPv6:\n%s", f.Content) // A13
 				}
 			}
@@ -915,6 +924,9 @@ func TestProperties(t *testing.T) {
 			}
 			if e.Primary && e.Want.Ahead.IsValid() {
 				t.Fatal("the address of the primary ENI is static")
+			}
+			if said := rendered(&e); !e.DropIn.Equal(said.Network) || e.LinkDropIn.MACAddress() != said.Link.MACAddress() || !slices.Equal(e.LinkDropIn.Names(), said.Link.Names()) {
+				t.Fatalf("the files say %+v, and not %+v", said, e)
 			}
 			for _, f := range e.Files {
 				if seen[f.Path] {
@@ -955,7 +967,7 @@ func TestProperties(t *testing.T) {
 		for i := range again.Links {
 			for _, f := range p.Files {
 				if f.Path == NetworkDropIn(again.Links[i].Name) {
-					again.Links[i].Current = f.Content
+					again.Links[i].Current = dropin.ParseNetwork(f.Content)
 				}
 			}
 			again.Links[i].LeaseOverdue = true
@@ -992,26 +1004,17 @@ func parse(t *rapid.T, f File) {
 	}
 }
 
-func TestControlCharacters(t *testing.T) {
-	defer func() {
-		if recover() == nil {
-			t.Error("a newline got into a unit file")
-		}
-	}()
-	(&unitWriter{}).set("Name", "a\n[Match]")
-}
-
 func TestReadBack(t *testing.T) {
 	v := view(3, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
 	e := Make(input([]Link{leased(3, &v)}, v)).ENIs[0]
-	content := e.Files[0].Content
-	if got := StaticIn(content); !slices.Equal(got, e.Want.Static) {
+	content := dropin.ParseNetwork(e.Files[0].Content)
+	if got := content.Singles(); !slices.Equal(got, e.Want.Static) {
 		t.Errorf("static addresses %v were read back as %v", e.Want.Static, got)
 	}
 	if got, ok := NumbersIn(content); !ok || got != e.Numbers {
 		t.Errorf("numbers %v were read back as %v, %v", e.Numbers, got, ok)
 	}
-	if _, ok := NumbersIn("RouteMetric=30000\n"); ok {
+	if _, ok := NumbersIn(&dropin.Network{DHCPv4: dropin.DHCPv4{RouteMetric: 30000}}); ok {
 		t.Error("the metric of an unknown ENI gives numbers")
 	}
 }

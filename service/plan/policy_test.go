@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 )
 
@@ -68,10 +69,10 @@ func TestLackingNames(t *testing.T) {
 		return text
 	}
 	files := map[string]string{
-		LinkDropIn("ens6"): content("02:00:00:00:01:11", "eni-1", "device-number-1", "ens7"),
-		LinkDropIn("ens7"): content("02:00:00:00:01:12", "eni-2", "device-number-2"),
-		LinkDropIn("ens8"): content("02:00:00:00:01:99", "eni-9"), // of the ENI that had the name before
-		LinkDropIn("ens9"): "[Match]\nMACAddress=02:00:00:00:01:14\n[Link]\nAlternativeName=mine\n",
+		"ens6": content("02:00:00:00:01:11", "eni-1", "device-number-1", "ens7"),
+		"ens7": content("02:00:00:00:01:12", "eni-2", "device-number-2"),
+		"ens8": content("02:00:00:00:01:99", "eni-9"), // of the ENI that had the name before
+		"ens9": "[Match]\nMACAddress=02:00:00:00:01:14\n[Link]\nAlternativeName=mine\n",
 	}
 	links := []kernel.Link{
 		{Name: "ens6", MAC: "02:00:00:00:01:11", Altnames: []string{"eni-1"}},
@@ -79,7 +80,7 @@ func TestLackingNames(t *testing.T) {
 		{Name: "ens8", MAC: "02:00:00:00:01:13"},
 		{Name: "ens9", MAC: "02:00:00:00:01:14"},
 	}
-	got := LackingNames(links, func(path string) string { return files[path] })
+	got := LackingNames(links, func(link string) *dropin.Link { return dropin.ParseLink(files[link]) })
 	if want := []Name{{"ens7", "eni-2"}, {"ens7", "device-number-2"}}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

@@ -2,8 +2,8 @@ package plan
 
 import (
 	"slices"
-	"strings"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 )
 
@@ -53,19 +53,16 @@ func (l *Link) refusesRoutes() bool { return l.InVRF() && !l.OthersVRF }
 func (e *ENI) withoutGateway() bool { return !e.Settings.DefaultRoute || e.Link.refusesRoutes() }
 
 // KeptDown reports whether the generated drop-in of a link has networkd leave it down.
-func (l *Link) KeptDown() bool { return strings.Contains(l.Current, "\n"+activation+"\n") }
-
-// activation is the line that has networkd set a link neither up nor down.
-const activation = "ActivationPolicy=manual"
+func (l *Link) KeptDown() bool { return l.Current.KeepsDown() }
 
 // keepsDown reports whether a link stays down when networkd configures it anew, since somebody has
 // set it down (F10).
 func (l *Link) keepsDown() bool { return l.SetDown && !l.OthersActivation }
 
-// keepDown continues the section [Link].
-func keepDown(u *unitWriter, link *Link) {
+// keepDown keeps such a link down.
+func keepDown(n *dropin.Network, link *Link) {
 	if link.keepsDown() {
-		u.text.WriteString(activation + "\n")
+		n.Link.ActivationPolicy = dropin.Manual
 	}
 }
 
@@ -74,13 +71,12 @@ func keepDown(u *unitWriter, link *Link) {
 // IPv6 from the link unless it is told otherwise, which a port of a VRF needs; and for others it
 // says at each reload what it does without. A link that somebody has set down may be about to become
 // a port: were it one by the time that networkd reads the file, networkd would release it.
-func keepMaster(u *unitWriter, link *Link) {
+func keepMaster(n *dropin.Network, link *Link) {
 	if (link.Master == "" && !link.keepsDown()) || link.OthersMaster {
 		return
 	}
-	u.section("Network")
-	u.set("KeepMaster", "yes")
+	n.Network.KeepMaster = dropin.Yes
 	if link.IPv6 == kernel.IPv6On {
-		u.set(linkLocal, "ipv6")
+		n.Network.LinkLocalAddressing = dropin.LinkLocalIPv6
 	}
 }

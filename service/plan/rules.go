@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 
-	"ec2netd/service/config"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/status"
 )
@@ -25,13 +23,13 @@ type Rule struct {
 	Guard bool `json:"guard,omitempty"`
 	Group int  `json:"group,omitempty"`
 	// Mark selects by firewall mark, if it is not the zero Mark.
-	Mark config.Mark `json:"mark,omitzero"`
+	Mark dropin.Mark `json:"mark,omitzero"`
 }
 
 // String is the rule as ip-rule(8) has it.
 func (r Rule) String() string {
 	text := "from " + r.From.String()
-	if r.Mark != (config.Mark{}) {
+	if r.Mark != (dropin.Mark{}) {
 		text += " fwmark " + r.Mark.String()
 	}
 	text += fmt.Sprintf(" lookup %d", r.Table)
@@ -135,7 +133,7 @@ const markPriority = localPriority - 1
 // for an ENI that is not known stays, and goes before.
 func settleMarks(enis []ENI) {
 	type claim struct {
-		mark config.Mark
+		mark dropin.Mark
 		of   string
 	}
 	var claims []claim
@@ -146,7 +144,7 @@ func settleMarks(enis []ENI) {
 			known = append(known, eni)
 			continue
 		}
-		for _, rule := range RulesIn(eni.Link.Current) {
+		for _, rule := range RulesOf(eni.Link.Current) {
 			if rule.Mark.Value != 0 {
 				claims = append(claims, claim{rule.Mark, eni.Link.Name})
 			}
@@ -168,9 +166,9 @@ func settleMarks(enis []ENI) {
 }
 
 // markOf is the firewall mark of an ENI that is in force, or the zero Mark.
-func markOf(eni *ENI) config.Mark {
+func markOf(eni *ENI) dropin.Mark {
 	if !eni.Unmarked.None() {
-		return config.Mark{}
+		return dropin.Mark{}
 	}
 	return eni.Settings.FirewallMark
 }
@@ -211,79 +209,49 @@ func (r Rule) Compare(o Rule) int {
 	return cmp.Or(r.From.Compare(o.From), cmp.Compare(r.Mark.Value, o.Mark.Value), cmp.Compare(r.Mark.Mask, o.Mark.Mask))
 }
 
-// RulesIn returns the policy rules by source or by mark that a unit file of networkd has: those of
-// a generated one, and those of others' that are the same.
-func RulesIn(content string) []Rule {
-	var found []Rule
-	var rule Rule
-	var families []netip.Prefix
-	inside, plain, suppressed := false, false, -1
-	end := func() {
-		rule.Guard = suppressed == kernel.GuardLength(rule.Group)
-		if !inside || !plain || rule.Table == 0 || (!rule.Guard && (suppressed >= 0 || rule.Group != 0)) {
-			return
-		}
-		if rule.From.IsValid() {
-			families = []netip.Prefix{rule.From}
-		} else if rule.Mark == (config.Mark{}) {
-			return
-		}
-		for _, rule.From = range families {
+// section is the rule as it stands in a drop-in.
+func (r Rule) section() dropin.RoutingPolicyRule {
+	s := dropin.RoutingPolicyRule{FirewallMark: r.Mark, Table: r.Table, Priority: r.Priority, SuppressInterfaceGroup: r.Group}
+	switch {
+	case r.Mark.Value == 0 || r.From.Bits() > 0:
+		s.From = r.From
+	case r.From.Addr().Is4():
+		s.Family = dropin.IPv4
+	default:
+		s.Family = dropin.IPv6
+	}
+	if r.Guard {
+		s.SuppressPrefixLength = dropin.LengthOf(kernel.GuardLength(r.Group))
+	}
+	return s
+}
+
+// RulesIn returns the policy rules by source or by mark that a unit file of networkd has, those of
+// others' that are the same as generated ones.
+func RulesIn(content string) []Rule { return RulesOf(dropin.ParseNetwork(content)) }
+
+// RulesOf returns the policy rules by source or by mark of a drop-in.
+func RulesOf(n *dropin.Network) []Rule {
+	if n == nil {
+		return nil
+	}
+	found := make([]Rule, 0, len(n.Rules))
+	for i := range n.Rules {
+		s := &n.Rules[i]
+		rule := Rule{From: s.From, Table: s.Table, Priority: s.Priority, Group: s.SuppressInterfaceGroup, Mark: s.FirewallMark}
+		rule.Guard = s.SuppressPrefixLength == dropin.LengthOf(kernel.GuardLength(rule.Group))
+		switch {
+		case rule.Table == 0, !rule.Guard && (s.SuppressPrefixLength.Set || rule.Group != 0):
+		case rule.From.IsValid():
 			found = append(found, rule)
+		case rule.Mark == dropin.Mark{}:
+		default:
+			for _, rule.From = range every(s.Family == "" || s.Family == dropin.IPv4 || s.Family == dropin.Both, s.Family == dropin.IPv6 || s.Family == dropin.Both) {
+				found = append(found, rule)
+			}
 		}
 	}
-	for line := range strings.Lines(content) {
-		line = strings.TrimSpace(line)
-		if strings.HasPrefix(line, "[") {
-			end()
-			rule, inside, plain, suppressed = Rule{}, line == "[RoutingPolicyRule]", true, -1
-			families = every(true, false) // networkd's default
-			continue
-		}
-		key, value, ok := strings.Cut(line, "=")
-		if !inside || !ok || strings.HasPrefix(line, "#") || strings.HasPrefix(line, ";") {
-			continue
-		}
-		value = strings.TrimSpace(value)
-		var err error
-		switch strings.TrimSpace(key) {
-		case "From":
-			rule.From, err = parsePrefix(value)
-		case "Family":
-			families = every(value == "ipv4" || value == "both", value == "ipv6" || value == "both")
-		case "FirewallMark":
-			rule.Mark, err = config.ParseMark(value)
-		case "Table":
-			rule.Table, err = tableNumber(value)
-		case "Priority":
-			rule.Priority, err = strconv.Atoi(value)
-		case "SuppressPrefixLength":
-			suppressed, err = strconv.Atoi(value)
-			plain = plain && suppressed >= 0
-		case "SuppressInterfaceGroup":
-			rule.Group, err = strconv.Atoi(value)
-			plain = plain && rule.Group > 0
-		}
-		plain = plain && err == nil
-	}
-	end()
 	return found
-}
-
-// parsePrefix takes a single address for a prefix, as networkd does.
-func parsePrefix(value string) (netip.Prefix, error) {
-	if address, err := netip.ParseAddr(value); err == nil {
-		return netip.PrefixFrom(address, address.BitLen()), nil
-	}
-	prefix, err := netip.ParsePrefix(value)
-	return prefix.Masked(), err
-}
-
-func tableNumber(value string) (int, error) {
-	if value == "main" {
-		return kernel.MainTable, nil
-	}
-	return strconv.Atoi(value)
 }
 
 // is tells whether a rule of the kernel is this one, and networkd's.
@@ -296,7 +264,7 @@ func (r Rule) is(k *kernel.Rule) bool {
 // that has what it is asked for and maybe more, such as a mark.
 func (r Rule) hits(k *kernel.Rule) bool {
 	source := k.From == r.From || (r.From.Bits() == 0 && k.IPv4 == r.From.Addr().Is4())
-	mark := r.Mark == (config.Mark{}) || r.Mark == config.Mark{Value: k.Mark, Mask: k.Mask}
+	mark := r.Mark == (dropin.Mark{}) || r.Mark == dropin.Mark{Value: k.Mark, Mask: k.Mask}
 	return k.Priority == r.Priority && k.Table == r.Table && source && mark && (!r.Guard || k.Guard) && (r.Group == 0 || k.Group == r.Group)
 }
 
@@ -327,11 +295,11 @@ func Orphans(record, wanted []Rule, rules []kernel.Rule) []Rule {
 	return found
 }
 
-// RulesOf are the rules of generated files.
-func RulesOf(files []File) []Rule {
+// Rules are the policy rules of all ENIs.
+func (p *Plan) Rules() []Rule {
 	var rules []Rule
-	for _, file := range files {
-		rules = append(rules, RulesIn(file.Content)...)
+	for i := range p.ENIs {
+		rules = append(rules, RulesOf(p.ENIs[i].DropIn)...)
 	}
 	return rules
 }
@@ -346,7 +314,7 @@ func RuleOf(k *kernel.Rule) (Rule, bool) {
 func asRule(k *kernel.Rule) Rule {
 	rule := Rule{
 		From: k.From, Table: k.Table, Priority: k.Priority, Guard: k.Guard, Group: k.Group,
-		Mark: config.Mark{Value: k.Mark, Mask: k.Mask},
+		Mark: dropin.Mark{Value: k.Mark, Mask: k.Mask},
 	}
 	if k.Plain && !k.From.IsValid() {
 		rule.From = every(k.IPv4, !k.IPv4)[0]

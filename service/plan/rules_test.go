@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/service/config"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 )
 
@@ -30,7 +31,7 @@ func TestRulesIn(t *testing.T) {
 	}
 	want := []Rule{local("10.0.1.0/24"), local("2001:db8:1::/64"), ruleOf("10.0.1.20/32"), ruleOf("10.0.1.21/32"), ruleOf("10.0.1.64/28"), ruleOf("2001:db8:1::20/128")}
 	compare := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
-	got := RulesOf(made.Files)
+	got := made.Rules()
 	if len(got) != len(want) {
 		t.Fatalf("%+v", got)
 	}
@@ -87,7 +88,7 @@ SuppressInterfaceGroup=3778
 DHCP=yes`
 	guarded := Rule{From: netip.MustParsePrefix("10.0.1.20/32"), Table: kernel.MainTable, Priority: 10000, Guard: true}
 	marked := func(from string, mask uint32) Rule {
-		return Rule{From: netip.MustParsePrefix(from), Table: 10001, Mark: config.Mark{Value: 7, Mask: mask}}
+		return Rule{From: netip.MustParsePrefix(from), Table: 10001, Mark: dropin.Mark{Value: 7, Mask: mask}}
 	}
 	if diff := cmp.Diff([]Rule{
 		ruleOf("10.0.1.20/32"), guarded,
@@ -175,7 +176,7 @@ func TestUngrouped(t *testing.T) {
 		link.Taken, link.NetworkHidden = c.link.Taken, c.link.NetworkHidden
 		in := input([]Link{leased(1, &first), link}, first, second)
 		in.Sections = c.sections
-		local := slices.ContainsFunc(RulesOf(Make(in).ENIs[0].Files), func(r Rule) bool { return r.Group == Group })
+		local := slices.ContainsFunc(RulesOf(Make(in).ENIs[0].DropIn), func(r Rule) bool { return r.Group == Group })
 		if local != c.local {
 			t.Errorf("%s: rules for local networks: %v", name, local)
 		}
@@ -188,7 +189,8 @@ func TestLocked(t *testing.T) {
 	v := view(1, addrs("10.0.1.20"), nil)
 	in := input([]Link{leased(1, &v)}, v)
 	in.Locked = Locked([]kernel.Rule{{Priority: 32766, Table: kernel.MainTable}, {Priority: 32765, Table: imdsMark, Mark: imdsMark, Mask: wholeMark}})
-	for _, rule := range RulesOf(Make(in).Files) {
+	locked := Make(in)
+	for _, rule := range locked.Rules() {
 		if rule.From != netip.MustParsePrefix("10.0.1.20/32") {
 			t.Errorf("%+v", rule)
 		}
@@ -238,7 +240,7 @@ func TestTunnel(t *testing.T) {
 		made := Make(in)
 		for i, want := range [][]string{c.primary, c.other} {
 			var got []string
-			content := networkDropIn(&made.ENIs[i])
+			content := networkDropIn(&made.ENIs[i]).Render()
 			for _, rule := range RulesIn(content) {
 				got = append(got, fmt.Sprintf("%s %d %d", rule.From, rule.Table, rule.Priority))
 			}

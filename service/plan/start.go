@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+
+	"ec2netd/service/dropin"
 )
 
 // StartDirectory has, under their paths below [Directory], files that networkd is to find when
@@ -51,23 +53,19 @@ func startFiles(eni *ENI, technique Technique, better []netip.Addr) []File {
 		known := want.Routers
 		want.Routers = better
 		defer func() { want.Routers = known }()
-		return []File{{Path: NetworkDropIn(eni.Link.Name), Content: networkDropIn(eni)}}
+		return []File{{Path: NetworkDropIn(eni.Link.Name), Content: networkDropIn(eni).Render()}}
 	}
 	return nil
 }
 
 func startDropIn(eni *ENI) File {
-	u := &unitWriter{}
-	u.comment("Written by ec2netd, see ec2netd(8), for the start of networkd: it goes when the lease")
-	u.comment("is back.")
-	u.section("Network")
-	u.set("KeepConfiguration", "yes")
-	return File{Path: StartDropIn(eni.Link.Name), Content: u.String()}
+	start := dropin.Start{KeepConfiguration: dropin.KeepYes}
+	return File{Path: StartDropIn(eni.Link.Name), Content: start.Render()}
 }
 
 // starting reports whether what networkd 252 found at its start must stay a little longer, with
 // all else that is there for the link. It has the lease again some milliseconds after it has
 // begun; not to be early costs nothing.
 func starting(link *Link, technique Technique) bool {
-	return link.StartFile && link.Current != "" && (technique == Undecided || !link.LeaseOverdue && (!link.Settled || !link.Done || link.Busy))
+	return link.StartFile && link.Current != nil && (technique == Undecided || !link.LeaseOverdue && (!link.Settled || !link.Done || link.Busy))
 }

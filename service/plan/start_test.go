@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ec2netd/service/dropin"
 )
 
 // E1, E7: what keeps connections over a restart of networkd waits for that, as a reload for its
@@ -18,35 +20,38 @@ func TestAtStart(t *testing.T) {
 		p := Make(in)
 		return p, p.ENIs[0].Files[0].Content
 	}
-	_, link.Current = planned(newNetworkd)
+	_, before := planned(newNetworkd)
+	link.Current = dropin.ParseNetwork(before)
 	link.Routers = addrs("fe80::1")
 
 	p, content := planned(newNetworkd)
 	files := p.AtStart()
-	if content != link.Current || len(files) != 1 || files[0].Path != NetworkDropIn("ens5") {
+	if content != before || len(files) != 1 || files[0].Path != NetworkDropIn("ens5") {
 		t.Fatalf("%+v\n%s", files, content)
 	}
-	if added, ok := strings.CutPrefix(files[0].Content, link.Current); !ok || !strings.Contains(added, "\nGateway=fe80::1\nGatewayOnLink=yes\nMetric=511\n") {
+	if added, ok := strings.CutPrefix(files[0].Content, before); !ok || !strings.Contains(added, "\nGateway=fe80::1\nGatewayOnLink=yes\nMetric=511\n") {
 		t.Errorf("networkd is to find\n%s", files[0].Content)
 	}
 	if p, _ := planned(Networkd{}); len(p.AtStart()) > 0 {
 		t.Errorf("without networkd: %+v", p.AtStart())
 	}
-	link.Current = files[0].Content
+	found := files[0].Content
+	link.Current = dropin.ParseNetwork(found)
 	for _, routers := range [][]string{{"fe80::1"}, nil} {
 		link.Routers = addrs(routers...)
-		if p, content := planned(newNetworkd); content != link.Current || len(p.AtStart()) > 0 {
+		if p, content := planned(newNetworkd); content != found || len(p.AtStart()) > 0 {
 			t.Errorf("once found, routers %v: %+v\n%s", routers, p.AtStart(), content)
 		}
 	}
 	// Another router is followed at once, and goes before the one that may be gone.
 	link.Routers = addrs("fe80::1", "fe80::2")
-	if _, content := planned(newNetworkd); !slices.Equal(routersIn(content), addrs("fe80::2", "fe80::1")) {
-		t.Errorf("two routers:\n%s", content)
-	} else if link.Current = content; !strings.Contains(content, "Gateway=fe80::2\nGatewayOnLink=yes\nMetric=510\n") {
-		t.Errorf("metrics:\n%s", content)
+	_, two := planned(newNetworkd)
+	if link.Current = dropin.ParseNetwork(two); !slices.Equal(link.Current.Routers(), addrs("fe80::2", "fe80::1")) {
+		t.Errorf("two routers:\n%s", two)
+	} else if !strings.Contains(two, "Gateway=fe80::2\nGatewayOnLink=yes\nMetric=510\n") {
+		t.Errorf("metrics:\n%s", two)
 	}
-	if _, content := planned(newNetworkd); content != link.Current {
+	if _, content := planned(newNetworkd); content != two {
 		t.Errorf("two routers, again:\n%s", content)
 	}
 }
@@ -56,7 +61,7 @@ func TestAtStart(t *testing.T) {
 func TestStartDropIn(t *testing.T) {
 	v := view(0, addrs("10.0.1.10"), addrs("2001:db8:1::10"))
 	link := dualStack(&v)
-	link.Current = Make(input([]Link{link}, v)).ENIs[0].Files[0].Content
+	link.Current = Make(input([]Link{link}, v)).ENIs[0].DropIn
 	stays := func(networkd Networkd, change func(*Link)) bool {
 		t.Helper()
 		now := link
@@ -86,7 +91,7 @@ func TestStartDropIn(t *testing.T) {
 		"done":                func(*Link) {},
 		"it has had its time": func(l *Link) { l.Done, l.Settled, l.LeaseOverdue = false, false, true },
 		"nothing there":       func(l *Link) { l.StartFile = false },
-		"another ENI's":       func(l *Link) { l.Current = "" },
+		"another ENI's":       func(l *Link) { l.Current = nil },
 	} {
 		if stays(oldNetworkd, change) {
 			t.Errorf("%s: the drop-in stays", name)

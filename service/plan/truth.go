@@ -7,14 +7,18 @@ import (
 	"slices"
 	"strconv"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 )
 
-// Rendered is what the generated drop-ins of an ENI say, as they are on the disk: empty
-// where there is none, or where it is not in force.
-type Rendered struct{ Network, Link string }
+// Rendered are the generated drop-ins of an ENI, as they are on the disk: nil where there is
+// none, or where it is not in force.
+type Rendered struct {
+	Network *dropin.Network
+	Link    *dropin.Link
+}
 
 // Truth is what one ENI has at the four places where it can be: in the metadata, in the
 // generated files, with networkd, and in the kernel.
@@ -49,7 +53,7 @@ type entry struct {
 // longer has, DHCP routes of an old metric, and withdrawn addresses that are still on the
 // link. All else that is there without the metadata is somebody else's.
 func Compare(eni *ENI, rendered Rendered, applied, snapshot *kernel.Snapshot, withdrawn []netip.Addr, ours func(Rule) bool) Truth {
-	c := &comparison{eni: eni, files: read(rendered), applied: applied, snapshot: snapshot, ours: ours}
+	c := &comparison{eni: eni, files: saidBy(rendered), applied: applied, snapshot: snapshot, ours: ours}
 	c.ipv6 = eni.IPv6NotApplicable()
 	c.ipv6Words = c.ipv6.Words()
 	c.entries = make([]entry, 0, len(eni.Want.Addresses)+len(eni.Want.Rules)+some)

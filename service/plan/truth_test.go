@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/service/config"
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
@@ -285,11 +286,12 @@ func anyRule(Rule) bool { return true }
 // G1: a name goes from an ENI where the files of both say that it is another one's, and
 // nowhere else.
 func TestStaleNames(t *testing.T) {
+	const ours = "# Written by ec2netd, see ec2netd(8).\n"
 	files := map[string]string{
-		LinkDropIn("ens6"): "[Match]\nMACAddress=02:00:00:00:00:06\n[Link]\nAlternativeName=eni-1\nAlternativeName=device-number-2\n",
-		LinkDropIn("ens7"): "[Match]\nMACAddress=02:00:00:00:00:07\n[Link]\nAlternativeName=eni-2\nAlternativeName=device-number-1\nAlternativeName=both\n",
-		LinkDropIn("ens8"): "[Match]\nMACAddress=02:00:00:00:00:08\n[Link]\nAlternativeName=eni-3\nAlternativeName=both\n",
-		LinkDropIn("ens9"): "[Match]\nMACAddress=02:00:00:00:00:01\n[Link]\nAlternativeName=eni-1\n", // of one that had the name before
+		"ens6": ours + "[Match]\nMACAddress=02:00:00:00:00:06\n[Link]\nAlternativeName=eni-1\nAlternativeName=device-number-2\n",
+		"ens7": ours + "[Match]\nMACAddress=02:00:00:00:00:07\n[Link]\nAlternativeName=eni-2\nAlternativeName=device-number-1\nAlternativeName=both\n",
+		"ens8": ours + "[Match]\nMACAddress=02:00:00:00:00:08\n[Link]\nAlternativeName=eni-3\nAlternativeName=both\n",
+		"ens9": ours + "[Match]\nMACAddress=02:00:00:00:00:01\n[Link]\nAlternativeName=eni-1\n", // of one that had the name before
 	}
 	links := []kernel.Link{
 		{Index: 2, Name: "ens5", Altnames: []string{"device-number-2"}}, // without a file: somebody else's
@@ -298,7 +300,7 @@ func TestStaleNames(t *testing.T) {
 		{Index: 5, Name: "ens8", MAC: "02:00:00:00:00:08", Altnames: []string{"eni-2", "both"}},
 		{Index: 6, Name: "ens9", MAC: "02:00:00:00:00:09", Altnames: []string{"eni-2"}},
 	}
-	got := StaleNames(links, func(path string) string { return files[path] })
+	got := StaleNames(links, func(link string) *dropin.Link { return dropin.ParseLink(files[link]) })
 	if want := []Name{{"ens6", "device-number-1"}, {"ens8", "eni-2"}}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
@@ -341,7 +343,7 @@ func TestCompareLeftToOthers(t *testing.T) {
 
 // TestCompareMark: rules by firewall mark, of each family (B12).
 func TestCompareMark(t *testing.T) {
-	section := config.Section{FirewallMark: &config.Mark{Value: 2, Mask: 0xff}}
+	section := config.Section{FirewallMark: &dropin.Mark{Value: 2, Mask: 0xff}}
 	eni, snapshot := known(t, section)
 	const ipv4, ipv6 = "rule from 0.0.0.0/0 fwmark 0x2/0xff lookup 10001", "rule from ::/0 fwmark 0x2/0xff lookup 10001"
 	marks := func(truth Truth) []string {

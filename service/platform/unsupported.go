@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/metrics"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
@@ -89,7 +90,7 @@ func (u *Unsupported) Run(ctx context.Context) error {
 // release lets networkd configure new ENIs by the base unit, where an earlier run of the
 // daemon, with Platform=any, has told it to leave them to the daemon (E9).
 func (u *Unsupported) release(ctx context.Context) {
-	if !plan.Ours(u.options.Store.Read(plan.HoldPath)) {
+	if !dropin.Ours(u.options.Store.Read(plan.HoldPath)) {
 		return
 	}
 	err := u.options.Store.Release()

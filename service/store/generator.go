@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/plan"
 )
 
@@ -92,7 +93,7 @@ func (s *Store) unwantedLeftOut(content map[string]string) []string {
 	var unwanted []string
 	for _, dir := range s.list(plan.Directory, "10-*."+Network+".d") {
 		p := path.Join(plan.Directory, dir, plan.DropInName)
-		if content[p] == "" && s.regular(p) && plan.Ours(s.Read(p)) {
+		if content[p] == "" && s.regular(p) && dropin.Ours(s.Read(p)) {
 			unwanted = append(unwanted, p)
 		}
 	}

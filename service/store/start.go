@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/plan"
 )
 
@@ -100,7 +101,7 @@ func (s *Store) Start(keepAll bool) error {
 		}
 		content, own := s.Read(atStart(p)), path.Join(path.Dir(p), plan.DropInName)
 		present := s.Read(own)
-		if !s.regular(own) || !plan.Ours(present) || (p == own && plan.MACIn(present) != plan.MACIn(content)) {
+		if !s.regular(own) || !dropin.Ours(present) || (p == own && dropin.ParseNetworkMatch(present).MAC() != dropin.ParseNetworkMatch(content).MAC()) {
 			continue
 		}
 		if (p == own || s.regular(p) || !s.there(p)) && content != s.Read(p) {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/file"
 	"ec2netd/service/plan"
 	"ec2netd/service/status"
@@ -41,6 +43,14 @@ type Store struct {
 	had map[string]plan.File
 
 	files file.Reader
+	// parsed are the drop-ins of links by name, see Network.
+	parsed map[string]parsed
+}
+
+// parsed is a drop-in and the text of it.
+type parsed struct {
+	text   string
+	dropIn *dropin.Network
 }
 
 func (s *Store) step() {
@@ -81,6 +91,25 @@ func (s *Store) Read(p string) string {
 		return ""
 	}
 	return text
+}
+
+// Network returns the generated .network drop-in of a link, nil if there is none. It is the same
+// one as long as the file has not changed.
+func (s *Store) Network(link string) *dropin.Network {
+	text, last := s.Read(plan.NetworkDropIn(link)), s.parsed[link]
+	if text != last.text {
+		last = parsed{text, dropin.ParseNetwork(text)}
+		if s.parsed == nil {
+			s.parsed = make(map[string]parsed)
+		}
+		s.parsed[link] = last
+	}
+	return last.dropIn
+}
+
+// LinkDropIn returns the generated .link drop-in of a link, nil if there is none.
+func (s *Store) LinkDropIn(link string) *dropin.Link {
+	return dropin.ParseLink(s.Read(plan.LinkDropIn(link)))
 }
 
 // list lists the matching names of a directory of networkd's. What cannot be listed has none;
@@ -169,6 +198,14 @@ func (u Unit) unit() string   { return plan.Directory + "/70-" + u.Name + "." + 
 func (u Unit) dir() string    { return u.unit() + ".d" }
 func (u Unit) dropIn() string { return u.unit() + ".d/" + plan.DropInName }
 
+// mac returns the MAC address of the link that a text of the drop-in is for.
+func (u Unit) mac(text string) string {
+	if u.Kind == Link {
+		return dropin.ParseLinkMatch(text).MAC()
+	}
+	return dropin.ParseNetworkMatch(text).MAC()
+}
+
 // Units lists the generated units.
 func (s *Store) Units() ([]Unit, error) {
 	// More than count there are none of this daemon's.
@@ -207,15 +244,15 @@ func (s *Store) Units() ([]Unit, error) {
 // Complete fills in what the disk has for a link: the drop-in, and files of somebody
 // else's.
 func (s *Store) Complete(link *plan.Link, networks *Networks) {
-	link.Current, link.Extent = s.Read(plan.NetworkDropIn(link.Name)), s.Extent(link.Name)
+	link.Current, link.Extent = s.Network(link.Name), s.Extent(link.Name)
 	link.StartFile = s.regular(plan.StartDropIn(link.Name))
 	if s.starts == nil {
 		s.starts = make(map[string]bool)
 	}
 	s.starts[plan.StartDropIn(link.Name)] = link.StartFile
-	if plan.MACIn(link.Current) != link.MAC {
+	if link.Current.MACAddress() != link.MAC {
 		// It is of another ENI that had the name.
-		link.Current = ""
+		link.Current = nil
 	}
 	unit := networks.Look(path.Base(plan.NetworkPath(link.Name)))
 	if unit.Path == "" {
@@ -241,12 +278,18 @@ func (s *Store) Assigned(presumed string) map[string]plan.Numbers {
 		return held
 	}
 	for _, unit := range units {
-		content := s.Read(plan.NetworkDropIn(unit.Name))
-		mac := plan.MACIn(content)
-		if numbers, ok := plan.NumbersIn(content); ok && unit.Kind == Network && mac != "" && mac != presumed {
+		if unit.Kind != Network {
+			continue
+		}
+		dropIn := s.Network(unit.Name)
+		mac := dropIn.MACAddress()
+		if numbers, ok := plan.NumbersIn(dropIn); ok && mac != "" && mac != presumed {
 			held[mac] = numbers
 		}
 	}
+	maps.DeleteFunc(s.parsed, func(link string, _ parsed) bool {
+		return !slices.Contains(units, Unit{link, Network}) && !s.there(plan.NetworkDropIn(link))
+	})
 	return held
 }
 
@@ -283,7 +326,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 		}
 		stays := wanted
 		own := unit.dropIn()
-		if wanted[own] && plan.MACIn(s.Read(own)) != plan.MACIn(content[own]) {
+		if present := s.Read(own); wanted[own] && present != content[own] && unit.mac(present) != unit.mac(content[own]) {
 			stays = nil
 		}
 		if err := s.prune(unit, stays, &changes); err != nil {
@@ -327,7 +370,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 func (s *Store) Release() error { return s.release(&Changes{}) }
 
 func (s *Store) release(changes *Changes) error {
-	if !plan.Ours(s.Read(plan.HoldPath)) {
+	if !dropin.Ours(s.Read(plan.HoldPath)) {
 		return nil
 	}
 	return s.remove(plan.HoldPath, changes)
@@ -335,7 +378,7 @@ func (s *Store) release(changes *Changes) error {
 
 // pruneBase removes the drop-in of the base unit, if it is this daemon's.
 func (s *Store) pruneBase(changes *Changes) error {
-	if !s.regular(plan.BaseDropIn) || !plan.Ours(s.Read(plan.BaseDropIn)) {
+	if !s.regular(plan.BaseDropIn) || !dropin.Ours(s.Read(plan.BaseDropIn)) {
 		return nil
 	}
 	if err := s.remove(plan.BaseDropIn, changes); err != nil {
@@ -514,7 +557,7 @@ func (s *Store) writeFile(want plan.File, units []Unit, changes *Changes) error 
 		if err == nil && present == want.Content {
 			return nil
 		}
-		if !strings.HasPrefix(path.Base(path.Dir(want.Path)), "70-") && !plan.Ours(present) {
+		if !strings.HasPrefix(path.Base(path.Dir(want.Path)), "70-") && !dropin.Ours(present) {
 			changes.Refused[want.Path] = status.Reason{Code: status.PlaceHasFile}
 			return nil
 		}

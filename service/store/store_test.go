@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/plan"
 )
 
@@ -285,9 +286,9 @@ func whole(t *testing.T, root string, ever []plan.File) {
 			t.Errorf("%s is %q, which was never wanted", p, text)
 		}
 		switch {
-		case filepath.Base(p) == plan.DropInName && plan.MACIn(text) != "": // or it is a link to such a one
+		case filepath.Base(p) == plan.DropInName && dropin.ParseLinkMatch(text).MAC() != "": // or it is a link to such a one
 			unit := filepath.Dir(p)
-			key := filepath.Ext(strings.TrimSuffix(unit, ".d")) + plan.MACIn(text)
+			key := filepath.Ext(strings.TrimSuffix(unit, ".d")) + dropin.ParseLinkMatch(text).MAC()
 			if other, ok := units[key]; ok {
 				t.Errorf("%s and %s are for the same MAC address", other, unit)
 			}
