@@ -180,11 +180,15 @@ func (c *ctl) explain(err error, method string) error {
 	case waits.owner != "":
 		return advise(waits.advice(), "%s", waits.owner)
 	case errors.Is(err, fs.ErrNotExist):
-		return advise("To start it now and at boot: systemctl enable --now ec2netd.socket ec2netd.service",
+		return advise("To start it now and at boot: "+c.enabling("--now ", daemonSocket, daemonUnit),
 			"ec2netd is not there: no socket %s", path)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return advise("To start it again: systemctl restart ec2netd.socket ec2netd.service",
-			"ec2netd does not listen on %s any more", path)
+		// systemd leaves the socket where it is when it stops it.
+		again := "To start it again: systemctl restart ec2netd.socket ec2netd.service"
+		if masked, _ := c.masks(daemonSocket, daemonUnit); len(masked) > 0 {
+			again = "To start it now and at boot: " + c.enabling("--now ", daemonSocket, daemonUnit)
+		}
+		return advise(again, "ec2netd does not listen on %s any more", path)
 	case errors.Is(err, fs.ErrPermission):
 		return advise("Everybody may, normally: see what changed the permissions of the socket or its directory, or try sudo.",
 			"not allowed to connect to %s", path)

@@ -111,6 +111,10 @@ var needed = []string{
 	"systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service", "ec2netd.service", "ec2netd.socket", metricsSocket,
 }
 
+// installAgain is what to do where a file of the installation is missing: to install it is nothing to
+// do for a package manager that has it installed.
+const installAgain = "install ec2netd again: apt-get install --reinstall PACKAGE, dnf reinstall PACKAGE, or make install"
+
 // runs tells whether a unit must be active, for the others to be of use.
 func runs(unit string) bool {
 	return unit == "systemd-networkd.service" || unit == "ec2netd.socket" || unit == metricsSocket
@@ -175,7 +179,7 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 	bus := &networkd.Client{Root: c.root}
 	defer bus.Close()
 	found.systemd = bus.Version(ctx)
-	looker := conflict.Looker{Root: c.root, Units: bus.ActiveUnits}
+	looker := conflict.Looker{Root: c.root, Units: bus.ActiveUnits, Drivers: s.config.Drivers}
 	links := make([]conflict.Link, 0, len(s.kernel.Links))
 	found.groups = make(map[string]int)
 	drivers := make(map[string]string)
@@ -337,12 +341,14 @@ func diagnose(s *symptoms) []finding {
 	d.metadata(s)
 	d.units(s)
 	for _, file := range s.missing {
-		switch path.Base(file) {
-		case store.BaseName:
-			d.problem("file", "install ec2netd again", "%s is missing: networkd has no unit for ENIs", file)
+		const again = installAgain + "; then: "
+		switch {
+		case path.Base(file) != store.BaseName:
+			d.problem("file", again+"systemctl restart systemd-networkd.service", "%s is missing: networkd takes away routes and rules of others", file)
+		case strings.HasPrefix(file, "/usr/lib/"):
+			d.problem("file", again+"networkctl reload", "%s is missing: networkd has no unit for ENIs", file)
 		default:
-			d.problem("file", "install ec2netd again, then: systemctl restart systemd-networkd.service",
-				"%s is missing: networkd takes away routes and rules of others", file)
+			d.problem("file", "rm "+file+" && networkctl reload", "%s is empty, which masks that of ec2netd: networkd has no unit for ENIs", file)
 		}
 	}
 	d.sections(s.unused)
@@ -484,6 +490,10 @@ func (d *diagnosis) units(s *symptoms) {
 	}
 	for _, u := range s.units {
 		preset := "systemctl preset " + u.name
+		enable := "systemctl enable --now " + u.name // whatever the presets say
+		if u.name == "systemd-networkd-wait-online.service" {
+			enable = "systemctl enable " + u.name // it is for boots
+		}
 		complain := d.problem
 		if u.name == metricsSocket {
 			complain = d.warn
@@ -491,9 +501,9 @@ func (d *diagnosis) units(s *symptoms) {
 		enabled := strings.HasPrefix(u.enabled, "enabled") || u.enabled == "static" || u.enabled == "alias" || u.enabled == "linked"
 		switch {
 		case u.enabled == "masked-runtime":
-			complain("unit", "systemctl unmask --runtime "+u.name+" && "+preset, "%s is masked until the next boot", u.name)
+			complain("unit", "systemctl unmask --runtime "+u.name+" && "+enable, "%s is masked until the next boot", u.name)
 		case u.load == "masked" || u.enabled == "masked":
-			complain("unit", "systemctl unmask "+u.name+" && "+preset, "%s is masked", u.name)
+			complain("unit", "systemctl unmask "+u.name+" && "+enable, "%s is masked", u.name)
 		case u.load == "not-found" && u.name == "systemd-resolved.service":
 			d.warn("unit", "install it, or have something else take the name servers of networkd's leases", "%s is not installed", u.name)
 		case u.load == "not-found":

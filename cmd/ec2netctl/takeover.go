@@ -138,6 +138,12 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 	if err != nil {
 		return nil, nil, err
 	}
+	if base, _ := site.store.Base(); site.store.Read(base) == "" {
+		if strings.HasPrefix(base, "/usr/lib/") {
+			return nil, nil, advise("To have it again "+installAgain+".", "%s is missing, so that networkd has no unit for ENIs", base)
+		}
+		return nil, nil, advise("To have that of ec2netd in force: rm "+base, "%s is empty, so that networkd has no unit for ENIs", base)
+	}
 	var links, hotplugged []string
 	enis := make([]conflict.Link, 0, len(site.kernel.Links))
 	for _, l := range site.kernel.Links {
@@ -155,16 +161,16 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 			return err == nil
 		}
 	}
+	if masked, _ := c.masks(daemonSocket); len(masked) > 0 {
+		return nil, nil, advise("To have it enabled as the presets say: "+c.enabling("", daemonSocket),
+			"%s is masked, so that nobody could ask ec2netd whether the ENIs are configured", daemonSocket)
+	}
 	_, err = os.Stat(networkdSocket)
 	p, err := takeover.Make(takeover.Facts{Units: units, Enabled: is("is-enabled"), Active: is("is-active"), Links: links, Hotplugged: hotplugged,
 		Ifupdown: len((&conflict.Looker{Root: c.root}).Ifupdown(enis)) > 0, Raised: (&conflict.Looker{Root: c.root}).RaisedOthers(enis), Before257: err != nil})
 	var not *takeover.NotEnabledError
 	if errors.As(err, &not) {
-		want := "enabled"
-		if not.Enabled {
-			want = "disabled"
-		}
-		return nil, nil, advise("To have it "+want+" as the presets say: systemctl preset "+not.Unit, "%w", err)
+		return nil, nil, advise(c.asPresetsSay(not), "%w", err)
 	}
 	if err != nil {
 		return nil, nil, err

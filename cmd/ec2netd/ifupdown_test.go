@@ -404,16 +404,18 @@ func TestLabIfupdownTakeover(t *testing.T) { // F8, F10, J3
 		// Two owners: each way that the advice names.
 		l.run("systemctl", "enable", "--now", "networking.service")
 		l.followed(conflict.Ifupdown, func(advice string) {
-			if out := l.fails("ec2netctl", "takeover", "--yes"); !strings.Contains(out, "networking.service is enabled") {
+			out := l.fails("ec2netctl", "takeover", "--yes")
+			if !strings.Contains(out, "networking.service is enabled") {
 				t.Errorf("takeover where networking.service is enabled: %s", out)
 			}
+			l.obeys(l.toHaveIt(out))
 			for _, command := range []string{"systemctl disable networking.service", "ec2netctl takeover"} {
 				if !strings.Contains(advice, command) {
 					t.Errorf("the advice is %s", advice)
 				}
 			}
-			l.run("systemctl", "disable", "networking.service")
-			l.run("ec2netctl", "takeover", "--yes")
+			first, _, _ := strings.Cut(advice, "; or")
+			l.obeys(first)
 		})
 		l.ready("after the other takeover", l.inst.Primary(), eni)
 		// What comes to mind first takes the links down, for a moment.
@@ -426,6 +428,11 @@ func TestLabIfupdownTakeover(t *testing.T) { // F8, F10, J3
 			l.run("sh", "-ec", command)
 		})
 		l.ready("after ifdown by hand", l.inst.Primary(), eni)
+		l.run("ifup", "ens5")
+		l.connected("ifdown of the primary ENI", func() {
+			l.followed(conflict.Ifupdown, l.obeys)
+			l.ready("after ifdown of the primary ENI", l.inst.Primary(), eni)
+		})
 		// The daemon does not see in between that ifupdown has configured them.
 		l.run("systemctl", "enable", "--now", "networking.service")
 		l.run("systemctl", "disable", "--now", "networking.service")

@@ -274,7 +274,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		Networkd:     bus,
 		Udev:         &udev.Udev{GiveNames: func(ctx context.Context) error { return bus.Run(ctx, orphansUnit) }},
 		Store:        &store.Store{},
-		Others:       &conflict.Looker{Units: bus.ActiveUnits},
+		Others:       &conflict.Looker{Units: bus.ActiveUnits, Drivers: settings.Drivers},
 		Log:          log,
 		Events:       []<-chan struct{}{watcher.Changed(), bus.Changed()},
 		Endpoint:     settings.Endpoint,

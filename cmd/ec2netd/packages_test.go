@@ -222,6 +222,14 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6, E9
 		if out, err := l.inst.Exec(t.Context(), "rpm", "--query", name); err == nil {
 			t.Errorf("%s is installed: %s", name, out)
 		}
+		// So that no advice has that command.
+		if out := l.run("sh", "-c", "dnf --assumeno remove "+name+" 2>&1 || :"); !strings.Contains(out, "ec2netd") {
+			t.Errorf("dnf remove %s would leave ec2netd: %s", name, out)
+		}
+		if out := l.fails("rpm", "--erase", name); !strings.Contains(out, "not installed") {
+			t.Errorf("rpm --erase %s: %s", name, out)
+		}
+		l.run("rpm", "--query", "ec2netd")
 		l.run("rpm", "--query", "--file", "/usr/share/doc/ec2netd/dependencies.txt", "/usr/share/doc/ec2netd/ec2netd.spdx.json")
 		l.everyAddress()
 		l.reboot()
@@ -361,6 +369,10 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 		if now := l.enabled(); !maps.Equal(now, after) {
 			t.Errorf("systemctl preset-all made %v of %v", now, after)
 		}
+		l.managerComesBack()
+		if now := l.enabled(); !maps.Equal(now, after) {
+			t.Errorf("what is advised against NetworkManager made %v of %v", now, after)
+		}
 
 		// What the admin decides later is respected; an upgrade and a downgrade are hitless.
 		l.run("systemctl", "enable", "NetworkManager.service")
@@ -390,6 +402,8 @@ func TestLabDeb(t *testing.T) { // F5, I2, I4, E6, E9
 		if now := l.files(); now != files {
 			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
 		}
+
+		l.mended("/root/1.deb")
 
 		// Removed, installed again, and purged.
 		l.run("systemctl", "disable", "NetworkManager.service")
@@ -475,6 +489,7 @@ func TestLabKeptOut(t *testing.T) { // I2, I4
 			unchanged("after the boot", before)
 			l.hitless("upgrading", func() { l.run("apt-get", "install", "--yes", "/root/2.deb") })
 			unchanged("after the upgrade", before)
+			l.wanted()
 		})
 	}
 }
@@ -610,6 +625,7 @@ func TestLabTakeover(t *testing.T) { // I2
 		}
 		l.attach(vpc.ENISpec{IPv4Count: 2, PrefixV4Count: 1})
 		l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		advised := l.commandsIn(l.toHaveIt(l.fails("ec2netctl", "status")))[0]
 		if out := l.run("ec2netctl", "takeover", "--dry-run"); !strings.Contains(out, "Would stop NetworkManager") || !strings.Contains(out, "ec2netd.service") {
 			t.Errorf("takeover --dry-run:\n%s", out)
 		}
@@ -629,7 +645,7 @@ func TestLabTakeover(t *testing.T) { // I2
 		l.until("its policy rule is there again", func() (bool, error) { return ruleOfNetworkManager(), nil })
 		l.run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
 
-		t.Log(l.run("ec2netctl", "takeover", "--yes"))
+		l.takenOverByTwo(advised)
 		l.networkManagerIsOff()
 		l.asAfterBoot("70-ens5.network", "ens5", "ens6")
 	})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -72,6 +73,13 @@ func TestLabUnits(t *testing.T) { // F9
 		systemctl("unmask")
 		l.run("systemctl", "start", "ec2netd.socket")
 		calls(true, "where they are unmasked")
+		for _, off := range [][]string{{"disable", "--now"}, {"mask", "--now"}, {"mask", "--runtime", "--now"}} {
+			systemctl(off...)
+			l.obeys(l.toHaveIt(l.fails("ec2netctl", "status")))
+			calls(true, fmt.Sprintf("after what status says against %q", off))
+			systemctl("enable") // one that is not needed is left as it was
+		}
+		l.cloudSetupGoes()
 		l.configured("ens5")
 
 		// Whatever /var is, and however it is mounted.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +71,22 @@ func TestLabUnsupported(t *testing.T) {
 		l.logOf("notice")
 		if log := l.run("journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager"); strings.Count(log, "\n") > 0 || !strings.HasPrefix(log, "Nothing is configured") {
 			t.Errorf("the log is not one line:\n%s", log)
+		}
+
+		// It is to be one.
+		const own = "/etc/ec2netd.conf.d/zz.conf"
+		for _, advice := range []string{s.Reason, l.adviceOf("this machine is no EC2 instance")} {
+			setting := regexp.MustCompile(`set (Platform=\S+) in (\[Match\])`).FindStringSubmatch(advice)
+			if setting == nil {
+				t.Fatalf("the advice is %q", advice)
+			}
+			l.put(own, setting[2]+"\n"+setting[1]+"\n")
+			l.obeys(advice)
+			l.configured("ens5")
+			l.configured(eni.ID())
+			l.run("rm", own)
+			l.run("systemctl", "restart", "ec2netd.service")
+			l.manager(state.Unsupported)
 		}
 
 		// The same machine, had it been an EC2 instance.

@@ -62,6 +62,8 @@ type Facts struct {
 	Lowered map[string]time.Time
 	// Clients are the DHCP clients that run for an ENI, of which no owner above tells.
 	Clients []Client
+	// Drivers are those whose links are ENIs.
+	Drivers []string
 	// PolicyRouting are the files in which cloud-init has policy rules for an ENI.
 	PolicyRouting []string
 	// OldFiles are those of amazon-ec2-net-utils, or of ec2-net-utils before it: its udev
@@ -89,9 +91,7 @@ func Find(f Facts) []state.Conflict {
 			conflicts = append(conflicts, state.Conflict{Name: name, Evidence: evidence, Advice: advice})
 		}
 	}
-	add(NetworkManager, f.manager(),
-		"have networkd alone configure the ENIs: systemctl disable --now NetworkManager.service; or, to keep NetworkManager for other links, "+
-			"unmanaged-devices=driver:ena in the section [keyfile] of a file in /etc/NetworkManager/conf.d, and systemctl reload NetworkManager.service")
+	add(NetworkManager, f.manager(), f.adviceOnManager())
 	add(NMCloudSetup, f.units("nm-cloud-setup."),
 		"systemctl disable --now nm-cloud-setup.timer nm-cloud-setup.service: ec2netd does what it is for")
 	evidence, advice := f.ifupdown()
@@ -101,16 +101,41 @@ func Find(f Facts) []state.Conflict {
 		add(name, evidence, "have networkd alone ask for leases: "+strings.Join(advice, "; "))
 	}
 	add(CloudInit, f.PolicyRouting,
-		"remove what the evidence names and reboot: ec2netd does what it is for, and keeps cloud-init from writing it again")
+		"remove the files that the evidence names, and reboot: ec2netd does what they are for, and keeps cloud-init from writing them again")
 	old := slices.Clone(f.OldFiles)
 	for _, unit := range f.Active {
 		if strings.HasPrefix(unit, "policy-routes@") || strings.HasPrefix(unit, "refresh-policy-routes@") || strings.HasPrefix(unit, "ec2net-") {
 			old = append(old, unit+" is active")
 		}
 	}
-	add(OldPackage, old, "remove the package (ec2netd takes its place) and reboot: "+
-		"dnf remove amazon-ec2-net-utils, apt-get purge amazon-ec2-net-utils, or yum remove ec2-net-utils")
+	add(OldPackage, old, f.adviceOnOld())
 	return conflicts
+}
+
+// adviceOnManager says what to do against NetworkManager. If it were only stopped, its addresses,
+// routes and rules would stay, and networkd keeps those of others.
+func (f *Facts) adviceOnManager() string {
+	advice := "have networkd alone configure the ENIs: systemctl disable " + managerUnit
+	if slices.Contains(f.Active, managerUnit) {
+		advice += ", then ec2netctl takeover, which stops it and removes what it has set"
+	}
+	if len(f.Drivers) == 0 {
+		return advice
+	}
+	return advice + "; or, to keep NetworkManager for other links, unmanaged-devices+=driver:" + strings.Join(f.Drivers, ";driver:") +
+		" in the section [keyfile] of a file in /etc/NetworkManager/conf.d, and systemctl reload " + managerUnit
+}
+
+// adviceOnOld says what to do against amazon-ec2-net-utils. A package of ec2netd takes its place, so
+// that only /run can have something of it: dnf and apt would remove ec2netd then, which provides the
+// old name, and rpm and dpkg do not. Where the old package is there, ec2netd was installed without
+// one, and over a file of it.
+func (f *Facts) adviceOnOld() string {
+	if !slices.ContainsFunc(f.OldFiles, func(file string) bool { return !strings.HasPrefix(file, "/run/") }) {
+		return "ec2netctl takeover, which removes what the package has left in /run; or reboot"
+	}
+	return "remove the package: dpkg --purge amazon-ec2-net-utils, rpm --erase amazon-ec2-net-utils, or rpm --erase ec2-net-utils; " +
+		"then install ec2netd again, since the removal takes away its /usr/lib/systemd/network/80-ec2.network; then reboot"
 }
 
 // manager is the evidence against NetworkManager: none if it runs and leaves every ENI

@@ -95,6 +95,32 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// F5: the advice is for the drivers that are configured, and never has ec2netd removed.
+func TestAdvice(t *testing.T) {
+	const manager = "have networkd alone configure the ENIs: systemctl disable NetworkManager.service"
+	for _, c := range []struct {
+		facts conflict.Facts
+		want  string
+	}{
+		{conflict.Facts{Enabled: []string{"NetworkManager.service"}}, manager},
+		{
+			conflict.Facts{Active: []string{"NetworkManager.service"}, Drivers: []string{"ena", "vif"}},
+			manager + ", then ec2netctl takeover, which stops it and removes what it has set; or, to keep NetworkManager for other links, " +
+				"unmanaged-devices+=driver:ena;driver:vif in the section [keyfile] of a file in /etc/NetworkManager/conf.d, and systemctl reload NetworkManager.service",
+		},
+		{conflict.Facts{OldFiles: []string{"/run/systemd/network/70-ens5.network.d/eni.conf"}}, "ec2netctl takeover, which removes what the package has left in /run; or reboot"},
+		{
+			conflict.Facts{OldFiles: []string{"/usr/share/amazon-ec2-net-utils", "/run/systemd/network/70-ens5.network.d/eni.conf"}},
+			"remove the package: dpkg --purge amazon-ec2-net-utils, rpm --erase amazon-ec2-net-utils, or rpm --erase ec2-net-utils; " +
+				"then install ec2netd again, since the removal takes away its /usr/lib/systemd/network/80-ec2.network; then reboot",
+		},
+	} {
+		if found := conflict.Find(c.facts); len(found) != 1 || found[0].Advice != c.want {
+			t.Errorf("%+v: %+v", c.facts, found)
+		}
+	}
+}
+
 // F8: a takeover mends what a unit of ifupdown's has done, and nothing else.
 func TestAdviceOnIfupdown(t *testing.T) {
 	for _, c := range []struct {
@@ -206,6 +232,12 @@ func TestLook(t *testing.T) {
 	if others := looker.RaisedOthers(links); !slices.Equal(others, []string{"ens50"}) {
 		t.Errorf("ifupdown has also configured %q", others)
 	}
+	// As NetworkManager says of one that unmanaged-devices= has.
+	put("/run/NetworkManager/devices/2", "[device]\nperm-hw-addr-fake=02:00:00:00:00:0A\nnm-owned=false\n")
+	if is, told := looker.Look(t.Context(), links).Managed["ens5"]; is || !told {
+		t.Errorf("a device that is left out: managed %v, told %v", is, told)
+	}
+	put("/run/NetworkManager/devices/2", "[device]\nmanaged=true\n")
 	put("/proc/124/comm", "ifdown\n")
 	put("/run/network/ifdown-ens6.pid", "124\n")
 	if at := looker.Look(t.Context(), links).Lowered["ens6"]; time.Since(at) > time.Minute {

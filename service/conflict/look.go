@@ -23,6 +23,8 @@ type Looker struct {
 	Root string
 	// Units tells which units that patterns match are active. Nil for none.
 	Units func(ctx context.Context, patterns []string) ([]string, error)
+	// Drivers are those whose links are ENIs.
+	Drivers []string
 
 	active []string
 	files  file.Reader
@@ -45,7 +47,7 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 			l.active = slices.Sorted(slices.Values(active))
 		}
 	}
-	f := Facts{Active: l.active, Managed: make(map[string]bool)}
+	f := Facts{Active: l.active, Managed: make(map[string]bool), Drivers: l.Drivers}
 	for _, found := range l.below("/etc/systemd/system/*.wants", managerUnit, setupService, setupTimer, networking) {
 		if unit := filepath.Base(found); !slices.Contains(f.Enabled, unit) && !l.masked("/etc/systemd/system/"+unit) {
 			f.Enabled = append(f.Enabled, unit)
@@ -53,13 +55,9 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 	}
 	for _, link := range links {
 		f.Links = append(f.Links, link.Name)
-		for line := range strings.Lines(l.read("/run/NetworkManager/devices/" + strconv.Itoa(link.Index))) {
-			switch strings.TrimSpace(line) {
-			case "managed=true":
-				f.Managed[link.Name] = true
-			case "managed=false":
-				f.Managed[link.Name] = false
-			}
+		if said := l.read("/run/NetworkManager/devices/" + strconv.Itoa(link.Index)); said != "" {
+			// Of one that its configuration leaves out it says neither (NetworkManager 1.52).
+			f.Managed[link.Name] = managed(said)
 		}
 	}
 	f.Raised, f.Auto, f.Clients = l.raised(links), l.Ifupdown(links), l.clients(links)
@@ -68,6 +66,11 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 	f.OldFiles = l.oldFiles()
 	f.Unread = l.files.Unread()
 	return f
+}
+
+// managed reports whether NetworkManager manages a device, by what it has written of it.
+func managed(device string) bool {
+	return slices.ContainsFunc(strings.Split(device, "\n"), func(line string) bool { return strings.TrimSpace(line) == "managed=true" })
 }
 
 // policyRouting are the files in which cloud-init has policy rules for an ENI: what it

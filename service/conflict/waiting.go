@@ -50,10 +50,8 @@ func (l *Looker) enabled(unit string) bool {
 
 // owner says who configures a link that networkd uses a file for, or none; empty for nobody.
 func (l *Looker) owner(link Link, file string) string {
-	for line := range strings.Lines(l.read("/run/NetworkManager/devices/" + strconv.Itoa(link.Index))) {
-		if strings.TrimSpace(line) == "managed=true" {
-			return NetworkManager
-		}
+	if managed(l.read("/run/NetworkManager/devices/" + strconv.Itoa(link.Index))) {
+		return NetworkManager
 	}
 	if len(l.raised([]Link{link})) > 0 {
 		return "ifupdown (networking.service)"
