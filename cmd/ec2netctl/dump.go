@@ -87,7 +87,7 @@ func (s *site) paths(primary string) []metadata.Path {
 	paths := metadata.Way{Endpoint: s.config.Endpoint, Imdsd: metadata.ImdsdSocket}.Paths(s.kernel.Links, "", primary)
 	if len(paths) == 0 {
 		// No ENI has an address: some other link may lead there.
-		paths = []metadata.Path{{Endpoint: metadata.EndpointIPv4}, {Endpoint: metadata.EndpointIPv6}}
+		paths = []metadata.Path{{Endpoint: metadata.EndpointIPv4}, {Endpoint: metadata.EndpointIPv6}, {Socket: metadata.ImdsdSocket}}
 	}
 	return paths
 }

@@ -474,9 +474,17 @@ func (c *Client) classify(key string, path Path, trace *trace, err error) error 
 	}
 	e.Err = fmt.Errorf("%s: %w", path, cause)
 	if errors.Is(cause, syscall.EACCES) {
-		e.Err = fmt.Errorf("%w: direct access is prohibited here; start systemd-imdsd.socket, so that systemd-imdsd can be asked", e.Err)
+		e.Err = fmt.Errorf("%w: direct access is prohibited here%s", e.Err, aroundLock())
 	}
 	return e
+}
+
+// aroundLock says what to do where direct access is prohibited.
+func aroundLock() string {
+	if _, err := os.Stat("/usr/lib/systemd/system/" + imdsdUnit); err != nil {
+		return ", and this systemd has no " + imdsdUnit + ", by which it would be read"
+	}
+	return ": systemctl enable --now " + imdsdUnit + ", so that systemd-imdsd can be asked"
 }
 
 // kindOfCause is the kind of a failure without an answer.

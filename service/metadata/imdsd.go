@@ -24,6 +24,9 @@ import (
 // imdsd's own requests carry a firewall mark that such a set-up lets through.
 const ImdsdSocket = "/run/systemd/io.systemd.InstanceMetadata"
 
+// imdsdUnit listens there, once it is started.
+const imdsdUnit = "systemd-imdsd.socket"
+
 // imdsdTimeout bounds one call. systemd-imdsd is started by the first, may look for the
 // right interface, and tries again by itself.
 const imdsdTimeout = 8 * time.Second
