@@ -12,7 +12,7 @@ import (
 	"ec2netd/service/state"
 )
 
-// The names that clients use, fixed in design.md.
+// The names that clients use (H1).
 const (
 	// BusName is the well-known name on the system bus. The digit is the version
 	// of the interfaces: what breaks a client gets another name.

@@ -237,7 +237,7 @@ func TestRootOnly(t *testing.T) {
 // TestManPage holds org.ec2netd1(5) to the XML: every method with its arguments, every
 // property with its type and whether it tells of changes, in the order of the XML, and
 // no other; and every error and polkit action.
-func TestManPage(t *testing.T) { // H1, issue 5
+func TestManPage(t *testing.T) { // H1
 	text, err := os.ReadFile("org.ec2netd1.5")
 	if err != nil {
 		t.Fatal(err)

@@ -503,7 +503,7 @@ func (b *syncBuffer) String() string {
 
 // TestStorm: twenty clients introspect and read paths that are there, that vanish and
 // that never were, while ENIs come and go. With godbus's own table this ends the
-// process (libraries.md).
+// process (facts: godbus).
 func TestStorm(t *testing.T) {
 	b := newBus(t)
 	b.Start()

@@ -114,7 +114,7 @@ func (s *Server) String() string {
 // only.
 //
 // The library's own loop is not used: it ignores its context and races with its
-// Shutdown (libraries.md).
+// Shutdown (facts: varlink).
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range s.options.Listeners {

@@ -84,7 +84,7 @@ func machineAt(t *testing.T, service http.Handler) string {
 
 // TestHostnameElsewhere: on a machine that is no EC2 instance nobody is asked, and a boot does
 // not fail for it.
-func TestHostnameElsewhere(t *testing.T) { // issue 13
+func TestHostnameElsewhere(t *testing.T) {
 	root := machineAt(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the service was asked") }))
 	text, err := os.ReadFile(filepath.Join(root, "etc/ec2netd.conf"))
 	if err == nil {

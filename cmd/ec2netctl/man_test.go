@@ -16,7 +16,7 @@ import (
 
 // TestManPages: every manual page of the repository is without fault, for groff and for
 // mandoc.
-func TestManPages(t *testing.T) { // issue 5
+func TestManPages(t *testing.T) {
 	var pages []string
 	for _, dir := range []string{"../*", "../../units", "../../api"} {
 		found, err := filepath.Glob(filepath.Join(dir, "*.[1-8]"))
@@ -57,7 +57,7 @@ func TestManPages(t *testing.T) { // issue 5
 }
 
 // TestManPage: ec2netctl(1) has every command and option, and no other.
-func TestManPage(t *testing.T) { // issue 5
+func TestManPage(t *testing.T) {
 	text, err := os.ReadFile("ec2netctl.1")
 	if err != nil {
 		t.Fatal(err)

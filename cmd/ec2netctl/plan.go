@@ -117,7 +117,7 @@ func (c *ctl) plan(ctx context.Context, o *planOptions) error {
 		in.Base, in.BaseDropIns = on.Base()
 		if result, err = makePlan(&d.Dump, in); err != nil { //nolint:contextcheck // it waits for nothing
 			if c.who.elevated && o.metadata != "-" {
-				err = errors.New("it is not complete, or has values that cannot be") // J4, see loadDump
+				err = errors.New("it is not complete, or has values that cannot be") // see loadDump (J4)
 			}
 			return advise("Write a dump on the instance with: ec2netctl dump-metadata > FILE", "%s: %w", o.metadata, err)
 		}

@@ -56,7 +56,7 @@ func TestHowItDied(t *testing.T) { // J3
 }
 
 // TestWayBack: where the unit of a takeover cannot be started, an attempt that was begun keeps
-// what it takes to undo it, and one that was not leaves nothing. // J3
+// what it takes to undo it, and one that was not leaves nothing (J3).
 func TestWayBack(t *testing.T) {
 	// systemd refuses to run the unit, and says that it does not run.
 	programs := t.TempDir()

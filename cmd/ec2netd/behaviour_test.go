@@ -88,7 +88,7 @@ func TestLabActivation(t *testing.T) {
 		if out := l.fails("ec2netctl", "status"); !strings.Contains(out, "systemctl") {
 			t.Errorf("ec2netctl without a daemon says: %s", out)
 		}
-		// I5, as far as it is known here: the units are sound.
+		// I5: as far as it is known here, the units are sound.
 		l.run("systemd-analyze", "verify", "--man=no", "ec2netd.service", "ec2netd.socket")
 	})
 }

@@ -341,7 +341,7 @@ func TestLabHitlessPrimary(t *testing.T) {
 		steps := l.steps(primary)
 		first := l.measured(primary, steps[0].do)
 		t.Logf("the first change: %s", first)
-		// E2's exception: 252 makes it cost IPv6 something to become static, once.
+		// The exception (E2): 252 makes it cost IPv6 something to become static, once.
 		if first.lost[0]+first.lost[1] > 0 || (!old && !first.none()) {
 			t.Errorf("the first change cost %s", first)
 		}

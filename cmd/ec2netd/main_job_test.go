@@ -213,7 +213,7 @@ func TestLabMainJob(t *testing.T) {
 		}
 		l.checkKernel(eni)
 		l.countDrops()
-		// A3, B6, B2 by packets: from each address, out of its own ENI.
+		// A3, B6, B2: by packets, from each address, out of its own ENI.
 		for _, source := range slices.Concat(primary.IPv4(), primary.IPv6(), eni.IPv4(), eni.IPv6()) {
 			l.pingFrom(source)
 		}

@@ -13,7 +13,7 @@ import (
 )
 
 // TestManPage: ec2netd(8) has every option and unit, and no other.
-func TestManPage(t *testing.T) { // issue 5
+func TestManPage(t *testing.T) {
 	text, err := os.ReadFile("ec2netd.8")
 	if err != nil {
 		t.Fatal(err)

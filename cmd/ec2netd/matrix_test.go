@@ -223,7 +223,7 @@ func (f *faulted) concerns(line string) bool {
 	return false
 }
 
-// tableOf is B1's.
+// tableOf is the ENI's table (B1).
 func tableOf(eni *vpc.ENI) int {
 	table := 10000 + eni.DeviceIndex()
 	if card := eni.NetworkCard(); card != nil {

@@ -193,8 +193,8 @@ func TestLabMovedDefaultRoute(t *testing.T) {
 	})
 }
 
-// D7: the service is off, and on again; D1: a token is used for its life, and renewed
-// when it is refused; D6: a slow service is waited for.
+// D7, D1, D6: the service is off, and on again; a token is used for its life, and renewed
+// when it is refused; a slow service is waited for.
 func TestLabMetadataOffAndOn(t *testing.T) {
 	t.Parallel()
 	l := boot(t, "trixie", often)

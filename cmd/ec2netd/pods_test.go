@@ -36,8 +36,8 @@ func configurationPage(t testing.TB) string {
 	return string(text)
 }
 
-// A12: with SecondaryAddresses=no an ENI has its primary addresses alone, and a pod that owns
-// another one of a secondary ENI talks to the VPC by that ENI, both ways. A10: DNS= takes the
+// A12, A10: with SecondaryAddresses=no an ENI has its primary addresses alone, and a pod that owns
+// another one of a secondary ENI talks to the VPC by that ENI, both ways. DNS= takes the
 // place of the servers of the lease.
 func TestLabPods(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {

@@ -23,7 +23,7 @@ const (
 // unit without this (E9), see plan.HoldProperty.
 //
 // It reloads also where the unit is gone already: the daemon may have ended between a change
-// of a file and the reload. A reload in which no file changed touches no link (facts.md 1).
+// of a file and the reload. A reload in which no file changed touches no link (facts: reload).
 func release(ctx context.Context, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, releaseTime)
 	defer cancel()

@@ -216,7 +216,7 @@ func TestLabSystemRestarted(t *testing.T) {
 			if err := eni.Delete(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			l.run("sh", "-c", remove("/run/systemd/network")) // F12, for what takes PID 1
+			l.run("sh", "-c", remove("/run/systemd/network")) // F12: for what takes PID 1
 			l.until("the directory is back", func() (bool, error) { return len(l.units(primary.MAC())) == 1, nil })
 			l.intact(primary)
 		}

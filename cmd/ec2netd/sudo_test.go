@@ -7,7 +7,7 @@ import (
 )
 
 // sudoGainsNothing checks that a user who may run ec2netctl as root, with an environment of their
-// own choice, can do nothing else as root by it: J4.
+// own choice, can do nothing else as root by it (J4).
 func (l *lab) sudoGainsNothing() {
 	l.t.Helper()
 	const evil = "/tmp/evil"

@@ -75,7 +75,7 @@ func (l *lab) leavesBy(to string, more ...string) string {
 	return name
 }
 
-// underTunnel checks F13 for some ENIs while a full tunnel is up.
+// underTunnel checks some ENIs while a full tunnel is up (F13).
 func (l *lab) underTunnel(when string, enis ...*vpc.ENI) {
 	l.t.Helper()
 	for _, to := range []string{"169.254.169.254", "169.254.169.123", "fd00:ec2::254", "fd00:ec2::123"} {

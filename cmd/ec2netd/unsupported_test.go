@@ -32,7 +32,7 @@ if [ -d /sys/hypervisor ]; then mount -t tmpfs fake /sys/hypervisor; fi
 `
 )
 
-// Issue 13, scope 11: on a machine that is no EC2 instance nothing is asked and nothing is
+// On a machine that is no EC2 instance nothing is asked and nothing is
 // configured, and everybody is told so; on one that is, all is as ever.
 func TestLabUnsupported(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {

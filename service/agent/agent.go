@@ -155,7 +155,7 @@ const (
 	newTime = 60 * time.Millisecond
 	// holdTime is how long networkd leaves a new ENI alone that is not known yet. Then it gets
 	// the base unit. It is listedHoldTime while the metadata lists the ENI, and only does not
-	// tell all of it: a device number was seen to be 10 s late, and before it is known an
+	// tell all of it: a device number was seen to be 10 s late (facts: late-keys), and before it is known an
 	// address of the ENI is of no use (B8).
 	holdTime       = 2 * time.Second
 	listedHoldTime = 12 * time.Second
@@ -523,7 +523,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	close(a.ready)
 	if a.reloads == 0 {
 		// Files that an earlier run wrote may not have been read. A reload in which no
-		// file changed touches no link (facts.md 1).
+		// file changed touches no link (facts: reload).
 		a.reloadDue = true
 	}
 	a.ask(0)

@@ -52,7 +52,7 @@ func (w *world) tree(t *testing.T) string {
 	return out.String()
 }
 
-// C1: one consistent view, one reload; E3: then nothing, however often it looks.
+// C1, E3: one consistent view, one reload; then nothing, however often it looks.
 func TestAttachAndIdle(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
@@ -405,7 +405,7 @@ func TestMovedAddress(t *testing.T) {
 	})
 }
 
-// A1: a change follows by itself; A2, D3: and only what the metadata withdrew goes.
+// A1, A2, D3: a change follows by itself, and only what the metadata withdrew goes.
 func TestAssignAndUnassign(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, w *world) {
@@ -1266,7 +1266,7 @@ func TestSlowCleaning(t *testing.T) {
 }
 
 // H1: watchers see the latest state, and a slow one holds up nobody.
-// F1: rules that networkd has forgotten go, and no others; what is nowhere any more
+// Rules that networkd has forgotten go, and no others (F1); what is nowhere any more
 // leaves the record, and what stays all the same is tried seldom.
 func TestForgottenRules(t *testing.T) {
 	t.Parallel()

@@ -291,7 +291,7 @@ func (a *Agent) orphanAddresses() []plan.OwnAddress {
 	orphans := plan.OrphanAddresses(slices.Collect(maps.Keys(a.addresses)), wanted, a.snapshot.Links)
 	if a.technique == plan.Static {
 		// networkd 252 removes what it has forgotten, but takes a deprecated address (A11) for
-		// one of DHCP, which KeepConfiguration=dhcp keeps (measured).
+		// one of DHCP, which KeepConfiguration=dhcp keeps (facts: keepconfiguration).
 		orphans = slices.DeleteFunc(orphans, func(own plan.OwnAddress) bool { return own.Address.Is4() })
 	}
 	return orphans

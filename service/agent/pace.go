@@ -47,13 +47,13 @@ const (
 	readTime = 25 * time.Second
 	// readers is how many ENIs are read at once, and retries how many of these may be
 	// ENIs that failed before: the service allows 1024 packets a second an ENI
-	// (facts: EC2).
+	// (facts: packet-limit).
 	readers = 4
 	retries = 2
 	// firstFollow is the time to the next whole view of what has just changed.
 	firstFollow = 2 * time.Second
 	// youngTime is for how long after an attachment EC2 is expected to tell more of the ENI;
-	// a device number was seen to come after 10 s (facts: EC2). firstPause and slowestPause
+	// a device number was seen to come after 10 s (facts: late-keys). firstPause and slowestPause
 	// bound the time between two looks meanwhile. doubtTime is for how long numbers that cannot
 	// be used are looked at as often; then they are read with everything else.
 	youngTime    = 10 * time.Second

@@ -375,8 +375,8 @@ func (a *Agent) decide() {
 
 // networkd is what is known of the networkd that runs.
 func (a *Agent) networkd() plan.Networkd {
-	// A networkd that stops removes its socket before it gives up its name (measured on 257 and
-	// 262): what was seen of it holds until there is another one.
+	// A networkd that stops removes its socket before it gives up its name
+	// (facts: restart): what was seen of it holds until there is another one.
 	a.varlink = a.varlink || a.Networkd.Varlink()
 	return plan.Networkd{Running: a.networkdUp, Varlink: a.varlink, Keeps: a.Networkd.Keeps()}
 }
@@ -618,7 +618,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 		"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(), "next_try", l.repairDelay.String())
 	l.broughtBack(eni, now)
 	// ReconfigureLink leaves DHCP alone from 256 on, where the lease is kept over a
-	// configuration (measured on 257 and 262).
+	// configuration (facts: keepconfiguration).
 	if err := a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err != nil {
 		return err
 	}

@@ -372,7 +372,7 @@ func wanted(name string, spec imds.Interface, primary bool) map[string]bool {
 	return words
 }
 
-// tableOf is B1's, and sourcesOf B2's.
+// tableOf is the ENI's table (B1), and sourcesOf are the sources of its rules (B2).
 func tableOf(spec imds.Interface) int { return 10000 + 100**spec.NetworkCard + spec.DeviceNumber }
 
 func sourcesOf(spec imds.Interface) []netip.Prefix {

@@ -1,6 +1,6 @@
 // Package bus dials the system bus. It is the only place that does: a bare godbus
 // connection lets any local user end the process, because it decodes whatever the bus
-// delivers to its unique name (facts.md, J1).
+// delivers to its unique name (J1, facts: godbus, decisions/006).
 //
 // A connection made here negotiates no file descriptors, and a guard stands between the
 // socket and godbus. The guard passes on what its owner has a use for: replies that are

@@ -12,7 +12,7 @@ import (
 )
 
 // TestManPage: ec2netd.conf(5) has every section and key, and no other.
-func TestManPage(t *testing.T) { // issue 5
+func TestManPage(t *testing.T) {
 	text, err := os.ReadFile("../../units/ec2netd.conf.5")
 	if err != nil {
 		t.Fatal(err)

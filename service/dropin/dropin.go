@@ -114,7 +114,7 @@ func each(text string, take func([]setting)) {
 }
 
 // begin starts a section. Two sections of the same name stay separate; the usual libraries for unit
-// files would merge them.
+// files would merge them (facts: unit-files).
 func (c *codec) begin(section string) { c.section, c.begun = section, false }
 
 // header writes the header of the section unless it has been written.

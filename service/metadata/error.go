@@ -92,7 +92,7 @@ func KindOf(err error) Kind {
 }
 
 // IncompleteError says that the service answered, but does not tell all of an ENI yet:
-// keys of a new ENI appear one by one (facts: EC2).
+// keys of a new ENI appear one by one (facts: late-keys).
 type IncompleteError struct {
 	MAC string
 	// Missing keys, sorted. Empty when the ENI itself is not listed.

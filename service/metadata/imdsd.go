@@ -35,7 +35,7 @@ const imdsdTimeout = 8 * time.Second
 type imdsd struct{ busy chan struct{} }
 
 // get reads a key, over a connection of its own: systemd-imdsd 262.1 was seen to answer
-// later calls on one with io.systemd.System. What imdsd has in its cache does not count: it keeps
+// later calls on one with io.systemd.System (facts: locked-service). What imdsd has in its cache does not count: it keeps
 // that for a quarter of an hour.
 func (d *imdsd) get(ctx context.Context, path Path, key string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, imdsdTimeout)

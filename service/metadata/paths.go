@@ -42,7 +42,7 @@ func (w Way) Paths(links []kernel.Link, mac, primary string) []Path {
 		var has4, has6 bool
 		for _, address := range l.Addresses {
 			// In an IPv6-only subnet DHCP hands out a link-local IPv4 address with an
-			// unusable gateway (facts.md 20).
+			// unusable gateway (facts: ipv6-only-subnets).
 			if address.Global && !address.Tentative && !address.Prefix.Addr().IsLinkLocalUnicast() {
 				has4 = has4 || address.Prefix.Addr().Is4()
 				has6 = has6 || address.Prefix.Addr().Is6()
@@ -63,7 +63,7 @@ func (w Way) Paths(links []kernel.Link, mac, primary string) []Path {
 		return direct
 	}
 	// Where direct access is prohibited: over the primary ENI, the way that the lock leaves open,
-	// or over any that it finds (D9). From another ENI's address the rules of B9 lead to the lock.
+	// or over any that it finds (D9). From another ENI's address the rules for local networks (B9) lead to the lock.
 	if best == 0 {
 		best = direct[0].Index
 	}

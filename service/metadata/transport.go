@@ -21,7 +21,7 @@ import (
 // It takes the place of net/http's Transport, which reads as much as a service sends. That
 // one also takes surplus bytes after an answer for the answer to the next request,
 // and waits for the end of what follows a 101 without a deadline. Here an answer has been
-// read, within the limits of D13, before anybody sees it.
+// read, within the limits (D13), before anybody sees it.
 type transport struct {
 	counters
 	agent string

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestGone: only a control group that is not there says so. // E9
+// TestGone: only a control group that is not there says so (E9).
 func TestGone(t *testing.T) {
 	root := t.TempDir()
 	c := &Client{Root: root}

@@ -51,7 +51,7 @@ const dialTimeout = 3 * time.Second
 const maxReply = 32 << 20
 
 // callTimeout bounds one call. A reload of 15 ENIs with 50 addresses each takes
-// about a second (facts: the bar).
+// about a second (facts: reload).
 const callTimeout = 15 * time.Second
 
 // ErrNoBus says that the system bus does not answer. Early at boot that is normal.
@@ -176,7 +176,7 @@ func (c *Client) Owner(ctx context.Context) (string, error) {
 const lostTime = 2 * time.Second
 
 // offBus is what systemd says of a networkd that is not on the bus. It may run all the same: it
-// does not come back where dbus-daemon was restarted (measured on 252, 257 and 262).
+// does not come back where dbus-daemon was restarted (facts: bus-restart).
 type offBus struct {
 	// reloads: it runs, and systemd can have it reload, by a signal (Type=notify-reload, from
 	// 253 on). Before that systemd runs networkctl, which needs the bus.
@@ -219,7 +219,7 @@ func (c *Client) Gone() bool {
 }
 
 // Reload has networkd read its files again. networkd touches only links whose file
-// changed (facts.md 1). From 256 the call returns when the links are reconfigured,
+// changed (facts: reload). From 256 the call returns when the links are reconfigured,
 // before that at once: whoever needs the effect looks at the kernel.
 func (c *Client) Reload(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -531,12 +531,12 @@ type LinkState struct {
 	Lease Lease
 	// Domains are several search domains that networkd has taken for one, separated by spaces:
 	// EC2 sends them so in the DHCP option for the domain (15), and networkd escapes the spaces
-	// (measured on 252, 257 and 262). Empty where it has not.
+	// (facts: search-domains). Empty where it has not.
 	Domains string
 }
 
 // Link reads what networkd says of a link from its state file, which all versions
-// keep (facts.md 7); Describe has the file from 249 only and costs a call.
+// keep (facts: file-in-force); Describe has the file from 249 only and costs a call.
 func (c *Client) Link(index int) LinkState {
 	var state LinkState
 	text, err := c.files.Read(filepath.Join("/", c.Root, netifPath, "links", strconv.Itoa(index)))

@@ -201,7 +201,7 @@ func listLinks() ([]kernel.Link, error) {
 //
 // udevd gives them only with an "add" event, which programs take for another link that comes
 // (cloud-init configures the network anew), and with which it applies sysctls anew; from 257 on
-// it does nothing with "bind" and "move" (facts.md 14).
+// it does nothing with "bind" and "move" (facts: alternative-names).
 func AddNames(read func(link string) *dropin.Link, kept func(link *kernel.Link) bool) ([]plan.Name, error) {
 	links, err := listLinks()
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package persist keeps values over a restart of the daemon, one in a file (E10).
+// Package persist keeps values over a restart of the daemon, one in a file (E10, decisions/001).
 //
 // A file of it has the value that its owner last put there, or none that may be acted on: a
 // value that could not be stored is stored as soon as it can be, and until then the older one

@@ -117,7 +117,7 @@ func generatorFiles(eni *ENI, in Input) []File {
 		// It leads nowhere most of the time, and must be there when networkd starts.
 		targets[StartDropInName] = StartDropIn(link.Name)
 	}
-	// networkd 252 calls Address= without a value invalid (measured).
+	// networkd 252 calls Address= without a value invalid (facts: versions).
 	if keepsAll(in.Networkd) && eni.cleared() {
 		targets[ClearName] = NoAddresses
 	}

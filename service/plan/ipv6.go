@@ -58,8 +58,8 @@ func (e *ENI) IPv6NotApplicable() status.Reason {
 }
 
 // ipv6Off keeps networkd from switching IPv6 on, which it does on a link that is to have a
-// link-local or any static IPv6 address, with each reload and restart (measured on 252, 257
-// and 262): the administrator's sysctl shall win.
+// link-local or any static IPv6 address, with each reload and restart (facts:
+// ipv6-switched-off-by-sysctl): the administrator's sysctl shall win.
 func ipv6Off(n *dropin.Network) {
 	n.Network.DHCP, n.Network.LinkLocalAddressing, n.Network.IPv6AcceptRA = dropin.DHCPIPv4, dropin.LinkLocalNo, dropin.No
 }
@@ -84,9 +84,9 @@ const (
 // String names it, for the log.
 func (t Technique) String() string { return [...]string{"undecided", "dynamic", "static"}[t] }
 
-// Choose decides on the technique, and says why. That a reload keeps what is dynamic is
+// Choose decides on the technique (decisions/003), and says why. That a reload keeps what is dynamic is
 // nothing that networkd tells. Its Varlink socket came with it: 252 has neither, 257 and
-// 262 have both (measured), and it is a fact of the networkd that runs, which a version,
+// 262 have both (facts: versions), and it is a fact of the networkd that runs, which a version,
 // PID 1's or that of a file, is not. Where it is missing for another reason the choice is
 // the one that is right for all.
 func Choose(networkd Networkd) (technique Technique, why string) {
@@ -144,7 +144,7 @@ func routersFirst(eni *ENI) bool {
 }
 
 // takesOver reports whether static addresses take the place of those that DHCPv6 has brought in
-// one reload, without a moment's absence (measured on 257 and 262). networkd from 256 on does so
+// one reload, without a moment's absence (facts: static-ipv6). networkd from 256 on does so
 // where DHCPv6 stays on and has no lease at that time. With DHCPv6 off it removes the addresses
 // and adds them again, and does not know them for its own afterwards; with a lease some
 // milliseconds later it may remove those that it has just added.

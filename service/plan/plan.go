@@ -21,7 +21,7 @@ import (
 )
 
 // Numbers of an ENI (B1). They are those of amazon-ec2-net-utils, which VPC CNI,
-// nodeadm and others rely on (facts: EC2).
+// nodeadm and others rely on (facts: numbers).
 const (
 	metricBase = 512
 	tableBase  = 10000
@@ -42,7 +42,7 @@ const defaultMetric = 1024
 const dhcpcdMetric = 1000
 
 // Group is the group of the links of all ENIs, set in the base unit 80-ec2.network and in
-// the generated drop-ins: policy rules tell ENIs from other links by it (B9). It is 0xec2.
+// the generated drop-ins: policy rules tell ENIs from other links by it (B9, decisions/008). It is 0xec2.
 const Group = 3778
 
 // UnknownMetric is the route metric of an ENI that is not known yet, set in the
@@ -65,7 +65,7 @@ const (
 // HoldName is the file name of the unit that has networkd leave an ENI alone that comes
 // while the daemon runs, until the ENI's own files are there a moment later: so networkd
 // configures it once, and need not take away again what the base unit had it ask for. It
-// sorts right before the base unit.
+// sorts right before the base unit (decisions/002).
 const HoldName = "80-ec2-new.network"
 
 // HoldProperty is the udev property, set to 1, of the links that the unit is for. Only the
@@ -115,7 +115,7 @@ type Input struct {
 	Base string
 	// BaseDropIns are the drop-ins of the base unit in force: absolute paths, at
 	// most one for each file name. A link to the base unit drops them out of
-	// networkd's sight (facts.md 8), so they are linked into each generated
+	// networkd's sight (facts: symlinks, decisions/007), so they are linked into each generated
 	// drop-in directory.
 	BaseDropIns []string
 	// Assigned are the numbers that ENIs have now, by MAC address: while an ENI
@@ -777,7 +777,7 @@ func (e *ENI) onLink(family []netip.Addr) []netip.Addr {
 
 // leavesDNS tells whether the DNS servers of the ENI's lease are not used: the ENIs of a VPC
 // have the same, and resolved of 252 puts each into resolv.conf as often as a link has it, of
-// which the C library reads three. 257 and 262 do not.
+// which the C library reads three. 257 and 262 do not (facts: dns-servers).
 func leavesDNS(eni *ENI, in Input) bool {
 	if eni.Primary || keepsAll(in.Networkd) {
 		return false
@@ -935,8 +935,8 @@ func withoutHeld(all []netip.Prefix, present []Rule, held []netip.Addr) []netip.
 
 // moving tells whether the link is on its way from the base unit, and an IPv6 address on
 // its way from DHCPv6, to the ENI's own drop-in. Where a lease ends and the same address
-// is made a static one at once, networkd 252 sometimes takes the latter away (measured
-// under load), and never lets it go without duplicate address detection, which keeps it
+// is made a static one at once, networkd 252 sometimes takes the latter away
+// (facts: static-ipv6), and never lets it go without duplicate address detection, which keeps it
 // from use for up to a second: so the lease ends first, if it does so in time. Others need
 // no such way, see [takesOver].
 func moving(eni *ENI, address netip.Addr) bool {
@@ -979,7 +979,7 @@ func stale(link *Link, metric int) bool {
 // Reconfigure tells whether networkd must be asked to configure the link anew:
 // after a reload it has DHCP routes of both the old metric and the new one, or ones
 // that it shall not have any more, which systemd 252 with KeepConfiguration=dhcp never
-// takes away by itself (facts.md 3).
+// takes away by itself (facts: keepconfiguration).
 func (e *ENI) Reconfigure() bool {
 	if e.Want.NoDefault {
 		return len(e.Link.DHCPMetrics) > 0

@@ -95,7 +95,7 @@ func lead(tunnel, table int) int {
 // no ENI goes before the table of an ENI (B9): its subnets, which have all its addresses and
 // prefixes. A rule for each address would double the rules, of which the kernel tries one after
 // the other. ENIs of one subnet have the same rule: networkd keeps it as long as one of their files
-// has it (measured on 252, 257 and 262).
+// has it (facts: foreign-items).
 //
 // A subnet has addresses of others too, the primary's as a rule. Where the metadata service is
 // locked (D9), the lock is a route of the main table, and the way through it from the primary's
@@ -115,7 +115,7 @@ func localFirst(eni *ENI, locked bool) []netip.Prefix {
 }
 
 // imdsMark is the firewall mark of packets that systemd-imdsd sends to the metadata service
-// (facts.md 22).
+// (facts: locked-service).
 const imdsMark = 0x7FFF0815
 
 // Locked reports whether the kernel has the rule by which systemd-imdsd reaches a metadata service
@@ -186,7 +186,7 @@ func every(ipv4, ipv6 bool) []netip.Prefix {
 }
 
 // ungrouped reports whether the link of an ENI is not in the group of ENIs, and will not be:
-// somebody else's file is in force for it, or none. By the rules of B9 it would count as a link
+// somebody else's file is in force for it, or none. By the rules for those (B9) it would count as a link
 // of the host's own. ec2netctl doctor says so.
 func ungrouped(eni *ENI) bool {
 	link := &eni.Link

@@ -11,7 +11,7 @@ import (
 // StartDirectory has, under their paths below [Directory], files that networkd is to find when
 // it starts the next time, and is not to be told of before: ec2netd-networkd-start.service puts
 // them in place then. What is written for a running networkd costs the next reload a
-// configuration of the link (facts.md 1), and some of it is right at a start alone (E1, E7).
+// configuration of the link (facts: reload), and some of it is right at a start alone (E1, E7).
 const StartDirectory = "/run/ec2netd/networkd-start"
 
 // StartDropInName is the file name of the drop-in by which networkd 252 keeps all that it finds
@@ -40,7 +40,8 @@ func (p *Plan) AtStart() []File {
 // measured on 257 and 262: far IPv6 stood still until the next advertisement). Static ones
 // beside them stay. On 252 they are in the drop-in already, but there networkd does not know
 // the address of the lease for its own either, adds it anew, and the kernel takes all routes
-// with it that leave the link, those of others too. With KeepConfiguration=yes it stays.
+// with it that leave the link, those of others too. With KeepConfiguration=yes it stays
+// (facts: restart).
 func startFiles(eni *ENI, technique Technique, better []netip.Addr) []File {
 	want := &eni.Want
 	switch technique {

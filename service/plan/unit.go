@@ -258,7 +258,7 @@ func addresses(n *dropin.Network, want *Want) {
 // routersBeside adds routes beside those that are advertised.
 //
 // networkd 252 drops what a router advertised with each reload, and has it again
-// after up to a second: these stay meanwhile (facts.md 4). Other ENIs have default
+// after up to a second: these stay meanwhile (facts: static-ipv6). Other ENIs have default
 // routes with the next metric, so these have the primary's own (B6), and what is
 // advertised is better by one: a new router is followed at once, whoever runs.
 func routersBeside(n *dropin.Network, eni *ENI) {
@@ -296,7 +296,7 @@ func ownTable(n *dropin.Network, eni *ENI) {
 			// The route by advertisement comes a second or two after the link, and on 252
 			// it goes for as long with each reload. Until it is there again, this one is
 			// used: a static route that stands in the old and the new file is not touched
-			// (facts.md 4). Once there, that one is better: a new router is followed.
+			// (facts: static-ipv6). Once there, that one is better: a new router is followed.
 			n.Routes = append(n.Routes, dropin.Route{Gateway: dropin.Gateway{Address: router}, Table: want.Table, Metric: UnknownMetric})
 		}
 	}
@@ -391,7 +391,7 @@ func advertisements(n *dropin.Network, eni *ENI, beside bool) {
 }
 
 // linkFiles add the altnames. The unit is a link to the .link file in force, so
-// that every policy of that one stays in force (G2, facts.md 15).
+// that every policy of that one stays in force (G2, facts: link-files).
 func linkFiles(eni *ENI) []File {
 	if eni.Link.LinkFile == "" {
 		return nil

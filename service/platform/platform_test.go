@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Issue 13: what EC2 instances of each kind say of themselves, and what others do. The first
+// What EC2 instances of each kind say of themselves, and what others do. The first
 // ones are from AWS's documentation on identifying instances.
 func TestNotEC2(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -50,7 +50,7 @@ func ping(pings chan<- struct{}) {
 	}
 }
 
-// Issue 13, scope 11: it tells what is, does nothing, and ends when it is told to.
+// It tells what is, does nothing, and ends when it is told to.
 func TestUnsupported(t *testing.T) {
 	ours := "# Written by ec2netd, see ec2netd(8)."
 	for name, test := range map[string]struct {

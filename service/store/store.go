@@ -156,7 +156,7 @@ func (s *Store) Base() (unit string, dropIns []string) {
 	for _, p := range byName {
 		// A mask only takes away one of lower directories, which is not here any more. Of what
 		// is no file there is no copy among the drop-ins of ENIs: networkd drops a unit that has
-		// a link to itself there (measured on 257), and waits for a FIFO (252, 262).
+		// a link to itself there, and waits for a FIFO (facts: file-in-force).
 		if !s.masked(p) && s.readable(p) {
 			dropIns = append(dropIns, p)
 		}
@@ -591,7 +591,7 @@ func (s *Store) makeDir(want plan.File) error {
 }
 
 // Renew writes a regular file of the store anew, with the bytes that it has: networkd
-// compares inode and time, not content (facts.md 1), and the next reload has it
+// compares inode and time, not content (facts: reload), and the next reload has it
 // configure the link anew, DHCP included.
 func (s *Store) Renew(p string) error {
 	content, err := s.files.Read(s.at(p))

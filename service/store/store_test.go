@@ -301,8 +301,8 @@ func whole(t *testing.T, root string, ever []plan.File) {
 	}
 }
 
-// C10: killed after any single step of any change, it leaves nothing partial to
-// networkd, and the next run ends with the same disk as if nothing had happened. B5: two
+// C10, B5: killed after any single step of any change, it leaves nothing partial to
+// networkd, and the next run ends with the same disk as if nothing had happened. Two
 // units never are for one ENI, with its numbers, on the way.
 func TestKilled(t *testing.T) {
 	const a, b = "02:00:00:00:00:0a", "02:00:00:00:00:0b"

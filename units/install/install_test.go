@@ -117,7 +117,7 @@ type place struct {
 }
 
 // TestInstallAndUninstall installs below two prefixes, installs again, and uninstalls.
-func TestInstallAndUninstall(t *testing.T) { // issue 16
+func TestInstallAndUninstall(t *testing.T) {
 	for name, p := range map[string]place{
 		"usr": {
 			umask:  "022",
@@ -208,7 +208,7 @@ func (p place) check(t *testing.T, installed map[string]string) {
 }
 
 // TestListIsComplete looks for files that belong on a system and that nobody has put into the list.
-func TestListIsComplete(t *testing.T) { // issue 16
+func TestListIsComplete(t *testing.T) {
 	list, err := os.ReadFile("files.list")
 	if err != nil {
 		t.Fatal(err)

@@ -155,8 +155,8 @@ const Held = time.Duration(-1)
 // Propagation says when the keys of a changed ENI become visible, counted from
 // the change. A key that is not yet visible reads as it did before the change;
 // one that was not there before is absent from the listing and reads 404,
-// except device-number, which reads 0 until it has propagated (facts: EC2 does
-// that, and the top-level mac is right from the start). The zero value makes
+// except device-number, which reads 0 until it has propagated, as with EC2,
+// where the top-level mac is right from the start (facts: late-keys). The zero value makes
 // everything visible at once.
 type Propagation struct {
 	// Listed is how long nothing at all is known of an ENI that is new: no key of

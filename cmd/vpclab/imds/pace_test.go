@@ -64,7 +64,7 @@ func TestPace(t *testing.T) {
 }
 
 // A server that writes headers and body separately stalls a kept connection, by the
-// delayed acknowledgements of the client (facts.md: 44 ms a key).
+// delayed acknowledgements of the client (facts: delayed-acknowledgements).
 func TestPaceSplit(t *testing.T) {
 	s := newService(t, imds.Options{})
 	paced := imds.NewPaced(s, 1)

@@ -35,7 +35,7 @@ type Behaviour struct {
 }
 
 // EC2 is the behaviour of EC2: with the default DHCP options set, and metadata that
-// follow an attachment as published logs show (facts.md).
+// follow an attachment as published logs show (facts: late-keys).
 func EC2() Behaviour {
 	return Behaviour{
 		DHCP:      DHCPOptions{MTU: 9001, Hostname: true, Domains: []string{DefaultDomain}},

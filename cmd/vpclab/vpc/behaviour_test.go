@@ -37,7 +37,7 @@ func TestChance(t *testing.T) {
 	}
 }
 
-// What EC2's profile draws is what facts.md and the issue say of EC2.
+// What EC2's profile draws is what EC2 was seen to do (facts: late-keys).
 func TestPropagationDraw(t *testing.T) {
 	v := &VPC{opts: Options{Seed: 14}}
 	const count = 2000

@@ -474,7 +474,7 @@ func (e *ENI) Plug(ctx context.Context) error {
 	return nil
 }
 
-// instanceMTU is that of ENA until somebody sets another (facts.md).
+// instanceMTU is that of ENA until somebody sets another (facts: ena).
 const instanceMTU = 1500
 
 // pair makes a veth pair: one end in the VPC, the other straight in the container, with its
@@ -769,7 +769,7 @@ func (e *ENI) unassignAddrs(ctx context.Context, list *[]netip.Addr, addrs []net
 }
 
 // PermuteIPv4 changes the order in which the metadata list the secondary
-// addresses: it says nothing (requirement A2). The order is that of a comparison.
+// addresses: it says nothing (A2). The order is that of a comparison.
 func (e *ENI) PermuteIPv4(ctx context.Context, compare func(a, b netip.Addr) int) error {
 	return e.change(ctx, "permuting the addresses of", func() error {
 		if len(e.ipv4) > 1 {
@@ -780,7 +780,7 @@ func (e *ENI) PermuteIPv4(ctx context.Context, compare func(a, b netip.Addr) int
 }
 
 // PermuteIPv6 changes the order of all IPv6 addresses: the first is the source of what does not
-// bind (requirement A11).
+// bind (A11).
 func (e *ENI) PermuteIPv6(ctx context.Context, compare func(a, b netip.Addr) int) error {
 	return e.change(ctx, "permuting the IPv6 addresses of", func() error {
 		slices.SortFunc(e.ipv6, compare)

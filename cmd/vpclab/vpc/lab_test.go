@@ -402,7 +402,7 @@ func TestLabSubnets(t *testing.T) {
 			!strings.HasPrefix(err.Error(), "404") {
 			t.Errorf("local-ipv4s: %v, want 404", err)
 		}
-		// facts: DHCPv4 hands out a link-local /32 there.
+		// DHCPv4 hands out a link-local /32 there (facts: ipv6-only-subnets).
 		addrs := try[[]netip.Prefix](t)(inst.Addrs("ens5"))
 		if !slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr().Is4() && p.Addr().IsLinkLocalUnicast() && p.Bits() == 32 }) {
 			t.Errorf("no link-local IPv4 lease: %v", addrs)
