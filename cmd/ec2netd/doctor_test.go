@@ -1,12 +1,31 @@
 package main
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
 	"ec2netd/service/state"
 )
+
+// adviceOf is what doctor advises where it says text.
+func (l *lab) adviceOf(text string) string {
+	l.t.Helper()
+	// Problems make it fail with 1, as does not being there at all, which leaves nothing to parse.
+	said := l.run("sh", "-c", "ec2netctl doctor --json=short || [ $? = 1 ]")
+	var printed struct{ Findings []struct{ Text, Advice string } }
+	if err := json.Unmarshal([]byte(said), &printed); err != nil {
+		l.t.Fatalf("doctor printed %q: %v", said, err)
+	}
+	for _, finding := range printed.Findings {
+		if strings.Contains(finding.Text, text) {
+			return finding.Advice
+		}
+	}
+	l.t.Fatalf("doctor does not say %q: %s", text, said)
+	return ""
+}
 
 // F8, H5: doctor tells of what has no effect, and what it advises helps.
 func TestLabDoctor(t *testing.T) {
