@@ -183,8 +183,9 @@ func (c *ctl) explain(err error, method string) error {
 		return advise("To start it now and at boot: "+c.enabling("--now ", daemonSocket, daemonUnit),
 			"ec2netd is not there: no socket %s", path)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		// systemd leaves the socket where it is when it stops it.
-		again := "To start it again: systemctl restart ec2netd.socket ec2netd.service"
+		// systemd leaves the socket where it is when it stops it. The socket may be stopped while the
+		// service runs, and active without listening, where the unit was masked meanwhile.
+		again := "To start it again: systemctl stop ec2netd.socket && systemctl restart ec2netd.service"
 		if masked, _ := c.masks(daemonSocket, daemonUnit); len(masked) > 0 {
 			again = "To start it now and at boot: " + c.enabling("--now ", daemonSocket, daemonUnit)
 		}

@@ -62,8 +62,9 @@ type symptoms struct {
 	busError string
 	// systemd is its version, or empty.
 	systemd string
-	// missing are files of the installation.
+	// missing are files of the installation, and masked is the base unit if that is masked.
 	missing []string
+	masked  string
 	// filters is the reverse path filter in force of each ENI.
 	filters []filter
 	// groups are those of the links of ENIs, by name.
@@ -208,8 +209,11 @@ func (c *ctl) examine(ctx context.Context) (*symptoms, error) {
 		found.unused = forNone(s.config.ENIs, identities(found.state, drivers))
 	}
 	base, _ := s.store.Base()
+	if unit := s.store.Look(store.BaseName); unit.Masked {
+		base, found.masked = "", unit.Path
+	}
 	for _, file := range []string{base, "/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"} {
-		if s.store.Read(file) == "" {
+		if file != "" && s.store.Read(file) == "" {
 			found.missing = append(found.missing, file)
 		}
 	}
@@ -340,15 +344,20 @@ func diagnose(s *symptoms) []finding {
 	}
 	d.metadata(s)
 	d.units(s)
+	if s.masked != "" {
+		advice := "rm " + s.masked + " && ec2netctl refresh"
+		if strings.HasPrefix(s.masked, "/usr/") {
+			advice = installAgain + "; then: ec2netctl refresh"
+		}
+		d.problem("file", advice, "%s masks the base unit: networkd has no unit for ENIs", s.masked)
+	}
 	for _, file := range s.missing {
 		const again = installAgain + "; then: "
-		switch {
-		case path.Base(file) != store.BaseName:
-			d.problem("file", again+"systemctl restart systemd-networkd.service", "%s is missing: networkd takes away routes and rules of others", file)
-		case strings.HasPrefix(file, "/usr/lib/"):
-			d.problem("file", again+"networkctl reload", "%s is missing: networkd has no unit for ENIs", file)
+		switch path.Base(file) {
+		case store.BaseName:
+			d.problem("file", again+"ec2netctl refresh", "%s is missing: networkd has no unit for ENIs", file)
 		default:
-			d.problem("file", "rm "+file+" && networkctl reload", "%s is empty, which masks that of ec2netd: networkd has no unit for ENIs", file)
+			d.problem("file", again+"systemctl restart systemd-networkd.service", "%s is missing: networkd takes away routes and rules of others", file)
 		}
 	}
 	d.sections(s.unused)
@@ -414,7 +423,7 @@ func (d *diagnosis) enis(s *state.State) {
 		return
 	}
 	if len(s.Interfaces) == 0 {
-		d.problem("eni", "see which driver the links have (ethtool -i NAME), and Driver= in ec2netd.conf(5)", "no link is an ENI")
+		d.problem("eni", "give their driver, which networkctl status NAME shows, as Driver= in [Match] of ec2netd.conf(5), then: systemctl reload ec2netd", "no link is an ENI")
 	}
 	for i := range s.Interfaces {
 		e := &s.Interfaces[i]
@@ -489,10 +498,16 @@ func (d *diagnosis) units(s *symptoms) {
 		return
 	}
 	for _, u := range s.units {
-		preset := "systemctl preset " + u.name
+		preset, start := "systemctl preset "+u.name, "systemctl start "+u.name
 		enable := "systemctl enable --now " + u.name // whatever the presets say
-		if u.name == "systemd-networkd-wait-online.service" {
+		switch {
+		case u.name == "systemd-networkd-wait-online.service":
 			enable = "systemctl enable " + u.name // it is for boots
+		case strings.HasPrefix(u.name, "ec2netd") && path.Ext(u.name) == ".socket":
+			// A socket is not started while its service runs. The service wants its sockets, and is
+			// started after them. One that was masked meanwhile may be active and not listen.
+			start = "systemctl restart ec2netd.service"
+			enable = "systemctl enable " + u.name + " && systemctl stop " + u.name + " && " + start
 		}
 		complain := d.problem
 		if u.name == metricsSocket {
@@ -509,14 +524,14 @@ func (d *diagnosis) units(s *symptoms) {
 		case u.load == "not-found":
 			complain("unit", "install it", "%s is not installed", u.name)
 		case u.preset == "disabled":
-			complain("unit", "see which file in /etc, /run and /usr/lib/systemd/system-preset names it before 80-ec2netd.preset does",
+			complain("unit", "see which file in /etc, /run and /usr/lib/systemd/system-preset names it before 80-ec2netd.preset does, and correct or remove it, then: "+preset,
 				"%s is disabled by the presets, which are to enable it", u.name)
 		case !enabled:
-			complain("unit", preset+" && systemctl start "+u.name, "%s is %s, though the presets enable it", u.name, cmp.Or(u.enabled, "not enabled"))
+			complain("unit", preset+" && "+start, "%s is %s, though the presets enable it", u.name, cmp.Or(u.enabled, "not enabled"))
 		case u.active == "failed":
 			complain("unit", "systemctl status "+u.name, "%s has failed", u.name)
 		case runs(u.name) && u.active != "active":
-			complain("unit", "systemctl start "+u.name, "%s is %s", u.name, u.active)
+			complain("unit", start, "%s is %s", u.name, u.active)
 		default:
 			d.ok("unit", "%s is %s and %s", u.name, u.enabled, u.active)
 		}
@@ -651,6 +666,9 @@ func (c *ctl) describeFindings(findings []finding) string {
 	end := "Nothing to do."
 	if counts[levelProblem]+counts[levelWarning] > 0 {
 		end = count(counts[levelProblem], "problem") + ", " + count(counts[levelWarning], "warning") + "."
+		if c.uid != 0 {
+			end += "\nCommands that change something are for root."
+		}
 	}
 	return table(rows, c.width, c.colour) + "\n" + end + "\n"
 }

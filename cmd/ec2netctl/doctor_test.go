@@ -99,7 +99,7 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"masked", func(s *symptoms) { s.units[0].load = "masked" }, levelProblem, "unit", "systemd-networkd.service is masked", "systemctl unmask systemd-networkd.service && systemctl enable --now systemd-networkd.service"},
 		{"masked until the next boot", func(s *symptoms) { s.units[4].load, s.units[4].enabled = "masked", "masked-runtime" }, levelProblem, "unit", "ec2netd.socket is masked", "systemctl unmask --runtime ec2netd.socket && systemctl enable --now ec2netd.socket"},
 		{"no metrics", func(s *symptoms) { s.units[5].enabled = "disabled" }, levelWarning, "unit", "ec2netd-metrics.socket is disabled", "systemctl preset ec2netd-metrics.socket"},
-		{"metrics stopped", func(s *symptoms) { s.units[5].active = "inactive" }, levelWarning, "unit", "ec2netd-metrics.socket is inactive", "systemctl start ec2netd-metrics.socket"},
+		{"metrics stopped", func(s *symptoms) { s.units[5].active = "inactive" }, levelWarning, "unit", "ec2netd-metrics.socket is inactive", "systemctl restart ec2netd.service"},
 		{"not installed", func(s *symptoms) { s.units[3].load = "not-found" }, levelProblem, "unit", "ec2netd.service is not installed", "install"},
 		{"no resolved", func(s *symptoms) { s.units[2].load = "not-found" }, levelWarning, "unit", "systemd-resolved.service", "name servers"},
 		{"disabled", func(s *symptoms) { s.units[4].enabled = "disabled" }, levelProblem, "unit", "ec2netd.socket is disabled, though", "systemctl preset ec2netd.socket"},
@@ -107,6 +107,8 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"failed", func(s *symptoms) { s.units[1].active = "failed" }, levelProblem, "unit", "has failed", "systemctl status"},
 		{"stopped", func(s *symptoms) { s.units[0].active = "inactive" }, levelProblem, "unit", "systemd-networkd.service is inactive", "systemctl start"},
 		{"no base", func(s *symptoms) { s.missing = []string{"/usr/lib/systemd/network/80-ec2.network"} }, levelProblem, "file", "no unit for ENIs", "install"},
+		{"masked base", func(s *symptoms) { s.masked = "/etc/systemd/network/80-ec2.network" }, levelProblem, "file", "80-ec2.network masks the base unit", "rm /etc/systemd/network/80-ec2.network && ec2netctl refresh"},
+		{"empty base", func(s *symptoms) { s.masked = "/usr/lib/systemd/network/80-ec2.network" }, levelProblem, "file", "80-ec2.network masks the base unit", "install ec2netd again"},
 		{"no networkd.conf", func(s *symptoms) { s.missing = []string{"/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"} }, levelProblem, "file", "takes away routes", "restart systemd-networkd"},
 		{"old systemd", func(s *symptoms) { s.systemd = "249.11" }, levelProblem, "systemd", "too old", "252"},
 		{"early 257", func(s *symptoms) { s.systemd = "257.2-1" }, levelWarning, "systemd", "late", "257.3"},
@@ -210,6 +212,10 @@ func TestFindings(t *testing.T) { // H5
 	s.conflicts = []state.Conflict{{Name: "NetworkManager", Evidence: []string{"NetworkManager.service is active", "it manages ens6\x1b[2J"}, Advice: "systemctl disable --now NetworkManager.service"}}
 	c := &ctl{environment: environment{width: 100}}
 	golden(t, c.describeFindings(diagnose(s)))
+	c.uid = 1000
+	if out := c.describeFindings(diagnose(s)); !strings.HasSuffix(out, "\n2 problems, 1 warning.\nCommands that change something are for root.\n") {
+		t.Error(out)
+	}
 	if out := c.describeFindings(diagnose(healthy())); !strings.HasSuffix(out, "\nNothing to do.\n") || strings.Contains(out, "→") {
 		t.Error(out)
 	}

@@ -96,8 +96,18 @@ const adminUnits = "etc/systemd/network"
 // unmatched says which drop-ins have no effect.
 func (d *diagnosis) unmatched(dirs []string) {
 	for _, dir := range dirs {
-		link, _, _ := strings.Cut(strings.TrimPrefix(path.Base(dir), "70-"), ".")
-		d.warn("file", "if it is for another ENI, rename it after that one's link (see ec2netctl status), then: networkctl reload; else remove it",
+		link, kind, _ := strings.Cut(strings.TrimPrefix(path.Base(dir), "70-"), ".")
+		const name = "NAME"
+		move := fmt.Sprintf("mv %s %s && ", dir, path.Join(path.Dir(dir), "70-"+name+"."+kind))
+		where := ", with the name of that one's link (see ec2netctl status)"
+		if kind == "link.d" {
+			// udevd applies a .link file with "add" alone (facts.md 14).
+			move += "udevadm control --reload && udevadm trigger --action=add /sys/class/net/" + name
+			where += "; other programs take the last command for a link that comes, the next boot does without"
+		} else {
+			move += "networkctl reload"
+		}
+		d.warn("file", "if it is for another ENI: "+move+where+"; else: rm -r "+dir,
 			"%s has no effect as long as no ENI has the name %s", dir, link)
 	}
 }
@@ -138,7 +148,7 @@ func identities(s *state.State, drivers map[string]string) []config.Identity {
 // sections says which of them have no effect.
 func (d *diagnosis) sections(unused []string) {
 	for _, section := range unused {
-		d.warn("configuration", "nothing, if such an ENI is still to come; else correct what it asks for (see ec2netctl status --json=pretty)",
+		d.warn("configuration", "nothing, if such an ENI is still to come; else correct what it asks for (see ec2netctl status --json=pretty), then: systemctl reload ec2netd",
 			"the [ENI] section at %s holds for no ENI", section)
 	}
 }

@@ -371,7 +371,7 @@ func TestErrors(t *testing.T) { // H5
 		want         []string
 	}{
 		{"absent", filepath.Join(dir, "absent"), 0, nil, []string{"is not there", "enable --now ec2netd.socket ec2netd.service"}},
-		{"stale", stale, 0, nil, []string{"does not listen", "restart ec2netd.socket"}},
+		{"stale", stale, 0, nil, []string{"does not listen", "restart ec2netd.service"}},
 		{"mute", mute, 0, []string{"--timeout=50ms"}, []string{"did not answer within 50ms", "journalctl"}},
 		{"hangs up", hangsUp, 0, nil, []string{"closed the connection"}},
 		{"not root", refusing, 1000, []string{"refresh"}, []string{"refresh is for root", "sudo ec2netctl refresh"}},

@@ -196,6 +196,16 @@ func TestLabBadConfiguration(t *testing.T) {
 		if s := l.describe(); s.State != state.Configured || !strings.Contains(s.Reason, "bad.conf:2") {
 			t.Errorf("%s: %s", s.State, s.Reason)
 		}
+		command := l.between("correct it, then: ", "")(l.adviceOf("/etc/ec2netd.conf.d/bad.conf:2: Metadata.RefreshSec: "))
+		l.put("/etc/ec2netd.conf.d/bad.conf", "[Metadata]\nRefreshSec=20\n")
+		l.run("sh", "-c", command)
+		l.configured("ens5")
+		if s := l.describe(); s.State != state.Configured || s.Reason != "" {
+			t.Errorf("after %s: %s: %s", command, s.State, s.Reason)
+		}
+		if said := l.run("ec2netctl", "doctor"); !strings.HasSuffix(said, "\nNothing to do.") {
+			t.Errorf("after %s:\n%s", command, said)
+		}
 	})
 }
 

@@ -355,8 +355,13 @@ func TestLabOthersBase(t *testing.T) {
 		l.put(base, masked)
 		refresh()
 		l.all("the base unit is masked", state.ENIOverridden, base+" masks")
-		l.run("rm", base)
+		l.run("sh", "-c", l.adviceOf(base+" masks the base unit"))
 		l.all("the mask is gone", state.ENIConfigured, "")
+		l.put(base, "")
+		refresh()
+		l.all("the base unit is empty", state.ENIOverridden, base+" masks")
+		l.run("sh", "-c", l.adviceOf(base+" masks the base unit"))
+		l.all("the empty file is gone", state.ENIConfigured, "")
 
 		// One file for all links.
 		for _, match := range []string{"Name=e*", "Driver=veth"} {

@@ -83,6 +83,19 @@ func (l *lab) ungrouped(beside *vpc.ENI) *vpc.ENI {
 	return eni
 }
 
+// leftAlone attaches an ENI that networkd leaves alone, because of which the rules are gone.
+func (l *lab) leftAlone() *vpc.ENI {
+	l.t.Helper()
+	l.put(etcNetwork+"10-alone.network", "[Match]\nName=ens20\n[Link]\nUnmanaged=yes\n")
+	l.reload()
+	eni := l.attach(vpc.ENISpec{Name: "ens20", DeviceIndex: 20})
+	l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIShadowed })
+	l.run("ip", "link", "set", "dev", eni.Name(), "up")
+	l.run("ip", "addr", "add", eni.IPv4()[0].String()+"/24", "dev", eni.Name())
+	l.until("the rules are gone", func() (bool, error) { return l.localRules() == "", nil })
+	return eni
+}
+
 // advised does what doctor says of an ENI that is not in the group.
 func (l *lab) advised(eni *vpc.ENI) {
 	l.t.Helper()
@@ -210,6 +223,11 @@ func TestLabLocalNetworks(t *testing.T) {
 		l.detach(shadowed)
 		l.gone(shadowed, len(enis)+1)
 		check("after an ENI with a unit of somebody else's")
+		alone := l.leftAlone()
+		l.run("sh", "-c", l.between("", ", at each boot")(l.adviceOf("not in the group of ENIs: "+alone.Name())))
+		l.until("the rules are there after what doctor said", func() (bool, error) { return l.localRules() == rules, nil })
+		l.detach(alone)
+		l.gone(alone, len(enis)+1)
 		l.detach(other)
 		l.detach(same)
 		l.until("the rules are gone", func() (bool, error) { return l.localRules() == "", nil })

@@ -120,6 +120,22 @@ func TestLabReload(t *testing.T) {
 		if got := result(); !got.none() {
 			t.Errorf("the primary ENI lost %s", got)
 		}
+
+		// Without the driver there is no ENI, and what doctor says of that brings all back.
+		l.put(file, "[Match]\nDriver=\nDriver=tun\n")
+		reload()
+		command := l.between("then: ", "")(l.adviceOf("no link is an ENI"))
+		driver := ""
+		for line := range strings.Lines(l.run("networkctl", "status", "--no-pager", "ens5")) {
+			if found, ok := strings.CutPrefix(strings.TrimSpace(line), "Driver: "); ok {
+				driver = found
+			}
+		}
+		l.put(file, "[Match]\nDriver="+driver+"\n")
+		l.run("sh", "-c", command)
+		l.configured("ens5")
+		l.configured(eni.ID())
+		l.whole(eni)
 		if now := l.daemonPID(); now != pid {
 			t.Errorf("process %s, %s before", now, pid)
 		}

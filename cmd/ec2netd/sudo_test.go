@@ -76,6 +76,19 @@ func (l *lab) sudoGainsNothing() {
 	nothing("without less", term)
 	l.run("mv", "/usr/bin/less-away", "/usr/bin/less")
 
+	// The command that an ordinary user is told of does what they wanted.
+	refused := l.onTerminal(vpc.Command{User: vpc.OrdinaryUser, Argv: []string{"/usr/bin/ec2netctl", "refresh"}})
+	refused.says("Run: ")
+	if code := refused.wait(); code != 1 {
+		l.t.Errorf("refresh as an ordinary user: exit code %d:\n%s", code, refused.text())
+	}
+	_, command, _ := strings.Cut(refused.text(), "Run: ")
+	command, _, _ = strings.Cut(strings.ReplaceAll(command, "\r", ""), "\n")
+	if !strings.HasPrefix(command, "sudo ") {
+		l.t.Errorf("refresh as an ordinary user says %q", command)
+	}
+	l.user("sh", "-c", command)
+
 	term = sudo("plan", "--metadata", "/etc/shadow")
 	if code := term.wait(); code == 0 || !strings.Contains(term.text(), "/etc/shadow is no metadata dump") {
 		l.t.Errorf("plan of /etc/shadow: exit code %d:\n%s", code, term.text())
