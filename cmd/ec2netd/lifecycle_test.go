@@ -334,6 +334,29 @@ func TestLabInheritedMAC(t *testing.T) {
 		}
 		l.settledAs(eni, eni.Name())
 		l.logOf("warning")
+		// The names of an ENI that another link has are free after what the reason says.
+		for index, taken := range []string{
+			"ip link add dum0 type dummy && ip link property add dev dum0 altname device-number-INDEX", "ip link add device-number-INDEX type dummy",
+		} {
+			spec := vpc.ENISpec{DeviceIndex: index + 2, IPv6Count: -1}
+			name := fmt.Sprintf("device-number-%d", spec.DeviceIndex)
+			l.run("sh", "-c", strings.ReplaceAll(taken, "device-number-INDEX", name))
+			other := l.attach(spec)
+			got := l.reaches(other.ID(), func(i *state.Interface) bool {
+				return i.State == state.ENIDegraded && strings.HasPrefix(i.Reason, "altname "+name+" is ")
+			})
+			_, command, _ := strings.Cut(got.Reason, ": ")
+			if short, _, renames := strings.Cut(command, ", with another NAME"); renames {
+				command = strings.ReplaceAll(short, "NAME", "dum1")
+			}
+			l.run("sh", "-c", command)
+			if got := l.configured(other.ID()); !slices.Contains(got.Altnames, name) {
+				t.Errorf("%s after %s: %q", other.Name(), command, got.Altnames)
+			}
+			if link := l.run("ip", "link", "show", "dev", name); !strings.Contains(link, other.MAC().String()) {
+				t.Errorf("%s after %s: %s", name, command, link)
+			}
+		}
 	})
 }
 

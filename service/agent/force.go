@@ -198,3 +198,14 @@ func (a *Agent) nameElsewhere(eni *plan.ENI) (name, holder string) {
 	}
 	return "", ""
 }
+
+// nameOfOther is nameElsewhere for links that are no ENIs. Nobody but the administrator takes a
+// name from these.
+func (a *Agent) nameOfOther(eni *plan.ENI) (name, holder string) {
+	for _, name := range eni.Want.Altnames {
+		if holder := a.snapshot.Others[name]; holder != "" {
+			return name, holder
+		}
+	}
+	return "", ""
+}

@@ -167,6 +167,7 @@ func (a *Agent) observe() bool {
 		}
 		a.snapshot = snapshot
 	}
+	a.snapshot.Others = snapshot.Others
 	snapshot = a.snapshot
 	clear(a.linkStates)
 	a.generated.seen = false
@@ -913,6 +914,9 @@ func (a *Agent) unexplained(eni *plan.ENI, gaps []status.Gap) status.Reason {
 		return status.Reason{Code: status.UdevMissed}
 	case status.OnlyAltnames(gaps):
 		if name, holder := a.nameElsewhere(eni); holder != "" {
+			return status.Reason{Code: status.NameHeld, Subject: eni.Link.Name, Value: name, Other: holder}
+		}
+		if name, holder := a.nameOfOther(eni); holder != "" {
 			return status.Reason{Code: status.NameHeld, Subject: eni.Link.Name, Value: name, Other: holder}
 		}
 		return status.Reason{Code: status.NamesMissing, Gaps: gaps}

@@ -39,6 +39,9 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 		// again, seldom (C4).
 		missed := a.missed(eni) && now.Sub(l.seen) > udevTime
 		_, holder := a.nameElsewhere(eni)
+		if holder == "" {
+			_, holder = a.nameOfOther(eni)
+		}
 		freed := l.nameElsewhere && holder == "" && lacking
 		l.nameElsewhere = holder != ""
 		if slices.Contains(changed, eni) || freed || ((missed || (lacking && holder == "" && a.namesTaken(eni).None())) && now.Sub(l.triggered) > max(udevTime, a.RefreshEvery)) {

@@ -25,9 +25,11 @@ type Snapshot struct {
 	// to a table with a default route over another link, as that of a VPN's full tunnel does; 0
 	// for none.
 	Tunnel int
+	// Others are the names of all other links, alternative ones too, each with the link's own.
+	Others map[string]string
 }
 
-// Equal tells whether two snapshots say the same.
+// Equal tells whether two snapshots say the same of the links whose driver was asked for.
 func (s *Snapshot) Equal(o *Snapshot) bool {
 	return s.Tunnel == o.Tunnel && slices.Equal(s.Routes, o.Routes) && slices.Equal(s.Rules, o.Rules) && reflect.DeepEqual(s.Links, o.Links)
 }

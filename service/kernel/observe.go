@@ -71,13 +71,17 @@ func (o *Observer) Observe() (*Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
-	snapshot := &Snapshot{}
+	snapshot := &Snapshot{Others: make(map[string]string)}
 	present := make(map[int]bool, len(links))
 	for _, link := range links {
 		attrs := link.Attrs()
 		present[attrs.Index] = true
 		driver, ok := o.driver(link)
 		if !ok {
+			for _, name := range attrs.AltNames {
+				snapshot.Others[name] = attrs.Name
+			}
+			snapshot.Others[attrs.Name] = attrs.Name
 			continue
 		}
 		entry := Link{

@@ -278,6 +278,9 @@ func (r *Reason) ofNames() string {
 	const without = "the ENI has no alternative names: "
 	switch r.Code {
 	case NameHeld:
+		if r.Value == r.Other {
+			return "altname " + r.Value + " is the name of another link: ip link set dev " + r.Value + " name NAME, with another NAME, frees it"
+		}
 		return "altname " + r.Value + " is still that of " + r.Other + ": ip link property del dev " + r.Other + " altname " + r.Value +
 			" && ip link property add dev " + r.Subject + " altname " + r.Value
 	case NamesRefused:
