@@ -37,50 +37,61 @@ type others struct {
 	says string
 	// effect, of the file, in the output of ip addr show; absent must not be in it.
 	effect, absent string
+	// advice is in the reason, follow is a command that does as it says, and after is in the output
+	// of ip addr show then. FILE stands for the file in it, and NAMES for the alternative names.
+	advice, follow, after string
 }
 
 var othersFiles = []others{
 	{name: "a file of the same name", link: "ens11", file: etcNetwork + "70-IF.network",
 		content: "[Match]\nName=IF\n[Network]\nDHCP=no\nLinkLocalAddressing=ipv6\nAddress=192.0.2.11/32\n", state: state.ENIOverridden,
-		effect: "192.0.2.11/32", absent: " 10.0."},
+		effect: "192.0.2.11/32", absent: " 10.0.", advice: "Remove it to have", follow: "rm FILE"},
 	{name: "a drop-in that adds", link: "ens12", file: etcNetwork + "70-IF.network.d/x.conf",
 		content: "[Link]\nMTUBytes=1412\n[Address]\nAddress=192.0.2.12/32\n", state: state.ENIConfigured, effect: "192.0.2.12/32"},
 	{name: "a drop-in that takes addresses away", link: "ens13", file: etcNetwork + "70-IF.network.d/x.conf",
-		content: "[Network]\nAddress=\n", state: state.ENIOverridden, either: true, says: "Address= in [Network]"},
+		content: "[Network]\nAddress=\n", state: state.ENIOverridden, either: true, says: "Address= in [Network]", advice: "Change it, or remove it, then: ", follow: "sed -i s/Address=/LLMNR=yes/ FILE"},
 	{name: "a drop-in that takes default routes away", link: "ens14", file: etcNetwork + "70-IF.network.d/x.conf",
-		content: "[DHCPv4]\nUseGateway=no\nUseRoutes=no\n", state: state.ENIOverridden, either: true, again: true, says: "in [DHCPv4]"},
+		content: "[DHCPv4]\nUseGateway=no\nUseRoutes=no\n", state: state.ENIOverridden, either: true, again: true, says: "in [DHCPv4]", advice: "Change it, or remove it, then: ", follow: "rm FILE"},
 	{name: "a drop-in for another host", link: "ens15", file: etcNetwork + "70-IF.network.d/x.conf",
-		content: "[Match]\nHost=elsewhere\n", state: state.ENIOverridden, says: "[Match]"},
+		content: "[Match]\nHost=elsewhere\n", state: state.ENIOverridden, says: "[Match]", advice: "Change it to have", follow: "sed -i /Host=/d FILE"},
 	{name: "a drop-in that leaves the link alone", link: "ens16", file: etcNetwork + "70-IF.network.d/x.conf",
-		content: "[Link]\nUnmanaged=yes\n", state: state.ENIOverridden, says: "Unmanaged=yes"},
+		content: "[Link]\nUnmanaged=yes\n", state: state.ENIOverridden, says: "Unmanaged=yes", advice: "Change it to have", follow: "sed -i s/yes/no/ FILE"},
 	{name: "a drop-in of the same name", link: "ens17", file: etcNetwork + "70-IF.network.d/50-ec2netd.conf",
-		content: "[Link]\nMTUBytes=1417\n", state: state.ENIOverridden, effect: "mtu 1417"},
+		content: "[Link]\nMTUBytes=1417\n", state: state.ENIOverridden, effect: "mtu 1417", advice: "Give it another name to have both", follow: "mv FILE FILE.conf", after: "mtu 1417"},
 	{name: "a masked drop-in", link: "ens18", file: etcNetwork + "70-IF.network.d/50-ec2netd.conf", content: masked,
-		state: state.ENIOverridden},
+		state: state.ENIOverridden, advice: "emove it", follow: "rm FILE"},
 	{name: "a drop-in masked in its place", link: "ens19", file: runNetwork + "70-IF.network.d/50-ec2netd.conf", content: masked,
-		state: state.ENIOverridden},
-	{name: "a masked unit", link: "ens20", file: etcNetwork + "70-IF.network", content: masked, state: state.ENIOverridden, says: "masks"},
-	{name: "a unit masked in its place", link: "ens21", file: runNetwork + "70-IF.network", content: masked, state: state.ENIOverridden, says: "masks"},
+		state: state.ENIOverridden, advice: "emove it", follow: "rm FILE"},
+	{name: "a masked unit", link: "ens20", file: etcNetwork + "70-IF.network", content: masked, state: state.ENIOverridden, says: "masks", advice: "Remove it to have", follow: "rm FILE"},
+	{name: "a unit masked in its place", link: "ens21", file: runNetwork + "70-IF.network", content: masked, state: state.ENIOverridden, says: "masks", advice: "Remove it to have", follow: "rm FILE"},
 	{name: "netplan", link: "ens22", file: runNetwork + "10-netplan-IF.network",
 		content: "[Match]\nName=IF\n[Network]\nDHCP=yes\nLinkLocalAddressing=ipv6\n[DHCP]\nRouteMetric=100\nUseMTU=true\n[Link]\nMTUBytes=1422\n", state: state.ENIConfigured, effect: "mtu 1422"},
 	{name: "cloud-init", link: "ens23", file: etcNetwork + "10-cloud-init-IF.network",
 		content: "[Match]\nMACAddress=MAC\nName=IF\n[Network]\nDHCP=ipv4\n[DHCPv4]\nRouteMetric=200\n[Address]\nAddress=192.0.2.23/32\n", state: state.ENIConfigured, effect: "192.0.2.23/32"},
 	{name: "a name just before", link: "ens24", file: etcNetwork + "70-eks-IF.network",
-		content: "[Match]\nName=IF\n[Network]\nDHCP=ipv4\n", state: state.ENIShadowed, says: "sorts after 70-IF.network"},
+		content: "[Match]\nName=IF\n[Network]\nDHCP=ipv4\n", state: state.ENIShadowed, says: "sorts after 70-IF.network", advice: "or give it a name that sorts after 70-IF.network", follow: "mv FILE " + etcNetwork + "75-IF.network"},
 	{name: "a name just after", link: "ens25", file: etcNetwork + "70-zzz-IF.network",
 		content: "[Match]\nName=IF\n[Network]\nDHCP=no\nAddress=192.0.2.25/32\n", state: state.ENIConfigured, absent: "192.0.2.25"},
 	{name: "a file that leaves the link alone", link: "ens26", file: etcNetwork + "10-x-IF.network",
-		content: "[Match]\nName=IF\n[Link]\nUnmanaged=yes\n", state: state.ENIShadowed, says: "Unmanaged=yes"},
+		content: "[Match]\nName=IF\n[Link]\nUnmanaged=yes\n", state: state.ENIShadowed, says: "Unmanaged=yes", advice: "or have its [Match] leave out IF", follow: "sed -i s/Name=.*/Name=elsewhere/ FILE"},
 	{name: "a file that matches an altname", link: "ens27", file: etcNetwork + "10-x-IF.network",
-		content: "[Match]\nName=ID\n[Network]\nDHCP=ipv4\n", state: state.ENIShadowed},
+		content: "[Match]\nName=ID\n[Network]\nDHCP=ipv4\n", state: state.ENIShadowed, advice: ": remove it, or", follow: "rm FILE"},
 	{name: "a .link file that comes before", link: "ens28", file: etcNetwork + "10-x-IF.link",
 		content: "[Match]\nOriginalName=IF\n[Link]\nNamePolicy=keep\nMTUBytes=1428\n", early: true, state: state.ENIOverridden,
-		says: "sorts after 70-IF.link", effect: "mtu 1428"},
+		says: "sorts after 70-IF.link", effect: "mtu 1428", advice: "or write the names into it (AlternativeName=), then: ", follow: "for name in NAMES; do echo AlternativeName=$name; done >> FILE", after: "mtu 1428"},
 	{name: "a .link file of the same name", link: "ens29", file: etcNetwork + "70-IF.link",
 		content: "[Match]\nOriginalName=IF\n[Link]\nNamePolicy=keep\nMTUBytes=1429\n", early: true, state: state.ENIConfigured, effect: "mtu 1429"},
-	{name: "a masked .link file", link: "ens30", file: etcNetwork + "70-IF.link", content: masked, early: true, state: state.ENIOverridden, says: "masks"},
+	{name: "a masked .link file", link: "ens30", file: etcNetwork + "70-IF.link", content: masked, early: true, state: state.ENIOverridden, says: "masks", advice: "Remove it to have them", follow: "rm FILE"},
 	{name: "a masked .link drop-in", link: "ens31", file: etcNetwork + "70-IF.link.d/50-ec2netd.conf", content: masked, early: true,
-		state: state.ENIOverridden},
+		state: state.ENIOverridden, advice: "emove it", follow: "rm FILE"},
+	{name: "a .link file with a name just before", link: "ens32", file: etcNetwork + "70-a-IF.link",
+		content: "[Match]\nOriginalName=IF\n[Link]\nNamePolicy=keep\nMTUBytes=1432\n", early: true, state: state.ENIOverridden,
+		says: "sorts after 70-IF.link", effect: "mtu 1432",
+		advice: "give it a name that sorts after 70-IF.link", follow: "mv FILE " + etcNetwork + "75-IF.link"},
+	{name: "a .link drop-in for another link", link: "ens33", file: etcNetwork + "70-IF.link.d/x.conf", content: "[Match]\nMACAddress=\nMACAddress=02:00:00:00:00:01\n", early: true,
+		state: state.ENIOverridden, says: "[Match]", advice: "Change it to have them", follow: "sed -i /=/d FILE"},
+	{name: "another ENI's unit", link: "ens34", file: etcNetwork + "70-ens25.network.d/y.conf", content: "[Match]\nMACAddress=MAC\nName=IF\n",
+		state: state.ENIShadowed, says: "because of the [Match] in", advice: "change that, then: ", follow: "sed -i s/Name=.*/LLMNR=yes/ FILE && sed -i /MACAddress=/d FILE && sed -i s/Match/Network/ FILE"},
 }
 
 // for fills in what IF, MAC and ID stand for.
@@ -242,9 +253,43 @@ func TestLabOthersFiles(t *testing.T) {
 			t.Errorf("the primary: %+v", got)
 		}
 
+		// What the reasons say is done, and the command that they end with. First those that have none.
+		for _, ends := range []bool{false, true} {
+			commands := make(map[string]bool)
+			var done []string
+			for _, c := range othersFiles {
+				got, _ := l.describe().Find(c.link)
+				_, command, found := strings.Cut(got.Reason, ", then: ")
+				if c.follow == "" || got.State == state.ENIConfigured || found != ends {
+					continue
+				}
+				if !strings.Contains(got.Reason, c.with(c.advice, nil)) {
+					t.Errorf("%s: no %q: %s", c.name, c.advice, got.Reason)
+				}
+				file := c.with(c.file, enis[c.link])
+				l.run("sh", "-ec", strings.NewReplacer("FILE", file, "NAMES", strings.Join(got.Altnames, " ")).Replace(c.with(c.follow, nil)))
+				commands[command], done = true, append(done, c.link)
+			}
+			for _, command := range slices.Sorted(maps.Keys(commands)) {
+				l.run("sh", "-c", command)
+			}
+			for _, link := range done {
+				l.configured(link)
+			}
+		}
+		l.all("what was advised has been done", state.ENIConfigured, "")
+		for _, c := range othersFiles {
+			shown := l.run("ip", "addr", "show", c.link)
+			for _, name := range append([]string{c.with(c.after, nil)}, enis[c.link].ID()) {
+				if !strings.Contains(shown, name) {
+					t.Errorf("%s: after what was advised there is no %q: %s", c.name, name, shown)
+				}
+			}
+		}
+
 		// All of it goes, and what was said goes with it.
 		for _, c := range othersFiles {
-			l.run("rm", c.with(c.file, enis[c.link]))
+			l.run("sh", "-c", "rm -f "+c.with(c.file+" "+c.file+".conf "+etcNetwork+"75-IF.*", enis[c.link]))
 		}
 		l.reload()
 		_, _ = l.inst.Exec(t.Context(), "ec2netctl", "refresh", "--wait")
@@ -355,12 +400,12 @@ func TestLabOthersBase(t *testing.T) {
 		l.put(base, masked)
 		refresh()
 		l.all("the base unit is masked", state.ENIOverridden, base+" masks")
-		l.run("sh", "-c", l.adviceOf(base+" masks the base unit"))
+		l.run("sh", "-c", l.adviceOf(base+" masks the base unit: "))
 		l.all("the mask is gone", state.ENIConfigured, "")
 		l.put(base, "")
 		refresh()
 		l.all("the base unit is empty", state.ENIOverridden, base+" masks")
-		l.run("sh", "-c", l.adviceOf(base+" masks the base unit"))
+		l.run("sh", "-c", l.adviceOf(base+" masks the base unit: "))
 		l.all("the empty file is gone", state.ENIConfigured, "")
 
 		// One file for all links.

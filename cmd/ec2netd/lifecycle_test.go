@@ -336,7 +336,7 @@ func TestLabInheritedMAC(t *testing.T) {
 		l.logOf("warning")
 		// The names of an ENI that another link has are free after what the reason says.
 		for index, taken := range []string{
-			"ip link add dum0 type dummy && ip link property add dev dum0 altname device-number-INDEX", "ip link add device-number-INDEX type dummy",
+			"ip link add br2 type bridge && ip link property add dev br2 altname device-number-INDEX", "ip link add device-number-INDEX type bridge",
 		} {
 			spec := vpc.ENISpec{DeviceIndex: index + 2, IPv6Count: -1}
 			name := fmt.Sprintf("device-number-%d", spec.DeviceIndex)
@@ -347,7 +347,7 @@ func TestLabInheritedMAC(t *testing.T) {
 			})
 			_, command, _ := strings.Cut(got.Reason, ": ")
 			if short, _, renames := strings.Cut(command, ", with another NAME"); renames {
-				command = strings.ReplaceAll(short, "NAME", "dum1")
+				command = strings.ReplaceAll(short, "NAME", "br3")
 			}
 			l.run("sh", "-c", command)
 			if got := l.configured(other.ID()); !slices.Contains(got.Altnames, name) {
