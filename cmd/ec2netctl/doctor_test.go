@@ -97,7 +97,7 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"not root, silent", func(s *symptoms) { s.probes, s.state.Metadata.LastError = nil, "HTTP 503" }, levelProblem, "metadata", "HTTP 503", "as root"},
 		{"no bus", func(s *symptoms) { s.busError = "no such file" }, levelProblem, "unit", "no such file", "dbus"},
 		{"masked", func(s *symptoms) { s.units[0].load = "masked" }, levelProblem, "unit", "systemd-networkd.service is masked", "systemctl unmask systemd-networkd.service && systemctl enable --now systemd-networkd.service"},
-		{"masked until the next boot", func(s *symptoms) { s.units[4].load, s.units[4].enabled = "masked", "masked-runtime" }, levelProblem, "unit", "ec2netd.socket is masked", "systemctl unmask --runtime ec2netd.socket && systemctl enable --now ec2netd.socket"},
+		{"masked until the next boot", func(s *symptoms) { s.units[4].load, s.units[4].enabled = "masked", "masked-runtime" }, levelProblem, "unit", "ec2netd.socket is masked", "systemctl unmask --runtime ec2netd.socket && systemctl enable ec2netd.socket && systemctl stop ec2netd.socket && systemctl restart ec2netd.service"},
 		{"no metrics", func(s *symptoms) { s.units[5].enabled = "disabled" }, levelWarning, "unit", "ec2netd-metrics.socket is disabled", "systemctl preset ec2netd-metrics.socket"},
 		{"metrics stopped", func(s *symptoms) { s.units[5].active = "inactive" }, levelWarning, "unit", "ec2netd-metrics.socket is inactive", "systemctl restart ec2netd.service"},
 		{"not installed", func(s *symptoms) { s.units[3].load = "not-found" }, levelProblem, "unit", "ec2netd.service is not installed", "install"},

@@ -101,7 +101,7 @@ func (d *diagnosis) unmatched(dirs []string) {
 		move := fmt.Sprintf("mv %s %s && ", dir, path.Join(path.Dir(dir), "70-"+name+"."+kind))
 		where := ", with the name of that one's link (see ec2netctl status)"
 		if kind == "link.d" {
-			// udevd applies a .link file with "add" alone (facts.md 14).
+			// udevd applies a .link file with "add" alone (facts: link-files).
 			move += "udevadm control --reload && udevadm trigger --action=add /sys/class/net/" + name
 			where += "; other programs take the last command for a link that comes, the next boot does without"
 		} else {
