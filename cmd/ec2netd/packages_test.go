@@ -644,6 +644,9 @@ func TestLabTakeover(t *testing.T) { // I2
 		}
 		l.until("its policy rule is there again", func() (bool, error) { return ruleOfNetworkManager(), nil })
 		l.run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
+		if again := l.commandsIn(l.toHaveIt(l.fails("ec2netctl", "status")))[0]; again != advised {
+			t.Errorf("after a takeover that failed status advises %s, before it %s", again, advised)
+		}
 
 		l.takenOverByTwo(advised)
 		l.networkManagerIsOff()

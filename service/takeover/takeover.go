@@ -339,7 +339,7 @@ func (p *Plan) toFlush(records Records, links []string) []string {
 	}
 }
 
-// takeBack removes the files below a directory that the daemon has made meanwhile, if it did
+// takeBack removes a directory and the files below it that the daemon has made meanwhile, if it did
 // not run before.
 func (t *Takeover) takeBack(p *Plan, before *prior, below string) error {
 	if !p.startsDaemon() {
@@ -348,7 +348,7 @@ func (t *Takeover) takeBack(p *Plan, before *prior, below string) error {
 	now, err := t.generated()
 	errs := []error{err}
 	for _, file := range slices.Backward(now) { // what is in a directory comes after it
-		if !strings.HasPrefix(file, below) || slices.Contains(before.Generated, file) {
+		if !strings.HasPrefix(file+"/", below) || slices.Contains(before.Generated, file) {
 			continue
 		}
 		// A directory stays that has something of others' in it.
@@ -394,12 +394,10 @@ func (t *Takeover) generated() ([]string, error) {
 		}
 	}
 	if err := filepath.WalkDir(t.at(runtimeFiles), func(file string, _ fs.DirEntry, err error) error {
-		if file = "/" + strings.TrimPrefix(file, t.at("/")); file+"/" != runtimeFiles {
-			all = append(all, filepath.Clean(file))
-		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // it goes as the daemon stops
 		}
+		all = append(all, filepath.Clean("/"+strings.TrimPrefix(file, t.at("/"))))
 		return err
 	}); err != nil {
 		return nil, fmt.Errorf("looking for the files of ec2netd: %w", err)
