@@ -113,12 +113,18 @@ func (l *lab) put(file, content string) {
 	l.run("sh", "-c", `printf %s "$1" > "$2.new" && mv "$2.new" "$2"`, "sh", content, file)
 }
 
-// reload has networkd read its files, as an administrator does. From 257 on it refuses
-// while it does so for somebody else.
+// reload has networkd read its files, as an administrator does.
 func (l *lab) reload() {
 	l.t.Helper()
-	l.until("networkd reloads", func() (bool, error) {
-		_, err := l.inst.Exec(l.t.Context(), "networkctl", "reload")
+	l.reloads("networkctl reload")
+}
+
+// reloads runs a command that has networkd read its files. From 257 on networkd refuses that while it
+// does so for somebody else.
+func (l *lab) reloads(command string) {
+	l.t.Helper()
+	l.until(command+" is accepted", func() (bool, error) {
+		_, err := l.inst.Exec(l.t.Context(), "sh", "-ec", command)
 		if err != nil && !strings.Contains(err.Error(), "lready") {
 			return false, err
 		}

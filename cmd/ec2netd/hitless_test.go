@@ -191,11 +191,7 @@ func (l *lab) steps(eni *vpc.ENI) []step {
 		{"third party reloads", func() {
 			for _, change := range []string{"mkdir -p /etc/systemd/network/80-ec2.network.d && echo '[Network]' >", "rm "} {
 				l.run("sh", "-c", change+"/etc/systemd/network/80-ec2.network.d/other.conf")
-				l.until("networkd reloads", func() (bool, error) {
-					// From 257 on there is one reload at a time, and the daemon may be at it.
-					_, err := l.inst.Exec(ctx, "networkctl", "reload")
-					return err == nil, nil
-				})
+				l.reload()
 				l.run("ec2netctl", "refresh", "--wait")
 			}
 		}},

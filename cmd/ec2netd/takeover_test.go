@@ -345,7 +345,8 @@ func (l *lab) withAnother(file string, withdrawn netip.Addr) {
 	if strings.HasPrefix(file, "/etc/") {
 		add, source, apply = `s#^Address=%s/\([0-9]*\).*#&\n\n[Address]\nAddress=%s/\1#`, file, "networkctl reload"
 	}
-	l.run("sh", "-ec", fmt.Sprintf("sed -i '"+add+"' %s; %s", withdrawn, another, source, apply))
+	l.run("sed", "-i", fmt.Sprintf(add, withdrawn, another), source)
+	l.reloads(apply)
 	if err := l.inst.AwaitAddrs(l.t.Context(), "ens5", another, withdrawn); err != nil {
 		l.t.Fatal(err)
 	}
@@ -355,13 +356,15 @@ func (l *lab) withAnother(file string, withdrawn netip.Addr) {
 	}
 	_, dir, _ := strings.Cut(advised.Reason, "have what you need in a drop-in in ")
 	dropIn := path.Join(dir, "mine.conf")
-	l.put(dropIn, "[Address]\nAddress="+another.String()+"/32\n")
-	l.run("sh", "-ec", fmt.Sprintf("sed -i '/%s/d' %s; %s", another, source, apply))
+	// As it is in the file: networkd never finishes with a link that has it with two lengths.
+	l.put(dropIn, "[Address]\nAddress="+l.run("grep", "--only-matching", another.String()+"/[0-9]*", source)+"\n")
+	l.run("sed", "-i", "/"+strings.ReplaceAll(another.String(), ".", `\.`)+"/d", source)
+	l.reloads(apply)
 	l.until(withdrawn.String()+" is gone", func() (bool, error) { return !slices.Contains(l.addresses("ens5"), withdrawn), nil })
 	l.reaches("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured && i.Reason == "" })
 	kept := func() bool { return slices.Contains(l.addresses("ens5"), another) }
 	for _, then := range []string{"true", "networkctl reload", "networkctl reconfigure ens5", "systemctl restart ec2netd.service"} {
-		l.run("sh", "-ec", then)
+		l.reloads(then)
 		l.configured("ens5")
 		// networkd 262 takes an address for somebody else's that goes from its files while it configures the link.
 		l.until(another.String()+" stays after "+then, func() (bool, error) {
@@ -370,7 +373,7 @@ func (l *lab) withAnother(file string, withdrawn netip.Addr) {
 		})
 	}
 	l.run("rm", dropIn)
-	l.run("networkctl", "reload")
+	l.reload()
 	l.until(another.String()+" is gone", func() (bool, error) { return !kept(), nil })
 	l.primaryWhole()
 }
