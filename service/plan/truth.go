@@ -293,7 +293,7 @@ func (c *comparison) addresses(withdrawn []netip.Addr) {
 
 // byDHCP tells whether the files leave a wanted address to DHCP.
 func (c *comparison) byDHCP(address netip.Addr) bool {
-	if c.files.metric == 0 || c.files.addresses[address] {
+	if !c.files.leases || c.files.addresses[address] {
 		return false
 	}
 	return address == c.eni.Want.Primary || (address.Is6() && c.eni.Primary)
@@ -426,7 +426,7 @@ func (c *comparison) mtu() {
 	value := strconv.Itoa(want.MTU)
 	e := c.add(state.ItemMTU, value, true, status.Gap{Kind: status.MTU, Value: value})
 	e.Kernel = c.eni.Link.MTU == want.MTU
-	e.Rendered = c.files.metric != 0 || c.files.mtu == want.MTU
+	e.Rendered = c.files.leases || c.files.mtu == want.MTU
 }
 
 // setOf has the rules of a list.
@@ -520,9 +520,9 @@ func (c *comparison) unwritten(e *entry) status.Code {
 	switch {
 	case e.Kind == state.ItemAltname && c.eni.Link.LinkFile == "":
 		return status.UdevBusy
-	case e.Kind == state.ItemAddress && c.eni.Held && c.files.metric != 0 && addressOf(e.Value).Is4():
+	case e.Kind == state.ItemAddress && c.eni.Held && c.files.leases && addressOf(e.Value).Is4():
 		return status.AwaitsLease
-	case e.Kind == state.ItemAddress && c.eni.Held && c.files.metric != 0:
+	case e.Kind == state.ItemAddress && c.eni.Held && c.files.leases:
 		return status.AwaitsDHCPv6
 	}
 	return status.FileMissing

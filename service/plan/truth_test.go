@@ -218,6 +218,38 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// H4: a file that takes no default route of the lease leaves the address and the MTU to it all the
+// same.
+func TestCompareWithoutGateway(t *testing.T) {
+	for name, change := range map[string]func(in *Input){
+		"DefaultRoute=no": func(in *Input) { in.Sections = []config.Section{{DefaultRoute: new(bool)}} },
+		"port of a VRF":   func(in *Input) { in.Links[0].Master, in.Links[0].MasterKind = "blue", "vrf" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := view(1, addrs("10.0.1.20"), nil)
+			link := leased(1, &v)
+			link.DHCPMetrics, link.Lease, link.LeaseMTU, link.MTU = nil, true, 9001, 9001
+			in := input([]Link{link}, v)
+			change(&in)
+			eni := Make(in).ENIs[0]
+			if files := rendered(&eni); files.Network.DHCPv4.UseGateway != dropin.No {
+				t.Fatalf("the file takes the default route:\n%s", files.Network.Render())
+			}
+			snapshot := whole(&eni)
+			truth := Compare(&eni, rendered(&eni), snapshot, snapshot, nil, anyRule)
+			var found []string
+			for _, item := range truth.Items(status.Reason{}) {
+				if item.Kind == state.ItemAddress || item.Kind == state.ItemMTU {
+					found = append(found, side(item))
+				}
+			}
+			if diff := cmp.Diff([]string{"MRNK address 10.0.1.20", "MR?K mtu 9001"}, found); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 // TestCompareUnknown: what is configured of an ENI whose metadata is not known, or that is
 // not managed, is shown as well, with the reason of the ENI.
 func TestCompareUnknown(t *testing.T) {

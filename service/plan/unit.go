@@ -23,6 +23,8 @@ type files struct {
 	rules     map[Rule]bool
 	local     map[netip.Prefix]bool
 	altnames  []string
+	// leases: they leave addresses and the MTU to DHCP.
+	leases bool
 	// metric of the default routes in the main table, 0 if they say nothing of them.
 	metric int
 	// mtu of the link, 0 if they say nothing of it.
@@ -55,6 +57,7 @@ func saidBy(rendered Rendered) files {
 	for i := range n.Routes {
 		route(&n.Routes[i])
 	}
+	f.leases = n.DHCPv4.RouteMetric != 0
 	if f.mtu = n.Link.MTUBytes; n.DHCPv4.UseGateway != dropin.No {
 		f.metric = n.DHCPv4.RouteMetric
 	}
