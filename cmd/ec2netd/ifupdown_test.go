@@ -301,9 +301,11 @@ func (l *lab) strayClients() {
 	if l.inst.Suite() != "sid" {
 		l.strayClient(conflict.DHClient, stale+"dhclient -pf /run/dhclient.ens5.pid ens5", "/run/dhclient.ens5.pid")
 		l.strayClient(conflict.DHClient, stale+"dhclient ens5", "/run/dhclient.pid")
+		l.strayClient(conflict.DHClient, "dhclient -6 -pf /run/dhclient6.ens5.pid ens5", "/run/dhclient6.ens5.pid")
 		return
 	}
 	l.strayClient(conflict.DHCPCD, stale+"dhcpcd ens5", "/run/dhcpcd/ens5.pid")
+	l.strayClient(conflict.DHCPCD, "dhcpcd -6 ens5", "/run/dhcpcd/ens5-6.pid")
 	l.strayClient(conflict.DHCPCD, stale+"dhcpcd", "/run/dhcpcd/pid")
 	l.put("/etc/systemd/system/dhcpcd.service", dhcpcdUnit)
 	l.strayClient(conflict.DHCPCD, "systemctl daemon-reload; systemctl enable --quiet --now dhcpcd.service", "/run/dhcpcd/pid")

@@ -328,5 +328,6 @@ func TestLabOldPackage(t *testing.T) { // I4
 		l.run("rm", "/run/systemd/network/07-other0.network")
 		l.replacesOld("after the takeover")
 		l.asAfterBoot("70-ens5.network", "ens5")
+		l.leftOfOldGoes()
 	})
 }

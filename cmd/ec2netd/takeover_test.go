@@ -293,7 +293,7 @@ func TestLabTakeoverInterrupted(t *testing.T) { // J3
 				t.Errorf("takeover, answered %q: exit code %d:\n%s", answer, code, term.text())
 			}
 		}
-		l.interrupted([]takeover.Step{takeover.Stop, takeover.Flush, takeover.Start, takeover.Wait}, func() {
+		back := func() {
 			l.t.Helper()
 			l.ownedByNetworkManager()
 			if left := l.run("sh", "-c", "ls -A /run/systemd/network 2>/dev/null || :"); left != "" {
@@ -305,7 +305,9 @@ func TestLabTakeoverInterrupted(t *testing.T) { // J3
 				}
 			}
 			l.until("its policy rule is there", func() (bool, error) { return strings.Contains(l.run("ip", "rule"), "lookup 30400"), nil })
-		})
+		}
+		l.interrupted([]takeover.Step{takeover.Stop, takeover.Flush, takeover.Start, takeover.Wait}, back)
+		l.killedForGood(back)
 
 		// The end of a session, in which everything of the session may be killed.
 		term := l.beginTakeover(takeover.Flush)

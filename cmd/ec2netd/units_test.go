@@ -79,6 +79,7 @@ func TestLabUnits(t *testing.T) { // F9
 			calls(true, fmt.Sprintf("after what status says against %q", off))
 			systemctl("enable") // one that is not needed is left as it was
 		}
+		l.permitted()
 		l.cloudSetupGoes()
 		l.configured("ens5")
 
