@@ -423,7 +423,7 @@ func (d *diagnosis) enis(s *state.State) {
 		return
 	}
 	if len(s.Interfaces) == 0 {
-		d.problem("eni", "give their driver, which networkctl status NAME shows, as Driver= in [Match] of ec2netd.conf(5), then: systemctl reload ec2netd", "no link is an ENI")
+		d.problem("eni", "give their driver, which networkctl status NAME shows, as Driver= in [Match] of ec2netd.conf(5), and of a drop-in of 80-ec2.network, then: systemctl reload ec2netd && networkctl reload", "no link is an ENI")
 	}
 	for i := range s.Interfaces {
 		e := &s.Interfaces[i]

@@ -19,7 +19,7 @@ import (
 	"ec2netd/service/file"
 )
 
-// Defaults, as design and ec2netd.conf(5) tell them.
+// Defaults, as ec2netd.conf(5) tells them.
 const (
 	DefaultRefresh = 60 * time.Second
 	minRefresh     = time.Second

@@ -224,7 +224,7 @@ func constants(t *testing.T, of string) map[string]string {
 	return found
 }
 
-// H8: each code has words, and a name that programs can rely on.
+// Each code has words, and a name that programs can rely on.
 func TestWords(t *testing.T) {
 	codes := constants(t, "Code")
 	for value := range codes {
