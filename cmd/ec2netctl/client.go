@@ -180,14 +180,14 @@ func (c *ctl) explain(err error, method string) error {
 	case waits.owner != "":
 		return advise(waits.advice(), "%s", waits.owner)
 	case errors.Is(err, fs.ErrNotExist):
-		return advise("To start it now and at boot: "+c.enabling("--now ", daemonSocket, daemonUnit),
+		return advise("To start it now and at boot: "+c.starting(),
 			"ec2netd is not there: no socket %s", path)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		// systemd leaves the socket where it is when it stops it. The socket may be stopped while the
 		// service runs, and active without listening, where the unit was masked meanwhile.
 		again := "To start it again: systemctl stop ec2netd.socket && systemctl restart ec2netd.service"
-		if masked, _ := c.masks(daemonSocket, daemonUnit); len(masked) > 0 {
-			again = "To start it now and at boot: " + c.enabling("--now ", daemonSocket, daemonUnit)
+		if masked, runtime := c.masks(daemonSocket, daemonUnit); len(masked)+len(runtime) > 0 {
+			again = "To start it now and at boot: " + c.starting()
 		}
 		return advise(again, "ec2netd does not listen on %s any more", path)
 	case errors.Is(err, fs.ErrPermission):

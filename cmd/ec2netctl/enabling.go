@@ -37,8 +37,7 @@ func (c *ctl) enabling(now string, units ...string) string {
 	}
 	masked, runtime := c.masks(of...)
 	var commands []string
-	if len(masked) > len(runtime) {
-		masked = slices.DeleteFunc(masked, func(unit string) bool { return slices.Contains(runtime, unit) })
+	if len(masked) > 0 {
 		commands = append(commands, "systemctl unmask "+strings.Join(masked, " "))
 	}
 	if len(runtime) > 0 {
@@ -47,18 +46,29 @@ func (c *ctl) enabling(now string, units ...string) string {
 	return strings.Join(append(commands, "systemctl enable "+now+strings.Join(units, " ")), " && ")
 }
 
-// masks returns those of some units that are masked, and those of them that are until the next boot.
+// starting is the command that has the daemon and its socket run now and after each boot. systemd
+// starts no socket whose service runs, as it does where the socket alone was masked, and one that was
+// masked meanwhile may be active and not listen. The service wants its sockets, and is started after
+// them.
+func (c *ctl) starting() string {
+	if masked, runtime := c.masks(daemonSocket, daemonUnit); len(masked)+len(runtime) > 0 {
+		return c.enabling("", daemonSocket, daemonUnit) + " && systemctl stop " + daemonSocket + " && systemctl restart " + daemonUnit
+	}
+	return c.enabling("--now ", daemonSocket, daemonUnit)
+}
+
+// masks returns those of some units that are masked for good, and those that are until the next boot.
 func (c *ctl) masks(units ...string) (masked, runtime []string) {
 	is := func(dir, unit string) bool {
 		file, err := os.Stat(filepath.Join("/", c.root, dir, unit))
 		return err == nil && !file.IsDir() && file.Size() == 0 // as systemd has it: /dev/null, or an empty file
 	}
 	for _, unit := range units {
-		switch {
-		case is("etc/systemd/system", unit):
+		if is("etc/systemd/system", unit) {
 			masked = append(masked, unit)
-		case is("run/systemd/system", unit):
-			masked, runtime = append(masked, unit), append(runtime, unit)
+		}
+		if is("run/systemd/system", unit) {
+			runtime = append(runtime, unit)
 		}
 	}
 	return masked, runtime

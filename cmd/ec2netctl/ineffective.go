@@ -98,7 +98,7 @@ func (d *diagnosis) unmatched(dirs []string) {
 	for _, dir := range dirs {
 		link, kind, _ := strings.Cut(strings.TrimPrefix(path.Base(dir), "70-"), ".")
 		const name = "NAME"
-		move := fmt.Sprintf("mv %s %s && ", dir, path.Join(path.Dir(dir), "70-"+name+"."+kind))
+		move := fmt.Sprintf("mv -T %s %s && ", dir, path.Join(path.Dir(dir), "70-"+name+"."+kind))
 		where := ", with the name of that one's link (see ec2netctl status)"
 		if kind == "link.d" {
 			// udevd applies a .link file with "add" alone (facts: link-files).

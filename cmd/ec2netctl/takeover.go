@@ -161,7 +161,7 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 			return err == nil
 		}
 	}
-	if masked, _ := c.masks(daemonSocket); len(masked) > 0 {
+	if masked, runtime := c.masks(daemonSocket); len(masked)+len(runtime) > 0 {
 		return nil, nil, advise("To have it enabled as the presets say: "+c.enabling("", daemonSocket),
 			"%s is masked, so that nobody could ask ec2netd whether the ENIs are configured", daemonSocket)
 	}

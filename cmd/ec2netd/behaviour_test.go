@@ -293,6 +293,16 @@ func TestLabNetworkdMasked(t *testing.T) {
 		if is := enabled(); is != "enabled" {
 			t.Errorf("started as advised networkd is %s", is)
 		}
+
+		l.run("systemctl", "stop", "systemd-networkd.socket")
+		l.run("systemctl", "mask", "--runtime", "--now", "systemd-networkd.service")
+		s = l.manager(state.Degraded)
+		if !strings.Contains(s.Reason, "masked until the next boot") {
+			t.Errorf("the reason: %s", s.Reason)
+		}
+		l.follow(s.Reason, "have it run with ")
+		l.manager(state.Configured)
+		l.configured("ens5")
 		if n := l.run("systemctl", "show", "--property=NRestarts", "--value", "ec2netd.service"); n != "0" {
 			t.Errorf("the daemon was restarted %s times", n)
 		}

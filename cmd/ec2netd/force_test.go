@@ -78,7 +78,7 @@ var othersFiles = []others{
 		content: "[Match]\nName=ID\n[Network]\nDHCP=ipv4\n", state: state.ENIShadowed, advice: ": remove it, or", follow: "rm FILE"},
 	{name: "a .link file that comes before", link: "ens28", file: etcNetwork + "10-x-IF.link",
 		content: "[Match]\nOriginalName=IF\n[Link]\nNamePolicy=keep\nMTUBytes=1428\n", early: true, state: state.ENIOverridden,
-		says: "sorts after 70-IF.link", effect: "mtu 1428", advice: "or write the names into it (AlternativeName=), then: ", follow: "for name in NAMES; do echo AlternativeName=$name; done >> FILE", after: "mtu 1428"},
+		says: "sorts after 70-IF.link", effect: "mtu 1428", advice: "for now if nothing else acts on links that come, then: ", follow: "for name in NAMES; do echo AlternativeName=$name; done >> FILE", after: "mtu 1428"},
 	{name: "a .link file of the same name", link: "ens29", file: etcNetwork + "70-IF.link",
 		content: "[Match]\nOriginalName=IF\n[Link]\nNamePolicy=keep\nMTUBytes=1429\n", early: true, state: state.ENIConfigured, effect: "mtu 1429"},
 	{name: "a masked .link file", link: "ens30", file: etcNetwork + "70-IF.link", content: masked, early: true, state: state.ENIOverridden, says: "masks", advice: "Remove it to have them", follow: "rm FILE"},

@@ -267,6 +267,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 	watcher := kernel.NewWatcher(settings.Drivers, log)
 	bus := &networkd.Client{}
 	defer bus.Close()
+	others := &conflict.Looker{Units: bus.ActiveUnits, Drivers: settings.Drivers}
 	options := agent.Options{
 		Version:      versionText(),
 		Kernel:       observer,
@@ -274,7 +275,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		Networkd:     bus,
 		Udev:         &udev.Udev{GiveNames: func(ctx context.Context) error { return bus.Run(ctx, orphansUnit) }},
 		Store:        &store.Store{},
-		Others:       &conflict.Looker{Units: bus.ActiveUnits, Drivers: settings.Drivers},
+		Others:       others,
 		Log:          log,
 		Events:       []<-chan struct{}{watcher.Changed(), bus.Changed()},
 		Endpoint:     settings.Endpoint,
@@ -292,6 +293,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		SetDrivers: func(drivers []string) {
 			observer.SetDrivers(drivers)
 			watcher.SetDrivers(drivers)
+			others.Drivers = drivers // the agent calls both, one after the other
 		},
 		CPU:  used,
 		Trim: debug.FreeOSMemory,

@@ -232,7 +232,8 @@ func TestLabSetDownForBridge(t *testing.T) {
 		l.reaches(eni.ID(), func(i *state.Interface) bool {
 			return i.State == state.ENIOverridden && strings.Contains(i.Reason, "was set down")
 		})
-		l.run("networkctl", "reload")
+		l.reload()
+		l.run("ec2netctl", "refresh", "--wait")
 		if link := l.run("ip", "-o", "link", "show", name); strings.Contains(link, ",UP") {
 			t.Errorf("the port is set up: %s", link)
 		}
@@ -249,8 +250,9 @@ func TestLabOrderAfterRepair(t *testing.T) {
 		l.run("sh", "-ec", "ip address delete $(ip -4 -o address show dev ens5 | grep -o '"+primary.IPv4()[0].String()+"/[0-9]*') dev ens5")
 		var last string
 		l.untilOr("the primary address is the first again", func() (bool, error) {
-			last = fmt.Sprint(l.addresses("ens5"))
-			return l.addresses("ens5")[0] == primary.IPv4()[0], nil
+			all := l.addresses("ens5")
+			last = fmt.Sprint(all)
+			return len(all) > 0 && all[0] == primary.IPv4()[0], nil
 		}, &last)
 		if entry := l.reaches("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured }); entry.Reason != "" {
 			t.Error(entry.Reason)

@@ -79,6 +79,11 @@ func TestLabUnits(t *testing.T) { // F9
 			calls(true, fmt.Sprintf("after what status says against %q", off))
 			systemctl("enable") // one that is not needed is left as it was
 		}
+		// The service runs without its socket.
+		l.run("systemctl", "mask", "--now", "ec2netd.socket")
+		l.run("systemctl", "restart", "ec2netd.service")
+		l.obeys(l.toHaveIt(l.fails("ec2netctl", "status")))
+		calls(true, "after what status says where the socket alone was masked")
 		l.permitted()
 		l.cloudSetupGoes()
 		l.configured("ens5")

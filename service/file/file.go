@@ -224,8 +224,12 @@ func Cause(err error) error {
 // the directory that was to be made for it.
 func directory(err error, file string) string {
 	var at *fs.PathError
-	if errors.As(err, &at) && at.Path != "" {
+	var moved *os.LinkError
+	switch {
+	case errors.As(err, &at) && at.Path != "":
 		file = at.Path
+	case errors.As(err, &moved) && moved.New != "":
+		file = moved.New
 	}
 	return path.Dir(file)
 }

@@ -186,4 +186,8 @@ func TestFailed(t *testing.T) {
 			t.Errorf("%v: %v", errno, err)
 		}
 	}
+	err := Failed("linking", "/run/a/x", &os.LinkError{Op: "symlink", Old: "/etc/y", New: "/run/a/.x123", Err: unix.EACCES})
+	if want := "linking /run/a/x: permission denied: let root write to that directory: chown root /run/a && chmod u+rwx /run/a. "; !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("%v, want %s", err, want)
+	}
 }

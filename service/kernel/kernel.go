@@ -29,7 +29,8 @@ type Snapshot struct {
 	Others map[string]string
 }
 
-// Equal tells whether two snapshots say the same of the links whose driver was asked for.
+// Equal tells whether two snapshots say the same of the links whose driver was asked for. Others are
+// not among what it compares.
 func (s *Snapshot) Equal(o *Snapshot) bool {
 	return s.Tunnel == o.Tunnel && slices.Equal(s.Routes, o.Routes) && slices.Equal(s.Rules, o.Rules) && reflect.DeepEqual(s.Links, o.Links)
 }

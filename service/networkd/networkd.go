@@ -503,7 +503,10 @@ func (c *Client) WhyNotRunning(ctx context.Context) (why status.Code, lasting bo
 		return status.NetworkdStopped, false
 	}
 	active, _ := unit["ActiveState"].Value().(string)
+	file, _ := unit["UnitFileState"].Value().(string)
 	switch load, _ := unit["LoadState"].Value().(string); {
+	case load == "masked" && file == "masked-runtime":
+		return status.NetworkdMaskedRuntime, true
 	case load == "masked":
 		return status.NetworkdMasked, true
 	case load == "not-found":

@@ -190,7 +190,7 @@ func evaluate(conditions map[string][]string, link *Link) Match {
 			holds = listed(values, []string{"ether"}, glob)
 		case "MACAddress":
 			holds = listed(values, []string{link.Address()}, sameMAC)
-		case "PermanentMACAddress": // no ENI has another one
+		case "PermanentMACAddress": // that of a link that is no port is taken to be its present one
 			holds = listed(values, []string{link.MAC}, sameMAC)
 		}
 		match = min(match, holds)

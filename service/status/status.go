@@ -23,8 +23,9 @@ const (
 	BusSilent Code = "bus-silent"
 	// NetworkdStopped: networkd does not run.
 	NetworkdStopped Code = "networkd-stopped"
-	// NetworkdMasked: its unit is masked.
-	NetworkdMasked Code = "networkd-masked"
+	// NetworkdMasked: its unit is masked, NetworkdMaskedRuntime: until the next boot.
+	NetworkdMasked        Code = "networkd-masked"
+	NetworkdMaskedRuntime Code = "networkd-masked-runtime"
 	// NetworkdNotInstalled: there is no such unit.
 	NetworkdNotInstalled Code = "networkd-not-installed"
 	// NetworkdFailed: its unit has failed.

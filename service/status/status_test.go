@@ -39,6 +39,7 @@ var sayings = []struct {
 		"eni-0123 (ens6) is degraded: the link has no carrier: see networkctl status ens6, and whether EC2 has the ENI attached"},
 	{Reason{Code: BusSilent}, "the system bus does not answer, so systemd-networkd cannot be asked to reload"},
 	{Reason{Code: NetworkdStopped}, "systemd-networkd does not run: start it with systemctl enable --now systemd-networkd.service"},
+	{Reason{Code: NetworkdMaskedRuntime}, "systemd-networkd is masked until the next boot: have it run with systemctl unmask --runtime systemd-networkd.service && systemctl enable --now systemd-networkd.service"},
 	{Reason{Code: NetworkdMasked}, "systemd-networkd is masked: have it run with systemctl unmask systemd-networkd.service && systemctl enable --now systemd-networkd.service"},
 	{Reason{Code: NetworkdNotInstalled}, "systemd-networkd is not installed: install it, ec2netd needs it"},
 	{Reason{Code: NetworkdFailed}, "systemd-networkd has failed: see systemctl status systemd-networkd.service"},
@@ -140,7 +141,7 @@ var sayings = []struct {
 	{Reason{Code: NamesUnmatched, File: file},
 		"the ENI has no alternative names: " + file + " has a [Match] that the .link file does not match the link with. Change it to have them"},
 	{Reason{Code: NamesEarlier, Subject: "ens6", File: file, Own: link}, "the ENI has no alternative names: udevd uses " + file + " for the link instead of " + link +
-		": give it a name that sorts after 70-ens6.link, or write the names into it (AlternativeName=), then: udevadm control --reload && udevadm trigger --action=add /sys/class/net/ens6"},
+		": give it a name that sorts after 70-ens6.link, or write the names into it (AlternativeName=), for the next boot, or for now if nothing else acts on links that come, then: udevadm control --reload && udevadm trigger --action=add /sys/class/net/ens6"},
 	{Reason{Code: MarkTaken, Value: "0x2", Other: "ens5", OtherValue: "0x2/0xff"},
 		"FirewallMark=0x2 of the configuration is not in force: that of ens5 is 0x2/0xff, and a packet can leave by one of the two only"},
 	{Reason{Code: PortOf, Other: "blue", OtherKind: "vrf"}, "the link is a port of blue (vrf)"},

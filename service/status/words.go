@@ -32,7 +32,7 @@ func (r *Reason) words() string {
 	switch r.Code {
 	case None:
 		return ""
-	case BusSilent, NetworkdStopped, NetworkdMasked, NetworkdNotInstalled, NetworkdFailed, NetworkdStarting, NetworkdOffBus:
+	case BusSilent, NetworkdStopped, NetworkdMasked, NetworkdMaskedRuntime, NetworkdNotInstalled, NetworkdFailed, NetworkdStarting, NetworkdOffBus:
 		return r.ofNetworkd()
 	case OfENI, FilesUnwritten, ConfigurationWrong, RecordUnwritten, FileUnreadable, Conflicting, NotEC2:
 		return r.ofDaemon()
@@ -65,6 +65,8 @@ func (r *Reason) ofNetworkd() string {
 		return "the system bus does not answer, so systemd-networkd cannot be asked to reload"
 	case NetworkdMasked:
 		return "systemd-networkd is masked: have it run with systemctl unmask " + networkdUnit + " && systemctl enable --now " + networkdUnit
+	case NetworkdMaskedRuntime:
+		return "systemd-networkd is masked until the next boot: have it run with systemctl unmask --runtime " + networkdUnit + " && systemctl enable --now " + networkdUnit
 	case NetworkdNotInstalled:
 		return "systemd-networkd is not installed: install it, ec2netd needs it"
 	case NetworkdFailed:
@@ -293,7 +295,7 @@ func (r *Reason) ofNames() string {
 		return without + r.File + " has a [Match] that the .link file does not match the link with. Change it to have them"
 	case NamesEarlier:
 		return without + "udevd uses " + r.File + " for the link instead of " + r.Own + ": give it a name that sorts after " + path.Base(r.Own) +
-			", or write the names into it (AlternativeName=), then: udevadm control --reload && udevadm trigger --action=add /sys/class/net/" + r.Subject
+			", or write the names into it (AlternativeName=), for the next boot, or for now if nothing else acts on links that come, then: udevadm control --reload && udevadm trigger --action=add /sys/class/net/" + r.Subject
 	case NamesMissing:
 		return "missing: " + Summary(r.Gaps) + "; see journalctl -u ec2netd-orphans.service"
 	}

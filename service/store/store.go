@@ -645,7 +645,7 @@ func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
 		}
 	}
 	if err := s.symlink(want); err != nil {
-		return file.Failed("linking", want.Path+" to "+want.Target, err)
+		return file.Failed("linking", want.Path, err)
 	}
 	changes.wrote(want.Path)
 	s.step()

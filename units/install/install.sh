@@ -81,7 +81,7 @@ uninstall_line() {
 	config) ;;
 	tree) rm -rf "$DESTDIR$destination" ;;
 	directory)
-		if [ -d "$DESTDIR$destination" ]; then
+		if [ -d "$DESTDIR$destination" ] && [ ! -L "$DESTDIR$destination" ]; then
 			rmdir --ignore-fail-on-non-empty "$DESTDIR$destination"
 		fi
 		;;

@@ -164,7 +164,7 @@ func TestInstallAndUninstall(t *testing.T) {
 					t.Errorf("%q are left, want %q and %q", left, config, foreign)
 				}
 			}
-			for _, dir := range []string{p.prefix + "/lib/ec2netd", p.prefix + "/lib/systemd/system/systemd-networkd.service.wants", p.sysconfdir + "/cloud"} {
+			for _, dir := range []string{p.prefix + "/lib/ec2netd", p.prefix + "/lib/systemd/system/systemd-networkd.service.wants"} {
 				if _, err := os.Lstat(filepath.Join(root, dir)); !errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("%s is left: %v", dir, err)
 				}
