@@ -345,9 +345,10 @@ func diagnose(s *symptoms) []finding {
 	d.metadata(s)
 	d.units(s)
 	if s.masked != "" {
-		advice := "rm " + s.masked + " && ec2netctl refresh"
+		// Not "ec2netctl refresh": no link may have an address to ask the metadata service from.
+		advice := "rm " + s.masked + " && networkctl reload"
 		if strings.HasPrefix(s.masked, "/usr/") {
-			advice = installAgain + "; then: ec2netctl refresh"
+			advice = installAgain + "; then: networkctl reload"
 		}
 		d.problem("file", advice, "%s masks the base unit: networkd has no unit for ENIs", s.masked)
 	}
@@ -355,7 +356,7 @@ func diagnose(s *symptoms) []finding {
 		const again = installAgain + "; then: "
 		switch path.Base(file) {
 		case store.BaseName:
-			d.problem("file", again+"ec2netctl refresh", "%s is missing: networkd has no unit for ENIs", file)
+			d.problem("file", again+"networkctl reload", "%s is missing: networkd has no unit for ENIs", file)
 		default:
 			d.problem("file", again+"systemctl restart systemd-networkd.service", "%s is missing: networkd takes away routes and rules of others", file)
 		}

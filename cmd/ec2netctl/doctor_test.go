@@ -107,7 +107,7 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"failed", func(s *symptoms) { s.units[1].active = "failed" }, levelProblem, "unit", "has failed", "systemctl status"},
 		{"stopped", func(s *symptoms) { s.units[0].active = "inactive" }, levelProblem, "unit", "systemd-networkd.service is inactive", "systemctl start"},
 		{"no base", func(s *symptoms) { s.missing = []string{"/usr/lib/systemd/network/80-ec2.network"} }, levelProblem, "file", "no unit for ENIs", "install"},
-		{"masked base", func(s *symptoms) { s.masked = "/etc/systemd/network/80-ec2.network" }, levelProblem, "file", "80-ec2.network masks the base unit", "rm /etc/systemd/network/80-ec2.network && ec2netctl refresh"},
+		{"masked base", func(s *symptoms) { s.masked = "/etc/systemd/network/80-ec2.network" }, levelProblem, "file", "80-ec2.network masks the base unit", "rm /etc/systemd/network/80-ec2.network && networkctl reload"},
 		{"empty base", func(s *symptoms) { s.masked = "/usr/lib/systemd/network/80-ec2.network" }, levelProblem, "file", "80-ec2.network masks the base unit", "install ec2netd again"},
 		{"no networkd.conf", func(s *symptoms) { s.missing = []string{"/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"} }, levelProblem, "file", "takes away routes", "restart systemd-networkd"},
 		{"old systemd", func(s *symptoms) { s.systemd = "249.11" }, levelProblem, "systemd", "too old", "252"},

@@ -277,7 +277,7 @@ func TestLabOthersFiles(t *testing.T) {
 				commands[command], done = true, append(done, c.link)
 			}
 			for _, command := range slices.Sorted(maps.Keys(commands)) {
-				l.run("sh", "-c", command)
+				l.reloads(command)
 			}
 			for _, link := range done {
 				l.configured(link)

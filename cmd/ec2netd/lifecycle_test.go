@@ -243,6 +243,7 @@ func TestLabIdentity(t *testing.T) {
 		l.detach(other)
 		eni.SetDeviceIndex(first)
 		other.SetDeviceIndex(second)
+		l.run("udevadm", "control", "--reload") // else it may have what the file of one said before, for 3 s
 		l.reattach(eni, "ens43")
 		l.reattach(other, "ens7")
 		l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")

@@ -75,6 +75,9 @@ func TestLabUnits(t *testing.T) { // F9
 		calls(true, "where they are unmasked")
 		for _, off := range [][]string{{"disable", "--now"}, {"mask", "--now"}, {"mask", "--runtime", "--now"}} {
 			systemctl(off...)
+			l.until("nothing is being stopped any more", func() (bool, error) {
+				return l.run("systemctl", "list-jobs", "--no-legend") == "", nil
+			})
 			l.obeys(l.toHaveIt(l.fails("ec2netctl", "status")))
 			calls(true, fmt.Sprintf("after what status says against %q", off))
 			systemctl("enable") // one that is not needed is left as it was

@@ -85,20 +85,20 @@ var sayings = []struct {
 		"and networkd uses " + base + ". Remove it to have the ENI configured"},
 	{Reason{Code: UnitTaken, File: file}, file + " takes the place of its unit"},
 	{Reason{Code: DropInHidden, File: file, Own: own},
-		"the administrator's " + file + " is in force in place of " + own + ". Give it another name to have both, or remove it, then: ec2netctl refresh"},
+		"the administrator's " + file + " is in force in place of " + own + ". Give it another name to have both, or remove it, then: networkctl reload"},
 	{Reason{Code: DropInMasked, File: file, Own: own, InForce: base},
-		file + " masks a drop-in of " + own + ", and networkd uses " + base + ". Remove it to have the ENI configured, then: ec2netctl refresh"},
+		file + " masks a drop-in of " + own + ", and networkd uses " + base + ". Remove it to have the ENI configured, then: networkctl reload"},
 	{Reason{Code: ReloadDue, File: file, Own: own}, file + " is still in force in place of " + own + ": have networkd read its files with networkctl reload"},
 	{Reason{Code: OthersUnit, File: file, Own: own, Subject: "ens6"}, "networkd uses " + file + " for the link instead of " + own +
-		": remove it, or give it a name that sorts after 70-ens6.network, or have its [Match] leave out ens6, then: ec2netctl refresh"},
+		": remove it, or give it a name that sorts after 70-ens6.network, or have its [Match] leave out ens6, then: networkctl reload"},
 	{Reason{Code: OtherENIsUnit, File: file, InForce: own, Other: "ens6"},
-		"networkd uses " + own + " for the link, the unit of ens6, because of the [Match] in " + file + ": change that, then: ec2netctl refresh"},
+		"networkd uses " + own + " for the link, the unit of ens6, because of the [Match] in " + file + ": change that, then: networkctl reload"},
 	{Reason{Code: BaseMasked, File: file}, file + " masks the base unit of all ENIs. Remove it to have them configured"},
 	{Reason{Code: MatchFails, File: file, Own: own, Subject: "ens6"}, file + " has a [Match] that " + own +
-		" does not match ens6 with, and networkd leaves the link alone. Change it to have the ENI configured, then: ec2netctl refresh"},
-	{Reason{Code: UnmanagedBySetting, File: file}, file + " has networkd leave the link alone (Unmanaged=yes). Change it to have the ENI configured, then: ec2netctl refresh"},
+		" does not match ens6 with, and networkd leaves the link alone. Change it to have the ENI configured, then: networkctl reload"},
+	{Reason{Code: UnmanagedBySetting, File: file}, file + " has networkd leave the link alone (Unmanaged=yes). Change it to have the ENI configured, then: networkctl reload"},
 	{Reason{Code: UnmanagedByUnit, File: file, Own: own, Subject: "ens6"}, "networkd leaves the link alone, as " + file + " says (Unmanaged=yes) instead of " + own +
-		": remove it, or have its [Match] leave out ens6, then: ec2netctl refresh"},
+		": remove it, or have its [Match] leave out ens6, then: networkctl reload"},
 	{Reason{Code: LeftAlone, Subject: "ens6"}, "networkd leaves the link alone: see networkctl status ens6"},
 	{Reason{Code: NotTakenUp, Own: own, InForce: base, Subject: "ens6"}, "networkd has not taken up " + own + " and uses " + base + ": see networkctl status ens6"},
 
@@ -129,7 +129,7 @@ var sayings = []struct {
 		file + " keeps what the ENI has no more (Address=10.0.1.22/24 in [Network]). still there: address 10.0.1.22. netplan makes that file: " +
 			"remove the address from the one in /etc/netplan that has it, and run netplan generate && networkctl reload"},
 	{Reason{Code: TakenBySetting, File: file, Setting: "DHCP=no in [Network]", Gaps: []Gap{secondary}},
-		file + " takes away what the ENI shall have (DHCP=no in [Network]). Missing: address 10.0.1.21. Change it, or remove it, then: ec2netctl refresh"},
+		file + " takes away what the ENI shall have (DHCP=no in [Network]). Missing: address 10.0.1.21. Change it, or remove it, then: networkctl reload"},
 	{Reason{Code: NameHeld, Subject: "ens6", Value: "device-number-1", Other: "ens7"},
 		"altname device-number-1 is still that of ens7: ip link property del dev ens7 altname device-number-1 && ip link property add dev ens6 altname device-number-1"},
 	{Reason{Code: NamesMissing, Gaps: []Gap{altname}}, "missing: altname eni-0123; see journalctl -u ec2netd-orphans.service"},

@@ -153,26 +153,26 @@ func (r *Reason) ofFiles() string {
 	case UnitTaken:
 		return r.File + " takes the place of its unit"
 	case DropInHidden:
-		return "the administrator's " + r.File + " is in force in place of " + r.Own + ". Give it another name to have both, or remove it, then: ec2netctl refresh"
+		return "the administrator's " + r.File + " is in force in place of " + r.Own + ". Give it another name to have both, or remove it, then: networkctl reload"
 	case DropInMasked:
 		// 262 does not read such a unit at all, other versions only leave the drop-in out.
-		return r.File + " masks a drop-in of " + r.Own + r.using() + mend + ", then: ec2netctl refresh"
+		return r.File + " masks a drop-in of " + r.Own + r.using() + mend + ", then: networkctl reload"
 	case ReloadDue:
 		return r.File + " is still in force in place of " + r.Own + ": have networkd read its files with networkctl reload"
 	case OthersUnit:
 		return "networkd uses " + r.File + " for the link instead of " + r.Own + ": remove it, or give it a name that sorts after " +
-			path.Base(r.Own) + ", or have its [Match] leave out " + r.Subject + ", then: ec2netctl refresh"
+			path.Base(r.Own) + ", or have its [Match] leave out " + r.Subject + ", then: networkctl reload"
 	case OtherENIsUnit:
-		return "networkd uses " + r.InForce + " for the link, the unit of " + r.Other + ", because of the [Match] in " + r.File + ": change that, then: ec2netctl refresh"
+		return "networkd uses " + r.InForce + " for the link, the unit of " + r.Other + ", because of the [Match] in " + r.File + ": change that, then: networkctl reload"
 	case BaseMasked:
 		return r.File + " masks the base unit of all ENIs. Remove it to have them configured"
 	case MatchFails:
-		return r.File + " has a [Match] that " + r.Own + " does not match " + r.Subject + " with" + r.using() + ". Change it to have the ENI configured, then: ec2netctl refresh"
+		return r.File + " has a [Match] that " + r.Own + " does not match " + r.Subject + " with" + r.using() + ". Change it to have the ENI configured, then: networkctl reload"
 	case UnmanagedBySetting:
-		return r.File + " has networkd leave the link alone (Unmanaged=yes). Change it to have the ENI configured, then: ec2netctl refresh"
+		return r.File + " has networkd leave the link alone (Unmanaged=yes). Change it to have the ENI configured, then: networkctl reload"
 	case UnmanagedByUnit:
 		return "networkd leaves the link alone, as " + r.File + " says (Unmanaged=yes) instead of " + r.Own +
-			": remove it, or have its [Match] leave out " + r.Subject + ", then: ec2netctl refresh"
+			": remove it, or have its [Match] leave out " + r.Subject + ", then: networkctl reload"
 	case LeftAlone:
 		return "networkd leaves the link alone: see networkctl status " + r.Subject
 	case NotTakenUp:
@@ -252,7 +252,7 @@ func (r *Reason) ofGaps() string {
 	case KeptBySetting:
 		return r.File + " keeps what the ENI has no more (" + r.Setting + "). " + Summary(r.Gaps) + ". " + r.removal()
 	case TakenBySetting:
-		return r.File + " takes away what the ENI shall have (" + r.Setting + "). Missing: " + Summary(r.Gaps) + ". Change it, or remove it, then: ec2netctl refresh"
+		return r.File + " takes away what the ENI shall have (" + r.Setting + "). Missing: " + Summary(r.Gaps) + ". Change it, or remove it, then: networkctl reload"
 	case MarkTaken:
 		return fmt.Sprintf("FirewallMark=%s of the configuration is not in force: that of %s is %s, and a packet can leave by one of the two only",
 			r.Value, r.Other, r.OtherValue)
