@@ -124,6 +124,7 @@ func TestLabReload(t *testing.T) {
 		// Without the driver there is no ENI, and what doctor says of that brings all back.
 		l.put(file, "[Match]\nDriver=\nDriver=tun\n")
 		reload()
+		l.until("there is no ENI", func() (bool, error) { return len(l.describe().Interfaces) == 0, nil })
 		command := l.between("then: ", "")(l.adviceOf("no link is an ENI"))
 		driver := ""
 		for line := range strings.Lines(l.run("networkctl", "status", "--no-pager", "ens5")) {

@@ -369,10 +369,8 @@ func (l *lab) withAnother(file string, withdrawn netip.Addr) {
 		l.reloads(then)
 		l.configured("ens5")
 		// networkd 262 takes an address for somebody else's that goes from its files while it configures the link.
-		l.until(another.String()+" stays after "+then, func() (bool, error) {
-			_, err := l.inst.Exec(l.t.Context(), "sh", "-c", "grep -qx ADMIN_STATE=configured /run/systemd/netif/links/$(cat /sys/class/net/ens5/ifindex)")
-			return err == nil && kept(), nil
-		})
+		l.networkdIsDone("ens5")
+		l.until(another.String()+" stays after "+then, func() (bool, error) { return kept(), nil })
 	}
 	l.run("rm", dropIn)
 	l.reload()
