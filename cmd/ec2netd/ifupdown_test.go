@@ -343,7 +343,15 @@ func (l *lab) strayClient(name, start, pidFile string) {
 func (l *lab) followed(name string, follow func(advice string)) {
 	l.t.Helper()
 	find := func() *state.Conflict {
-		l.run("ec2netctl", "refresh", "--wait")
+		// NetworkManager takes the addresses away of a link that it is to leave alone; networkd has them
+		// back some seconds later.
+		l.until("the metadata can be read", func() (bool, error) {
+			_, err := l.inst.Exec(l.t.Context(), "ec2netctl", "refresh", "--wait")
+			if err != nil && strings.Contains(err.Error(), "no link has an address") {
+				return false, nil
+			}
+			return err == nil, err
+		})
 		all := l.describe().Conflicts
 		if i := slices.IndexFunc(all, func(c state.Conflict) bool { return c.Name == name }); i >= 0 {
 			return &all[i]

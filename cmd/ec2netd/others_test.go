@@ -310,7 +310,7 @@ func (l *lab) conflicts() {
 	if s := l.describe(); s.State != state.Configured || !strings.Contains(s.Reason, "NetworkManager.service is active, it manages ens5") {
 		l.t.Errorf("%s: %s", s.State, s.Reason)
 	}
-	if out := l.user("ec2netctl", "status"); !strings.Contains(out, "systemctl disable --now NetworkManager.service") {
+	if out := l.user("ec2netctl", "status"); !strings.Contains(out, "systemctl disable NetworkManager.service, then ec2netctl takeover") {
 		l.t.Errorf("nothing says what to do:\n%s", out)
 	}
 	if out := l.run("busctl", "get-property", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Conflicts"); !strings.HasPrefix(out, `a(sass) 4 "NetworkManager" 2 "NetworkManager.service is active"`) {
