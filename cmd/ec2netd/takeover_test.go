@@ -378,6 +378,16 @@ func (l *lab) withAnother(file string, withdrawn netip.Addr) {
 	l.primaryWhole()
 }
 
+// networkdIsDone waits until networkd has nothing to do with a link: while it configures one it sets
+// it up.
+func (l *lab) networkdIsDone(name string) {
+	l.t.Helper()
+	l.until("networkd is done with "+name, func() (bool, error) {
+		_, err := l.inst.Exec(l.t.Context(), "sh", "-c", "! grep -qE 'ADMIN_STATE=(pending|initialized|configuring)' /run/systemd/netif/links/$(cat /sys/class/net/"+name+"/ifindex)")
+		return err == nil, nil
+	})
+}
+
 // TestLabTakeoverCloudInitNetworkd: what withAnother checks, where cloud-init writes networkd's file itself.
 func TestLabTakeoverCloudInitNetworkd(t *testing.T) { // F8
 	oneSuite(t, func(t *testing.T, suite string) {
