@@ -40,7 +40,7 @@ func (a *Agent) lookAtOthers(ctx context.Context) {
 		if memory == nil {
 			continue
 		}
-		memory.unused.ifupdown(slices.Contains(facts.Raised, l.Name), facts.Lowered[l.Name], time.Now())
+		memory.unused.others(facts.Holds(l.Name), facts.Lowered[l.Name], time.Now())
 		if l.Down {
 			a.ask(0) // see setDown
 		}

@@ -22,8 +22,8 @@ type unused struct {
 	up bool
 	// down and dark are since when it is set down, and up without a carrier.
 	down, dark time.Time
-	// raised: ifupdown had configured the link when others were looked for last. Lowered is when it
-	// has released it last.
+	// raised: ifupdown or NetworkManager had configured the link when others were looked for last.
+	// Lowered is when it has released it last.
 	raised  bool
 	lowered time.Time
 	// back is when the link was last up again after it was down: what ifdown did before is over
@@ -60,7 +60,8 @@ func (u *unused) handOver(link *plan.Link, now time.Time) {
 // takes until that can be told. Who sets a link down that networkd has not configured, or while it
 // does not run, means something else: so cloud-init does early at boot, when it has asked the
 // metadata service, and networkd sets the link up. Nor does who ends ifupdown want a link down that
-// it has configured: ifdown leaves it so, as when networking.service is stopped. Nor does who sets a
+// it has configured: ifdown leaves it so, as when networking.service is stopped, and so does
+// NetworkManager 1.42 with a link that it is told to leave to others. Nor does who sets a
 // link down to make it a port, however long that takes. Running and done say whether networkd runs
 // and is done with the link, configured whether the ENI was so when it was last looked at.
 func (u *unused) look(link *plan.Link, running, done, configured bool, now time.Time) (setDown bool, wait time.Duration) {
@@ -97,9 +98,9 @@ func (u *unused) look(link *plan.Link, running, done, configured bool, now time.
 	return wait == 0 || link.KeptDown(), wait
 }
 
-// ifupdown notes whether ifupdown has configured the link, and when it has released it last, zero if
-// that is not known.
-func (u *unused) ifupdown(raised bool, lowered, now time.Time) {
+// others notes whether ifupdown or NetworkManager has configured the link, and when it has released it
+// last, zero if that is not known.
+func (u *unused) others(raised bool, lowered, now time.Time) {
 	if u.raised && !raised && lowered.IsZero() {
 		u.lowered = now
 	}

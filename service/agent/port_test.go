@@ -176,6 +176,33 @@ func TestIfdown(t *testing.T) {
 	})
 }
 
+// F8, F10: a link that NetworkManager sets down, because it is told to leave it to others, is set up
+// again.
+func TestLeftByNetworkManager(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, w *world) {
+		const manager = "NetworkManager.service"
+		w.attach(0, "ens5", "10.0.1.10")
+		w.set(func() {
+			w.others = conflict.Facts{Active: []string{manager}, Managed: map[string]bool{"ens5": true}, Links: []string{"ens5"}}
+		})
+		a, stop := w.start(t)
+		defer stop()
+		settle(time.Minute)
+		if s := a.State(); len(s.Conflicts) != 1 || s.Conflicts[0].Name != conflict.NetworkManager {
+			t.Errorf("%+v", s.Conflicts)
+		}
+		w.set(func() { w.others = conflict.Facts{Active: []string{manager}, Links: []string{"ens5"}} })
+		w.link("ens5", func(l *kernel.Link) { l.Down, l.Carrier = true, false })
+		settle(time.Minute)
+		w.set(func() {
+			if !strings.Contains(strings.Join(w.log, ""), "set the link up") {
+				t.Error("networkd was not asked to set the link up")
+			}
+		})
+	})
+}
+
 // F8, F10: a link that ifdown sets down is set up again also where ifupdown had not configured it when
 // others were looked for last, and one that somebody sets down after it has released it stays down.
 func TestIfdownUnseen(t *testing.T) {

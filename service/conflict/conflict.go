@@ -235,3 +235,9 @@ func (f *Facts) units(prefix string) []string {
 	}
 	return evidence
 }
+
+// Holds reports whether ifupdown or NetworkManager has configured a link, which it may set down when
+// it gives it up.
+func (f *Facts) Holds(link string) bool {
+	return slices.Contains(f.Raised, link) || (f.Managed[link] && slices.Contains(f.Active, managerUnit))
+}
