@@ -406,13 +406,21 @@ func TestLabOthersBase(t *testing.T) {
 		l.put(base, masked)
 		refresh()
 		l.all("the base unit is masked", state.ENIOverridden, base+" masks")
-		l.run("sh", "-c", l.adviceOf(base+" masks the base unit: "))
+		// Told to reload before the daemon has seen that, networkd 252 may miss the primary's IPv6 address
+		// for a minute.
+		if advice := l.adviceOf(base + " masks the base unit: "); suite == "bookworm" {
+			l.run("rm", base)
+		} else {
+			l.reloads(advice)
+		}
 		l.all("the mask is gone", state.ENIConfigured, "")
-		l.put(base, "")
-		refresh()
-		l.all("the base unit is empty", state.ENIOverridden, base+" masks")
-		l.run("sh", "-c", l.adviceOf(base+" masks the base unit: "))
-		l.all("the empty file is gone", state.ENIConfigured, "")
+		if suite != "bookworm" {
+			l.put(base, "")
+			refresh()
+			l.all("the base unit is empty", state.ENIOverridden, base+" masks")
+			l.reloads(l.adviceOf(base + " masks the base unit: "))
+			l.all("the empty file is gone", state.ENIConfigured, "")
+		}
 
 		// One file for all links.
 		for _, match := range []string{"Name=e*", "Driver=veth"} {
