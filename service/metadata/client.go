@@ -474,16 +474,13 @@ func (c *Client) classify(key string, path Path, trace *trace, err error) error 
 	}
 	e.Err = fmt.Errorf("%s: %w", path, cause)
 	if errors.Is(cause, syscall.EACCES) {
-		e.Err = fmt.Errorf("%w: direct access is prohibited here%s", e.Err, aroundLock(path))
+		e.Err = fmt.Errorf("%w: direct access is prohibited here%s", e.Err, aroundLock())
 	}
 	return e
 }
 
-// aroundLock says what to do where direct access by a path is prohibited.
-func aroundLock(path Path) string {
-	if path.Endpoint != EndpointIPv4 && path.Endpoint != EndpointIPv6 {
-		return ", and Endpoint= says to ask nowhere else"
-	}
+// aroundLock says what to do where direct access is prohibited.
+func aroundLock() string {
 	if _, err := os.Stat("/usr/lib/systemd/system/" + imdsdUnit); err != nil {
 		return ", and this systemd has no " + imdsdUnit + ", by which it would be read"
 	}
