@@ -1,49 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
 	"ec2netd/service/state"
 )
-
-// adviceOf is what doctor advises where it says text and has advice.
-func (l *lab) adviceOf(text string) string {
-	l.t.Helper()
-	// Problems make it fail with 1, as does not being there at all, which leaves nothing to parse.
-	said := l.run("sh", "-c", "ec2netctl doctor --json=short || [ $? = 1 ]")
-	var printed struct {
-		Findings []struct{ Text, Advice string }
-	}
-	if err := json.Unmarshal([]byte(said), &printed); err != nil {
-		l.t.Fatalf("doctor printed %q: %v", said, err)
-	}
-	for _, finding := range printed.Findings {
-		if finding.Advice != "" && strings.Contains(finding.Text, text) {
-			return finding.Advice
-		}
-	}
-	l.t.Fatalf("doctor has no advice where it says %q: %s", text, said)
-	return ""
-}
-
-// between returns what makes of advice the command between two of its phrases; an empty one stands
-// for the beginning or the end.
-func (l *lab) between(after, before string) func(advice string) string {
-	return func(advice string) string {
-		l.t.Helper()
-		_, command, found := strings.Cut(advice, after)
-		if before != "" && found {
-			command, _, found = strings.Cut(command, before)
-		}
-		if !found {
-			l.t.Fatalf("no command between %q and %q: %s", after, before, advice)
-		}
-		return command
-	}
-}
 
 // F8, H5: doctor tells of what has no effect, and what it advises helps.
 func TestLabDoctor(t *testing.T) {

@@ -67,18 +67,6 @@ func (l *lab) run(argv ...string) string {
 	return strings.TrimSpace(out)
 }
 
-// follow runs the command that stands in an advice after some of its words, as a user would who
-// copies it, and returns it. What ends the sentence is no part of it.
-func (l *lab) follow(advice, after string) string {
-	l.t.Helper()
-	_, command, ok := strings.Cut(advice, after)
-	if !ok || command == "" {
-		l.t.Fatalf("%q has no command after %q", advice, after)
-	}
-	l.run("sh", "-ec", command)
-	return command
-}
-
 // fails runs a command that must fail, and returns what it said.
 func (l *lab) fails(argv ...string) string {
 	l.t.Helper()
