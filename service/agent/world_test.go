@@ -279,7 +279,9 @@ func (w *world) apply() {
 // applyMTU sets the MTU that files say.
 func (w *world) applyMTU(l *kernel.Link) {
 	entry := plan.Link{Link: *l}
-	w.store.Complete(&entry, w.store.Networks())
+	// Not by the agent's store, which remembers what it has read and is the agent's alone.
+	disk := store.Store{Root: w.store.Root}
+	disk.Complete(&entry, disk.Networks())
 	if l.MTU = 1500; entry.Bytes != 0 {
 		l.MTU = entry.Bytes
 	} else if entry.Current != nil && entry.Current.Link.MTUBytes == 9001 {
