@@ -19,12 +19,14 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/conflict"
 	"ec2netd/service/dropin"
+	"ec2netd/service/journal"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
 	"ec2netd/service/networkd"
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
+	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
@@ -264,7 +266,7 @@ type Agent struct {
 	technique plan.Technique
 	// prepared is the count of the plan for which files wait for networkd's next start.
 	prepared    uint64
-	instanceTry attempt
+	instanceTry schedule.Try
 	targets     map[string]*target
 	waiting     []*request
 	reading     int
@@ -291,7 +293,7 @@ type Agent struct {
 	reloadDue bool
 	// reloaded is when networkd last answered that it has reloaded.
 	reloaded    time.Time
-	reloadTry   attempt
+	reloadTry   schedule.Try
 	forgotten   bool
 	reloads     uint64
 	lastChange  time.Time
@@ -310,7 +312,7 @@ type Agent struct {
 	attachTime  time.Duration
 	instanceErr error
 	storeErr    string
-	storeTry    attempt
+	storeTry    schedule.Try
 	refused     map[string]status.Reason
 	// restored are files that somebody had removed, until what follows from that is done.
 	restored []string
@@ -330,7 +332,7 @@ type Agent struct {
 	// cleaning: RemoveOrphans runs.
 	cleaning bool
 	// namesTry is when names that are another ENI's by now are removed, if that did not help.
-	namesTry attempt
+	namesTry schedule.Try
 	// conflicts are those found last; othersDue: they must be looked for. othersAt is when a
 	// refresh last had that done, zero if the next one shall.
 	conflicts []state.Conflict
@@ -350,7 +352,7 @@ type Agent struct {
 	nextLook    time.Time
 	lookDelay   time.Duration
 	gather      gather
-	said        map[string]string
+	said        journal.Once
 	// credit is how long passes may take before they are put off, as of credited; paced is
 	// until when.
 	credit          time.Duration
@@ -363,7 +365,7 @@ type Agent struct {
 
 // target is an ENI whose metadata is read: a MAC address on a link.
 type target struct {
-	attempt
+	schedule.Try
 	mac   string
 	index int
 	view  *metadata.ENI
@@ -471,8 +473,8 @@ func New(options Options) *Agent {
 		reads:          make(map[string]uint64),
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},
-		said:      make(map[string]string),
 	}
+	a.said.Log = options.Log
 	a.views.Place, a.hintFile.Place = options.Views, options.Hint
 	for _, kind := range metadata.Kinds() {
 		a.reads[kind.String()] = 0
@@ -515,7 +517,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if owner, err := a.Networkd.Owner(ctx); err == nil {
 		a.networkdUp = owner != ""
 	}
-	a.nextRefresh = time.Now().Add(jitter(a.RefreshEvery))
+	a.nextRefresh = time.Now().Add(schedule.Jitter(a.RefreshEvery))
 	a.pass(ctx)
 	// What only PID 1 can tell comes after: it has a service to start, and takes its time
 	// (20 ms an answer on a busy machine).
@@ -575,10 +577,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		if !now.Before(a.nextRefresh) {
 			a.refresh(now)
 		}
-		if (reached(a.passAt, now) || reached(a.nextLook, now)) && !now.Before(a.paced) {
+		if (schedule.Reached(a.passAt, now) || schedule.Reached(a.nextLook, now)) && !now.Before(a.paced) {
 			a.pacedPass(ctx, now)
 		}
-		if reached(a.trimAt, now) {
+		if schedule.Reached(a.trimAt, now) {
 			a.trimAt = time.Time{}
 			a.Trim()
 		}
@@ -610,9 +612,6 @@ func (a *Agent) pacedPass(ctx context.Context, now time.Time) {
 		a.paced = pause
 	}
 }
-
-// reached tells whether a time that is set has come.
-func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
 // ask has a pass made after a delay, or earlier if one is asked for already.
 func (a *Agent) ask(delay time.Duration) {

@@ -9,6 +9,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
+	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 )
@@ -193,7 +194,7 @@ func (p *applied) schedule(now time.Time, up, stale, changed, disputed bool) {
 
 // askApplied asks networkd, if it is time to.
 func (a *Agent) askApplied(ctx context.Context, now time.Time) {
-	if a.applied.busy || !reached(a.applied.next, now) {
+	if a.applied.busy || !schedule.Reached(a.applied.next, now) {
 		return
 	}
 	a.applied.busy, a.applied.next, a.applied.since, a.applied.leases = true, time.Time{}, time.Time{}, false

@@ -7,6 +7,7 @@ import (
 
 	"ec2netd/service/config"
 	"ec2netd/service/metadata"
+	"ec2netd/service/schedule"
 )
 
 // Configuration is what of the configuration can change while the agent runs, as in
@@ -48,16 +49,16 @@ func (a *Agent) takeUp(ctx context.Context, c configured) {
 	now := time.Now()
 	if c.Endpoint != a.Endpoint {
 		// Another service may say otherwise of everything.
-		a.instanceTry.next = now
+		a.instanceTry.Next = now
 		for _, t := range a.targets {
-			t.next, t.turn, t.look = now, 0, metadata.Whole
+			t.Next, t.turn, t.look = now, 0, metadata.Whole
 		}
 	}
 	if c.RefreshEvery < a.RefreshEvery {
-		sooner := now.Add(jitter(c.RefreshEvery))
+		sooner := now.Add(schedule.Jitter(c.RefreshEvery))
 		for _, t := range a.targets {
-			if t.next.After(sooner) {
-				t.next = sooner
+			if t.Next.After(sooner) {
+				t.Next = sooner
 			}
 		}
 		if a.nextRefresh.After(sooner) {

@@ -140,7 +140,7 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 	a.Log.Warn("Asking networkd to configure the ENI anew: "+status.Summary(lost.Gaps)+" is gone", "eni", eni.View.ID, "mac", eni.Link.MAC,
 		"interface", eni.Link.Name, "gone", strings.Join(status.Names(lost.Gaps), ", "), "times", g.times)
 	if err := a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err != nil {
-		a.say("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", eni.Link.MAC,
+		a.said.Warn("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", eni.Link.MAC,
 			"interface", eni.Link.Name, "reason", err.Error())
 		return g.delay
 	}

@@ -152,7 +152,7 @@ func TestCycles(t *testing.T) {
 		defer stop()
 		settle(10 * time.Minute)
 		files, goroutines := contents(t, w.dir), runtime.NumGoroutine()
-		links, said := len(a.links), len(a.said)
+		links, said := len(a.links), a.said.Len()
 		for n := range 500 {
 			w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
 			time.Sleep(time.Duration(n*37%200) * time.Millisecond)
@@ -166,7 +166,7 @@ func TestCycles(t *testing.T) {
 		if diff := cmp.Diff(files, contents(t, w.dir)); diff != "" {
 			t.Error(diff)
 		}
-		if len(a.links) != links || len(a.said) > said || len(a.targets) != 1 {
+		if len(a.links) != links || a.said.Len() > said || len(a.targets) != 1 {
 			t.Errorf("%d links, %d targets, said %v", len(a.links), len(a.targets), a.said)
 		}
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")

@@ -10,6 +10,7 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
+	"ec2netd/service/schedule"
 	"ec2netd/service/store"
 )
 
@@ -234,7 +235,7 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) {
 			kept, err = a.Store.Addresses()
 		}
 		if err != nil {
-			a.say("orphans", "Rules and addresses that networkd forgot stay", "reason", err.Error())
+			a.said.Warn("orphans", "Rules and addresses that networkd forgot stay", "reason", err.Error())
 			return
 		}
 		orphans = plan.Orphans(record, wanted, a.snapshot.Rules)
@@ -243,18 +244,18 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) {
 	a.stillThere(addresses)
 	if len(orphans)+len(addresses) == 0 {
 		a.orphanAt, a.orphanDelay, a.inOrder = time.Time{}, 0, of
-		a.unsay("orphans")
+		a.said.Clear("orphans")
 		return
 	}
 	if a.orphanAt.IsZero() {
 		a.orphanAt = now.Add(orphanTime)
 	}
 	// Whoever removes them reads the record.
-	if !reached(a.orphanAt, now) || a.cleaning || a.busDown || a.Rules.Err() != nil {
+	if !schedule.Reached(a.orphanAt, now) || a.cleaning || a.busDown || a.Rules.Err() != nil {
 		return
 	}
 	a.orphanDelay = min(max(2*a.orphanDelay, settleTime), slowestRepair)
-	a.orphanAt = now.Add(jitter(a.orphanDelay))
+	a.orphanAt = now.Add(schedule.Jitter(a.orphanDelay))
 	names := make([]string, 0, len(orphans))
 	for _, rule := range orphans {
 		names = append(names, rule.String())
@@ -265,7 +266,7 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) {
 	}
 	a.clean(ctx, func(_ time.Time, err error) {
 		if err != nil {
-			a.say("orphans", "Rules and addresses that networkd forgot stay", "rules", strings.Join(names, ", "), "addresses", strings.Join(gone, ", "),
+			a.said.Warn("orphans", "Rules and addresses that networkd forgot stay", "rules", strings.Join(names, ", "), "addresses", strings.Join(gone, ", "),
 				"reason", err.Error())
 			return
 		}
@@ -323,29 +324,29 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) {
 		return holder != ""
 	})
 	if !taken || a.RemoveOrphans == nil {
-		a.namesTry = attempt{}
-		a.unsay("names")
+		a.namesTry = schedule.Try{}
+		a.said.Clear("names")
 		return
 	}
-	if now.Before(a.namesTry.next) || a.cleaning || a.busDown || a.storeErr != "" {
+	if now.Before(a.namesTry.Next) || a.cleaning || a.busDown || a.storeErr != "" {
 		return
 	}
 	stale := plan.StaleNames(a.snapshot.Links, a.Store.LinkDropIn)
 	if len(stale) == 0 {
 		return
 	}
-	a.namesTry.delay = min(max(2*a.namesTry.delay, settleTime), slowestRepair)
-	a.namesTry.next = now.Add(jitter(a.namesTry.delay))
+	a.namesTry.Delay = min(max(2*a.namesTry.Delay, settleTime), slowestRepair)
+	a.namesTry.Next = now.Add(schedule.Jitter(a.namesTry.Delay))
 	names := make([]string, 0, len(stale))
 	for _, name := range stale {
 		names = append(names, name.Name+" of "+name.Link)
 	}
 	a.clean(ctx, func(now time.Time, err error) {
 		if err != nil {
-			a.say("names", "Alternative names stay that are another ENI's by now", "names", strings.Join(names, ", "), "reason", err.Error())
+			a.said.Warn("names", "Alternative names stay that are another ENI's by now", "names", strings.Join(names, ", "), "reason", err.Error())
 			return
 		}
-		a.unsay("names")
+		a.said.Clear("names")
 		a.Log.Info("Removed alternative names that are another ENI's by now", "names", strings.Join(names, ", "))
 		a.hasten(now)
 	})

@@ -15,8 +15,8 @@ import (
 func (a *Agent) tellUnread() {
 	a.unreadFiles = slices.Compact(slices.Sorted(slices.Values(slices.Concat(a.Store.Unread(), a.othersUnread))))
 	if len(a.unreadFiles) > 0 {
-		a.say("unread", "Failed to read files, which count as if they were not there: remove or mend them", "files", strings.Join(a.unreadFiles, "; "))
-	} else if a.unsay("unread") {
+		a.said.Warn("unread", "Failed to read files, which count as if they were not there: remove or mend them", "files", strings.Join(a.unreadFiles, "; "))
+	} else if a.said.Clear("unread") {
 		a.Log.Info("All files can be read again")
 	}
 }
@@ -46,12 +46,12 @@ func (a *Agent) lookAtOthers(ctx context.Context) {
 		}
 	}
 	for _, c := range a.conflicts {
-		a.say("conflict "+c.Name, "Something else configures ENIs too", "with", c.Name,
+		a.said.Warn("conflict "+c.Name, "Something else configures ENIs too", "with", c.Name,
 			"evidence", strings.Join(c.Evidence, ", "), "advice", c.Advice)
 	}
 	for _, c := range before {
 		if !slices.ContainsFunc(a.conflicts, func(now state.Conflict) bool { return now.Name == c.Name }) {
-			a.unsay("conflict " + c.Name)
+			a.said.Clear("conflict " + c.Name)
 			a.Log.Info("The conflict is over", "with", c.Name)
 		}
 	}

@@ -3,13 +3,13 @@ package agent
 import (
 	"cmp"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"time"
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
+	"ec2netd/service/schedule"
 )
 
 // When the metadata is read.
@@ -72,45 +72,26 @@ const (
 	lookJitter = 0.04
 )
 
-// attempt is the schedule of one repeated read.
-type attempt struct {
-	next  time.Time
-	delay time.Duration
-	// failures since the last success, and since when.
-	failures int
-	failing  time.Time
-	busy     bool
-	// began is when the last read that ended had begun.
-	began time.Time
-}
-
-// failed schedules the next try, with exponential back-off and jitter (D6).
-func (a *attempt) failed(now time.Time, err error, isNew bool, limit time.Duration) {
-	if a.failures == 0 {
-		a.failing = now
-	}
-	a.failures++
+// retry schedules the next try to read something, new or not, that failed.
+func retry(t *schedule.Try, now time.Time, err error, isNew bool, limit time.Duration) {
 	first := firstRetryAnswered
 	if (isNew && isIncomplete(err)) || (!isIncomplete(err) && noAnswer(metadata.KindOf(err))) {
 		first = firstRetry
 	}
-	a.delay = min(max(2*a.delay, first), limit, slowestRetry)
-	a.next = now.Add(jitter(a.delay))
+	t.Failed(now, first, min(limit, slowestRetry))
 }
 
-// turnedDown is 0 for one that failed once at most, and 1 for others.
-func (a *attempt) turnedDown() int { return min(max(a.failures-1, 0), 1) }
+// turnedDown is 0 for an ENI that failed once at most, and 1 for others.
+func (t *target) turnedDown() int { return min(max(t.Failures-1, 0), 1) }
 
-func (a *attempt) succeeded() { a.failures, a.delay = 0, 0 }
-
-// early tells whether it is no surprise yet that nothing answers.
-func (a *attempt) early(now time.Time) bool {
-	return a.failures < patience || now.Sub(a.failing) < patienceTime
+// early reports whether it is no surprise yet that nothing answers.
+func early(t *schedule.Try, now time.Time) bool {
+	return t.Failures < patience || now.Sub(t.Failing) < patienceTime
 }
 
 // outage is what all reads share that fail for the service's sake.
 type outage struct {
-	attempt
+	schedule.Try
 	// probe is the ENI that is being tried for all, nil if none is.
 	probe *target
 }
@@ -137,8 +118,8 @@ func (o *outage) note(now time.Time, t *target, err error, limit time.Duration) 
 		if err == nil || isIncomplete(err) {
 			*o = outage{}
 		}
-	case probed || o.failures == 0:
-		o.failed(now, err, false, limit)
+	case probed || o.Failures == 0:
+		retry(&o.Try, now, err, false, limit)
 	}
 }
 
@@ -151,26 +132,26 @@ func (o *outage) forget(t *target) {
 
 // due is when an ENI may be read next; false if it must wait for another read.
 func (a *Agent) due(t *target) (time.Time, bool) {
-	if t.busy || a.reading >= readers {
+	if t.Busy || a.reading >= readers {
 		return time.Time{}, false
 	}
 	if !ofService(t.err) || len(a.waiting) > 0 {
-		return t.next, t.err == nil || len(a.waiting) > 0 || a.retrying() < retries
+		return t.Next, t.err == nil || len(a.waiting) > 0 || a.retrying() < retries
 	}
 	if a.outage.probe != nil || a.retrying() >= retries {
 		return time.Time{}, false
 	}
-	if a.outage.next.After(t.next) {
-		return a.outage.next, true
+	if a.outage.Next.After(t.Next) {
+		return a.outage.Next, true
 	}
-	return t.next, true
+	return t.Next, true
 }
 
 // retrying is how many ENIs that failed are being read.
 func (a *Agent) retrying() int {
 	n := 0
 	for _, t := range a.targets {
-		if t.busy && t.err != nil {
+		if t.Busy && t.err != nil {
 			n++
 		}
 	}
@@ -185,10 +166,10 @@ func (a *Agent) nextRead() time.Time {
 		return time.Time{}
 	}
 	if !a.instanceGot {
-		if a.instanceTry.busy {
+		if a.instanceTry.Busy {
 			return time.Time{}
 		}
-		return a.instanceTry.next
+		return a.instanceTry.Next
 	}
 	var at time.Time
 	for _, t := range a.targets {
@@ -214,7 +195,7 @@ func (a *Agent) dueTargets(now time.Time) []*target {
 		}
 	}
 	slices.SortFunc(due, func(x, y *target) int {
-		return cmp.Or(cmp.Compare(x.turnedDown(), y.turnedDown()), x.next.Compare(y.next))
+		return cmp.Or(cmp.Compare(x.turnedDown(), y.turnedDown()), x.Next.Compare(y.Next))
 	})
 	if len(due) == 0 {
 		return nil
@@ -241,7 +222,7 @@ func (a *Agent) schedule(t *target, now time.Time, changed bool) {
 			t.look = metadata.AtNumbers // without them nothing else is of use
 		}
 		t.pause = min(max(2*t.pause, firstPause), slowestPause)
-		t.turn, t.next = 0, now.Add(jitter(t.pause))
+		t.turn, t.Next = 0, now.Add(schedule.Jitter(t.pause))
 		return
 	}
 	if !changed && t.follow > 0 {
@@ -249,13 +230,13 @@ func (a *Agent) schedule(t *target, now time.Time, changed bool) {
 	}
 	if t.follow > 0 && t.follow < a.RefreshEvery/time.Duration(a.often()) {
 		t.look, t.turn = metadata.Whole, 0
-		t.next = now.Add(jitter(t.follow))
+		t.Next = now.Add(schedule.Jitter(t.follow))
 		return
 	}
 	t.follow = 0
 	turns := t.view.Turns(a.often())
 	t.look, t.turn = metadata.InTurn, t.turn%turns+1
-	t.next = now.Add(earlier(a.RefreshEvery/time.Duration(turns), lookJitter))
+	t.Next = now.Add(schedule.Earlier(a.RefreshEvery/time.Duration(turns), lookJitter))
 }
 
 // readLeased has the metadata read at once of an ENI to which DHCPv6 has brought an address of
@@ -277,7 +258,7 @@ func (a *Agent) readLeased(before, snapshot *kernel.Snapshot, now time.Time) {
 			return address.Dynamic && address.Global && ip.Is6() && !slices.Contains(t.view.IPv6, ip) && !last.Has(ip)
 		}) {
 			t.look, t.turn = metadata.AtAddresses, 0
-			t.follow, t.next = firstFollow, now
+			t.follow, t.Next = firstFollow, now
 		}
 	}
 }
@@ -327,11 +308,4 @@ func (a *Agent) cards() bool {
 		}
 	}
 	return false
-}
-
-// jitter shortens a delay by up to a tenth, so that instances do not ask in step.
-func jitter(d time.Duration) time.Duration { return earlier(d, 0.1) }
-
-func earlier(d time.Duration, part float64) time.Duration {
-	return d - time.Duration(rand.Float64()*part*float64(d))
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"ec2netd/cmd/vpclab/imds"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -15,8 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"ec2netd/cmd/vpclab/imds"
 	"ec2netd/service/metadata"
+	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 )
 
@@ -482,9 +483,9 @@ func TestFailedOnceGoesFirst(t *testing.T) {
 	silent := &metadata.Error{Kind: metadata.Timeout, Err: errSilent}
 	a := New(Options{RefreshEvery: time.Minute})
 	for i := range 4 {
-		a.targets[macOf(i)] = &target{mac: macOf(i), err: silent, attempt: attempt{failures: 2, next: now.Add(time.Duration(i-10) * time.Second)}}
+		a.targets[macOf(i)] = &target{mac: macOf(i), err: silent, Try: schedule.Try{Failures: 2, Next: now.Add(time.Duration(i-10) * time.Second)}}
 	}
-	a.targets[macOf(2)].failures = 1
+	a.targets[macOf(2)].Failures = 1
 	due := a.dueTargets(now)
 	var order []string
 	for _, t := range due {

@@ -14,6 +14,7 @@ import (
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
+	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
@@ -101,7 +102,7 @@ func (a *Agent) gathering(now time.Time) bool {
 	if latest := g.began.Add(longest); latest.Before(until) {
 		until = latest
 	}
-	if reached(until, now) {
+	if schedule.Reached(until, now) {
 		return false
 	}
 	a.ask(min(until.Sub(now), newTime))
@@ -112,7 +113,7 @@ func (a *Agent) gathering(now time.Time) bool {
 func (a *Agent) unread(now time.Time) int {
 	n := 0
 	for _, t := range a.targets {
-		if l := a.links[t.index]; t.view == nil && t.began.IsZero() && l != nil && now.Sub(l.seen) < gatherTime {
+		if l := a.links[t.index]; t.view == nil && t.Began.IsZero() && l != nil && now.Sub(l.seen) < gatherTime {
 			n++
 		}
 	}
@@ -155,10 +156,10 @@ func (a *Agent) unleased(now time.Time) int {
 func (a *Agent) observe() bool {
 	snapshot, err := a.Kernel.Observe()
 	if err != nil {
-		a.say("kernel", "Cannot look at the kernel; trying again", "reason", err.Error())
+		a.said.Warn("kernel", "Cannot look at the kernel; trying again", "reason", err.Error())
 		return false
 	}
-	a.unsay("kernel")
+	a.said.Clear("kernel")
 	running := a.snapshot != nil
 	now := time.Now()
 	if !running || !snapshot.Equal(a.snapshot) {
@@ -196,7 +197,7 @@ func (a *Agent) observe() bool {
 				a.drop(t)
 				gone = true
 			}
-			a.targets[l.MAC] = &target{mac: l.MAC, index: l.Index, attempt: attempt{next: now}}
+			a.targets[l.MAC] = &target{mac: l.MAC, index: l.Index, Try: schedule.Try{Next: now}}
 			a.hasten(now)
 		}
 	}
@@ -266,7 +267,7 @@ func (a *Agent) drop(t *target) {
 	if t.cancel != nil {
 		t.cancel()
 	}
-	a.unsay("read " + t.mac)
+	a.said.Clear("read " + t.mac)
 }
 
 // linkState is what networkd says of a link, as of the last look at the kernel.
@@ -414,7 +415,7 @@ func (a *Agent) act(ctx context.Context) bool {
 	a.forgotten = a.forgotten || len(changes.Removed) > 0
 	// That it is there may wait for the next reload, that it has gone may not.
 	if slices.Contains(changes.Removed, plan.HoldPath) {
-		a.reloadDue, a.reloadTry = true, attempt{}
+		a.reloadDue, a.reloadTry = true, schedule.Try{}
 		for _, l := range a.links {
 			l.held = false
 		}
@@ -422,7 +423,7 @@ func (a *Agent) act(ctx context.Context) bool {
 	// Links that have the base unit may be those of others, and the next one may come before the
 	// next reload.
 	if slices.Contains(changes.Written, plan.BaseDropIn) || slices.Contains(changes.Removed, plan.BaseDropIn) {
-		a.reloadDue, a.reloadTry = true, attempt{}
+		a.reloadDue, a.reloadTry = true, schedule.Try{}
 	}
 	acted := a.applyNetwork(ctx, touched(&a.plan, changes.Written, changes.Removed, ofNetwork), before)
 	a.applyLinks(ctx, touched(&a.plan, changes.Written, nil, ofLink))
@@ -437,10 +438,10 @@ func (a *Agent) prepare(do func([]plan.File) error) bool {
 		return a.prepared == a.planned
 	}
 	if err := do(a.plan.AtStart()); err != nil {
-		a.say("start", "Cannot prepare the next start of networkd, which may interrupt connections", "reason", err.Error())
+		a.said.Warn("start", "Cannot prepare the next start of networkd, which may interrupt connections", "reason", err.Error())
 		return false
 	}
-	a.unsay("start")
+	a.said.Clear("start")
 	return true
 }
 
@@ -486,7 +487,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	}
 	if len(changed) > 0 {
 		a.hasten(now)
-		a.reloadDue, a.reloadTry = true, attempt{}
+		a.reloadDue, a.reloadTry = true, schedule.Try{}
 	}
 	a.busDown = false
 	owner, err := a.Networkd.Owner(ctx)
@@ -501,7 +502,7 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	a.networkdWhy, a.busDelay = status.Reason{}, 0
 	if owner != a.owner {
 		// Another networkd: it configures all links, which takes its time.
-		a.owner, a.varlink, a.reloadTry = owner, false, attempt{}
+		a.owner, a.varlink, a.reloadTry = owner, false, schedule.Try{}
 		a.holdInForce = a.holdThere()
 		a.othersDue, a.othersAt = true, time.Time{}
 		a.applied = applied{busy: a.applied.busy}
@@ -521,26 +522,26 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 		why, lasting := a.Networkd.WhyNotRunning(ctx)
 		if lasting || now.Sub(a.absentSince) > absentTime {
 			a.networkdWhy = status.Reason{Code: why}
-			a.say("networkd", "Nothing can be configured", "reason", a.networkdWhy.Words())
+			a.said.Warn("networkd", "Nothing can be configured", "reason", a.networkdWhy.Words())
 		}
 		return false
 	}
 	a.networkdWhy, a.absentSince = status.Reason{}, time.Time{}
-	a.unsay("networkd")
-	if !a.reloadDue || now.Before(a.reloadTry.next) {
+	a.said.Clear("networkd")
+	if !a.reloadDue || now.Before(a.reloadTry.Next) {
 		return false
 	}
 	a.reloads++
 	defer func() { a.Log.Debug("asked networkd to reload", "took", time.Since(now).String()) }()
 	if err := a.Networkd.Reload(ctx); err != nil {
 		a.networkdErr = err.Error()
-		a.reloadTry.delay = min(max(2*a.reloadTry.delay, slowestLook), slowestRetry)
-		a.reloadTry.next = time.Now().Add(jitter(a.reloadTry.delay))
-		a.say("reload", "networkd did not reload; trying again", "reason", err.Error())
+		a.reloadTry.Delay = min(max(2*a.reloadTry.Delay, slowestLook), slowestRetry)
+		a.reloadTry.Next = time.Now().Add(schedule.Jitter(a.reloadTry.Delay))
+		a.said.Warn("reload", "networkd did not reload; trying again", "reason", err.Error())
 		return true
 	}
-	a.unsay("reload")
-	a.networkdErr, a.reloadTry, a.reloaded = "", attempt{}, time.Now()
+	a.said.Clear("reload")
+	a.networkdErr, a.reloadTry, a.reloaded = "", schedule.Try{}, time.Now()
 	a.reloadDue, a.forgotten, a.holdInForce = false, false, a.holdThere()
 	for _, r := range a.waiting {
 		r.reloaded = true
@@ -583,7 +584,7 @@ func (a *Agent) repair(ctx context.Context) {
 			if now.Sub(l.reconfigured) >= max(l.again, settleTime) {
 				l.again = 0
 			}
-			if !lacking.IsValid() || !reached(l.repairAt, now) || !a.explained(eni, []status.Gap{lackingGap(eni, lacking)}).None() {
+			if !lacking.IsValid() || !schedule.Reached(l.repairAt, now) || !a.explained(eni, []status.Gap{lackingGap(eni, lacking)}).None() {
 				continue
 			}
 			err = a.renew(eni, lacking, now)
@@ -602,11 +603,11 @@ func (a *Agent) repair(ctx context.Context) {
 			continue
 		}
 		if err != nil {
-			a.say("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", eni.Link.MAC,
+			a.said.Warn("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", eni.Link.MAC,
 				"interface", eni.Link.Name, "reason", err.Error())
 			continue
 		}
-		a.unsay("reconfigure")
+		a.said.Clear("reconfigure")
 	}
 }
 
@@ -614,7 +615,7 @@ func (a *Agent) repair(ctx context.Context) {
 func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	l := a.links[eni.Link.Index]
 	l.repairDelay = min(2*l.repairDelay, slowestRepair)
-	l.repairAt = now.Add(jitter(l.repairDelay))
+	l.repairAt = now.Add(schedule.Jitter(l.repairDelay))
 	a.Log.Warn("Asking networkd to configure the ENI anew: "+lackingGap(eni, lacking).String()+" is missing", "eni", eni.View.ID,
 		"mac", eni.Link.MAC, "interface", eni.Link.Name, "address", lacking.String(), "next_try", l.repairDelay.String())
 	l.broughtBack(eni, now)
@@ -667,7 +668,7 @@ func (a *Agent) lacking(eni *plan.ENI, now time.Time) netip.Addr {
 		l.lacks, l.repairAt, l.repairDelay = address, time.Time{}, 0
 		if address.IsValid() {
 			l.repairDelay = repairTime
-			l.repairAt = now.Add(jitter(repairTime))
+			l.repairAt = now.Add(schedule.Jitter(repairTime))
 		}
 	}
 	return address
@@ -790,15 +791,15 @@ func (a *Agent) verify() []state.Interface {
 		a.busDelay = min(max(2*a.busDelay, 4*firstLook), slowestBusLook)
 		soonest(a.busDelay)
 	case a.networkdUp && a.reloadDue:
-		soonest(max(a.reloadTry.next.Sub(now), slowestLook))
+		soonest(max(a.reloadTry.Next.Sub(now), slowestLook))
 	case !a.networkdUp && a.networkdWhy.None():
 		soonest(slowestLook)
 	}
-	if len(a.udev.names) > 0 && !a.udev.busy {
-		soonest(max(a.udev.next.Sub(now), firstLook))
+	if len(a.udev.names) > 0 && !a.udev.Busy {
+		soonest(max(a.udev.Next.Sub(now), firstLook))
 	}
 	if a.storeErr != "" {
-		soonest(max(a.storeTry.next.Sub(now), firstLook))
+		soonest(max(a.storeTry.Next.Sub(now), firstLook))
 	}
 	if !a.orphanAt.IsZero() {
 		soonest(max(a.orphanAt.Sub(now), firstLook))
@@ -957,10 +958,10 @@ func (a *Agent) tell(entry *state.Interface) {
 func (a *Agent) tellMark(eni *plan.ENI) {
 	key := "mark " + eni.Link.MAC
 	if eni.Unmarked.None() {
-		a.unsay(key)
+		a.said.Clear(key)
 		return
 	}
-	a.say(key, "The firewall mark of an ENI is another one's too", "eni", eni.View.ID, "mac", eni.Link.MAC, "interface", eni.Link.Name,
+	a.said.Warn(key, "The firewall mark of an ENI is another one's too", "eni", eni.View.ID, "mac", eni.Link.MAC, "interface", eni.Link.Name,
 		"reason", eni.Unmarked.Words())
 }
 

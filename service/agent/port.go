@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"ec2netd/service/plan"
+	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 )
@@ -34,7 +35,7 @@ type unused struct {
 	// it became a port or was released, or networkd was asked to bring the primary address.
 	shuffled time.Time
 	// raise is when networkd is to be asked to set it up, and the delay to the next time.
-	raise attempt
+	raise schedule.Try
 	// looked: it has been looked at. master and kind are of what it was a port then.
 	looked       bool
 	master, kind string
@@ -75,7 +76,7 @@ func (u *unused) look(link *plan.Link, running, done, configured bool, now time.
 		if !u.down.IsZero() {
 			u.back, u.shuffled = now, now
 		}
-		u.down, u.raise = time.Time{}, attempt{}
+		u.down, u.raise = time.Time{}, schedule.Try{}
 	} else if u.down.IsZero() {
 		u.down = now
 	}
@@ -165,22 +166,22 @@ func (a *Agent) raise(eni *plan.ENI, now time.Time) time.Duration {
 		return 0
 	}
 	try := &l.unused.raise
-	if try.next.IsZero() {
-		try.next = l.since.Add(explainTime)
+	if try.Next.IsZero() {
+		try.Next = l.since.Add(explainTime)
 	}
-	if now.Before(try.next) {
-		return try.next.Sub(now)
+	if now.Before(try.Next) {
+		return try.Next.Sub(now)
 	}
-	try.delay = min(max(2*try.delay, settleTime), slowestRepair)
-	try.next = now.Add(try.delay)
+	try.Delay = min(max(2*try.Delay, settleTime), slowestRepair)
+	try.Next = now.Add(try.Delay)
 	a.Log.Info("Asking networkd to set the link up", "eni", eni.View.ID, "mac", link.MAC, "interface", link.Name)
 	if err := a.Store.Renew(plan.NetworkDropIn(link.Name)); err != nil {
-		a.say("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", link.MAC,
+		a.said.Warn("reconfigure", "networkd does not configure the link anew", "eni", eni.View.ID, "mac", link.MAC,
 			"interface", link.Name, "reason", err.Error())
-		return try.delay
+		return try.Delay
 	}
 	l.atWork(now)
 	a.reloadDue = true
 	a.ask(0)
-	return try.delay
+	return try.Delay
 }

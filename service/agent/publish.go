@@ -9,6 +9,7 @@ import (
 
 	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
+	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 )
@@ -222,7 +223,7 @@ func (a *Agent) request(ctx context.Context, r *request) (*state.Changes, error)
 func (a *Agent) begin(r *request) {
 	now := time.Now()
 	r.began, r.deadline, r.before = now, now.Add(waitTime), a.State()
-	a.waiting, a.othersDue, a.reloadTry = append(a.waiting, r), true, attempt{}
+	a.waiting, a.othersDue, a.reloadTry = append(a.waiting, r), true, schedule.Try{}
 	a.paced = time.Time{}
 	if a.applied.delay > 0 && !a.applied.busy {
 		a.applied.delay, a.applied.next = 0, now
@@ -280,7 +281,7 @@ func (a *Agent) readSince(r *request, now time.Time) bool {
 		return false
 	}
 	if !a.instanceGot {
-		return !a.instanceTry.busy && !a.instanceTry.began.Before(began)
+		return !a.instanceTry.Busy && !a.instanceTry.Began.Before(began)
 	}
 	all, silent, answered := true, false, a.lastSuccess.After(began)
 	for _, t := range a.targets {
@@ -289,7 +290,7 @@ func (a *Agent) readSince(r *request, now time.Time) bool {
 		}
 		none := t.err != nil && !isIncomplete(t.err) && noAnswer(metadata.KindOf(t.err))
 		silent = silent || none
-		if t.busy || t.began.Before(began) {
+		if t.Busy || t.Began.Before(began) {
 			all = false
 		} else if !none {
 			answered = true

@@ -2,13 +2,13 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 )
 
@@ -27,8 +27,8 @@ func (a *Agent) startReads(ctx context.Context, now time.Time) {
 	if len(a.targets) == 0 {
 		return
 	}
-	if paths := a.paths(""); !a.instanceGot && !a.instanceTry.busy && !now.Before(a.instanceTry.next) && len(paths) > 0 && a.reading < readers {
-		a.instanceTry.busy = true
+	if paths := a.paths(""); !a.instanceGot && !a.instanceTry.Busy && !now.Before(a.instanceTry.Next) && len(paths) > 0 && a.reading < readers {
+		a.instanceTry.Busy = true
 		_ = a.read(ctx, func(ctx context.Context) result {
 			instance, err := a.Metadata.ReadInstance(ctx, paths)
 			return result{instance: instance, err: err}
@@ -44,12 +44,12 @@ func (a *Agent) startReads(ctx context.Context, now time.Time) {
 		if _, ok := a.due(t); !ok || len(paths) == 0 {
 			continue
 		}
-		t.busy = true
+		t.Busy = true
 		want := metadata.Wanted{MAC: t.mac, Primary: t.mac == a.instance.PrimaryMAC, Known: t.view, Doubtful: t.doubtful, Cards: a.cards()}
 		if t.err == nil && len(a.waiting) == 0 {
 			want.Look, want.Turn, want.Often = t.look, t.turn, a.often()
 		}
-		if ofService(t.err) && a.outage.failures > 0 {
+		if ofService(t.err) && a.outage.Failures > 0 {
 			a.outage.probe = t
 		}
 		t.cancel = a.read(ctx, func(ctx context.Context) result {
@@ -101,17 +101,17 @@ func (a *Agent) take(r result) bool {
 	}
 	if r.err == nil {
 		a.lastSuccess = now
-		if a.unsay("metadata") {
+		if a.said.Clear("metadata") {
 			a.Log.Info("The metadata service answers again")
 			a.resume(now)
 		}
 	}
 	if r.target == nil {
-		a.instanceTry.busy, a.instanceTry.began, a.instanceErr = false, r.began, r.err
+		a.instanceTry.Busy, a.instanceTry.Began, a.instanceErr = false, r.began, r.err
 		if r.err != nil {
-			a.instanceTry.failed(now, r.err, true, a.RefreshEvery)
-			if !noAnswer(metadata.KindOf(r.err)) || !a.instanceTry.early(now) {
-				a.sayOnce("metadata", metadata.KindOf(r.err).String(), "Cannot read the metadata yet; what is configured stays", "reason", r.err.Error())
+			retry(&a.instanceTry, now, r.err, true, a.RefreshEvery)
+			if !noAnswer(metadata.KindOf(r.err)) || !early(&a.instanceTry, now) {
+				a.said.WarnOf("metadata", metadata.KindOf(r.err).String(), "Cannot read the metadata yet; what is configured stays", "reason", r.err.Error())
 			}
 			return true
 		}
@@ -126,16 +126,16 @@ func (a *Agent) take(r result) bool {
 		return true
 	}
 	failed := t.err != nil
-	t.busy, t.began, t.err = false, r.began, r.err
+	t.Busy, t.Began, t.err = false, r.began, r.err
 	a.outage.note(now, t, r.err, a.RefreshEvery)
 	if r.err != nil {
-		t.failed(now, r.err, t.view == nil, a.slowest(t, now))
+		retry(&t.Try, now, r.err, t.view == nil, a.slowest(t, now))
 		t.look, t.turn = metadata.Whole, 0
 		a.tellFailure(t, now)
 		return true
 	}
-	a.unsay("read " + t.mac)
-	t.succeeded()
+	a.said.Clear("read " + t.mac)
+	t.Succeeded()
 	changed := t.view == nil || !t.view.Equal(r.view)
 	if changed {
 		if t.view != nil {
@@ -158,7 +158,7 @@ func (a *Agent) readFormer(t *target, now time.Time) {
 	has := holdings(t.view)
 	for _, other := range a.targets {
 		if other != t && other.view != nil && other.err == nil && slices.ContainsFunc(holdings(other.view), func(held string) bool { return slices.Contains(has, held) }) {
-			other.next, other.look, other.turn = now, metadata.Whole, 0
+			other.Next, other.look, other.turn = now, metadata.Whole, 0
 		}
 	}
 }
@@ -184,15 +184,15 @@ func (a *Agent) tellFailure(t *target, now time.Time) {
 	case isIncomplete(t.err):
 		return
 	case a.switchedOff() != nil:
-		a.sayOnce("metadata", metadata.Disabled.String(), "The metadata service is switched off; what is configured stays", "reason", a.switchedOff().Error())
+		a.said.WarnOf("metadata", metadata.Disabled.String(), "The metadata service is switched off; what is configured stays", "reason", a.switchedOff().Error())
 		return
 	case !noAnswer(kind):
 	case a.offline():
-		if !a.outage.early(now) {
-			a.sayOnce("metadata", "", "The metadata service does not answer; what is configured stays", "reason", t.err.Error())
+		if !early(&a.outage.Try, now) {
+			a.said.WarnOf("metadata", "", "The metadata service does not answer; what is configured stays", "reason", t.err.Error())
 		}
 		return
-	case t.early(now) || !a.lastSuccess.After(t.failing):
+	case early(&t.Try, now) || !a.lastSuccess.After(t.Failing):
 		// Nothing was answered since: that may be all of the service.
 		return
 	}
@@ -200,7 +200,7 @@ func (a *Agent) tellFailure(t *target, now time.Time) {
 	if t.view != nil {
 		args = append(args, "eni", t.view.ID)
 	}
-	a.sayOnce("read "+t.mac, kind.String(), "Cannot read the metadata of the ENI; its last view holds",
+	a.said.WarnOf("read "+t.mac, kind.String(), "Cannot read the metadata of the ENI; its last view holds",
 		append(args, "mac", t.mac, "interface", a.nameOf(t.index))...)
 }
 
@@ -213,12 +213,12 @@ func holdings(view *metadata.ENI) []string {
 // came does not count.
 func (a *Agent) hurry(now time.Time) {
 	for _, r := range a.waiting {
-		if !a.instanceGot && a.instanceTry.began.Before(r.began) {
-			a.instanceTry.next = now
+		if !a.instanceGot && a.instanceTry.Began.Before(r.began) {
+			a.instanceTry.Next = now
 		}
 		for _, t := range a.targets {
-			if r.of(t.mac) && t.began.Before(r.began) {
-				t.next = now
+			if r.of(t.mac) && t.Began.Before(r.began) {
+				t.Next = now
 			}
 		}
 	}
@@ -227,7 +227,7 @@ func (a *Agent) hurry(now time.Time) {
 // refresh has everything but the metadata looked at, which has its own schedule; other
 // software now and then.
 func (a *Agent) refresh(now time.Time) {
-	a.nextRefresh = now.Add(jitter(a.RefreshEvery))
+	a.nextRefresh = now.Add(schedule.Jitter(a.RefreshEvery))
 	if now.Sub(a.othersAt) >= othersTime || len(a.conflicts) > 0 {
 		a.othersDue, a.othersAt = true, now
 	}
@@ -294,7 +294,7 @@ func (a *Agent) switchedOff() error {
 		return a.instanceErr
 	}
 	for _, t := range a.targets {
-		if t.err != nil && metadata.KindOf(t.err) == metadata.Disabled && !a.lastSuccess.After(t.failing) {
+		if t.err != nil && metadata.KindOf(t.err) == metadata.Disabled && !a.lastSuccess.After(t.Failing) {
 			return t.err
 		}
 	}
@@ -305,37 +305,13 @@ func (a *Agent) switchedOff() error {
 func (a *Agent) resume(now time.Time) {
 	for _, t := range a.targets {
 		if ofService(t.err) {
-			t.next = now
+			t.Next = now
 		}
 	}
 }
 
 func noAnswer(kind metadata.Kind) bool {
 	return kind == metadata.Unreachable || kind == metadata.Timeout || kind == metadata.Reset
-}
-
-// say logs something once, until what it says changes or unsay takes it back: an
-// error that repeats is one line (I1).
-func (a *Agent) say(key, message string, args ...any) {
-	a.sayOnce(key, fmt.Sprint(args...), message, args...)
-}
-
-// sayOnce is say, for what counts as said before as long as its gist is the same.
-func (a *Agent) sayOnce(key, gist, message string, args ...any) {
-	text := message + gist
-	if a.said[key] == text {
-		a.Log.Debug(message, args...)
-		return
-	}
-	a.said[key] = text
-	a.Log.Warn(message, args...)
-}
-
-// unsay tells whether there was something to take back.
-func (a *Agent) unsay(key string) bool {
-	_, was := a.said[key]
-	delete(a.said, key)
-	return was
 }
 
 func (a *Agent) nameOf(index int) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"ec2netd/service/schedule"
 	"ec2netd/service/status"
 )
 
@@ -49,15 +50,15 @@ func (a *Agent) restore() bool {
 // stored notes whether generated files could be written, and reports it.
 func (a *Agent) stored(err error) bool {
 	if err == nil {
-		a.storeErr, a.storeTry = "", attempt{}
-		a.unsay("store")
+		a.storeErr, a.storeTry = "", schedule.Try{}
+		a.said.Clear("store")
 		return true
 	}
 	a.storeErr = err.Error()
-	if now := time.Now(); !now.Before(a.storeTry.next) {
-		a.storeTry.delay = min(max(2*a.storeTry.delay, firstStore), slowestStore)
-		a.storeTry.next = now.Add(a.storeTry.delay)
+	if now := time.Now(); !now.Before(a.storeTry.Next) {
+		a.storeTry.Delay = min(max(2*a.storeTry.Delay, firstStore), slowestStore)
+		a.storeTry.Next = now.Add(a.storeTry.Delay)
 	}
-	a.say("store", "Cannot write configuration files; trying again", "reason", err.Error())
+	a.said.Warn("store", "Cannot write configuration files; trying again", "reason", err.Error())
 	return false
 }

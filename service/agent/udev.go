@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ec2netd/service/plan"
+	"ec2netd/service/schedule"
 )
 
 // udevPatience is how long udevd may fail to answer before that is worth a word: it is
@@ -16,7 +17,7 @@ const udevPatience = 30 * time.Second
 // time: a udevd that is stopped or busy lets udevadm wait for seconds (10 measured), and
 // alternative names must not hold up addresses.
 type udevWork struct {
-	attempt
+	schedule.Try
 	// names of the links whose .link file is to be applied by the next call.
 	names []string
 }
@@ -49,11 +50,11 @@ func (a *Agent) applyLinks(ctx context.Context, changed []*plan.ENI) {
 			a.udev.add(eni.Link.Name)
 		}
 	}
-	if len(a.udev.names) == 0 || a.udev.busy || now.Before(a.udev.next) {
+	if len(a.udev.names) == 0 || a.udev.Busy || now.Before(a.udev.Next) {
 		return
 	}
 	names := a.udev.names
-	a.udev.names, a.udev.busy = nil, true
+	a.udev.names, a.udev.Busy = nil, true
 	a.hasten(now)
 	go func() {
 		// The loop takes one result for each call, or has ended.
@@ -71,19 +72,19 @@ func (u *udevWork) add(name string) {
 // takeUdev takes the end of a call to udevd.
 func (a *Agent) takeUdev(done udevDone) {
 	now := time.Now()
-	a.udev.busy = false
+	a.udev.Busy = false
 	if done.err == nil {
-		a.udev.succeeded()
-		a.unsay("udev")
+		a.udev.Succeeded()
+		a.said.Clear("udev")
 		a.hasten(now)
 		return
 	}
 	for _, name := range done.names {
 		a.udev.add(name)
 	}
-	a.udev.failed(now, done.err, false, slowestRetry)
-	if now.Sub(a.udev.failing) >= udevPatience {
-		a.say("udev", "Alternative names cannot be given; trying again", "reason", done.err.Error())
+	a.udev.Failed(now, firstRetry, slowestRetry)
+	if now.Sub(a.udev.Failing) >= udevPatience {
+		a.said.Warn("udev", "Alternative names cannot be given; trying again", "reason", done.err.Error())
 	} else {
 		a.Log.Debug("alternative names cannot be given; trying again", "reason", done.err.Error())
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ec2netd/service/metadata"
+	"ec2netd/service/schedule"
 )
 
 // remembered is what a restart of the daemon must not lose: with it everything
@@ -40,7 +41,7 @@ func (a *Agent) load(now time.Time) {
 		}
 		a.presumed = kept.Presumed
 		for _, v := range kept.Views {
-			a.targets[v.ENI.MAC] = &target{mac: v.ENI.MAC, index: v.Ifindex, view: &v.ENI, attempt: attempt{next: now}}
+			a.targets[v.ENI.MAC] = &target{mac: v.ENI.MAC, index: v.Ifindex, view: &v.ENI, Try: schedule.Try{Next: now}}
 		}
 	}
 	if a.hint, err = a.hintFile.Load(); err != nil {
@@ -123,9 +124,9 @@ func (a *Agent) keep(now time.Time) {
 		}
 		key := "stored " + strconv.Itoa(i)
 		if err := f.Err(); err != nil {
-			a.say(key, "Failed to keep what a restart needs; trying again", "reason", err.Error())
+			a.said.Warn(key, "Failed to keep what a restart needs; trying again", "reason", err.Error())
 			a.unstored = cmp.Or(a.unstored, err.Error())
-		} else if a.unsay(key) {
+		} else if a.said.Clear(key) {
 			a.Log.Info("What a restart needs is kept again")
 		}
 	}
