@@ -55,3 +55,54 @@ func TestManPage(t *testing.T) {
 		}
 	}
 }
+
+// configuration.md has every key with the default that the shipped file has, and no other.
+func TestConfigurationPage(t *testing.T) {
+	page, err := os.ReadFile("../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shipped, err := os.ReadFile("../../units/ec2netd.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The conditions of [ENI] have no defaults.
+	want := make(map[string]string)
+	for _, line := range regexp.MustCompile(`(?m)^#([A-Za-z]+)=(.*)$`).FindAllStringSubmatch(string(shipped), -1) {
+		if want[line[1]] == "" { // [ENI] has a Driver= too, without a default
+			want[line[1]] = line[2]
+		}
+	}
+	for key, known := range eniKeys {
+		if _, ok := want[key]; !ok {
+			t.Errorf("%s= is not in the shipped file", key)
+		}
+		if known.selects && key != "Driver" {
+			want[key] = ""
+		}
+	}
+	got := make(map[string]string)
+	key := regexp.MustCompile("`([A-Za-z]+)=`")
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
+		if !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		if strings.HasPrefix(line, "| `[") {
+			cells = cells[1:] // the section stands before the key
+		}
+		for _, m := range key.FindAllStringSubmatch(cells[0], -1) {
+			if _, had := got[m[1]]; had && m[1] != "Driver" {
+				t.Errorf("%s= stands twice", m[1])
+			}
+			if len(cells) > 2 {
+				got[m[1]] = strings.Trim(strings.TrimSpace(cells[1]), "`")
+			} else if _, had := got[m[1]]; !had {
+				got[m[1]] = ""
+			}
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("configuration.md, which is wrong where this has a plus:\n%s", diff)
+	}
+}
