@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"ec2netd/service/compare"
 	"ec2netd/service/kernel"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
@@ -66,11 +67,11 @@ type answer struct {
 type compared struct {
 	of                      comparing
 	withdrawn               []netip.Addr
-	truth                   plan.Truth
+	result                  compare.Result
 	missing, unwanted, late []status.Gap
 	// missingNames and unwantedNames are those gaps as the API shows them.
 	missingNames, unwantedNames []string
-	lost                        plan.Lost
+	lost                        compare.Lost
 	// items and gaps, with the reason for all that is missing.
 	whole status.Reason
 	items []state.Item
@@ -82,7 +83,7 @@ type compared struct {
 // equal one is the same.
 type comparing struct {
 	planned, noted    uint64
-	rendered          plan.Rendered
+	rendered          compare.Rendered
 	applied, snapshot *kernel.Snapshot
 }
 
@@ -114,11 +115,11 @@ func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) *compare
 }
 
 func (a *Agent) compareAnew(eni *plan.ENI, of comparing, withdrawn []netip.Addr) *compared {
-	truth := plan.Compare(eni, of.rendered, of.applied, of.snapshot, withdrawn, a.ours)
-	items := truth.Items(status.Reason{})
+	result := compare.ENI(eni, compare.Actual{Rendered: of.rendered, Applied: of.applied, Kernel: of.snapshot, Withdrawn: withdrawn, Ours: a.ours})
+	items := result.Items(status.Reason{})
 	c := &compared{
-		of: of, withdrawn: slices.Clone(withdrawn), truth: truth,
-		missing: truth.Missing(), unwanted: truth.Unwanted(), late: truth.Late(), lost: truth.Lost(),
+		of: of, withdrawn: slices.Clone(withdrawn), result: result,
+		missing: result.Missing, unwanted: result.Unwanted, late: result.Late, lost: result.Lost,
 		items: items, gaps: state.GapsOf(items),
 	}
 	c.missingNames, c.unwantedNames = status.Names(c.missing), status.Names(c.unwanted)
@@ -128,7 +129,7 @@ func (a *Agent) compareAnew(eni *plan.ENI, of comparing, withdrawn []netip.Addr)
 // told are the items and gaps as the API shows them.
 func (c *compared) told(whole status.Reason) ([]state.Item, []string) {
 	if !c.whole.Equal(whole) {
-		c.whole, c.items = whole, c.truth.Items(whole)
+		c.whole, c.items = whole, c.result.Items(whole)
 		c.gaps = state.GapsOf(c.items)
 	}
 	return c.items, c.gaps
@@ -140,9 +141,9 @@ func unchanged(x, y state.Item) bool {
 }
 
 // rendered are the drop-ins of an ENI as they are on the disk and in force.
-func (a *Agent) rendered(eni *plan.ENI) plan.Rendered {
+func (a *Agent) rendered(eni *plan.ENI) compare.Rendered {
 	name := eni.Link.Name
-	var r plan.Rendered
+	var r compare.Rendered
 	if eni.Keep || a.storeErr != "" {
 		r.Network = eni.Link.Current
 	}

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"ec2netd/service/compare"
 	"ec2netd/service/plan"
 	"ec2netd/service/status"
 )
@@ -57,7 +58,7 @@ func (g *gone) contested(now time.Time) bool {
 }
 
 // due is when networkd is to be asked to bring back what is gone; false if it is not to be.
-func (g *gone) due(lost *plan.Lost, l *link, now time.Time) (time.Time, bool) {
+func (g *gone) due(lost *compare.Lost, l *link, now time.Time) (time.Time, bool) {
 	at := g.since.Add(takenTime)
 	switch {
 	// 252 drops the routes of routers a moment after a reload, in which a pass may have seen them:
@@ -85,7 +86,7 @@ func (g *gone) due(lost *plan.Lost, l *link, now time.Time) (time.Time, bool) {
 
 // regain has networkd bring back what somebody has taken away from an ENI (B10), and returns
 // the time to the next look at that, 0 for none.
-func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Duration {
+func (a *Agent) regain(eni *plan.ENI, lost compare.Lost, now time.Time) time.Duration {
 	l := a.links[eni.Link.Index]
 	g := &l.gone
 	defer func() { g.hurry = false }()
@@ -157,6 +158,6 @@ func (a *Agent) regain(eni *plan.ENI, lost plan.Lost, now time.Time) time.Durati
 }
 
 // dispute says that what an ENI shall have is taken away again and again.
-func (g *gone) dispute(lost *plan.Lost) status.Reason {
+func (g *gone) dispute(lost *compare.Lost) status.Reason {
 	return status.Reason{Code: status.Contested, Number: g.times, Gaps: lost.Gaps}
 }

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"ec2netd/service/plan"
+	"ec2netd/service/compare"
 )
 
 // B10: a Refresh has what is gone put back at once, but for the routes of routers that go with a
@@ -23,7 +23,7 @@ func TestHurry(t *testing.T) {
 		{"a router's route, as networkd begins", true, true, routerTime},
 	} {
 		g := gone{whole: true, hurry: true, since: now, early: c.early}
-		at, ok := g.due(&plan.Lost{ByRouter: c.byRouter}, &link{since: now}, now)
+		at, ok := g.due(&compare.Lost{ByRouter: c.byRouter}, &link{since: now}, now)
 		if got := at.Sub(now); !ok || got != c.want {
 			t.Errorf("%s: put back after %s (%v), want %s", c.name, got, ok, c.want)
 		}

@@ -712,7 +712,7 @@ func (a *Agent) verify() []state.Interface {
 		changes := l.opinion.changes
 		compared := a.compare(eni, l, &entry)
 		changed, stale = changed || changes != l.opinion.changes, stale || !l.opinion.fresh()
-		disputed = disputed || compared.truth.Disputed()
+		disputed = disputed || compared.result.Disputed
 		var gaps []status.Gap
 		if eni.Known {
 			entry.Missing, entry.Unwanted = compared.missingNames, compared.unwantedNames

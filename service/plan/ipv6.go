@@ -57,6 +57,26 @@ func (e *ENI) IPv6NotApplicable() status.Reason {
 	return status.Reason{}
 }
 
+// RulesWithIPv6 returns the policy rules that the ENI would have in addition if its link had IPv6.
+func (e *ENI) RulesWithIPv6() []Rule {
+	want := &e.Want
+	of := Want{Table: want.Table, Guarded: want.Guarded, Rules: slices.Clone(e.View.IPv6Prefixes)}
+	for _, address := range e.View.IPv6 {
+		of.Rules = append(of.Rules, netip.PrefixFrom(address, address.BitLen()))
+	}
+	switch {
+	case len(want.LocalFirst) == 0:
+	case slices.Equal(want.LocalFirst, want.Rules):
+		of.LocalFirst = of.Rules
+	default:
+		of.LocalFirst = e.View.IPv6Subnets
+	}
+	if want.Mark.Value != 0 {
+		of.Mark, of.Marked = want.Mark, every(false, true)
+	}
+	return of.PolicyRules()
+}
+
 // ipv6Off keeps networkd from switching IPv6 on, which it does on a link that is to have a
 // link-local or any static IPv6 address, with each reload and restart (facts:
 // ipv6-switched-off-by-sysctl): the administrator's sysctl shall win.

@@ -1,13 +1,10 @@
 package plan
 
 import (
-	"slices"
 	"strings"
 	"testing"
 
-	"ec2netd/service/dropin"
 	"ec2netd/service/metadata"
-	"ec2netd/service/status"
 )
 
 // A9: whose word counts for the MTU.
@@ -57,19 +54,6 @@ func TestMTU(t *testing.T) {
 			content := eni.Files[0].Content
 			if got := strings.Contains(content, "\nMTUBytes="); got != test.written {
 				t.Errorf("written %v:\n%s", got, content)
-			}
-			if test.mtu == 0 {
-				return
-			}
-			for _, right := range []bool{true, false} {
-				eni.Link.MTU = test.mtu
-				if !right {
-					eni.Link.MTU++
-				}
-				truth := Compare(&eni, Rendered{Network: dropin.ParseNetwork(content)}, nil, whole(&eni), nil, func(Rule) bool { return true })
-				if missing := slices.ContainsFunc(truth.Missing(), func(g status.Gap) bool { return g.Kind == status.MTU }); missing == right {
-					t.Errorf("the MTU is right: %v; missing: %v", right, truth.Missing())
-				}
 			}
 		})
 	}

@@ -19,7 +19,6 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
-	"ec2netd/service/status"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -769,71 +768,17 @@ func TestReconfigure(t *testing.T) {
 	}
 }
 
-func TestGaps(t *testing.T) {
-	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
-	link := leased(1, &v)
-	eni := Make(input([]Link{link}, v)).ENIs[0]
-	compare := func(snapshot *kernel.Snapshot, withdrawn ...netip.Addr) Truth {
-		// An administrator's rule is no gap, whatever its numbers.
-		recorded := func(rule Rule) bool { return rule.From != netip.MustParsePrefix("10.0.1.98/32") }
-		return Compare(&eni, rendered(&eni), nil, snapshot, withdrawn, recorded)
-	}
-	nothing := compare(&kernel.Snapshot{})
-	missing := status.Names(nothing.Missing())
-	want := []string{
-		"address 10.0.1.21", "default route (IPv4) in table 10001", "default route (IPv4) with metric 513", "route to 10.0.1.0/24 in table 10001",
-		"rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778",
-		"rule from 10.0.1.20/32 lookup 10001", "rule from 10.0.1.21/32 lookup 10001",
-		"altname eni-0123456789abcdef1", "altname device-number-1",
-	}
-	if diff := cmp.Diff(want, missing); diff != "" {
-		t.Error(diff)
-	}
-	// All there, a rule too many, and one that is somebody else's.
-	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true})
-	link.Altnames = []string{"device-number-1", "eni-0123456789abcdef1"}
-	eni = Make(input([]Link{link}, v)).ENIs[0]
-	snapshot := &kernel.Snapshot{
-		Routes: []kernel.Route{
-			{Link: 3, Table: kernel.MainTable, Metric: 513, Destination: netip.MustParsePrefix("0.0.0.0/0")},
-			{Link: 3, Table: 10001, Destination: netip.MustParsePrefix("0.0.0.0/0")},
-			{Link: 3, Table: 10001, Destination: netip.MustParsePrefix("10.0.1.0/24")},
-		},
-	}
-	for _, from := range []string{"10.0.1.20/32", "10.0.1.21/32", "10.0.1.98/32", "10.0.1.99/32"} {
-		snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, From: netip.MustParsePrefix(from), Plain: true, Protocol: kernel.ProtocolStatic})
-	}
-	snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, Protocol: kernel.ProtocolStatic},
-		kernel.Rule{Priority: 9999, Table: kernel.MainTable, From: netip.MustParsePrefix("10.0.1.0/24"), Guard: true, Group: Group, Protocol: kernel.ProtocolStatic})
-	gap := compare(snapshot, addrs("10.0.1.20")...)
-	if diff := cmp.Diff([]string{"rule from 10.0.1.99/32 lookup 10001"}, status.Names(gap.Unwanted())); diff != "" || len(gap.Missing())+len(gap.Late()) > 0 {
-		t.Errorf("%s missing %q, late %q", diff, gap.Missing(), gap.Late())
-	}
-	// One of IPv4 comes with the lease, not late.
-	bare := *snapshot
-	bare.Routes = snapshot.Routes[1:]
-	if gap := compare(&bare); !slices.Contains(status.Names(gap.Missing()), "default route (IPv4) with metric 513") || len(gap.Late()) > 0 {
-		t.Errorf("without a default route in the main table: %+v", gap)
-	}
-	// An IPv6 default route of the main table comes with an advertisement.
-	v.IPv6, v.IPv6Subnets = addrs("2001:db8:1::20"), prefixes("2001:db8:1::/64")
-	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("2001:db8:1::20/128"), Global: true})
-	eni = Make(input([]Link{link}, v)).ENIs[0]
-	late := "default route (IPv6) with metric 513"
-	if gap := compare(snapshot); !slices.Contains(status.Names(gap.Missing()), late) || len(gap.Late()) > 0 {
-		t.Errorf("without one in its own table: %+v", gap)
-	}
-	snapshot.Routes = append(snapshot.Routes, kernel.Route{Link: 3, Table: 10001, Metric: UnknownMetric, Destination: netip.MustParsePrefix("::/0")})
-	if gap := compare(snapshot); slices.Contains(status.Names(gap.Missing()), late) || !slices.Equal(status.Names(gap.Late()), []string{late}) {
-		t.Errorf("with one in its own table: %+v", gap)
-	}
-}
-
 // current is the drop-in of an ENI's files as it is read from the disk.
 func current(eni *ENI) *dropin.Network { return rendered(eni).Network }
 
-// rendered are the drop-ins of an ENI's files.
-func rendered(eni *ENI) (r Rendered) {
+// dropIns are the drop-ins of an ENI's files, nil where there is none.
+type dropIns struct {
+	Network *dropin.Network
+	Link    *dropin.Link
+}
+
+// rendered are the drop-ins of an ENI's files as they are read from the disk.
+func rendered(eni *ENI) (r dropIns) {
 	for _, f := range eni.Files {
 		switch f.Path {
 		case NetworkDropIn(eni.Link.Name):

@@ -42,14 +42,14 @@ func (r Rule) String() string {
 	return text
 }
 
-// policyRules are the policy rules of an ENI, in the order of its drop-in.
-func (w *Want) policyRules() []Rule {
+// PolicyRules are the policy rules of an ENI, in the order of its drop-in.
+func (w *Want) PolicyRules() []Rule {
 	if w.Table == 0 {
 		return nil
 	}
 	rules := make([]Rule, 0, len(w.Marked)+len(w.LocalFirst)+2*len(w.Rules))
 	for _, every := range w.Marked {
-		rules = append(rules, Rule{From: every, Mark: w.Mark, Table: w.Table, Priority: markPriority})
+		rules = append(rules, Rule{From: every, Mark: w.Mark, Table: w.Table, Priority: MarkPriority})
 	}
 	for _, from := range w.LocalFirst {
 		rules = append(rules, Rule{From: from, Table: kernel.MainTable, Priority: localPriority, Guard: true, Group: Group})
@@ -124,9 +124,9 @@ func Locked(rules []kernel.Rule) bool {
 	return slices.ContainsFunc(rules, func(k kernel.Rule) bool { return k.Mark == imdsMark })
 }
 
-// markPriority is the priority of the rules by firewall mark (B12), before all others of ENIs:
+// MarkPriority is the priority of the rules by firewall mark (B12), before all others of ENIs:
 // whoever marks a packet knows better than its source where it has to go.
-const markPriority = localPriority - 1
+const MarkPriority = localPriority - 1
 
 // settleMarks sees to it that a packet with a mark has one way to go: of ENIs whose marks a
 // packet can have at once the first has the rule (B5, B12). The others say so. What is on disk
@@ -276,7 +276,10 @@ func (r Rule) hits(k *kernel.Rule) bool {
 // it did not run.
 func Orphans(record, wanted []Rule, rules []kernel.Rule) []Rule {
 	var found []Rule
-	unwanted := setOf(record)
+	unwanted := make(map[Rule]bool, len(record))
+	for _, rule := range record {
+		unwanted[rule] = true
+	}
 	for _, rule := range wanted {
 		delete(unwanted, rule)
 	}
@@ -304,14 +307,9 @@ func (p *Plan) Rules() []Rule {
 	return rules
 }
 
-// RuleOf is a rule of the kernel as a generated drop-in would have it. It is false if no
-// drop-in could, or the rule is not networkd's.
+// RuleOf returns a rule of the kernel as a generated drop-in would have it, and reports whether one
+// could have it and the rule is networkd's.
 func RuleOf(k *kernel.Rule) (Rule, bool) {
-	return asRule(k), (k.Plain || k.Guard) && k.Protocol == kernel.ProtocolStatic
-}
-
-// asRule is a rule of the kernel without whose it is.
-func asRule(k *kernel.Rule) Rule {
 	rule := Rule{
 		From: k.From, Table: k.Table, Priority: k.Priority, Guard: k.Guard, Group: k.Group,
 		Mark: dropin.Mark{Value: k.Mark, Mask: k.Mask},
@@ -319,5 +317,5 @@ func asRule(k *kernel.Rule) Rule {
 	if k.Plain && !k.From.IsValid() {
 		rule.From = every(k.IPv4, !k.IPv4)[0]
 	}
-	return rule
+	return rule, (k.Plain || k.Guard) && k.Protocol == kernel.ProtocolStatic
 }

@@ -112,7 +112,7 @@ func TestOrphans(t *testing.T) {
 	guarded, _ := RuleOf(&guards)
 	grouped, _ := RuleOf(&local)
 	byMark := with(func(r *kernel.Rule) {
-		r.From, r.Priority, r.Mark, r.Mask = netip.Prefix{}, markPriority, 7, wholeMark
+		r.From, r.Priority, r.Mark, r.Mask = netip.Prefix{}, MarkPriority, 7, wholeMark
 	})
 	marked, _ := RuleOf(&byMark)
 	for name, c := range map[string]struct {

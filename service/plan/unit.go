@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"cmp"
 	"net/netip"
 	"path"
 	"slices"
@@ -9,60 +8,6 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 )
-
-// tableRoute is a route to a prefix and the table of it.
-type tableRoute struct {
-	prefix netip.Prefix
-	table  int
-}
-
-// files is what the generated drop-ins of an ENI say.
-type files struct {
-	addresses map[netip.Addr]bool
-	routes    map[tableRoute]bool
-	rules     map[Rule]bool
-	local     map[netip.Prefix]bool
-	altnames  []string
-	// leases: they leave addresses and the MTU to DHCP.
-	leases bool
-	// metric of the default routes in the main table, 0 if they say nothing of them.
-	metric int
-	// mtu of the link, 0 if they say nothing of it.
-	mtu int
-}
-
-// saidBy returns what drop-ins say.
-func saidBy(rendered Rendered) files {
-	f := files{altnames: rendered.Link.Names()}
-	n := rendered.Network
-	if n == nil {
-		return f
-	}
-	f.rules = setOf(RulesOf(n))
-	f.addresses = make(map[netip.Addr]bool, len(n.Addresses))
-	f.routes, f.local = make(map[tableRoute]bool, len(n.Routes)), make(map[netip.Prefix]bool)
-	route := func(r *dropin.Route) {
-		if r.Type == dropin.TypeLocal {
-			f.local[r.To()] = true
-		} else {
-			f.routes[tableRoute{r.To(), cmp.Or(r.Table, kernel.MainTable)}] = true
-		}
-	}
-	for i := range n.Addresses {
-		f.addresses[n.Addresses[i].Address.Addr()] = true
-		if subnet := &n.Addresses[i].Subnet; *subnet != (dropin.Route{}) {
-			route(subnet)
-		}
-	}
-	for i := range n.Routes {
-		route(&n.Routes[i])
-	}
-	f.leases = n.DHCPv4.RouteMetric != 0
-	if f.mtu = n.Link.MTUBytes; n.DHCPv4.UseGateway != dropin.No {
-		f.metric = n.DHCPv4.RouteMetric
-	}
-	return f
-}
 
 // NumbersIn returns the numbers that a generated drop-in gives an ENI.
 func NumbersIn(n *dropin.Network) (Numbers, bool) {
@@ -303,7 +248,7 @@ func ownTable(n *dropin.Network, eni *ENI) {
 			n.Routes = append(n.Routes, dropin.Route{Gateway: dropin.Gateway{Address: router}, Table: want.Table, Metric: UnknownMetric})
 		}
 	}
-	for _, rule := range want.policyRules() {
+	for _, rule := range want.PolicyRules() {
 		n.Rules = append(n.Rules, rule.section())
 	}
 }
@@ -321,14 +266,14 @@ func services(n *dropin.Network, want *Want) {
 			n.Routes = append(n.Routes, dropin.Route{Destination: destination, Gateway: dropin.Gateway{Learned: gateway}, Metric: want.Metric})
 		}
 	}
-	route(want.IPv4, servicesIPv4, dropin.FromDHCPv4)
-	route(want.IPv6, servicesIPv6, dropin.FromRA)
+	route(want.IPv4, ServicesIPv4, dropin.FromDHCPv4)
+	route(want.IPv6, ServicesIPv6, dropin.FromRA)
 }
 
-// Where EC2 has its link-local services.
+// ServicesIPv4 and ServicesIPv6 are where EC2 has its link-local services.
 var (
-	servicesIPv4 = netip.MustParsePrefix("169.254.169.0/24")
-	servicesIPv6 = netip.MustParsePrefix("fd00:ec2::/32")
+	ServicesIPv4 = netip.MustParsePrefix("169.254.169.0/24")
+	ServicesIPv6 = netip.MustParsePrefix("fd00:ec2::/32")
 )
 
 // dns replaces the servers of leases and router advertisements, or leaves them.

@@ -1,4 +1,4 @@
-package plan
+package compare
 
 import (
 	"fmt"
@@ -12,6 +12,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
+	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 )
@@ -39,7 +40,7 @@ func sides(items []state.Item) []string {
 }
 
 // whole is a kernel, or a networkd, that has all that an ENI shall have.
-func whole(eni *ENI) *kernel.Snapshot {
+func whole(eni *plan.ENI) *kernel.Snapshot {
 	s := &kernel.Snapshot{}
 	link := eni.Link.Link
 	link.Addresses = nil
@@ -67,7 +68,7 @@ func whole(eni *ENI) *kernel.Snapshot {
 	for _, prefix := range eni.Want.Local {
 		s.Routes = append(s.Routes, kernel.Route{Link: link.Index, Destination: prefix, Local: true})
 	}
-	for _, rule := range eni.Want.policyRules() {
+	for _, rule := range eni.Want.PolicyRules() {
 		s.Rules = append(s.Rules, kernel.Rule{
 			Priority: rule.Priority, Table: rule.Table, From: rule.From, Plain: !rule.Guard, Guard: rule.Guard, Group: rule.Group,
 			Protocol: kernel.ProtocolStatic, IPv4: rule.From.Addr().Is4(), Mark: rule.Mark.Value, Mask: rule.Mark.Mask,
@@ -77,21 +78,21 @@ func whole(eni *ENI) *kernel.Snapshot {
 }
 
 // known is a secondary ENI after its lease, with all that it shall have on its link.
-func known(t *testing.T, sections ...config.Section) (eni ENI, snapshot *kernel.Snapshot) {
+func known(t *testing.T, sections ...config.Section) (eni plan.ENI, snapshot *kernel.Snapshot) {
 	t.Helper()
 	v := view(1, addrs("10.0.1.20", "10.0.1.21"), addrs("2001:db8:1::20"))
 	v.IPv4Prefixes = prefixes("10.0.24.0/28")
-	in := input([]Link{leased(1, &v)}, v)
+	in := input([]plan.Link{leased(1, &v)}, v)
 	in.Sections = sections
-	eni = Make(in).ENIs[0]
+	eni = plan.Make(in).ENIs[0]
 	snapshot = whole(&eni)
 	eni.Link.Addresses = snapshot.Links[0].Addresses
 	eni.Link.Altnames = eni.Want.Altnames
 	return eni, snapshot
 }
 
-// TestCompare sets the four places side by side (H4).
-func TestCompare(t *testing.T) {
+// TestENI sets the four places side by side (H4).
+func TestENI(t *testing.T) {
 	eni, snapshot := known(t)
 	all := []string{
 		"MRNK address 10.0.1.20", "MRNK address 10.0.1.21", "MRNK address 2001:db8:1::20",
@@ -104,21 +105,21 @@ func TestCompare(t *testing.T) {
 		"MRNK rule from 10.0.24.0/28 lookup 10001", "MRNK rule from 2001:db8:1::20/128 lookup 10001",
 		"MR?K altname eni-0123456789abcdef1", "MR?K altname device-number-1",
 	}
-	truth := Compare(&eni, rendered(&eni), snapshot, snapshot, nil, anyRule)
-	if diff := cmp.Diff(all, sides(truth.Items(status.Reason{}))); diff != "" {
+	result := against(&eni, snapshot, snapshot)
+	if diff := cmp.Diff(all, sides(result.Items(status.Reason{}))); diff != "" {
 		t.Error(diff)
 	}
-	if len(truth.Missing())+len(truth.Late())+len(truth.Unwanted()) > 0 || truth.Disputed() {
-		t.Errorf("%q, %q, %q", truth.Missing(), truth.Late(), truth.Unwanted())
+	if len(result.Missing)+len(result.Late)+len(result.Unwanted) > 0 || result.Disputed {
+		t.Errorf("%q, %q, %q", result.Missing, result.Late, result.Unwanted)
 	}
 
 	for name, test := range map[string]struct {
-		change func(eni *ENI, applied, snapshot *kernel.Snapshot)
+		change func(eni *plan.ENI, applied, snapshot *kernel.Snapshot)
 		// wants are the lines with a reason.
 		wants []string
 	}{
 		"lost in the kernel": {
-			func(eni *ENI, _, snapshot *kernel.Snapshot) {
+			func(eni *plan.ENI, _, snapshot *kernel.Snapshot) {
 				eni.Link.Addresses = eni.Link.Addresses[:1]
 				snapshot.Rules = slices.DeleteFunc(slices.Clone(snapshot.Rules), func(r kernel.Rule) bool {
 					return r.From.String() == "10.0.1.20/32" || r.From.String() == "10.0.1.0/24"
@@ -132,7 +133,7 @@ func TestCompare(t *testing.T) {
 			},
 		},
 		"not brought": {
-			func(eni *ENI, applied, _ *kernel.Snapshot) {
+			func(eni *plan.ENI, applied, _ *kernel.Snapshot) {
 				eni.Link.Addresses = eni.Link.Addresses[2:]
 				applied.Links[0].Addresses = applied.Links[0].Addresses[2:]
 			},
@@ -142,7 +143,7 @@ func TestCompare(t *testing.T) {
 			},
 		},
 		"nobody's": {
-			func(_ *ENI, applied, _ *kernel.Snapshot) { applied.Links[0].Addresses = nil },
+			func(_ *plan.ENI, applied, _ *kernel.Snapshot) { applied.Links[0].Addresses = nil },
 			[]string{
 				"MR-K address 10.0.1.20: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
 				"MR-K address 10.0.1.21: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
@@ -150,7 +151,7 @@ func TestCompare(t *testing.T) {
 			},
 		},
 		"late": {
-			func(_ *ENI, applied, snapshot *kernel.Snapshot) {
+			func(_ *plan.ENI, applied, snapshot *kernel.Snapshot) {
 				for _, s := range []*kernel.Snapshot{applied, snapshot} {
 					s.Routes = slices.DeleteFunc(s.Routes, func(r kernel.Route) bool { return r.Destination.String() == "::/0" && r.Metric != 0 })
 				}
@@ -158,7 +159,7 @@ func TestCompare(t *testing.T) {
 			[]string{"MR-- route ::/0 metric 513: it comes with the next router advertisement; the one in the ENI's own table does until then"},
 		},
 		"too much": {
-			func(eni *ENI, applied, snapshot *kernel.Snapshot) {
+			func(eni *plan.ENI, applied, snapshot *kernel.Snapshot) {
 				for _, a := range []string{"10.0.1.99", "10.0.1.77", "10.0.1.88", "169.254.7.7", "fe80::7"} {
 					address := netip.MustParseAddr(a)
 					entry := kernel.Address{Prefix: netip.PrefixFrom(address, address.BitLen()), Global: true}
@@ -181,14 +182,14 @@ func TestCompare(t *testing.T) {
 			},
 		},
 		"tentative": {
-			func(eni *ENI, applied, _ *kernel.Snapshot) {
+			func(eni *plan.ENI, applied, _ *kernel.Snapshot) {
 				eni.Link.Addresses[2].Tentative = true
 				applied.Links[0].Addresses = applied.Links[0].Addresses[:2]
 			},
 			[]string{"MR-- address 2001:db8:1::20: the kernel is looking whether anybody else has it (duplicate address detection)"},
 		},
 		"no names": {
-			func(eni *ENI, _, _ *kernel.Snapshot) { eni.Link.Altnames = nil },
+			func(eni *plan.ENI, _, _ *kernel.Snapshot) { eni.Link.Altnames = nil },
 			[]string{"MR?- altname eni-0123456789abcdef1: it has not been added yet", "MR?- altname device-number-1: it has not been added yet"},
 		},
 	} {
@@ -196,9 +197,9 @@ func TestCompare(t *testing.T) {
 			eni, snapshot := known(t)
 			applied := whole(&eni)
 			test.change(&eni, applied, snapshot)
-			truth := Compare(&eni, rendered(&eni), applied, snapshot, addrs("10.0.1.99"), anyRule)
+			result := against(&eni, applied, snapshot, addrs("10.0.1.99")...)
 			var got []string
-			for _, i := range truth.Items(status.Reason{}) {
+			for _, i := range result.Items(status.Reason{}) {
 				if i.Reason != "" {
 					got = append(got, side(i))
 				}
@@ -210,8 +211,8 @@ func TestCompare(t *testing.T) {
 	}
 
 	// networkd has not told: that is no gap.
-	truth = Compare(&eni, rendered(&eni), nil, snapshot, nil, anyRule)
-	for _, i := range truth.Items(status.Reason{}) {
+	result = against(&eni, nil, snapshot)
+	for _, i := range result.Items(status.Reason{}) {
 		if i.Networkd != state.Untold || i.Reason != "" {
 			t.Errorf("networkd was not asked: %s", side(i))
 		}
@@ -220,25 +221,25 @@ func TestCompare(t *testing.T) {
 
 // H4: a file that takes no default route of the lease leaves the address and the MTU to it all the
 // same.
-func TestCompareWithoutGateway(t *testing.T) {
-	for name, change := range map[string]func(in *Input){
-		"DefaultRoute=no": func(in *Input) { in.Sections = []config.Section{{DefaultRoute: new(bool)}} },
-		"port of a VRF":   func(in *Input) { in.Links[0].Master, in.Links[0].MasterKind = "blue", "vrf" },
+func TestWithoutGateway(t *testing.T) {
+	for name, change := range map[string]func(in *plan.Input){
+		"DefaultRoute=no": func(in *plan.Input) { in.Sections = []config.Section{{DefaultRoute: new(bool)}} },
+		"port of a VRF":   func(in *plan.Input) { in.Links[0].Master, in.Links[0].MasterKind = "blue", "vrf" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := view(1, addrs("10.0.1.20"), nil)
 			link := leased(1, &v)
 			link.DHCPMetrics, link.Lease, link.LeaseMTU, link.MTU = nil, true, 9001, 9001
-			in := input([]Link{link}, v)
+			in := input([]plan.Link{link}, v)
 			change(&in)
-			eni := Make(in).ENIs[0]
+			eni := plan.Make(in).ENIs[0]
 			if files := rendered(&eni); files.Network.DHCPv4.UseGateway != dropin.No {
 				t.Fatalf("the file takes the default route:\n%s", files.Network.Render())
 			}
 			snapshot := whole(&eni)
-			truth := Compare(&eni, rendered(&eni), snapshot, snapshot, nil, anyRule)
+			result := against(&eni, snapshot, snapshot)
 			var found []string
-			for _, item := range truth.Items(status.Reason{}) {
+			for _, item := range result.Items(status.Reason{}) {
 				if item.Kind == state.ItemAddress || item.Kind == state.ItemMTU {
 					found = append(found, side(item))
 				}
@@ -250,21 +251,21 @@ func TestCompareWithoutGateway(t *testing.T) {
 	}
 }
 
-// TestCompareUnknown: what is configured of an ENI whose metadata is not known, or that is
+// TestUnknown: what is configured of an ENI whose metadata is not known, or that is
 // not managed, is shown as well, with the reason of the ENI.
-func TestCompareUnknown(t *testing.T) {
+func TestUnknown(t *testing.T) {
 	eni, snapshot := known(t)
 	files := rendered(&eni)
-	in := input([]Link{eni.Link})
+	in := input([]plan.Link{eni.Link})
 	in.Links[0].Current = files.Network
-	pending := Make(in).ENIs[0]
-	truth := Compare(&pending, files, snapshot, snapshot, nil, anyRule)
-	if lines := sides(truth.Items(status.Reason{Code: status.MetadataUnread})); len(lines) == 0 ||
+	pending := plan.Make(in).ENIs[0]
+	result := ENI(&pending, Actual{Rendered: files, Applied: snapshot, Kernel: snapshot, Ours: anyRule})
+	if lines := sides(result.Items(status.Reason{Code: status.MetadataUnread})); len(lines) == 0 ||
 		!slices.Contains(lines, "?RNK address 10.0.1.21: the metadata is not complete; what was configured stays") {
 		t.Errorf("before the metadata:\n%s", strings.Join(lines, "\n"))
 	}
-	if len(truth.Missing())+len(truth.Unwanted()) > 0 {
-		t.Errorf("missing %q, unwanted %q", truth.Missing(), truth.Unwanted())
+	if len(result.Missing)+len(result.Unwanted) > 0 {
+		t.Errorf("missing %q, unwanted %q", result.Missing, result.Unwanted)
 	}
 
 	configured := snapshot.Links[0].Addresses
@@ -273,8 +274,8 @@ func TestCompareUnknown(t *testing.T) {
 		t.Fatal("the section does not hold")
 	}
 	unmanaged.Link.Addresses = configured[:1]
-	truth = Compare(&unmanaged, rendered(&unmanaged), snapshot, snapshot, nil, anyRule)
-	lines := sides(truth.Items(status.Reason{Code: status.ManagedNo, File: "FILE"}))
+	result = against(&unmanaged, snapshot, snapshot)
+	lines := sides(result.Items(status.Reason{Code: status.ManagedNo, File: "FILE"}))
 	for _, want := range []string{
 		"M--K address 10.0.1.20: FILE says Managed=no", "M--- address 10.0.1.21: FILE says Managed=no",
 	} {
@@ -282,14 +283,14 @@ func TestCompareUnknown(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, strings.Join(lines, "\n"))
 		}
 	}
-	if len(truth.Missing()) > 0 {
-		t.Errorf("missing of an ENI that is not managed: %q", truth.Missing())
+	if len(result.Missing) > 0 {
+		t.Errorf("missing of an ENI that is not managed: %q", result.Missing)
 	}
 }
 
-// BenchmarkCompare is what the comparison of 15 ENIs of 50 addresses costs.
-func BenchmarkCompare(b *testing.B) {
-	var enis []ENI
+// BenchmarkENI is what the comparison of 15 ENIs of 50 addresses costs.
+func BenchmarkENI(b *testing.B) {
+	var enis []plan.ENI
 	snapshot := &kernel.Snapshot{}
 	for n := range 15 {
 		var ipv4 []netip.Addr
@@ -298,7 +299,7 @@ func BenchmarkCompare(b *testing.B) {
 		}
 		v := view(n+1, ipv4, nil)
 		link := leased(n+1, &v)
-		eni := Make(input([]Link{link}, v)).ENIs[0]
+		eni := plan.Make(input([]plan.Link{link}, v)).ENIs[0]
 		s := whole(&eni)
 		eni.Link.Addresses = s.Links[0].Addresses
 		enis = append(enis, eni)
@@ -306,49 +307,23 @@ func BenchmarkCompare(b *testing.B) {
 	}
 	for b.Loop() {
 		for i := range enis {
-			truth := Compare(&enis[i], rendered(&enis[i]), snapshot, snapshot, nil, anyRule)
-			_ = truth.Items(status.Reason{})
+			result := against(&enis[i], snapshot, snapshot)
+			_ = result.Items(status.Reason{})
 		}
-	}
-}
-
-// anyRule: every rule by networkd's protocol is this daemon's.
-func anyRule(Rule) bool { return true }
-
-// G1: a name goes from an ENI where the files of both say that it is another one's, and
-// nowhere else.
-func TestStaleNames(t *testing.T) {
-	const ours = "# Written by ec2netd, see ec2netd(8).\n"
-	files := map[string]string{
-		"ens6": ours + "[Match]\nMACAddress=02:00:00:00:00:06\n[Link]\nAlternativeName=eni-1\nAlternativeName=device-number-2\n",
-		"ens7": ours + "[Match]\nMACAddress=02:00:00:00:00:07\n[Link]\nAlternativeName=eni-2\nAlternativeName=device-number-1\nAlternativeName=both\n",
-		"ens8": ours + "[Match]\nMACAddress=02:00:00:00:00:08\n[Link]\nAlternativeName=eni-3\nAlternativeName=both\n",
-		"ens9": ours + "[Match]\nMACAddress=02:00:00:00:00:01\n[Link]\nAlternativeName=eni-1\n", // of one that had the name before
-	}
-	links := []kernel.Link{
-		{Index: 2, Name: "ens5", Altnames: []string{"device-number-2"}}, // without a file: somebody else's
-		{Index: 3, Name: "ens6", MAC: "02:00:00:00:00:06", Altnames: []string{"eni-1", "device-number-1", "enp0s6", "device-number-9"}},
-		{Index: 4, Name: "ens7", MAC: "02:00:00:00:00:07", Altnames: []string{"eni-2", "device-number-1"}},
-		{Index: 5, Name: "ens8", MAC: "02:00:00:00:00:08", Altnames: []string{"eni-2", "both"}},
-		{Index: 6, Name: "ens9", MAC: "02:00:00:00:00:09", Altnames: []string{"eni-2"}},
-	}
-	got := StaleNames(links, func(link string) *dropin.Link { return dropin.ParseLink(files[link]) })
-	if want := []Name{{"ens6", "device-number-1"}, {"ens8", "eni-2"}}; !slices.Equal(got, want) {
-		t.Errorf("%v, want %v", got, want)
 	}
 }
 
 // A12: addresses that are left to others are no gap, whether they are on the link or not,
 // unless networkd has still to take them away.
-func TestCompareLeftToOthers(t *testing.T) {
+func TestLeftToOthers(t *testing.T) {
 	no := false
 	eni, snapshot := known(t, config.Section{SecondaryAddresses: &no})
 	of := func(withdrawn []netip.Addr) (item state.Item, unwanted []string) {
-		truth := Compare(&eni, rendered(&eni), snapshot, snapshot, withdrawn, anyRule)
-		if missing := truth.Missing(); len(missing) > 0 {
+		result := against(&eni, snapshot, snapshot, withdrawn...)
+		if missing := result.Missing; len(missing) > 0 {
 			t.Errorf("missing: %q", missing)
 		}
-		for _, i := range truth.Items(status.Reason{}) {
+		for _, i := range result.Items(status.Reason{}) {
 			switch {
 			case i.Value == "10.0.1.21":
 				item = i
@@ -356,7 +331,7 @@ func TestCompareLeftToOthers(t *testing.T) {
 				t.Error(side(i))
 			}
 		}
-		return item, status.Names(truth.Unwanted())
+		return item, status.Names(result.Unwanted)
 	}
 	if item, unwanted := of(nil); side(item) != "M--- address 10.0.1.21" || item.NotApplicable != "left to others by SecondaryAddresses=no" || len(unwanted) > 0 {
 		t.Errorf("%+v, unwanted %q", item, unwanted)
@@ -373,54 +348,114 @@ func TestCompareLeftToOthers(t *testing.T) {
 	}
 }
 
-// TestCompareMark: rules by firewall mark, of each family (B12).
-func TestCompareMark(t *testing.T) {
+// TestMark: rules by firewall mark, of each family (B12).
+func TestMark(t *testing.T) {
 	section := config.Section{FirewallMark: &dropin.Mark{Value: 2, Mask: 0xff}}
 	eni, snapshot := known(t, section)
 	const ipv4, ipv6 = "rule from 0.0.0.0/0 fwmark 0x2/0xff lookup 10001", "rule from ::/0 fwmark 0x2/0xff lookup 10001"
-	marks := func(truth Truth) []string {
-		return slices.DeleteFunc(sides(truth.Items(status.Reason{})), func(line string) bool { return !strings.Contains(line, "fwmark") })
+	marks := func(result Result) []string {
+		return slices.DeleteFunc(sides(result.Items(status.Reason{})), func(line string) bool { return !strings.Contains(line, "fwmark") })
 	}
-	check := func(what string, truth Truth, wants ...string) {
+	check := func(what string, result Result, wants ...string) {
 		t.Helper()
-		if diff := cmp.Diff(wants, marks(truth)); diff != "" {
+		if diff := cmp.Diff(wants, marks(result)); diff != "" {
 			t.Errorf("%s: %s", what, diff)
 		}
 	}
-	check("all is there", Compare(&eni, rendered(&eni), snapshot, snapshot, nil, anyRule), "MRNK "+ipv4, "MRNK "+ipv6)
+	check("all is there", against(&eni, snapshot, snapshot), "MRNK "+ipv4, "MRNK "+ipv6)
 
 	less := *snapshot
 	less.Rules = slices.DeleteFunc(slices.Clone(snapshot.Rules), func(r kernel.Rule) bool { return r.Mark != 0 && r.IPv4 })
-	truth := Compare(&eni, rendered(&eni), &less, &less, nil, anyRule)
-	check("one is missing", truth, "MR-- "+ipv4+": networkd has not brought it", "MRNK "+ipv6)
-	if !slices.Equal(status.Names(truth.Missing()), []string{ipv4}) || !truth.Lost().Own {
-		t.Errorf("%q, %+v", truth.Missing(), truth.Lost())
+	result := against(&eni, &less, &less)
+	check("one is missing", result, "MR-- "+ipv4+": networkd has not brought it", "MRNK "+ipv6)
+	if !slices.Equal(status.Names(result.Missing), []string{ipv4}) || !result.Lost.Own {
+		t.Errorf("%q, %+v", result.Missing, result.Lost)
 	}
 	less.Rules = slices.Clone(snapshot.Rules)
 	for i := range less.Rules {
 		less.Rules[i].Mask |= 0xff00 // another rule
 	}
-	truth = Compare(&eni, rendered(&eni), nil, &less, nil, anyRule)
-	if missing := status.Names(truth.Missing()); !slices.Contains(missing, ipv4) || !slices.Contains(missing, ipv6) {
+	result = against(&eni, nil, &less)
+	if missing := status.Names(result.Missing); !slices.Contains(missing, ipv4) || !slices.Contains(missing, ipv6) {
 		t.Errorf("%q", missing)
 	}
 
 	plain, _ := known(t)
-	truth = Compare(&plain, rendered(&plain), snapshot, snapshot, nil, anyRule)
+	result = against(&plain, snapshot, snapshot)
 	const left = ": the configuration has no such FirewallMark=; networkd has not taken it away"
-	check("not configured any more", truth, "--NK "+ipv4+left, "--NK "+ipv6+left)
-	if !slices.Equal(status.Names(truth.Unwanted()), []string{ipv4, ipv6}) {
-		t.Errorf("%q", truth.Unwanted())
+	check("not configured any more", result, "--NK "+ipv4+left, "--NK "+ipv6+left)
+	if !slices.Equal(status.Names(result.Unwanted), []string{ipv4, ipv6}) {
+		t.Errorf("%q", result.Unwanted)
 	}
-	others := Compare(&plain, rendered(&plain), snapshot, snapshot, nil, func(Rule) bool { return false })
+	others := ENI(&plain, Actual{Rendered: rendered(&plain), Applied: snapshot, Kernel: snapshot, Ours: func(plan.Rule) bool { return false }})
 	if lines := marks(others); len(lines) > 0 {
 		t.Errorf("not configured, and of others: %q", lines)
 	}
 
 	v := view(1, addrs("10.0.1.20"), addrs("2001:db8:1::20"))
-	in := input([]Link{leased(1, &v)}, v)
+	in := input([]plan.Link{leased(1, &v)}, v)
 	in.Links[0].IPv6, in.Sections = kernel.IPv6OffLink, []config.Section{section}
-	eni = Make(in).ENIs[0] // A13
+	eni = plan.Make(in).ENIs[0] // A13
 	now := whole(&eni)
-	check("a link without IPv6", Compare(&eni, rendered(&eni), now, now, nil, anyRule), "MRNK "+ipv4, "M-?- "+ipv6)
+	check("a link without IPv6", against(&eni, now, now), "MRNK "+ipv4, "M-?- "+ipv6)
+}
+
+func TestGaps(t *testing.T) {
+	v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
+	link := leased(1, &v)
+	eni := plan.Make(input([]plan.Link{link}, v)).ENIs[0]
+	compare := func(snapshot *kernel.Snapshot, withdrawn ...netip.Addr) Result {
+		// An administrator's rule is no gap, whatever its numbers.
+		recorded := func(rule plan.Rule) bool { return rule.From != netip.MustParsePrefix("10.0.1.98/32") }
+		return ENI(&eni, Actual{Rendered: rendered(&eni), Kernel: snapshot, Withdrawn: withdrawn, Ours: recorded})
+	}
+	nothing := compare(&kernel.Snapshot{})
+	missing := status.Names(nothing.Missing)
+	want := []string{
+		"address 10.0.1.21", "default route (IPv4) in table 10001", "default route (IPv4) with metric 513", "route to 10.0.1.0/24 in table 10001",
+		"rule from 10.0.1.0/24 lookup 254 suppress_prefixlength 7 suppress_ifgroup 3778",
+		"rule from 10.0.1.20/32 lookup 10001", "rule from 10.0.1.21/32 lookup 10001",
+		"altname eni-0123456789abcdef1", "altname device-number-1",
+	}
+	if diff := cmp.Diff(want, missing); diff != "" {
+		t.Error(diff)
+	}
+	// All there, a rule too many, and one that is somebody else's.
+	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("10.0.1.21/32"), Global: true})
+	link.Altnames = []string{"device-number-1", "eni-0123456789abcdef1"}
+	eni = plan.Make(input([]plan.Link{link}, v)).ENIs[0]
+	snapshot := &kernel.Snapshot{
+		Routes: []kernel.Route{
+			{Link: 3, Table: kernel.MainTable, Metric: 513, Destination: netip.MustParsePrefix("0.0.0.0/0")},
+			{Link: 3, Table: 10001, Destination: netip.MustParsePrefix("0.0.0.0/0")},
+			{Link: 3, Table: 10001, Destination: netip.MustParsePrefix("10.0.1.0/24")},
+		},
+	}
+	for _, from := range []string{"10.0.1.20/32", "10.0.1.21/32", "10.0.1.98/32", "10.0.1.99/32"} {
+		snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, From: netip.MustParsePrefix(from), Plain: true, Protocol: kernel.ProtocolStatic})
+	}
+	snapshot.Rules = append(snapshot.Rules, kernel.Rule{Priority: 10001, Table: 10001, Protocol: kernel.ProtocolStatic},
+		kernel.Rule{Priority: 9999, Table: kernel.MainTable, From: netip.MustParsePrefix("10.0.1.0/24"), Guard: true, Group: plan.Group, Protocol: kernel.ProtocolStatic})
+	gap := compare(snapshot, addrs("10.0.1.20")...)
+	if diff := cmp.Diff([]string{"rule from 10.0.1.99/32 lookup 10001"}, status.Names(gap.Unwanted)); diff != "" || len(gap.Missing)+len(gap.Late) > 0 {
+		t.Errorf("%s missing %q, late %q", diff, gap.Missing, gap.Late)
+	}
+	// One of IPv4 comes with the lease, not late.
+	bare := *snapshot
+	bare.Routes = snapshot.Routes[1:]
+	if gap := compare(&bare); !slices.Contains(status.Names(gap.Missing), "default route (IPv4) with metric 513") || len(gap.Late) > 0 {
+		t.Errorf("without a default route in the main table: %+v", gap)
+	}
+	// An IPv6 default route of the main table comes with an advertisement.
+	v.IPv6, v.IPv6Subnets = addrs("2001:db8:1::20"), prefixes("2001:db8:1::/64")
+	link.Addresses = append(link.Addresses, kernel.Address{Prefix: netip.MustParsePrefix("2001:db8:1::20/128"), Global: true})
+	eni = plan.Make(input([]plan.Link{link}, v)).ENIs[0]
+	late := "default route (IPv6) with metric 513"
+	if gap := compare(snapshot); !slices.Contains(status.Names(gap.Missing), late) || len(gap.Late) > 0 {
+		t.Errorf("without one in its own table: %+v", gap)
+	}
+	snapshot.Routes = append(snapshot.Routes, kernel.Route{Link: 3, Table: 10001, Metric: plan.UnknownMetric, Destination: netip.MustParsePrefix("::/0")})
+	if gap := compare(snapshot); slices.Contains(status.Names(gap.Missing), late) || !slices.Equal(status.Names(gap.Late), []string{late}) {
+		t.Errorf("with one in its own table: %+v", gap)
+	}
 }
