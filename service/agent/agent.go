@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ec2netd/service/compare"
 	"ec2netd/service/config"
 	"ec2netd/service/conflict"
 	"ec2netd/service/dropin"
@@ -443,7 +444,7 @@ type link struct {
 	opinion opinion
 	// compared is the last comparison of it, and described what of its state follows from
 	// the plan of the count.
-	compared  *compared
+	compared  compare.Memo
 	described state.Interface
 	planned   uint64
 	// eni, mac and name are what it was last known by.

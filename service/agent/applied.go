@@ -2,17 +2,11 @@ package agent
 
 import (
 	"context"
-	"net/netip"
-	"slices"
 	"time"
 
-	"ec2netd/service/compare"
 	"ec2netd/service/kernel"
 	"ec2netd/service/networkd"
-	"ec2netd/service/plan"
 	"ec2netd/service/schedule"
-	"ec2netd/service/state"
-	"ec2netd/service/status"
 )
 
 // When networkd is asked what it has applied (H4).
@@ -48,7 +42,6 @@ type applied struct {
 // opinion is what networkd last said of a link: whether that is so still is known by the
 // count of changes.
 type opinion struct {
-	items               []state.Item
 	file, administrated string
 	changes, asked      uint64
 	told                uint64
@@ -60,109 +53,6 @@ func (o *opinion) fresh() bool { return o.told == o.changes }
 type answer struct {
 	*networkd.Applied
 	err error
-}
-
-// compared is the comparison of an ENI, and what it was made of. With 15 ENIs of 50
-// addresses it is most of what a pass takes, and most often nothing has changed.
-type compared struct {
-	of                      comparing
-	withdrawn               []netip.Addr
-	result                  compare.Result
-	missing, unwanted, late []status.Gap
-	// missingNames and unwantedNames are those gaps as the API shows them.
-	missingNames, unwantedNames []string
-	lost                        compare.Lost
-	// items and gaps, with the reason for all that is missing.
-	whole status.Reason
-	items []state.Item
-	gaps  []string
-}
-
-// comparing is all that a comparison depends on but the addresses that were withdrawn. The
-// plan and the rules of this daemon are told by their count, snapshots by themselves: an
-// equal one is the same.
-type comparing struct {
-	planned, noted    uint64
-	rendered          compare.Rendered
-	applied, snapshot *kernel.Snapshot
-}
-
-// compare looks at the four places of an ENI. What networkd says counts as long as nothing
-// else has changed since it was asked.
-func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) *compared {
-	of := comparing{planned: a.planned, noted: a.noted.count, rendered: a.rendered(eni), snapshot: a.snapshot}
-	if l.opinion.fresh() && a.networkdUp {
-		of.applied = a.applied.snapshot
-	}
-	administrated := a.linkState(eni.Link.Index).Administrative
-	same := l.compared != nil && l.compared.of == of && slices.Equal(l.compared.withdrawn, l.withdrawn)
-	if !same {
-		l.compared = a.compareAnew(eni, of, l.withdrawn)
-	}
-	// Items that are the same ones have not changed, whether networkd was asked or not.
-	if l.opinion.file != entry.NetworkFile || l.opinion.administrated != administrated || (!same && !slices.EqualFunc(l.compared.items, l.opinion.items, unchanged)) {
-		l.opinion.changes++
-		if of.applied != nil {
-			of.applied = nil
-			l.compared = a.compareAnew(eni, of, l.withdrawn)
-		}
-	}
-	if !same {
-		l.opinion.items = l.compared.items
-	}
-	l.opinion.file, l.opinion.administrated = entry.NetworkFile, administrated
-	return l.compared
-}
-
-func (a *Agent) compareAnew(eni *plan.ENI, of comparing, withdrawn []netip.Addr) *compared {
-	result := compare.ENI(eni, compare.Actual{Rendered: of.rendered, Applied: of.applied, Kernel: of.snapshot, Withdrawn: withdrawn, Ours: a.ours})
-	items := result.Items(status.Reason{})
-	c := &compared{
-		of: of, withdrawn: slices.Clone(withdrawn), result: result,
-		missing: result.Missing, unwanted: result.Unwanted, late: result.Late, lost: result.Lost,
-		items: items, gaps: state.GapsOf(items),
-	}
-	c.missingNames, c.unwantedNames = status.Names(c.missing), status.Names(c.unwanted)
-	return c
-}
-
-// told are the items and gaps as the API shows them.
-func (c *compared) told(whole status.Reason) ([]state.Item, []string) {
-	if !c.whole.Equal(whole) {
-		c.whole, c.items = whole, c.result.Items(whole)
-		c.gaps = state.GapsOf(c.items)
-	}
-	return c.items, c.gaps
-}
-
-// unchanged tells whether an item is the same, whatever networkd says of it.
-func unchanged(x, y state.Item) bool {
-	return x.Kind == y.Kind && x.Value == y.Value && x.Metadata == y.Metadata && x.Rendered == y.Rendered && x.Kernel == y.Kernel
-}
-
-// rendered are the drop-ins of an ENI as they are on the disk and in force.
-func (a *Agent) rendered(eni *plan.ENI) compare.Rendered {
-	name := eni.Link.Name
-	var r compare.Rendered
-	if eni.Keep || a.storeErr != "" {
-		r.Network = eni.Link.Current
-	}
-	for _, file := range eni.Files {
-		switch {
-		case a.storeErr != "" || !a.refused[file.Path].None():
-		case file.Path == plan.NetworkDropIn(name):
-			r.Network = eni.DropIn
-		case file.Path == plan.LinkDropIn(name):
-			r.Link = eni.LinkDropIn
-		}
-	}
-	if eni.Link.NetworkHidden != "" {
-		r.Network = nil
-	}
-	if eni.Link.LinkHidden != "" {
-		r.Link = nil
-	}
-	return r
 }
 
 // schedule says when networkd is asked next, after a pass. disputed: it has said that

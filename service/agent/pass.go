@@ -712,15 +712,15 @@ func (a *Agent) verify() []state.Interface {
 		changes := l.opinion.changes
 		compared := a.compare(eni, l, &entry)
 		changed, stale = changed || changes != l.opinion.changes, stale || !l.opinion.fresh()
-		disputed = disputed || compared.result.Disputed
+		disputed = disputed || compared.Disputed
 		var gaps []status.Gap
 		if eni.Known {
-			entry.Missing, entry.Unwanted = compared.missingNames, compared.unwantedNames
-			gaps = slices.Concat(compared.missing, compared.unwanted)
-			if len(compared.late) > 0 && age >= settleTime {
-				gaps = slices.Concat(compared.missing, compared.late, compared.unwanted)
-				entry.Missing = slices.Concat(entry.Missing, status.Names(compared.late))
-			} else if len(compared.late) > 0 {
+			entry.Missing, entry.Unwanted = compared.MissingNames, compared.UnwantedNames
+			gaps = slices.Concat(compared.Missing, compared.Unwanted)
+			if len(compared.Late) > 0 && age >= settleTime {
+				gaps = slices.Concat(compared.Missing, compared.Late, compared.Unwanted)
+				entry.Missing = slices.Concat(entry.Missing, status.Names(compared.Late))
+			} else if len(compared.Late) > 0 {
 				soonest(slowestLook)
 			}
 			l.withdrawn = slices.DeleteFunc(l.withdrawn, func(address netip.Addr) bool {
@@ -730,24 +730,24 @@ func (a *Agent) verify() []state.Interface {
 				return !again && !eni.Link.Has(address)
 			})
 		}
-		if l.state == state.ENIConfigured && len(compared.missing)+len(entry.Unwanted) > 0 && age >= settleTime {
+		if l.state == state.ENIConfigured && len(compared.Missing)+len(entry.Unwanted) > 0 && age >= settleTime {
 			// Something went that was there: a carrier that was lost, somebody's reload.
 			// networkd gets its time for that too.
 			l.since, age = now, 0
 			a.lookDelay = firstLook
 		}
 		a.tellMark(eni)
-		for _, next := range []time.Duration{a.regain(eni, compared.lost, now), a.raise(eni, now)} {
+		for _, next := range []time.Duration{a.regain(eni, compared.Lost, now), a.raise(eni, now)} {
 			if next > 0 {
 				soonest(next)
 			}
 		}
 		entry.State, l.reason = a.judge(eni, gaps, age)
 		if disputed := entry.State == state.ENIConfigured || entry.State == state.ENIConfiguring || entry.State == state.ENIDegraded; disputed && l.gone.contested(now) {
-			entry.State, l.reason = state.ENIContested, l.gone.dispute(&compared.lost)
+			entry.State, l.reason = state.ENIContested, l.gone.dispute(&compared.Lost)
 		}
 		entry.Reason = l.reason.Words()
-		entry.Items, entry.Gaps = compared.told(a.whole(entry.State, l.reason))
+		entry.Items, entry.Gaps = compared.Shown(a.whole(entry.State, l.reason))
 		if entry.State == state.ENIConfiguring || eni.Held || (eni.Known && eni.Link.LinkFile == "") {
 			if age < settleTime+time.Second {
 				if a.lookDelay == 0 {
