@@ -2,7 +2,7 @@ package plan
 
 import (
 	"fmt"
-	"net"
+	"net" //nolint:depguard // ParseMAC does no I/O
 	"path"
 	"slices"
 	"strconv"
