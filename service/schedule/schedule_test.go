@@ -10,10 +10,11 @@ var start = time.Unix(1000, 0)
 // D6: the delay doubles up to a limit, and begins anew after a success.
 func TestTry(t *testing.T) {
 	var try Try
-	for i, want := range []time.Duration{1, 2, 4, 8, 10, 10} {
+	for i, seconds := range []int{1, 2, 4, 8, 10, 10} {
+		want := time.Duration(seconds) * time.Second
 		now := start.Add(time.Duration(i) * time.Minute)
 		try.Failed(now, time.Second, 10*time.Second)
-		if wait := try.Next.Sub(now); try.Delay != want*time.Second || wait > try.Delay || wait < try.Delay*9/10 {
+		if wait := try.Next.Sub(now); try.Delay != want || wait > try.Delay || wait < try.Delay*9/10 {
 			t.Errorf("failure %d: delay %v, next after %v", i, try.Delay, wait)
 		}
 		if try.Failures != i+1 || !try.Failing.Equal(start) {
