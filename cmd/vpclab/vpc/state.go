@@ -328,7 +328,8 @@ func netnsName(lab string) string { return "vpclab-" + lab }
 
 // unmountUnder unmounts everything below a directory, the last mount first.
 func unmountUnder(dir string) error {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	// What the calling thread has mounted: /proc/self is the main thread.
+	text, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return err
 	}
