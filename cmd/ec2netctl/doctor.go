@@ -301,15 +301,11 @@ func unitsOf(ctx context.Context, bus *networkd.Client) ([]unitStatus, error) {
 	defer cancel()
 	var units []unitStatus
 	for _, name := range needed {
-		properties, err := bus.UnitProperties(ctx, name)
+		unit, err := bus.Unit(ctx, name)
 		if err != nil {
 			return nil, err
 		}
-		text := func(property string) string {
-			value, _ := properties[property].Value().(string)
-			return value
-		}
-		units = append(units, unitStatus{name, text("LoadState"), text("ActiveState"), text("UnitFileState"), text("UnitFilePreset")})
+		units = append(units, unitStatus{name, unit.Load, unit.Active, unit.File, unit.Preset})
 	}
 	return units, nil
 }
