@@ -109,7 +109,7 @@ func (c *ctl) readDump(ctx context.Context, s *site) (*metadata.Dump, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.within(dumpTime))
 	defer cancel()
-	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion(), Ignored: func(what, name string) {
+	client := metadata.NewClient(metadata.Options{UserAgent: userAgent(), Ignored: func(what, name string) {
 		fmt.Fprintf(c.stderr, "Ignoring %q, a %s that this version does not know.\n", name, what)
 	}})
 	defer client.CloseIdle()

@@ -11,8 +11,9 @@ import (
 
 // The units of the daemon.
 const (
-	daemonUnit   = "ec2netd.service"
-	daemonSocket = "ec2netd.socket"
+	daemonUnit    = "ec2netd.service"
+	daemonSocket  = "ec2netd.socket"
+	metricsSocket = "ec2netd-metrics.socket"
 )
 
 // asPresetsSay is the advice to a takeover that is refused. systemctl preset is none: it changes

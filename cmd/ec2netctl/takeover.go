@@ -20,6 +20,7 @@ import (
 	"ec2netd/service/conflict"
 	"ec2netd/service/file"
 	"ec2netd/service/networkd"
+	"ec2netd/service/status"
 	"ec2netd/service/takeover"
 )
 
@@ -140,7 +141,7 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 	}
 	if base, _ := site.store.Base(); site.store.Read(base) == "" {
 		if strings.HasPrefix(base, "/usr/lib/") {
-			return nil, nil, advise("To have it again "+installAgain+".", "%s is missing, so that networkd has no unit for ENIs", base)
+			return nil, nil, advise("To have it again "+status.InstallAgain+".", "%s is missing, so that networkd has no unit for ENIs", base)
 		}
 		return nil, nil, advise("To have that of ec2netd in force: rm "+base, "%s is empty, so that networkd has no unit for ENIs", base)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/doctor"
 	"ec2netd/service/plan"
 )
 
@@ -280,13 +281,13 @@ func (l *toolLab) doctor() {
 	out := l.want("root", 1, []string{shadow, "amazon-ec2-net-utils", "systemctl preset ec2netd.socket", "net.ipv4.conf." + name + ".rp_filter=2"}, "ec2netctl", "doctor", "--json=short")
 	var report struct {
 		Problems int
-		Findings []finding
+		Findings []doctor.Finding
 	}
 	if err := json.Unmarshal([]byte(out), &report); err != nil || report.Problems == 0 {
 		l.Errorf("%v: %s", err, out)
 	}
 	for _, f := range report.Findings {
-		if f.Level != levelOK && f.Advice == "" {
+		if f.Level != doctor.OK && f.Advice == "" {
 			l.Errorf("nothing is said about what to do: %+v", f)
 		}
 	}
