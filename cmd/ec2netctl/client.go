@@ -19,6 +19,7 @@ import (
 	"ec2netd/service/doctor"
 	"ec2netd/service/networkd"
 	"ec2netd/service/state"
+	"ec2netd/service/systemd"
 )
 
 // How long to wait for ec2netd unless --timeout says it. The socket is there before
@@ -111,6 +112,9 @@ func (c *ctl) untilBoot() doctor.UntilBoot {
 	return doctor.LookUntilBoot(c.root, s.kernel.Links, files.Link)
 }
 
+// unitFiles are those of this system.
+func (c *ctl) unitFiles() systemd.UnitFiles { return systemd.UnitFiles{Root: c.root} }
+
 // elsewhere reports whether another ec2netd is meant than the one of this system.
 func (c *ctl) elsewhere() bool { return c.address != api.VarlinkSocket }
 
@@ -139,14 +143,14 @@ func (c *ctl) explain(err error, method string) error {
 	case waits.Owner != "":
 		return advise(waits.Advice(), "%s", waits.Owner)
 	case errors.Is(err, fs.ErrNotExist):
-		return advise("To start it now and at boot: "+c.starting(),
+		return advise("To start it now and at boot: "+c.unitFiles().StartCommand(),
 			"ec2netd is not there: no socket %s", path)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		// systemd leaves the socket where it is when it stops it. The socket may be stopped while the
 		// service runs, and active without listening, where the unit was masked meanwhile.
 		again := "To start it again: systemctl stop ec2netd.socket && systemctl restart ec2netd.service"
-		if masked, runtime := c.masks(daemonSocket, daemonUnit); len(masked)+len(runtime) > 0 {
-			again = "To start it now and at boot: " + c.starting()
+		if c.unitFiles().AnyMasked(systemd.Socket, systemd.Daemon) {
+			again = "To start it now and at boot: " + c.unitFiles().StartCommand()
 		}
 		return advise(again, "ec2netd does not listen on %s any more", path)
 	case errors.Is(err, fs.ErrPermission):

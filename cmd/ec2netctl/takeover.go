@@ -21,6 +21,7 @@ import (
 	"ec2netd/service/file"
 	"ec2netd/service/networkd"
 	"ec2netd/service/status"
+	"ec2netd/service/systemd"
 	"ec2netd/service/takeover"
 )
 
@@ -162,9 +163,9 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 			return err == nil
 		}
 	}
-	if masked, runtime := c.masks(daemonSocket); len(masked)+len(runtime) > 0 {
-		return nil, nil, advise("To have it enabled as the presets say: "+c.enabling("", daemonSocket),
-			"%s is masked, so that nobody could ask ec2netd whether the ENIs are configured", daemonSocket)
+	if c.unitFiles().AnyMasked(systemd.Socket) {
+		return nil, nil, advise("To have it enabled as the presets say: "+c.unitFiles().EnableCommand(systemd.Socket),
+			"%s is masked, so that nobody could ask ec2netd whether the ENIs are configured", systemd.Socket)
 	}
 	_, err = os.Stat(networkdSocket)
 	p, err := takeover.Make(takeover.Facts{Units: units, Enabled: is("is-enabled"), Active: is("is-active"), Links: links, Hotplugged: hotplugged,
@@ -183,6 +184,19 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 	// As in JSON: a list, and not null.
 	p.Remove, p.LeaveAlone, p.Flush = append([]string{}, p.Remove...), append([]string{}, p.LeaveAlone...), append([]string{}, p.Flush...)
 	return p, links, nil
+}
+
+// asPresetsSay is the advice to a takeover that is refused. systemctl preset is none: it changes
+// nothing of a unit that is masked, or that a preset of the administrator's has as it is.
+func (c *ctl) asPresetsSay(not *takeover.NotEnabledError) string {
+	if not.Enabled {
+		return "To have it disabled as the presets say: systemctl disable " + not.Unit
+	}
+	units := []string{not.Unit}
+	if not.Unit == systemd.Daemon {
+		units = []string{systemd.Socket, systemd.Daemon}
+	}
+	return "To have it enabled as the presets say: " + c.unitFiles().EnableCommand(units...)
 }
 
 // earlierTakeover says what became of a takeover whose terminal has gone, and reports whether

@@ -11,6 +11,7 @@ import (
 	"ec2netd/service/plan"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
+	"ec2netd/service/systemd"
 )
 
 // networkdConf keeps networkd from taking away routes and rules of others.
@@ -45,7 +46,7 @@ func installedFiles(f *Facts) []Finding {
 		if path.Base(missing) == store.BaseName {
 			all = append(all, problem(Files, again+"networkctl reload", "%s is missing: networkd has no unit for ENIs", missing))
 		} else {
-			all = append(all, problem(Files, again+"systemctl restart "+networkdUnit, "%s is missing: networkd takes away routes and rules of others", missing))
+			all = append(all, problem(Files, again+"systemctl restart "+systemd.Networkd, "%s is missing: networkd takes away routes and rules of others", missing))
 		}
 	}
 	return all

@@ -6,24 +6,15 @@ import (
 	"strings"
 
 	"ec2netd/service/networkd"
+	"ec2netd/service/systemd"
 )
 
-// The units that the presets enable.
-const (
-	networkdUnit = "systemd-networkd.service"
-	onlineUnit   = "systemd-networkd-wait-online.service" // for boots alone
-	resolvedUnit = "systemd-resolved.service"
-	daemonUnit   = "ec2netd.service"
-	socketUnit   = "ec2netd.socket"
-	metricsUnit  = "ec2netd-metrics.socket" // for monitoring alone
-)
-
-// needed lists them in the order of the preset file.
-var needed = []string{networkdUnit, onlineUnit, resolvedUnit, daemonUnit, socketUnit, metricsUnit}
+// needed are the units that the presets enable, in the order of the preset file.
+var needed = []string{systemd.Networkd, systemd.WaitOnline, systemd.Resolved, systemd.Daemon, systemd.Socket, systemd.MetricsSocket}
 
 // mustRun reports whether a unit must be active for the others to be of use.
 func mustRun(unit string) bool {
-	return unit == networkdUnit || unit == socketUnit || unit == metricsUnit
+	return unit == systemd.Networkd || unit == systemd.Socket || unit == systemd.MetricsSocket
 }
 
 // units judges each unit that the presets enable.
@@ -41,7 +32,7 @@ func units(f *Facts) []Finding {
 // ofUnit judges one unit.
 func ofUnit(u *networkd.UnitState) Finding {
 	complain := problem
-	if u.Name == metricsUnit {
+	if u.Name == systemd.MetricsSocket {
 		complain = warning
 	}
 	preset := "systemctl preset " + u.Name
@@ -51,7 +42,7 @@ func ofUnit(u *networkd.UnitState) Finding {
 		return complain(UnitStates, "systemctl unmask --runtime "+u.Name+" && "+enable, "%s is masked until the next boot", u.Name)
 	case u.Load == "masked" || u.File == "masked":
 		return complain(UnitStates, "systemctl unmask "+u.Name+" && "+enable, "%s is masked", u.Name)
-	case u.Load == "not-found" && u.Name == resolvedUnit:
+	case u.Load == "not-found" && u.Name == systemd.Resolved:
 		return warning(UnitStates, "install it, or have something else take the name servers of networkd's leases", "%s is not installed", u.Name)
 	case u.Load == "not-found":
 		return complain(UnitStates, "install it", "%s is not installed", u.Name)
@@ -79,12 +70,12 @@ func enabled(u *networkd.UnitState) bool {
 func commands(unit string) (enable, start string) {
 	start = "systemctl start " + unit
 	switch {
-	case unit == onlineUnit:
+	case unit == systemd.WaitOnline:
 		return "systemctl enable " + unit, start
 	case strings.HasPrefix(unit, "ec2netd") && path.Ext(unit) == ".socket":
 		// A socket is not started while its service runs. The service wants its sockets, and is
 		// started after them. One that was masked meanwhile may be active and not listen.
-		start = "systemctl restart " + daemonUnit
+		start = "systemctl restart " + systemd.Daemon
 		return "systemctl enable " + unit + " && systemctl stop " + unit + " && " + start, start
 	default:
 		return "systemctl enable --now " + unit, start
