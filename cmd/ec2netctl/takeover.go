@@ -102,7 +102,7 @@ func (c *ctl) takeover(ctx context.Context, o *takeoverOptions) error {
 
 // unitOfTakeover is what the unit works with.
 func (c *ctl) unitOfTakeover() *takeover.Takeover {
-	return &takeover.Takeover{Root: c.root, System: takeover.Host{}, Rest: takeover.Host{}.Rest, Out: c.stdout, Wait: func(ctx context.Context, r *takeover.Request) error {
+	return &takeover.Takeover{Root: c.root, System: takeover.Host{}, Kernel: takeover.Host{}, Out: c.stdout, Wait: func(ctx context.Context, r *takeover.Request) error {
 		silent := *c
 		silent.json = ""
 		err := silent.waitOnline(ctx, &waitOptions{timeout: span(r.Timeout), quiet: true})
