@@ -2,6 +2,7 @@ package takeover
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -214,4 +215,18 @@ func UnitRuns(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	return !slices.Contains([]string{"inactive", "failed", ""}, strings.TrimSpace(state)), nil
+}
+
+// HowItDied says how the process of the unit ended, as systemd tells those that it runs afterwards, see
+// $EXIT_STATUS in systemd.exec(5). Getenv returns a variable of the environment.
+func HowItDied(getenv func(string) string) string {
+	code, end := getenv("EXIT_CODE"), getenv("EXIT_STATUS")
+	switch {
+	case code == "killed" && end == "TERM":
+		return "it was interrupted"
+	case code == "killed" || code == "dumped":
+		return "its process was killed by SIG" + end
+	default:
+		return "its process ended (" + cmp.Or(end, "nobody knows how") + ")"
+	}
 }
