@@ -84,12 +84,7 @@ func (c *ctl) look() (*site, error) {
 
 // paths are the ways to the metadata service from here, the best first.
 func (s *site) paths(primary string) []metadata.Path {
-	paths := metadata.Way{Endpoint: s.config.Endpoint, Imdsd: metadata.ImdsdSocket}.Paths(s.kernel.Links, "", primary)
-	if len(paths) == 0 {
-		// No ENI has an address: some other link may lead there.
-		paths = []metadata.Path{{Endpoint: metadata.EndpointIPv4}, {Endpoint: metadata.EndpointIPv6}, {Socket: metadata.ImdsdSocket}}
-	}
-	return paths
+	return metadata.Way{Endpoint: s.config.Endpoint, Imdsd: metadata.ImdsdSocket}.PathsAnywhere(s.kernel.Links, primary)
 }
 
 // linkFile is the .link file that holds for a link, empty if udevd does not tell.
