@@ -12,6 +12,7 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/doctor"
 	"ec2netd/service/plan"
+	"ec2netd/service/preview"
 )
 
 // toolLab is an instance with a secondary ENI, on which the tools are tried.
@@ -185,7 +186,7 @@ func (l *toolLab) plan() {
 	l.write("/tmp/dump.json", text)
 	offline := l.want("root", 0, nil, "unshare", "--net", "setpriv", "--reuid="+vpc.OrdinaryUser, "--clear-groups", "--regid="+vpc.OrdinaryUser,
 		"ec2netctl", "--address=/nonexistent", "plan", "--metadata", "/tmp/dump.json", "--json")
-	var planned planned
+	var planned preview.Plan
 	if err := json.Unmarshal([]byte(offline), &planned); err != nil || len(planned.Interfaces) != 2 {
 		l.Fatalf("%v: %s", err, offline)
 	}
