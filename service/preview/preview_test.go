@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"ec2netd/service/config"
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
@@ -264,5 +266,48 @@ func TestParseDump(t *testing.T) { // H6
 	d, err := ParseDump([]byte(`{"keys": {"mac": "02:00:00:00:00:01"}, "links": [{"name": "ens5", "mac": "02:00:00:00:00:0A"}]}`))
 	if err != nil || d.Links[0].MAC != "02:00:00:00:00:0a" {
 		t.Errorf("%v: %+v", err, d)
+	}
+}
+
+// D9, F13: what others have set in the kernel counts for the plan as it does for the daemon.
+func TestOthersRules(t *testing.T) {
+	d := instance(t)
+	links, err := d.PlanLinks(nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const tunnel, imdsMark = 9000, 0x7FFF0815
+	rules := []kernel.Rule{{Mark: imdsMark, Table: 1}}
+	in := plan.Input{Locked: plan.Locked(rules), Tunnel: tunnel}
+	for i := range links {
+		links[i].Group = plan.Group
+	}
+	seen := &kernel.Snapshot{Rules: rules, Tunnel: tunnel}
+	for _, l := range links {
+		seen.Links = append(seen.Links, l.Link)
+		in.Links = append(in.Links, plan.Observed(l.Link, nil))
+	}
+	want, err := Make(&d.Dump, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := (&Site{Store: &store.Store{Root: t.TempDir()}}).Here(&d.Dump, seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := func(p *Plan) (found []string) {
+		for i := range p.Interfaces {
+			for _, f := range p.Interfaces[i].Files {
+				for section := range strings.SplitSeq(f.Content, "\n\n") {
+					if strings.Contains(section, "[RoutingPolicyRule]") {
+						found = append(found, f.Path+": "+section)
+					}
+				}
+			}
+		}
+		return found
+	}
+	if diff := cmp.Diff(sections(want), sections(got)); diff != "" || len(sections(got)) == 0 {
+		t.Errorf("the rules are not those of the daemon:\n%s", diff)
 	}
 }

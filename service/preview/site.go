@@ -37,6 +37,7 @@ func (s *Site) Offline(d *metadata.Dump, links []plan.Link) (*Plan, error) {
 func (s *Site) Here(d *metadata.Dump, seen *kernel.Snapshot) (*Plan, error) {
 	in := s.input()
 	in.Assigned = s.Store.Assigned("")
+	in.Locked, in.Tunnel = plan.Locked(seen.Rules), seen.Tunnel
 	networks := s.Store.Networks()
 	for i := range seen.Links {
 		entry := plan.Observed(seen.Links[i], seen.Routes)
