@@ -64,15 +64,43 @@ func TestLeftByIfupdown(t *testing.T) {
 	}
 }
 
-func TestDiagnose(t *testing.T) { // H5, F5
-	for _, c := range []struct {
-		name   string
-		change func(*Facts)
-		// level and words of the one finding that is not ok; none: all is well.
-		level        Level
-		check        Check
-		text, advice string
-	}{
+// diagnosis is what changes on a healthy instance, and the one finding that is not ok then: its level,
+// and words of it. With no level all is well.
+type diagnosis struct {
+	name         string
+	change       func(*Facts)
+	level        Level
+	check        Check
+	text, advice string
+}
+
+func tryDiagnoses(t *testing.T, all []diagnosis) {
+	t.Helper()
+	for _, c := range all {
+		s := healthy()
+		c.change(s)
+		var bad []Finding
+		for _, f := range Diagnose(s) {
+			if f.Level != OK {
+				bad = append(bad, f)
+			} else if f.Advice != "" {
+				t.Errorf("%s: all is well, and advice is given: %+v", c.name, f)
+			}
+		}
+		if c.level == "" {
+			if len(bad) > 0 {
+				t.Errorf("%s: %+v", c.name, bad)
+			}
+			continue
+		}
+		if len(bad) != 1 || bad[0].Level != c.level || bad[0].Check != c.check || !strings.Contains(bad[0].Text, c.text) || !strings.Contains(bad[0].Advice, c.advice) {
+			t.Errorf("%s: %+v", c.name, bad)
+		}
+	}
+}
+
+func TestDiagnoseDaemon(t *testing.T) { // H5
+	tryDiagnoses(t, []diagnosis{
 		{name: "healthy", change: func(*Facts) {}},
 		{name: "without IPv6", change: func(s *Facts) { s.Daemon.State.Interfaces[1].IPv6NotApplicable = "it is disabled" }},
 		{"silent", func(s *Facts) {
@@ -107,6 +135,11 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"no way", func(s *Facts) { s.Probes = s.Probes[1:] }, Problem, "metadata", "no route", "HttpEndpoint"},
 		{"no address", func(s *Facts) { s.Probes = []Probe{} }, Problem, "metadata", "no ENI has an address", "networkctl"},
 		{"not root, silent", func(s *Facts) { s.Probes, s.Daemon.State.Metadata.LastError = nil, "HTTP 503" }, Problem, "metadata", "HTTP 503", "as root"},
+	})
+}
+
+func TestDiagnoseInstallation(t *testing.T) { // H5, F5
+	tryDiagnoses(t, []diagnosis{
 		{"no bus", func(s *Facts) { s.UnitsError = "no such file" }, Problem, "unit", "no such file", "dbus"},
 		{"masked", func(s *Facts) { s.Units[0].Load = "masked" }, Problem, "unit", "systemd-networkd.service is masked", "systemctl unmask systemd-networkd.service && systemctl enable --now systemd-networkd.service"},
 		{"masked until the next boot", func(s *Facts) { s.Units[4].Load, s.Units[4].File = "masked", "masked-runtime" }, Problem, "unit", "ec2netd.socket is masked", "systemctl unmask --runtime ec2netd.socket && systemctl enable ec2netd.socket && systemctl stop ec2netd.socket && systemctl restart ec2netd.service"},
@@ -122,6 +155,11 @@ func TestDiagnose(t *testing.T) { // H5, F5
 		{"masked base", func(s *Facts) { s.MaskedBase = "/etc/systemd/network/80-ec2.network" }, Problem, "file", "80-ec2.network masks the base unit", "rm /etc/systemd/network/80-ec2.network && networkctl reload"},
 		{"empty base", func(s *Facts) { s.MaskedBase = "/usr/lib/systemd/network/80-ec2.network" }, Problem, "file", "80-ec2.network masks the base unit", "install ec2netd again"},
 		{"no networkd.conf", func(s *Facts) { s.MissingFiles = []string{"/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"} }, Problem, "file", "takes away routes", "restart systemd-networkd"},
+	})
+}
+
+func TestDiagnoseHost(t *testing.T) { // H5, B9, B12, F6
+	tryDiagnoses(t, []diagnosis{
 		{"old systemd", func(s *Facts) { s.Systemd = "249.11" }, Problem, "systemd", "too old", "252"},
 		{"early 257", func(s *Facts) { s.Systemd = "257.2-1" }, Warning, "systemd", "late", "257.3"},
 		{"next hops", func(s *Facts) { s.Systemd, s.NextHops = "252.39-1", 3 }, Warning, "nexthop", "3 of the next hops", "zebra"},
@@ -149,27 +187,10 @@ func TestDiagnose(t *testing.T) { // H5, F5
 			s.Links, s.Daemon.State.Interfaces[1].State = s.Links[:1], state.ENIUnmanaged
 		}},
 		{"strict", func(s *Facts) { s.Links[1].ReversePath = strict }, Warning, "rp_filter", "on ens6", "net.ipv4.conf.ens6.rp_filter=2"},
-	} {
-		s := healthy()
-		c.change(s)
-		var bad []Finding
-		for _, f := range Diagnose(s) {
-			if f.Level != OK {
-				bad = append(bad, f)
-			} else if f.Advice != "" {
-				t.Errorf("%s: all is well, and advice is given: %+v", c.name, f)
-			}
-		}
-		if c.level == "" {
-			if len(bad) > 0 {
-				t.Errorf("%s: %+v", c.name, bad)
-			}
-			continue
-		}
-		if len(bad) != 1 || bad[0].Level != c.level || bad[0].Check != c.check || !strings.Contains(bad[0].Text, c.text) || !strings.Contains(bad[0].Advice, c.advice) {
-			t.Errorf("%s: %+v", c.name, bad)
-		}
-	}
+	})
+}
+
+func TestDiagnoseUnasked(t *testing.T) { // H5
 	// Asked as somebody else, the daemon's word counts.
 	s := healthy()
 	s.Probes = nil

@@ -34,6 +34,32 @@ func instance(t *testing.T) *Dump {
 	return d
 }
 
+// apply does what the daemon does about a dump.
+func apply(t *testing.T, d *Dump, in plan.Input, on *store.Store) store.Changes {
+	t.Helper()
+	instance, err := d.Instance()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.PrimaryMAC, in.Views = instance.PrimaryMAC, make(map[string]metadata.ENI)
+	for _, mac := range d.MACs() {
+		if view, err := d.ENI(mac); err == nil {
+			in.Views[mac] = *view
+		}
+	}
+	p := plan.Make(in)
+	p.GiveWay()
+	var keep []store.Unit
+	for i := range p.ENIs {
+		keep = append(keep, store.Kept(&p.ENIs[i])...)
+	}
+	changes, err := on.Apply(p.Files, keep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return changes
+}
+
 // TestPlanRemoves: plan says what the daemon would remove, and nothing else. Of a link that udevd has
 // not handled, or whose ENI is not known, the .link file may stay where the .network unit goes.
 func TestPlanRemoves(t *testing.T) { // H5
@@ -106,27 +132,7 @@ func TestPlanRemoves(t *testing.T) { // H5
 				t.Errorf("plan removes %q, want %q", got, want)
 			}
 
-			// What the daemon does about it.
-			instance, err := d.Instance()
-			if err != nil {
-				t.Fatal(err)
-			}
-			in.PrimaryMAC, in.Views = instance.PrimaryMAC, make(map[string]metadata.ENI)
-			for _, mac := range d.MACs() {
-				if view, err := d.ENI(mac); err == nil {
-					in.Views[mac] = *view
-				}
-			}
-			p := plan.Make(in)
-			p.GiveWay()
-			var keep []store.Unit
-			for i := range p.ENIs {
-				keep = append(keep, store.Kept(&p.ENIs[i])...)
-			}
-			changes, err := on.Apply(p.Files, keep)
-			if err != nil {
-				t.Fatal(err)
-			}
+			changes := apply(t, d, in, on)
 			if slices.Sort(changes.Removed); !slices.Equal(changes.Removed, want) {
 				t.Errorf("the daemon removes %q, want %q", changes.Removed, want)
 			}
