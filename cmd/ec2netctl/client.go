@@ -16,9 +16,10 @@ import (
 
 	"ec2netd/api"
 	"ec2netd/api/orgec2netdnetwork"
-	"ec2netd/service/conflict"
+	"ec2netd/service/doctor"
 	"ec2netd/service/networkd"
 	"ec2netd/service/state"
+	"ec2netd/service/systemd"
 )
 
 // How long to wait for ec2netd unless --timeout says it. The socket is there before
@@ -97,70 +98,32 @@ func noAnswer() error {
 	return advise("See systemctl status ec2netd.service and journalctl -u ec2netd.service.", "ec2netd does not answer")
 }
 
-// takeOverNow is what to do where ec2netd waits for the next boot and somebody does not.
-const takeOverNow = "To have it take over now: sudo ec2netctl takeover"
-
-// bootWait is what the next boot changes as long as ec2netd is installed and waits for that, which is
-// what an installation without a reboot leaves.
-type bootWait struct {
-	// owner says who has the ENIs until then; it is empty where ec2netd does not wait.
-	owner string
-	// left are other links, which ifupdown does not configure any more.
-	left []string
-}
-
-// leftAdvice is what to do about links that ifupdown does not configure any more.
-const leftAdvice = "have networkd configure them; or, to keep ifupdown for them, take the ENIs out of /etc/network/interfaces, " +
-	"then: systemctl enable networking.service"
-
-// others says what becomes of the links that are no ENIs, or is empty.
-func (b *bootWait) others() string {
-	if len(b.left) == 0 {
-		return ""
-	}
-	return "ifupdown does not configure " + strings.Join(b.left, ", ") + " from the next boot on, as networking.service is not enabled"
-}
-
-// advice is what to do, in one line or two.
-func (b *bootWait) advice() string {
-	if others := b.others(); others != "" {
-		return "But " + others + ": " + leftAdvice + "\n" + takeOverNow
-	}
-	return takeOverNow
-}
-
-// waitsForBoot tells what the next boot changes, if ec2netd waits for it.
-func (c *ctl) waitsForBoot() bootWait {
-	if c.address != api.VarlinkSocket {
-		return bootWait{} // another ec2netd is meant than the one of this system
+// untilBoot returns what the next boot changes, if ec2netd waits for it.
+func (c *ctl) untilBoot() doctor.UntilBoot {
+	if c.elsewhere() {
+		return doctor.UntilBoot{}
 	}
 	s, err := c.look()
 	if err != nil || s.notEC2 != "" {
-		return bootWait{}
+		return doctor.UntilBoot{}
 	}
-	bus := &networkd.Client{Root: c.root} // nobody is asked, its files are read
-	defer bus.Close()
-	links := make([]conflict.Link, 0, len(s.kernel.Links))
-	for _, l := range s.kernel.Links {
-		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
-	}
-	looker := &conflict.Looker{Root: c.root}
-	owner := looker.Waiting(links, func(index int) string { return bus.Link(index).File })
-	if owner == "" {
-		return bootWait{}
-	}
-	return bootWait{
-		owner: "ec2netd is installed and configures the ENIs from the next boot on; until then " + owner + " does",
-		left:  looker.LeftByIfupdown(links),
-	}
+	files := &networkd.Client{Root: c.root} // nobody is asked, its files are read
+	defer files.Close()
+	return doctor.LookUntilBoot(c.root, s.kernel.Links, files.Link)
 }
+
+// unitFiles are those of this system.
+func (c *ctl) unitFiles() systemd.UnitFiles { return systemd.UnitFiles{Root: c.root} }
+
+// elsewhere reports whether another ec2netd is meant than the one of this system.
+func (c *ctl) elsewhere() bool { return c.address != api.VarlinkSocket }
 
 // explain puts an error of a call in words for people, with what to do about it.
 func (c *ctl) explain(err error, method string) error {
 	path := c.socket()
-	var waits bootWait
+	var waits doctor.UntilBoot
 	if errors.Is(err, fs.ErrNotExist) {
-		waits = c.waitsForBoot()
+		waits = c.untilBoot()
 	}
 	full := method
 	if !strings.Contains(full, ".") {
@@ -177,17 +140,17 @@ func (c *ctl) explain(err error, method string) error {
 		return nil
 	case errors.Is(err, syscall.EAGAIN): // its queue of connections is full
 		return noAnswer()
-	case waits.owner != "":
-		return advise(waits.advice(), "%s", waits.owner)
+	case waits.Owner != "":
+		return advise(waits.Advice(), "%s", waits.Owner)
 	case errors.Is(err, fs.ErrNotExist):
-		return advise("To start it now and at boot: "+c.starting(),
+		return advise("To start it now and at boot: "+c.unitFiles().StartCommand(),
 			"ec2netd is not there: no socket %s", path)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		// systemd leaves the socket where it is when it stops it. The socket may be stopped while the
 		// service runs, and active without listening, where the unit was masked meanwhile.
 		again := "To start it again: systemctl stop ec2netd.socket && systemctl restart ec2netd.service"
-		if masked, runtime := c.masks(daemonSocket, daemonUnit); len(masked)+len(runtime) > 0 {
-			again = "To start it now and at boot: " + c.starting()
+		if c.unitFiles().AnyMasked(systemd.Socket, systemd.Daemon) {
+			again = "To start it now and at boot: " + c.unitFiles().StartCommand()
 		}
 		return advise(again, "ec2netd does not listen on %s any more", path)
 	case errors.Is(err, fs.ErrPermission):

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,34 +11,14 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
-	"ec2netd/service/plan"
 	"ec2netd/service/platform"
+	"ec2netd/service/preview"
 	"ec2netd/service/store"
-	"ec2netd/service/udev"
 )
 
 // dumpTime bounds the reading of all metadata: 15 ENIs have some 300 keys, which the
 // service answers in a few milliseconds each.
 const dumpTime = 60 * time.Second
-
-// dump is the file that dump-metadata writes.
-type dump struct {
-	// Version of the ec2netctl that wrote it, and Time when.
-	Version string    `json:"version"`
-	Time    time.Time `json:"time,omitzero"`
-	metadata.Dump
-	// Links of the instance that can be ENIs. None: nothing is known of them.
-	Links []dumpLink `json:"links"`
-}
-
-// dumpLink is what a plan takes from a link.
-type dumpLink struct {
-	Name   string `json:"name"`
-	MAC    string `json:"mac"`
-	Driver string `json:"driver"`
-	// LinkFile is the .link file that holds for it, without those of ec2netd.
-	LinkFile string `json:"linkFile"`
-}
 
 // site is this machine as ec2netd sees it. It is only looked at.
 type site struct {
@@ -84,22 +62,12 @@ func (c *ctl) look() (*site, error) {
 
 // paths are the ways to the metadata service from here, the best first.
 func (s *site) paths(primary string) []metadata.Path {
-	paths := metadata.Way{Endpoint: s.config.Endpoint, Imdsd: metadata.ImdsdSocket}.Paths(s.kernel.Links, "", primary)
-	if len(paths) == 0 {
-		// No ENI has an address: some other link may lead there.
-		paths = []metadata.Path{{Endpoint: metadata.EndpointIPv4}, {Endpoint: metadata.EndpointIPv6}, {Socket: metadata.ImdsdSocket}}
-	}
-	return paths
+	return metadata.Way{Endpoint: s.config.Endpoint, Imdsd: metadata.ImdsdSocket}.PathsAnywhere(s.kernel.Links, primary)
 }
 
-// linkFile is the .link file that holds for a link, empty if udevd does not tell.
-func (s *site) linkFile(l *kernel.Link) string {
-	if applied, ok := (&udev.Udev{Root: s.store.Root}).LinkFile(l.Index); ok {
-		link := plan.Link{Link: *l}
-		link.TakePolicy(s.store.Policies(), s.store.Policy(applied))
-		return link.LinkFile
-	}
-	return ""
+// preview plans with the files of this machine.
+func (s *site) preview() *preview.Site {
+	return &preview.Site{Store: s.store, Sections: s.config.ENIs}
 }
 
 // readDump reads the metadata here and now.
@@ -109,7 +77,7 @@ func (c *ctl) readDump(ctx context.Context, s *site) (*metadata.Dump, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.within(dumpTime))
 	defer cancel()
-	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion(), Ignored: func(what, name string) {
+	client := metadata.NewClient(metadata.Options{UserAgent: userAgent(), Ignored: func(what, name string) {
 		fmt.Fprintf(c.stderr, "Ignoring %q, a %s that this version does not know.\n", name, what)
 	}})
 	defer client.CloseIdle()
@@ -132,10 +100,10 @@ func (c *ctl) dumpMetadata(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out := dump{Version: currentVersion(), Time: c.now().UTC().Truncate(time.Second), Dump: *read, Links: []dumpLink{}}
+	out := preview.Dump{Version: currentVersion(), Time: c.now().UTC().Truncate(time.Second), Dump: *read, Links: []preview.Link{}}
 	for i := range s.kernel.Links {
 		l := &s.kernel.Links[i]
-		out.Links = append(out.Links, dumpLink{Name: l.Name, MAC: l.MAC, Driver: l.Driver, LinkFile: s.linkFile(l)})
+		out.Links = append(out.Links, preview.Link{Name: l.Name, MAC: l.MAC, Driver: l.Driver, LinkFile: s.preview().LinkFile(l)})
 	}
 	if !c.wantsJSON() {
 		c.json = "pretty" // it has no other form
@@ -147,7 +115,7 @@ func (c *ctl) dumpMetadata(ctx context.Context) error {
 const mostDump = 16 << 20
 
 // loadDump reads a file that dump-metadata wrote; - is standard input.
-func (c *ctl) loadDump(file string) (*dump, error) {
+func (c *ctl) loadDump(file string) (*preview.Dump, error) {
 	in := c.stdin
 	if file != "-" {
 		// A pipe too, as of a shell's <(…): the user named it.
@@ -169,7 +137,7 @@ func (c *ctl) loadDump(file string) (*dump, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the metadata dump %s: %w", file, err)
 	}
-	d, err := parseDump(text)
+	d, err := preview.ParseDump(text)
 	if err != nil && c.who.elevated && file != "-" {
 		// The error has what is in the file (J4).
 		return nil, advise("To see why, run it with your own rights, or give it the file on standard input.", "%s is no metadata dump", file)
@@ -178,25 +146,4 @@ func (c *ctl) loadDump(file string) (*dump, error) {
 		return nil, advise("Write one on the instance with: ec2netctl dump-metadata > FILE", "%s is no metadata dump: %w", file, err)
 	}
 	return d, nil
-}
-
-func parseDump(text []byte) (*dump, error) {
-	var d dump
-	if err := json.Unmarshal(text, &d); err != nil {
-		return nil, err
-	}
-	if len(d.Keys) == 0 {
-		return nil, errors.New("it has no keys")
-	}
-	for i, l := range d.Links {
-		mac, err := metadata.ParseMAC(l.MAC)
-		if err == nil {
-			err = checkLink(l.Name, l.Driver, l.LinkFile)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("link %d: %w", i+1, err)
-		}
-		d.Links[i].MAC = mac
-	}
-	return &d, nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,11 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/api/apitest"
-	"ec2netd/service/config"
-	"ec2netd/service/dropin"
-	"ec2netd/service/kernel"
-	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
+	"ec2netd/service/preview"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
 )
@@ -230,28 +226,28 @@ func TestPlanCompare(t *testing.T) { // H5
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := func(all ...plan.File) (out []plannedFile) {
+	files := func(all ...plan.File) (out []preview.File) {
 		for _, f := range all {
-			out = append(out, plannedFile{Path: f.Path, Content: f.Content, Target: f.Target})
+			out = append(out, preview.File{Path: f.Path, Content: f.Content, Target: f.Target})
 		}
 		return out
 	}
-	p := planned{Interfaces: []plannedENI{
+	p := preview.Plan{Interfaces: []preview.ENI{
 		{Name: "ens5", MAC: first, Metric: state.Unknown, Table: state.Unknown, DeviceIndex: 0, Files: files(own("ens5", first, "a=2\n"), link("ens5"))},
 		{Name: "ens6", MAC: second, Metric: state.Unknown, Table: state.Unknown, DeviceIndex: 1, Files: files(own("ens6", second, ""), link("ens6"))},
 		{Name: "ens8", MAC: "02:00:00:00:00:04", DeviceIndex: state.Unknown, Metric: state.Unknown, Table: state.Unknown, Reason: "the metadata has not been read yet; what is configured stays",
-			keep: []store.Unit{{Name: "ens8", Kind: store.Network}, {Name: "ens8", Kind: store.Link}}},
+			Keep: []store.Unit{{Name: "ens8", Kind: store.Network}, {Name: "ens8", Kind: store.Link}}},
 	}}
-	if err := p.compare(on, units); err != nil {
+	if err := p.Compare(on, units); err != nil {
 		t.Fatal(err)
 	}
-	var got []string
+	var got []preview.Change
 	for _, e := range p.Interfaces {
 		for _, f := range e.Files {
 			got = append(got, f.Change)
 		}
 	}
-	if diff := cmp.Diff([]string{fileChanged, fileSame, fileNew, fileNew}, got); diff != "" {
+	if diff := cmp.Diff([]preview.Change{preview.Changed, preview.Same, preview.New, preview.New}, got); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]string{plan.NetworkPath("ens7"), match.Path, mtu.Path, plan.NetworkDropIn("ens7")}, p.Removed); diff != "" {
@@ -259,8 +255,8 @@ func TestPlanCompare(t *testing.T) { // H5
 	}
 	c := &ctl{}
 	golden(t, c.describePlan(&p, false, false))
-	same := planned{Interfaces: []plannedENI{{Name: "ens5", MAC: first, Files: files(own("ens5", first, "a=1\n"), link("ens5"))}}}
-	if err := same.compare(on, nil); err != nil {
+	same := preview.Plan{Interfaces: []preview.ENI{{Name: "ens5", MAC: first, Files: files(own("ens5", first, "a=1\n"), link("ens5"))}}}
+	if err := same.Compare(on, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := c.describePlan(&same, false, false); got != "Nothing would change.\n" {
@@ -268,132 +264,5 @@ func TestPlanCompare(t *testing.T) { // H5
 	}
 	if got := c.describePlan(&same, false, true); !strings.Contains(got, "a=1\n") || !strings.Contains(got, "(same)") {
 		t.Error(got)
-	}
-}
-
-// TestPlanRemoves: plan says what the daemon would remove, and nothing else. Of a link that udevd has
-// not handled, or whose ENI is not known, the .link file may stay where the .network unit goes.
-func TestPlanRemoves(t *testing.T) { // H5
-	d, err := (&ctl{}).loadDump(dumps + "instance.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	no := false
-	unmanaged := []config.Section{{Managed: &no}}
-	for _, c := range []struct {
-		name     string
-		sections []config.Section
-		change   func(known, unknown *plan.Link)
-		removed  []string
-	}{
-		{"all stays", nil, func(_, _ *plan.Link) {}, nil},
-		{"udevd has not handled the link", nil, func(known, unknown *plan.Link) { known.LinkFile, unknown.LinkFile = "", "" }, nil},
-		{"the units are taken", nil, func(known, unknown *plan.Link) {
-			known.Taken, unknown.Taken = "/etc/systemd/network/70-ens6.network", "/etc/systemd/network/70-ens7.network"
-		}, []string{"ens6", "ens7"}},
-		{"no ENI is managed", unmanaged, func(_, _ *plan.Link) {}, []string{"ens5", "ens6", "ens7"}},
-		{"no ENI is managed, and udevd has not handled one", unmanaged, func(known, _ *plan.Link) { known.LinkFile = "" }, []string{"ens5", "ens6", "ens7"}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			links, err := offlineLinks(d, nil, "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			on := &store.Store{Root: t.TempDir()}
-			if err := os.MkdirAll(filepath.Join(on.Root, plan.Directory), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			files := func(name, mac string) (all []plan.File) {
-				for _, unit := range []string{plan.NetworkPath(name), plan.LinkPath(name)} {
-					all = append(all, plan.File{Path: unit + ".d/" + plan.DropInName, Content: "# Written by ec2netd\n[Match]\nMACAddress=" + mac + "\n"},
-						plan.File{Path: unit, Target: "/usr/lib/systemd/network/80-ec2.network"})
-				}
-				return all
-			}
-			// One whose metadata is not complete.
-			unknown := links[1]
-			unknown.Index, unknown.Name, unknown.MAC = 9, "ens7", "02:00:00:00:01:30"
-			links = append(links, unknown)
-			before := []plan.File{}
-			for i := range links {
-				l := &links[i]
-				before = append(before, files(l.Name, l.MAC)...)
-				l.Current = dropin.ParseNetwork(files(l.Name, l.MAC)[0].Content)
-			}
-			if _, err := on.Apply(before, nil); err != nil {
-				t.Fatal(err)
-			}
-			units, err := on.Units()
-			if err != nil {
-				t.Fatal(err)
-			}
-			c.change(&links[1], &links[2])
-			in := plan.Input{Links: links, Base: "/base", Sections: c.sections}
-			result, err := makePlan(&d.Dump, in)
-			if err == nil {
-				err = result.compare(on, units)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			var want []string
-			for _, name := range c.removed {
-				want = append(want, plan.NetworkPath(name), plan.NetworkDropIn(name))
-			}
-			slices.Sort(want)
-			got := slices.DeleteFunc(slices.Clone(result.Removed), func(file string) bool { return path.Base(file) == plan.MatchDropIn })
-			if slices.Sort(got); !slices.Equal(got, want) {
-				t.Errorf("plan removes %q, want %q", got, want)
-			}
-
-			// What the daemon does about it.
-			instance, err := d.Instance()
-			if err != nil {
-				t.Fatal(err)
-			}
-			in.PrimaryMAC, in.Views = instance.PrimaryMAC, make(map[string]metadata.ENI)
-			for _, mac := range d.MACs() {
-				if view, err := d.ENI(mac); err == nil {
-					in.Views[mac] = *view
-				}
-			}
-			p := plan.Make(in)
-			p.GiveWay()
-			var keep []store.Unit
-			for i := range p.ENIs {
-				keep = append(keep, store.Kept(&p.ENIs[i])...)
-			}
-			changes, err := on.Apply(p.Files, keep)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if slices.Sort(changes.Removed); !slices.Equal(changes.Removed, want) {
-				t.Errorf("the daemon removes %q, want %q", changes.Removed, want)
-			}
-		})
-	}
-}
-
-// TestSettle: the plan of an ENI whose lease is not there yet is that of the end.
-func TestSettle(t *testing.T) { // H6
-	d, err := (&ctl{}).loadDump(dumps + "instance.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	links, err := offlineLinks(d, nil, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	links[1].DHCPMetrics, links[1].OnBase, links[1].Busy = []int{plan.UnknownMetric}, true, true
-	links[1].Addresses = []kernel.Address{}
-	no := false
-	for _, sections := range [][]config.Section{nil, {{DefaultRoute: &no}}} {
-		result, err := makePlan(&d.Dump, plan.Input{Links: slices.Clone(links), Base: "/base", Sections: sections})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text := result.Interfaces[1].Files[0].Content; !strings.Contains(text, "Address=10.0.1.9/32") || !strings.Contains(text, "2001:db8:0:2::20/128") {
-			t.Errorf("addresses are held back:\n%s", text)
-		}
 	}
 }

@@ -81,7 +81,7 @@ func isSet(static string) bool {
 // readHostname asks the metadata service until it answers or ctx ends: at boot the links
 // have no addresses yet.
 func (c *ctl) readHostname(ctx context.Context) (string, error) {
-	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netctl/" + currentVersion()})
+	client := metadata.NewClient(metadata.Options{UserAgent: userAgent()})
 	defer client.CloseIdle()
 	delays := backoff.NewExponentialBackOff()
 	delays.InitialInterval, delays.MaxInterval = 100*time.Millisecond, 5*time.Second

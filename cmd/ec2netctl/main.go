@@ -137,6 +137,9 @@ func currentVersion() string {
 	return "devel"
 }
 
+// userAgent is that of requests to the metadata service.
+func userAgent() string { return "ec2netctl/" + currentVersion() }
+
 // columns is the width of a terminal that knows more than to print, else 0.
 func columns(f *os.File) int {
 	if !isTerminal(f) || os.Getenv("TERM") == "dumb" {

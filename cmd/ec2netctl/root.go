@@ -31,6 +31,20 @@ type ctl struct {
 	deaf bool
 }
 
+// help is the template of what --help prints.
+const help = `{{with (or .Long .Short)}}{{. | trimTrailingWhitespaces}}
+
+{{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}
+Exit codes:
+  0  done
+  1  {{or .Annotations.failure "failed: ec2netd is not there, refused, did not finish, or knows no such ENI"}}
+  2  {{or .Annotations.usage "called wrongly"}}
+
+Environment:
+  NO_COLOR              no colours, if set to anything
+  SYSTEMD_PAGER, PAGER  cat for no pager on a terminal; for another, see ec2netctl(1)
+`
+
 func newRoot(env environment) *cobra.Command {
 	c := &ctl{environment: env}
 	root := &cobra.Command{
@@ -55,18 +69,24 @@ index.`,
 		RunE:          c.run(c.status),
 	}
 	root.SetVersionTemplate("ec2netctl {{.Version}}\n")
-	root.SetHelpTemplate(`{{with (or .Long .Short)}}{{. | trimTrailingWhitespaces}}
+	root.SetHelpTemplate(help)
+	c.addFlags(root)
+	c.addFull(root)
+	root.AddCommand(
+		c.newTakeover(), c.newStatus(), c.newList(), c.newShow(), c.newDiff(), c.newDoctor(), c.newRefresh(), c.newMonitor(),
+		c.newWaitOnline(), c.newPlan(), c.newDump(), c.newMetrics(), c.newHostname(),
+	)
+	for _, cmd := range root.Commands() {
+		if cmd.ValidArgsFunction == nil {
+			cmd.ValidArgsFunction = cobra.NoFileCompletions
+		}
+	}
+	strict(root)
+	return root
+}
 
-{{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}
-Exit codes:
-  0  done
-  1  {{or .Annotations.failure "failed: ec2netd is not there, refused, did not finish, or knows no such ENI"}}
-  2  {{or .Annotations.usage "called wrongly"}}
-
-Environment:
-  NO_COLOR              no colours, if set to anything
-  SYSTEMD_PAGER, PAGER  cat for no pager on a terminal; for another, see ec2netctl(1)
-`)
+// addFlags adds the flags of all commands.
+func (c *ctl) addFlags(root *cobra.Command) {
 	f := root.PersistentFlags()
 	f.Var(&jsonFlag{&c.json}, "json", "print JSON: pretty, short or off")
 	f.Lookup("json").NoOptDefVal = "pretty"
@@ -76,8 +96,15 @@ Environment:
 	f.Lookup("address").Hidden = true
 	must(root.RegisterFlagCompletionFunc("json", cobra.FixedCompletions([]string{"pretty", "short", "off"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(root.RegisterFlagCompletionFunc("timeout", cobra.NoFileCompletions))
+}
 
-	status := &cobra.Command{
+// addFull adds --full to a command that shows the table of ENIs.
+func (c *ctl) addFull(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&c.full, "full", "l", false, "show all addresses of an ENI in the table, however many")
+}
+
+func (c *ctl) newStatus() *cobra.Command {
+	cmd := &cobra.Command{
 		Use:   "status [ENI...]",
 		Short: "Show all ENIs in a table, or some in full",
 		Long: `status shows how ec2netd is, and each ENI: its device index in EC2 (with the network
@@ -101,19 +128,24 @@ The states of an ENI:
 		ValidArgsFunction: c.completeENI,
 		RunE:              c.run(c.status),
 	}
-	list := &cobra.Command{
+	c.addFull(cmd)
+	cmd.Flags().IntVarP(&c.lines, "lines", "n", 10, "lines of the journal to show of an ENI")
+	must(cmd.RegisterFlagCompletionFunc("lines", cobra.NoFileCompletions))
+	return cmd
+}
+
+func (c *ctl) newList() *cobra.Command {
+	return &cobra.Command{
 		Use:   "list",
 		Short: "List the ENIs, one a line",
 		Args:  noArgs,
 		RunE:  c.run(c.list),
 	}
-	for _, cmd := range []*cobra.Command{root, status} {
-		cmd.Flags().BoolVarP(&c.full, "full", "l", false, "show all addresses of an ENI in the table, however many")
-	}
-	status.Flags().IntVarP(&c.lines, "lines", "n", 10, "lines of the journal to show of an ENI")
-	must(status.RegisterFlagCompletionFunc("lines", cobra.NoFileCompletions))
+}
+
+func (c *ctl) newRefresh() *cobra.Command {
 	var wait bool
-	refresh := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "refresh [ENI]",
 		Short: "Read the metadata now and apply what changed (as root)",
 		Long: `refresh makes ec2netd read the instance metadata now, rather than at its next turn,
@@ -128,8 +160,12 @@ the kernel has the change, and fails if that takes too long.`,
 		},
 		RunE: c.run(func(ctx context.Context, args []string) error { return c.refresh(ctx, args, wait) }),
 	}
-	refresh.Flags().BoolVar(&wait, "wait", false, "wait until the change is in the kernel")
-	monitor := &cobra.Command{
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the change is in the kernel")
+	return cmd
+}
+
+func (c *ctl) newMonitor() *cobra.Command {
+	return &cobra.Command{
 		Use:   "monitor",
 		Short: "Print what changes, until interrupted",
 		Long: `monitor prints the state of each ENI, and then a line for each change: of a state, of
@@ -139,7 +175,10 @@ line. It goes on when ec2netd is restarted.`,
 		Args: noArgs,
 		RunE: c.run(func(ctx context.Context, _ []string) error { return c.watch(ctx) }),
 	}
-	dump := &cobra.Command{
+}
+
+func (c *ctl) newDump() *cobra.Command {
+	return &cobra.Command{
 		Use:   "dump-metadata",
 		Short: "Print the instance metadata that plan --metadata takes",
 		Long: `dump-metadata reads from the instance metadata service what it says of the ENIs (the
@@ -150,7 +189,10 @@ the service itself, not ec2netd. There is no token, user data or credential in i
 		Args:    noArgs,
 		RunE:    c.run(func(ctx context.Context, _ []string) error { return c.dumpMetadata(ctx) }),
 	}
-	numbers := &cobra.Command{
+}
+
+func (c *ctl) newMetrics() *cobra.Command {
+	return &cobra.Command{
 		Use:   "metrics",
 		Short: "Print the numbers of ec2netd for Prometheus",
 		Long: `metrics prints the numbers of ec2netd in the text format of Prometheus: metadata
@@ -160,7 +202,10 @@ Counters begin when ec2netd starts. With --json it prints what io.systemd.Metric
 		Args: noArgs,
 		RunE: c.run(func(ctx context.Context, _ []string) error { return c.metrics(ctx) }),
 	}
-	hostname := &cobra.Command{
+}
+
+func (c *ctl) newHostname() *cobra.Command {
+	return &cobra.Command{
 		Use:   "set-hostname",
 		Short: "Set the hostname from the metadata, unless there is a static one",
 		Long: `set-hostname gives the host the name of the metadata key local-hostname until the next
@@ -173,7 +218,10 @@ is disabled unless someone enables it.`,
 			return c.setHostname(ctx, &machine{root: c.root}, c.readHostname)
 		}),
 	}
-	doctor := &cobra.Command{
+}
+
+func (c *ctl) newDoctor() *cobra.Command {
+	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Look for what is wrong, and say what to do",
 		Long: `doctor looks for what keeps ec2netd from doing its work, and says what to do about each
@@ -191,7 +239,10 @@ on a machine that is no EC2 instance it says that. It changes nothing.`,
 		},
 		RunE: c.run(func(ctx context.Context, _ []string) error { return c.doctor(ctx) }),
 	}
-	show := &cobra.Command{
+}
+
+func (c *ctl) newShow() *cobra.Command {
+	return &cobra.Command{
 		Use:   "show [ENI...]",
 		Short: "Show metadata, files, systemd-networkd and kernel side by side",
 		Long: `show shows of each ENI that is given, or of all, its addresses, routes, policy rules and
@@ -200,8 +251,11 @@ systemd-networkd and in the kernel, with the reason for each gap.`,
 		ValidArgsFunction: c.completeENI,
 		RunE:              c.run(c.show),
 	}
-	diffAll := false
-	diff := &cobra.Command{
+}
+
+func (c *ctl) newDiff() *cobra.Command {
+	all := false
+	cmd := &cobra.Command{
 		Use:   "diff [ENI...]",
 		Short: "Show what is not as the metadata says, and fail if there is anything",
 		Long: `diff shows those lines of show that are not the same everywhere, with the reason: "-"
@@ -214,17 +268,10 @@ difference: --all shows it nevertheless.`,
 			"failure": "there are differences",
 			"usage":   "called wrongly, or ec2netd cannot be asked",
 		},
-		RunE: c.run(func(ctx context.Context, args []string) error { return c.diff(ctx, args, diffAll) }),
+		RunE: c.run(func(ctx context.Context, args []string) error { return c.diff(ctx, args, all) }),
 	}
-	diff.Flags().BoolVarP(&diffAll, "all", "a", false, "show too what is in use and systemd-networkd does not count as its own")
-	root.AddCommand(c.newTakeover(), status, list, show, diff, doctor, refresh, monitor, c.newWaitOnline(), c.newPlan(), dump, numbers, hostname)
-	for _, cmd := range root.Commands() {
-		if cmd.ValidArgsFunction == nil {
-			cmd.ValidArgsFunction = cobra.NoFileCompletions
-		}
-	}
-	strict(root)
-	return root
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "show too what is in use and systemd-networkd does not count as its own")
+	return cmd
 }
 
 // strict has the two commands that come with cobra refuse what they do not know: they

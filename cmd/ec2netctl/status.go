@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ec2netd/service/state"
+	"ec2netd/service/status"
 )
 
 // mostLines is how many addresses or prefixes of an ENI the table shows without
@@ -168,12 +169,10 @@ func (c *ctl) statusTable(s *state.State) string {
 // not apply.
 func worthKnowing(e *state.Interface) string {
 	if e.Reason == "" && e.IPv6NotApplicable != "" {
-		return ipv6Words(e)
+		return status.NotApplicable(e.IPv6NotApplicable)
 	}
 	return e.Reason
 }
-
-func ipv6Words(e *state.Interface) string { return "IPv6 is not applicable: " + e.IPv6NotApplicable }
 
 // shorten keeps a long list from filling the screen.
 func (c *ctl) shorten(list []string) []string {

@@ -2,34 +2,24 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"time"
 
-	systemdunit "github.com/coreos/go-systemd/v22/unit"
 	"golang.org/x/sys/unix"
 
-	"ec2netd/service/conflict"
-	"ec2netd/service/file"
 	"ec2netd/service/networkd"
 	"ec2netd/service/takeover"
 )
 
 const (
-	// presetFile names the units that have to do with who owns the links.
-	presetFile = "usr/lib/systemd/system-preset/80-ec2netd.preset"
 	// takeoverTime is how long the ENIs may take to be configured.
 	takeoverTime = 60 * time.Second
-	// networkdSocket is that of networkd 257 and later.
-	networkdSocket = "/run/systemd/netif/io.systemd.Network"
 	// followEvery is how often the record of a takeover is read, and askEvery how often
 	// systemd is asked whether its unit still runs.
 	followEvery = 100 * time.Millisecond
@@ -56,7 +46,7 @@ func (c *ctl) takeover(ctx context.Context, o *takeoverOptions) error {
 	case phaseDo:
 		return c.unitOfTakeover().Do(ctx)
 	case phaseSettle:
-		return c.unitOfTakeover().Settle(ctx, howItDied(os.Getenv))
+		return c.unitOfTakeover().Settle(ctx, takeover.HowItDied(os.Getenv))
 	case "":
 	default:
 		return &usageError{"there is no phase " + o.phase}
@@ -100,7 +90,7 @@ func (c *ctl) takeover(ctx context.Context, o *takeoverOptions) error {
 
 // unitOfTakeover is what the unit works with.
 func (c *ctl) unitOfTakeover() *takeover.Takeover {
-	return &takeover.Takeover{Root: c.root, System: takeover.Host{}, Rest: takeover.Host{}.Rest, Out: c.stdout, Wait: func(ctx context.Context, r *takeover.Request) error {
+	return &takeover.Takeover{Root: c.root, System: takeover.Host{}, Kernel: takeover.Host{}, Out: c.stdout, Wait: func(ctx context.Context, r *takeover.Request) error {
 		silent := *c
 		silent.json = ""
 		err := silent.waitOnline(ctx, &waitOptions{timeout: span(r.Timeout), quiet: true})
@@ -111,25 +101,11 @@ func (c *ctl) unitOfTakeover() *takeover.Takeover {
 	}}
 }
 
-// howItDied says how the process of the unit ended, as systemd tells those after it, see
-// $EXIT_STATUS in systemd.exec(5).
-func howItDied(getenv func(string) string) string {
-	code, status := getenv("EXIT_CODE"), getenv("EXIT_STATUS")
-	switch {
-	case code == "killed" && status == "TERM":
-		return "it was interrupted"
-	case code == "killed" || code == "dumped":
-		return "its process was killed by SIG" + status
-	default:
-		return "its process ended (" + cmp.Or(status, "nobody knows how") + ")"
-	}
-}
-
 // planTakeover looks at the system and says what has to be done, and for which links.
 func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error) {
-	units, err := presetUnits(filepath.Join("/", c.root, presetFile))
+	units, err := takeover.PresetUnits(c.root)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, advised(err)
 	}
 	site, err := c.look()
 	if err == nil {
@@ -138,50 +114,21 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 	if err != nil {
 		return nil, nil, err
 	}
-	if base, _ := site.store.Base(); site.store.Read(base) == "" {
-		if strings.HasPrefix(base, "/usr/lib/") {
-			return nil, nil, advise("To have it again "+installAgain+".", "%s is missing, so that networkd has no unit for ENIs", base)
-		}
-		return nil, nil, advise("To have that of ec2netd in force: rm "+base, "%s is empty, so that networkd has no unit for ENIs", base)
+	survey := &takeover.Survey{
+		Root: c.root, Units: units, Links: site.kernel.Links,
+		UnitFiles: site.store, Networkd: &networkd.Client{Root: c.root}, Systemctl: takeover.Host{}.Systemctl,
 	}
-	var links, hotplugged []string
-	enis := make([]conflict.Link, 0, len(site.kernel.Links))
-	for _, l := range site.kernel.Links {
-		enis = append(enis, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
-		said := (&networkd.Client{Root: c.root}).Link(l.Index)
-		leftAlone := said.Administrative == "unmanaged" && said.File != "" // Unmanaged=yes
-		if i, err := net.InterfaceByName(l.Name); err == nil && i.Flags&net.FlagUp != 0 && !leftAlone {
-			links = append(links, l.Name)
-			hotplugged = append(hotplugged, "ifup@"+systemdunit.UnitNameEscape(l.Name)+".service")
-		}
+	p, links, err := survey.Plan(ctx)
+	return p, links, advised(err)
+}
+
+// advised returns an error with its advice, if a takeover is refused.
+func advised(err error) error {
+	var refused *takeover.RefusedError
+	if errors.As(err, &refused) {
+		return advise(refused.Advice, "%w", err)
 	}
-	is := func(what string) func(string) bool {
-		return func(unit string) bool {
-			_, err := takeover.Host{}.Systemctl(ctx, what, "--quiet", unit)
-			return err == nil
-		}
-	}
-	if masked, runtime := c.masks(daemonSocket); len(masked)+len(runtime) > 0 {
-		return nil, nil, advise("To have it enabled as the presets say: "+c.enabling("", daemonSocket),
-			"%s is masked, so that nobody could ask ec2netd whether the ENIs are configured", daemonSocket)
-	}
-	_, err = os.Stat(networkdSocket)
-	p, err := takeover.Make(takeover.Facts{Units: units, Enabled: is("is-enabled"), Active: is("is-active"), Links: links, Hotplugged: hotplugged,
-		Ifupdown: len((&conflict.Looker{Root: c.root}).Ifupdown(enis)) > 0, Raised: (&conflict.Looker{Root: c.root}).RaisedOthers(enis), Before257: err != nil})
-	var not *takeover.NotEnabledError
-	if errors.As(err, &not) {
-		return nil, nil, advise(c.asPresetsSay(not), "%w", err)
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	p.Remove, p.LeaveAlone, err = takeover.FindOld(c.root)
-	if err != nil {
-		return nil, nil, err
-	}
-	// As in JSON: a list, and not null.
-	p.Remove, p.LeaveAlone, p.Flush = append([]string{}, p.Remove...), append([]string{}, p.LeaveAlone...), append([]string{}, p.Flush...)
-	return p, links, nil
+	return err
 }
 
 // earlierTakeover says what became of a takeover whose terminal has gone, and reports whether
@@ -343,19 +290,4 @@ func (c *ctl) endOfTakeover() error {
 		return err // there is somebody yet who has to be told, or who can try again
 	}
 	return errors.Join(err, takeover.Discard(c.root))
-}
-
-// presetUnits are the units that a preset file names, see systemd.preset(5).
-func presetUnits(path string) ([]string, error) {
-	text, err := file.Read(path, file.Limit)
-	if err != nil {
-		return nil, advise("Is ec2netd installed as a package, or with make install PREFIX=/usr?", "reading which units are concerned: %w", err)
-	}
-	var units []string
-	for line := range strings.Lines(text) {
-		if f := strings.Fields(line); len(f) >= 2 && (f[0] == "enable" || f[0] == "disable") {
-			units = append(units, f[1])
-		}
-	}
-	return units, nil
 }

@@ -40,21 +40,6 @@ func TestConfirm(t *testing.T) { // J3
 	}
 }
 
-// TestHowItDied: what systemd says of the end of a process is put in words.
-func TestHowItDied(t *testing.T) { // J3
-	for _, c := range [][3]string{
-		{"killed", "TERM", "it was interrupted"},
-		{"killed", "KILL", "its process was killed by SIGKILL"},
-		{"dumped", "SEGV", "its process was killed by SIGSEGV"},
-		{"exited", "1", "its process ended (1)"},
-		{"", "", "its process ended (nobody knows how)"},
-	} {
-		if got := howItDied(func(name string) string { return map[string]string{"EXIT_CODE": c[0], "EXIT_STATUS": c[1]}[name] }); got != c[2] {
-			t.Errorf("%q: %q", c, got)
-		}
-	}
-}
-
 // TestWayBack: where the unit of a takeover cannot be started, an attempt that was begun keeps
 // what it takes to undo it, and one that was not leaves nothing (J3).
 func TestWayBack(t *testing.T) {

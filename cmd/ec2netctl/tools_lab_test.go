@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/doctor"
 	"ec2netd/service/plan"
+	"ec2netd/service/preview"
 )
 
 // toolLab is an instance with a secondary ENI, on which the tools are tried.
@@ -184,7 +186,7 @@ func (l *toolLab) plan() {
 	l.write("/tmp/dump.json", text)
 	offline := l.want("root", 0, nil, "unshare", "--net", "setpriv", "--reuid="+vpc.OrdinaryUser, "--clear-groups", "--regid="+vpc.OrdinaryUser,
 		"ec2netctl", "--address=/nonexistent", "plan", "--metadata", "/tmp/dump.json", "--json")
-	var planned planned
+	var planned preview.Plan
 	if err := json.Unmarshal([]byte(offline), &planned); err != nil || len(planned.Interfaces) != 2 {
 		l.Fatalf("%v: %s", err, offline)
 	}
@@ -280,13 +282,13 @@ func (l *toolLab) doctor() {
 	out := l.want("root", 1, []string{shadow, "amazon-ec2-net-utils", "systemctl preset ec2netd.socket", "net.ipv4.conf." + name + ".rp_filter=2"}, "ec2netctl", "doctor", "--json=short")
 	var report struct {
 		Problems int
-		Findings []finding
+		Findings []doctor.Finding
 	}
 	if err := json.Unmarshal([]byte(out), &report); err != nil || report.Problems == 0 {
 		l.Errorf("%v: %s", err, out)
 	}
 	for _, f := range report.Findings {
-		if f.Level != levelOK && f.Advice == "" {
+		if f.Level != doctor.OK && f.Advice == "" {
 			l.Errorf("nothing is said about what to do: %+v", f)
 		}
 	}

@@ -167,4 +167,11 @@ func TestWay(t *testing.T) { // D2
 			t.Errorf("%+v: %s", c, diff)
 		}
 	}
+	anywhere := []string{metadata.EndpointIPv4, metadata.EndpointIPv6, "systemd-imdsd at /s"}
+	if diff := cmp.Diff(anywhere, names(metadata.Way{Imdsd: "/s"}.PathsAnywhere(links[3:4], ""))); diff != "" {
+		t.Errorf("no ENI has an address: %s", diff)
+	}
+	if got := (metadata.Way{Imdsd: "/s"}).PathsAnywhere(links[:1], ""); len(got) == 0 || got[0].Device != "ens2" {
+		t.Errorf("an ENI has an address: %v", got)
+	}
 }

@@ -69,3 +69,12 @@ func (w Way) Paths(links []kernel.Link, mac, primary string) []Path {
 	}
 	return append(direct, Path{Socket: w.Imdsd, Index: best}, Path{Socket: w.Imdsd})
 }
+
+// PathsAnywhere returns the ways to the service, the best first, of a program that does not wait for an
+// ENI to have an address: where none has one, some other link may lead to the service.
+func (w Way) PathsAnywhere(links []kernel.Link, primary string) []Path {
+	if paths := w.Paths(links, "", primary); len(paths) > 0 {
+		return paths
+	}
+	return []Path{{Endpoint: EndpointIPv4}, {Endpoint: EndpointIPv6}, {Socket: w.Imdsd}}
+}

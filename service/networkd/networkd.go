@@ -403,24 +403,38 @@ func load(ctx context.Context, conn *bus.Conn, unit string) (dbus.BusObject, err
 	return conn.Object(systemdName, path), err
 }
 
-// UnitProperties returns the properties that systemd has of any unit, see Unit in
-// org.freedesktop.systemd1(5).
-func (c *Client) UnitProperties(ctx context.Context, unit string) (map[string]dbus.Variant, error) {
+// UnitState is what systemd says of a unit, see Unit in org.freedesktop.systemd1(5). The values are
+// those that systemctl list-unit-files and systemctl status show.
+type UnitState struct {
+	Name string
+	// Load is loaded, masked or not-found, among others, and Active is active, inactive or failed.
+	Load, Active string
+	// File says how the unit file is enabled: enabled, disabled, static or masked-runtime, among
+	// others. Preset is enabled or disabled, as the presets say.
+	File, Preset string
+}
+
+// Unit returns what systemd says of a unit, which systemd loads if need be.
+func (c *Client) Unit(ctx context.Context, name string) (UnitState, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	conn, err := c.connection(ctx)
 	if err != nil {
-		return nil, err
+		return UnitState{}, err
 	}
-	object, err := load(ctx, conn, unit)
+	object, err := load(ctx, conn, name)
 	if err != nil {
-		return nil, fmt.Errorf("asking systemd for %s: %w", unit, err)
+		return UnitState{}, fmt.Errorf("asking systemd for %s: %w", name, err)
 	}
 	var all map[string]dbus.Variant
 	if err := object.CallWithContext(ctx, properties+".GetAll", 0, systemdUnit).Store(&all); err != nil {
-		return nil, fmt.Errorf("asking systemd for %s: %w", unit, err)
+		return UnitState{}, fmt.Errorf("asking systemd for %s: %w", name, err)
 	}
-	return all, nil
+	text := func(property string) string {
+		value, _ := all[property].Value().(string)
+		return value
+	}
+	return UnitState{Name: name, Load: text("LoadState"), Active: text("ActiveState"), File: text("UnitFileState"), Preset: text("UnitFilePreset")}, nil
 }
 
 // Varlink tells whether networkd has its Varlink socket (io.systemd.Network).
@@ -498,24 +512,22 @@ func waitFor(ctx context.Context, conn *bus.Conn, unit string, will func(state s
 // WhyNotRunning says why networkd is not on the bus. lasting reports whether waiting is no help: it is
 // masked, not installed or failed.
 func (c *Client) WhyNotRunning(ctx context.Context) (why status.Code, lasting bool) {
-	unit, err := c.UnitProperties(ctx, unitName)
+	unit, err := c.Unit(ctx, unitName)
 	if err != nil {
 		return status.NetworkdStopped, false
 	}
-	active, _ := unit["ActiveState"].Value().(string)
-	file, _ := unit["UnitFileState"].Value().(string)
-	switch load, _ := unit["LoadState"].Value().(string); {
-	case load == "masked" && file == "masked-runtime":
+	switch {
+	case unit.Load == "masked" && unit.File == "masked-runtime":
 		return status.NetworkdMaskedRuntime, true
-	case load == "masked":
+	case unit.Load == "masked":
 		return status.NetworkdMasked, true
-	case load == "not-found":
+	case unit.Load == "not-found":
 		return status.NetworkdNotInstalled, true
-	case active == "failed":
+	case unit.Active == "failed":
 		return status.NetworkdFailed, true
-	case active == "activating":
+	case unit.Active == "activating":
 		return status.NetworkdStarting, false
-	case active == "active" || active == "reloading":
+	case unit.Active == "active" || unit.Active == "reloading":
 		return status.NetworkdOffBus, false
 	}
 	return status.NetworkdStopped, false

@@ -9,6 +9,13 @@ import (
 // PlatformAdvice is what to do where a machine is taken for none of EC2 and is to be one.
 const PlatformAdvice = "on a cloud that is compatible with EC2 set Platform=any in [Match] of ec2netd.conf(5), then: systemctl restart ec2netd.service"
 
+// InstallAgain is what to do where a file of the installation is missing. A package manager that has
+// ec2netd installed does nothing when it is told to install it.
+const InstallAgain = "install ec2netd again: apt-get install --reinstall PACKAGE, dnf reinstall PACKAGE, or make install"
+
+// NotApplicable says of an ENI that its IPv6 does not apply, for the reason in why.
+func NotApplicable(why string) string { return "IPv6 is not applicable: " + why }
+
 // Parts of several reasons.
 const (
 	networkdUnit = "systemd-networkd.service"

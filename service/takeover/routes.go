@@ -127,7 +127,7 @@ func advertised(routes []netlink.Route, link int, addresses []netlink.Addr) (all
 
 func (s *standIn) String() string { return fmt.Sprintf("%s with metric %d", s.To, s.Metric) }
 
-// HoldRoutes implements [System].
+// HoldRoutes implements [Kernel].
 func (Host) HoldRoutes(file string, links []string) error {
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
@@ -156,7 +156,7 @@ func (Host) HoldRoutes(file string, links []string) error {
 	return errors.Join(errs...)
 }
 
-// ReleaseRoutes implements [System].
+// ReleaseRoutes implements [Kernel].
 func (Host) ReleaseRoutes(file string, done bool) error {
 	var held heldRoutes
 	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {

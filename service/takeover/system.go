@@ -2,6 +2,7 @@ package takeover
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,7 +24,7 @@ import (
 	"ec2netd/service/store"
 )
 
-// Host is the [System] of this machine.
+// Host is this machine: its [System] and its [Kernel].
 type Host struct{}
 
 // Systemctl implements [System]. Its error has what systemctl said.
@@ -44,8 +45,8 @@ const (
 	restEvery = 100 * time.Millisecond
 )
 
-// Rest waits until networkd that runs has configured some links, or has given up on them, see
-// [Takeover]. A link that it leaves alone does not count.
+// Rest implements [System]. It waits until networkd that runs has configured some links, or has given
+// up on them. A link that it leaves alone does not count.
 func (Host) Rest(ctx context.Context, links []string) {
 	ctx, cancel := context.WithTimeout(ctx, restTime)
 	defer cancel()
@@ -83,7 +84,7 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// NoteRules implements [System]. The rules are those of the files that go, and by source those
+// NoteRules implements [Kernel]. The rules are those of the files that go, and by source those
 // of addresses that NetworkManager has set. They go at the end, unless somebody wants them by
 // then.
 func (Host) NoteRules(file string, p *Plan) error {
@@ -128,7 +129,7 @@ func rulesOfAddresses(links []string) ([]plan.Rule, error) {
 	return rules, nil
 }
 
-// RemoveRules implements [System].
+// RemoveRules implements [Kernel].
 func (Host) RemoveRules(file string) error {
 	_, err := orphan.Remove(orphan.NewRecord(persist.Place{Path: file}), &store.Store{})
 	return err
@@ -147,7 +148,7 @@ func addressesOf(name string) (netlink.Link, []netlink.Addr, error) {
 	return link, addresses, nil
 }
 
-// Flush implements [System]. The link is down afterwards as it is at boot: who configures it
+// Flush implements [Kernel]. The link is down afterwards as it is at boot: who configures it
 // sets it up, and the kernel gives it its link-local address again.
 func (Host) Flush(name string) error {
 	link, addresses, err := addressesOf(name)
@@ -166,7 +167,7 @@ func (Host) Flush(name string) error {
 	return nil
 }
 
-// SetUp implements [System].
+// SetUp implements [Kernel].
 func (Host) SetUp(name string) error {
 	link, err := netlink.LinkByName(name)
 	if err == nil {
@@ -214,4 +215,18 @@ func UnitRuns(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	return !slices.Contains([]string{"inactive", "failed", ""}, strings.TrimSpace(state)), nil
+}
+
+// HowItDied says how the process of the unit ended, as systemd tells those that it runs afterwards, see
+// $EXIT_STATUS in systemd.exec(5). Getenv returns a variable of the environment.
+func HowItDied(getenv func(string) string) string {
+	code, end := getenv("EXIT_CODE"), getenv("EXIT_STATUS")
+	switch {
+	case code == "killed" && end == "TERM":
+		return "it was interrupted"
+	case code == "killed" || code == "dumped":
+		return "its process was killed by SIG" + end
+	default:
+		return "its process ended (" + cmp.Or(end, "nobody knows how") + ")"
+	}
 }

@@ -25,12 +25,18 @@ const (
 // oldUnits are the instances of units of amazon-ec2-net-utils.
 var oldUnits = []string{"refresh-policy-routes@*.timer", "refresh-policy-routes@*.service", "policy-routes@*.service"}
 
-// System is what a takeover does to the system.
+// System asks systemd and networkd for what a takeover needs.
 type System interface {
 	// Systemctl runs systemctl(1), whose output it returns.
 	Systemctl(ctx context.Context, args ...string) (string, error)
 	// Reload tells networkd to read its files again.
 	Reload(ctx context.Context) error
+	// Rest waits until networkd has nothing to do for some links, as long as that makes sense.
+	Rest(ctx context.Context, links []string)
+}
+
+// Kernel is what a takeover changes itself: links, routes and policy rules.
+type Kernel interface {
 	// Flush takes all addresses and routes from a link and leaves it down; SetUp sets it up.
 	Flush(link string) error
 	SetUp(link string) error
@@ -50,10 +56,9 @@ type Takeover struct {
 	// Root is put before every path; empty for the system.
 	Root   string
 	System System
+	Kernel Kernel
 	// Wait waits until the ENIs are configured.
 	Wait func(ctx context.Context, request *Request) error
-	// Rest waits until networkd has nothing to do for some links, as long as that makes sense.
-	Rest func(ctx context.Context, links []string)
 	// Out is told what is noted.
 	Out io.Writer
 }
@@ -102,7 +107,7 @@ func (t *Takeover) prepare(ctx context.Context, p *Plan) error {
 			before.Active = append(before.Active, f[0])
 		}
 	}
-	if err := t.System.NoteRules(t.in(rulesFile), p); err != nil {
+	if err := t.Kernel.NoteRules(t.in(rulesFile), p); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(t.in(movedDir), 0o700); err != nil {
@@ -145,7 +150,7 @@ func (t *Takeover) steps(r *Request) []step {
 	add(len(p.Remove) > 0, Remove, "Removing the files of amazon-ec2-net-utils", func(context.Context) error { return t.move(p) })
 	add(len(p.Flush) > 0, Flush, "Taking the addresses and routes from "+strings.Join(p.Flush, ", "), func(context.Context) error {
 		for _, link := range p.Flush {
-			if err := t.System.Flush(link); err != nil {
+			if err := t.Kernel.Flush(link); err != nil {
 				return err
 			}
 		}
@@ -155,7 +160,7 @@ func (t *Takeover) steps(r *Request) []step {
 	// one that has just started would not know that it was its own.
 	running := len(p.Restart) > 0 && len(p.Flush) == 0
 	add(running, Hold, "Keeping the routes of "+strings.Join(r.Links, ", ")+" meanwhile", func(context.Context) error {
-		if err := t.System.HoldRoutes(t.in(routesFile), r.Links); err != nil {
+		if err := t.Kernel.HoldRoutes(t.in(routesFile), r.Links); err != nil {
 			// That may cost packets, and no more.
 			return t.note(Record{Text: fmt.Sprintf("Some have no stand-in: %v", err)})
 		}
@@ -216,7 +221,7 @@ func (t *Takeover) moved(i int) string { return t.in(filepath.Join(movedDir, str
 // complete removes what the new owners of the links do not want.
 func (t *Takeover) complete() error {
 	record := Record{Outcome: Configured, Text: "The ENIs are configured, as after a boot."}
-	if err := errors.Join(t.System.RemoveRules(t.in(rulesFile)), t.System.ReleaseRoutes(t.in(routesFile), true)); err != nil {
+	if err := errors.Join(t.Kernel.RemoveRules(t.in(rulesFile)), t.Kernel.ReleaseRoutes(t.in(routesFile), true)); err != nil {
 		record.Error, record.Hint = fmt.Sprintf("policy rules or routes that nobody wants stay: %v", err), "A reboot removes them."
 	}
 	return errors.Join(os.RemoveAll(t.in(movedDir)), t.note(record))
@@ -291,7 +296,7 @@ func (t *Takeover) undo(ctx context.Context, records Records) error {
 		stop = slices.Concat(stop, []string{networkdSockets}, p.Restart, p.Stop)
 	}
 	errs = append(errs, t.stop(ctx, stop))
-	errs = append(errs, t.System.ReleaseRoutes(t.in(routesFile), false), t.takeBack(p, &before, networkFiles), t.moveBack(p))
+	errs = append(errs, t.Kernel.ReleaseRoutes(t.in(routesFile), false), t.takeBack(p, &before, networkFiles), t.moveBack(p))
 	if records.Began(Start) {
 		// Rules that no file wants any more, and networkd leaves when it stops.
 		start("start", orphansUnit)
@@ -299,12 +304,12 @@ func (t *Takeover) undo(ctx context.Context, records Records) error {
 	}
 	for _, link := range flush {
 		// NetworkManager takes a link for up that was so when it stopped.
-		errs = append(errs, t.System.Flush(link), t.System.SetUp(link))
+		errs = append(errs, t.Kernel.Flush(link), t.Kernel.SetUp(link))
 	}
 	start("start", slices.DeleteFunc(slices.Clone(before.Active), func(unit string) bool { return !strings.HasSuffix(unit, ".socket") })...)
 	if len(flush) > 0 && len(p.Restart) > 0 {
 		start("restart", p.Restart...)
-		t.Rest(ctx, r.Links)
+		t.System.Rest(ctx, r.Links)
 	}
 	// networking.service before what udev had configured later, so that the default route is by the
 	// ENI by which it was.

@@ -48,6 +48,8 @@ func (w *world) change(do func() error) error {
 	return do()
 }
 
+func (w *world) Rest(context.Context, []string) {}
+
 func (w *world) Systemctl(_ context.Context, args ...string) (string, error) {
 	if args[0] == "list-units" {
 		var out strings.Builder
@@ -214,7 +216,7 @@ func begin(t *testing.T, s *scenario) (*world, *Takeover) {
 	if err := Prepare(w.root, &Request{Plan: p, Links: []string{"ens5"}}); err != nil {
 		t.Fatal(err)
 	}
-	return w, &Takeover{Root: w.root, System: w, Rest: func(context.Context, []string) {}, Wait: func(context.Context, *Request) error {
+	return w, &Takeover{Root: w.root, System: w, Kernel: w, Wait: func(context.Context, *Request) error {
 		return w.change(func() error { return nil })
 	}}
 }
