@@ -273,6 +273,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		Kernel:       observer,
 		Metadata:     metadata.NewClient(metadata.Options{UserAgent: "ec2netd/" + versionText(), Ignored: ignored(log)}),
 		Networkd:     bus,
+		Manager:      bus,
 		Udev:         &udev.Udev{GiveNames: func(ctx context.Context) error { return bus.Run(ctx, orphansUnit) }},
 		Store:        &store.Store{},
 		Others:       others,

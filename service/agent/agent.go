@@ -49,17 +49,11 @@ type Metadata interface {
 	CloseIdle()
 }
 
-// Networkd is systemd-networkd.
+// Networkd is what systemd-networkd shows of itself.
 type Networkd interface {
-	Owner(ctx context.Context) (string, error)
-	Reload(ctx context.Context) error
-	Reconfigure(ctx context.Context, index int) error
 	Link(index int) networkd.LinkState
-	Applied(ctx context.Context) (*networkd.Applied, error)
-	Varlink() bool
 	Keeps() bool
 	Version(ctx context.Context) string
-	WhyNotRunning(ctx context.Context) (why status.Code, lasting bool)
 }
 
 // Udev is udevd.
@@ -104,9 +98,11 @@ type Options struct {
 	Kernel   Kernel
 	Metadata Metadata
 	Networkd Networkd
-	Udev     Udev
-	Store    Store
-	Log      *slog.Logger
+	// Manager is how networkd is asked to do something.
+	Manager networkd.Manager
+	Udev    Udev
+	Store   Store
+	Log     *slog.Logger
 	// Others is looked at when the daemon or networkd starts, once more in the refresh time
 	// after that and after an attachment, from then on each othersTime, or each refresh time
 	// while there is a conflict, for a Refresh, and when a link was set down; nil for not at all.
@@ -189,9 +185,6 @@ const (
 	slowestStore = 10 * time.Second
 	// trimTime is how long after the last change memory is given back.
 	trimTime = 2 * time.Second
-	// reconfigureTime is how long networkd has to take routes of an old metric away before
-	// it is asked to do so again; it doubles up to slowestRepair.
-	reconfigureTime = 2 * time.Second
 	// repairTime is how long an ENI may lack its primary address before networkd is
 	// asked to configure it anew, again after twice that time, and so on up to
 	// slowestRepair (E5).
@@ -203,12 +196,6 @@ const (
 	// udevTime is how long udevd may take for a new link before it is asked to look at
 	// it again.
 	udevTime = 5 * time.Second
-	// absentTime is how long networkd may be missing before that is worth a word: it
-	// starts after this daemon, and is away for a moment when it is restarted.
-	absentTime = 5 * time.Second
-	// startTime is how long it may be missing before anybody is asked why: at boot the
-	// one to ask is not there either.
-	startTime = time.Second
 	// batchTime is how long a pass waits for other reads that are under way, so that
 	// several ENIs make one reload.
 	batchTime = 40 * time.Millisecond
@@ -216,8 +203,6 @@ const (
 	// networkd applies something.
 	firstLook   = 10 * time.Millisecond
 	slowestLook = 400 * time.Millisecond
-	// slowestBusLook bounds the time between two looks for a bus that does not answer.
-	slowestBusLook = 5 * time.Second
 	// waitTime bounds a Refresh that waits.
 	waitTime = 60 * time.Second
 	// silenceTime is how long a Refresh waits for the first answer of the metadata
@@ -239,7 +224,6 @@ type Agent struct {
 	requests chan *request
 	jobs     chan func()
 	results  chan result
-	answers  chan answer
 	udevEnds chan udevDone
 	// cleanings are the ends of runs of RemoveOrphans.
 	cleanings chan cleaned
@@ -284,28 +268,12 @@ type Agent struct {
 	plan     plan.Plan
 	planned  uint64
 	links    map[int]*link
-	applied  applied
+	// session is the conversation with networkd.
+	session *networkd.Session
 	// linkStates is what networkd has said of links since the last look at the kernel.
 	linkStates map[int]networkd.LinkState
 
-	// reloadDue: networkd must be asked to reload, reloadTry when, if it has refused.
-	// forgotten: files of detached ENIs went without a reload, so networkd still has them
-	// in memory.
-	reloadDue bool
-	// reloaded is when networkd last answered that it has reloaded.
-	reloaded    time.Time
-	reloadTry   schedule.Try
-	forgotten   bool
-	reloads     uint64
 	lastChange  time.Time
-	networkdErr string
-	networkdUp  bool
-	owner       string
-	varlink     bool // the networkd with this owner's name has had its Varlink socket
-	networkdWhy status.Reason
-	absentSince time.Time
-	busDown     bool
-	busDelay    time.Duration
 	lastSuccess time.Time
 	// reads by result; attachments and attachTime as in metrics.Numbers.
 	reads       map[string]uint64
@@ -341,8 +309,6 @@ type Agent struct {
 	// unreadFiles are files of others that could not be read, othersUnread those of other software.
 	unreadFiles, othersUnread []string
 	othersAt                  time.Time
-	// holdInForce: networkd has read the unit that has it leave new ENIs alone.
-	holdInForce bool
 	// baseStamp changes when the base unit or one of its drop-ins does.
 	baseStamp string
 
@@ -410,13 +376,6 @@ type link struct {
 	// withdrawn are addresses that were taken out of its drop-in and may still be
 	// on the link.
 	withdrawn []netip.Addr
-	// reconfigured is when networkd was last asked to reconfigure it, metric the one
-	// that routes by DHCP were to have then.
-	reconfigured time.Time
-	metric       int
-	// again is how long to wait before it is asked for the same metric again, 0 while
-	// there is no need.
-	again time.Duration
 	// lacks is the address that it should have and has not (E5), repairAt when
 	// networkd shall be asked to configure it anew for that, repairDelay the time to
 	// the try after.
@@ -460,7 +419,6 @@ func New(options Options) *Agent {
 		requests:       make(chan *request),
 		jobs:           make(chan func(), readers),
 		results:        make(chan result, readers),
-		answers:        make(chan answer, 1),
 		udevEnds:       make(chan udevDone, 1),
 		cleanings:      make(chan cleaned, 1),
 		bell:           make(chan struct{}, 1),
@@ -475,6 +433,7 @@ func New(options Options) *Agent {
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},
 	}
+	a.session = networkd.NewSession(networkd.SessionOptions{Manager: options.Manager, Hold: a.holdThere, Log: options.Log})
 	a.said.Log = options.Log
 	a.views.Place, a.hintFile.Place = options.Views, options.Hint
 	for _, kind := range metadata.Kinds() {
@@ -512,29 +471,26 @@ func (a *Agent) Run(ctx context.Context) error {
 		watchdog = ticker.C
 	}
 
-	a.holdInForce = a.holdThere() // an earlier run had it read
 	a.load(time.Now())
 	a.othersDue = true
-	if owner, err := a.Networkd.Owner(ctx); err == nil {
-		a.networkdUp = owner != ""
-	}
+	a.session.Begin(ctx)
 	a.nextRefresh = time.Now().Add(schedule.Jitter(a.RefreshEvery))
 	a.pass(ctx)
 	// What only PID 1 can tell comes after: it has a service to start, and takes its time
 	// (20 ms an answer on a busy machine).
 	a.begun = true
 	close(a.ready)
-	if a.reloads == 0 {
+	if a.session.Reloads() == 0 {
 		// Files that an earlier run wrote may not have been read. A reload in which no
 		// file changed touches no link (facts: reload).
-		a.reloadDue = true
+		a.session.NeedReload()
 	}
 	a.ask(0)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		a.startReads(reads, time.Now())
-		a.askApplied(reads, time.Now())
+		a.session.Applied.Ask(reads, time.Now())
 		timer.Reset(time.Until(a.wake()))
 		select {
 		case <-ctx.Done():
@@ -570,8 +526,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.takeUp(ctx, c)
 		case done := <-a.restores:
 			a.restoreAll(ctx, done)
-		case r := <-a.answers:
-			a.takeApplied(r, time.Now())
+		case answer := <-a.session.Applied.Answers():
+			a.takeApplied(answer)
 		case <-timer.C:
 		}
 		now := time.Now()
@@ -656,7 +612,7 @@ func (a *Agent) wake() time.Time {
 	earlier(a.trimAt)
 	earlier(a.keepAt)
 	earlier(a.nextRead())
-	earlier(a.applied.next)
+	earlier(a.session.Applied.Next())
 	for _, r := range a.waiting {
 		earlier(r.deadline)
 		if silence := r.began.Add(silenceTime); time.Now().Before(silence) {

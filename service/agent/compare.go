@@ -11,13 +11,13 @@ import (
 func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) *compare.Memo {
 	version := compare.Version{Plan: a.planned, Record: a.noted.count}
 	actual := compare.Actual{Rendered: a.rendered(eni), Kernel: a.snapshot, Withdrawn: l.withdrawn, Ours: a.ours}
-	if l.opinion.fresh() && a.networkdUp {
-		actual.Applied = a.applied.snapshot
+	if a.session.Running() && a.session.Applied.Fresh(l.opinion.changed) {
+		actual.Applied = a.session.Applied.Snapshot()
 	}
 	administrated := a.linkState(eni.Link.Index).Administrative
 	changed := l.compared.Update(eni, version, actual)
 	if changed || l.opinion.file != entry.NetworkFile || l.opinion.administrated != administrated {
-		l.opinion.changes++
+		l.opinion.changed = a.session.Applied.Changed()
 		actual.Applied = nil
 		l.compared.Update(eni, version, actual)
 	}

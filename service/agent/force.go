@@ -26,7 +26,7 @@ func (a *Agent) watchBase(unit string, dropIns []string) {
 	stamp := a.Store.Stamp(append([]string{unit}, dropIns...)...)
 	if a.baseStamp != "" && stamp != a.baseStamp {
 		now := time.Now()
-		a.reloadDue = true
+		a.session.NeedReload()
 		for _, l := range a.links {
 			l.atWork(now)
 		}

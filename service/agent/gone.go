@@ -96,8 +96,8 @@ func (a *Agent) regain(eni *plan.ENI, lost compare.Lost, now time.Time) time.Dur
 		g.since = time.Time{}
 		return 0
 	}
-	if !eni.Known || eni.Hinted || eni.Held || !eni.Settings.Managed || !eni.Link.Carrier || eni.Link.Port() || eni.Reconfigure() || !a.networkdUp || !a.begun ||
-		a.storeErr != "" || a.networkdErr != "" || !a.ownInForce(eni) {
+	if !eni.Known || eni.Hinted || eni.Held || !eni.Settings.Managed || !eni.Link.Carrier || eni.Link.Port() || eni.Reconfigure() || !a.session.Running() || !a.begun ||
+		a.storeErr != "" || a.session.LastError() != "" || !a.ownInForce(eni) {
 		g.whole, g.routed, g.since = false, false, time.Time{}
 		return 0
 	}
@@ -117,7 +117,7 @@ func (a *Agent) regain(eni *plan.ENI, lost compare.Lost, now time.Time) time.Dur
 		}
 	}
 	if g.since.IsZero() {
-		g.since, g.early = now, min(now.Sub(a.reloaded), now.Sub(l.since)) < takenTime
+		g.since, g.early = now, min(now.Sub(a.session.Reloaded()), now.Sub(l.since)) < takenTime
 	}
 	at, ok := g.due(&lost, l, now)
 	if !ok {
@@ -151,7 +151,7 @@ func (a *Agent) regain(eni *plan.ENI, lost compare.Lost, now time.Time) time.Dur
 	if g.whole {
 		l.atWork(now)
 	}
-	a.reloadDue = true
+	a.session.NeedReload()
 	a.hasten(now)
 	a.ask(0)
 	return 0

@@ -251,7 +251,7 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) {
 		a.orphanAt = now.Add(orphanTime)
 	}
 	// Whoever removes them reads the record.
-	if !schedule.Reached(a.orphanAt, now) || a.cleaning || a.busDown || a.Rules.Err() != nil {
+	if !schedule.Reached(a.orphanAt, now) || a.cleaning || a.session.BusSilent() || a.Rules.Err() != nil {
 		return
 	}
 	a.orphanDelay = min(max(2*a.orphanDelay, settleTime), slowestRepair)
@@ -328,7 +328,7 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) {
 		a.said.Clear("names")
 		return
 	}
-	if now.Before(a.namesTry.Next) || a.cleaning || a.busDown || a.storeErr != "" {
+	if now.Before(a.namesTry.Next) || a.cleaning || a.session.BusSilent() || a.storeErr != "" {
 		return
 	}
 	stale := plan.StaleNames(a.snapshot.Links, a.Store.LinkDropIn)

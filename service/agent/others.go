@@ -24,7 +24,7 @@ func (a *Agent) tellUnread() {
 // lookAtOthers looks for other software that configures ENIs, where that is due, and says
 // once of each what to do (F5). At boot there is nobody to ask yet.
 func (a *Agent) lookAtOthers(ctx context.Context) {
-	if a.Others == nil || !a.othersDue || !a.begun || a.busDown || (!a.networkdUp && a.networkdWhy.None()) {
+	if a.Others == nil || !a.othersDue || !a.begun || a.session.BusSilent() || (!a.session.Running() && a.session.Why().None()) {
 		return
 	}
 	a.othersDue = false

@@ -79,7 +79,7 @@ type gather struct {
 // that of all.
 func (a *Agent) gathering(now time.Time) bool {
 	expected, step, longest, leases := 0, gatherStep, gatherTime, false
-	if a.networkdUp && a.instanceGot {
+	if a.session.Running() && a.instanceGot {
 		expected = a.unread(now)
 		if expected == 0 && a.onlyLeased() {
 			expected, step, longest, leases = a.unleased(now), leaseStep, leaseGatherTime, true
@@ -136,7 +136,7 @@ func (a *Agent) onlyLeased() bool {
 			some = true
 		}
 	}
-	return some && !a.reloadDue
+	return some && !a.session.ReloadDue()
 }
 
 // unleased is how many ENIs that came just now still wait for their lease.
@@ -175,7 +175,7 @@ func (a *Agent) observe() bool {
 	seen := make(map[string]bool)
 	present := make(map[int]bool)
 	gone := false
-	held := running && a.holdInForce && a.holdThere()
+	held := running && a.session.HoldRead() && a.holdThere()
 	for _, l := range snapshot.Links {
 		seen[l.MAC], present[l.Index] = true, true
 		if a.links[l.Index] == nil {
@@ -183,8 +183,7 @@ func (a *Agent) observe() bool {
 			t := a.targets[l.MAC]
 			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index), held: held, ipv6: l.IPv6}
 			a.othersAt = time.Time{}
-			// networkd would configure it by files that are gone, if they matched.
-			a.reloadDue = a.reloadDue || a.forgotten
+			a.session.NeedReloadOfRemoved()
 		} else if memory := a.links[l.Index]; memory.ipv6 != l.IPv6 {
 			// DHCPv6 begins anew, and gets its time.
 			memory.since, memory.ipv6 = now, l.IPv6
@@ -204,6 +203,7 @@ func (a *Agent) observe() bool {
 	for index, l := range a.links {
 		if !present[index] {
 			delete(a.links, index)
+			a.session.Forget(index)
 			say := a.Log.Info
 			if l.eni == "" {
 				say = a.Log.Debug // nobody was told of it
@@ -305,13 +305,14 @@ func (a *Agent) decide() {
 			entry.TakePolicy(policies, a.Store.Policy(applied))
 		}
 		memory := a.links[l.Index]
-		if !a.networkdUp || a.unhandled(l.Index) {
+		if !a.session.Running() || a.unhandled(l.Index) {
 			memory.idle = now
 		}
 		entry.LeaseOverdue = now.Sub(memory.since) > leaseTime && now.Sub(memory.idle) > leaseTime
 		// Before networkd runs, what is written for a link costs no reload.
-		entry.New = a.networkdUp && now.Sub(memory.seen) < newTime
+		entry.New = a.session.Running() && now.Sub(memory.seen) < newTime
 		said := a.linkState(l.Index)
+		reconfigured, metric := a.session.Reconfigured(l.Index)
 		done, configured := said.Administrative == "configured", memory.state == state.ENIConfigured
 		entry.SetDown = a.setDown(&entry, &memory.unused, done, configured, now)
 		entry.Fresh = (memory.attached && memory.took == nil && now.Sub(memory.seen) < 2*settleTime) || now.Sub(memory.unused.shuffled) < 2*settleTime
@@ -319,7 +320,7 @@ func (a *Agent) decide() {
 		case "pending", "initialized", "configuring":
 			// At first it waits for its IPv6 link-local address too, which is no reason to
 			// wait with the ENI's addresses.
-			entry.Busy = now.Sub(memory.reconfigured) < settleTime
+			entry.Busy = now.Sub(reconfigured) < settleTime
 		}
 		if entry.StartFile && !memory.startFile {
 			memory.since = now // networkd has just started, whether that is known by now or not
@@ -329,7 +330,7 @@ func (a *Agent) decide() {
 		if entry.StartFile && !entry.Settled {
 			a.ask(settledTime - now.Sub(memory.since))
 		}
-		entry.Reconfigured = memory.metric
+		entry.Reconfigured = metric
 		if said.Domains != "" {
 			// What networkd said of the lease before may be older.
 			memory.lease.Domains = said.Domains
@@ -346,7 +347,7 @@ func (a *Agent) decide() {
 		entry.OffBase = !entry.OnBase && said.File != plan.HoldPath &&
 			(said.Administrative == "unmanaged" || (said.File != "" && !entry.UnitInForce(said.File)))
 		entry.OnOthers = entry.OffBase && said.File != "" && !entry.UnitInForce(said.File)
-		entry.Waits = a.networkdUp && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC, l.Name)))
+		entry.Waits = a.session.Running() && memory.held && !entry.OnBase && now.Before(memory.seen.Add(a.holdFor(l.MAC, l.Name)))
 		entry.Unwritten = entry.Current == nil && !entry.Waits && a.unwritable(l.Name)
 		entry.Elsewhere = a.elsewhere(&entry, said, now)
 		in.Links = append(in.Links, entry)
@@ -377,10 +378,7 @@ func (a *Agent) decide() {
 
 // networkd is what is known of the networkd that runs.
 func (a *Agent) networkd() plan.Networkd {
-	// A networkd that stops removes its socket before it gives up its name
-	// (facts: restart): what was seen of it holds until there is another one.
-	a.varlink = a.varlink || a.Networkd.Varlink()
-	return plan.Networkd{Running: a.networkdUp, Varlink: a.varlink, Keeps: a.Networkd.Keeps()}
+	return plan.Networkd{Running: a.session.Running(), Varlink: a.session.Varlink(), Keeps: a.Networkd.Keeps()}
 }
 
 // act brings the disk to the plan and has networkd and udevd take it up. It tells
@@ -412,10 +410,12 @@ func (a *Agent) act(ctx context.Context) bool {
 		a.tellCleared(changes.Written)
 		a.Log.Debug("files changed", "written", changes.Written, "removed", changes.Removed)
 	}
-	a.forgotten = a.forgotten || len(changes.Removed) > 0
+	if len(changes.Removed) > 0 {
+		a.session.Removed()
+	}
 	// That it is there may wait for the next reload, that it has gone may not.
 	if slices.Contains(changes.Removed, plan.HoldPath) {
-		a.reloadDue, a.reloadTry = true, schedule.Try{}
+		a.session.NeedReloadNow()
 		for _, l := range a.links {
 			l.held = false
 		}
@@ -423,7 +423,7 @@ func (a *Agent) act(ctx context.Context) bool {
 	// Links that have the base unit may be those of others, and the next one may come before the
 	// next reload.
 	if slices.Contains(changes.Written, plan.BaseDropIn) || slices.Contains(changes.Removed, plan.BaseDropIn) {
-		a.reloadDue, a.reloadTry = true, schedule.Try{}
+		a.session.NeedReloadNow()
 	}
 	acted := a.applyNetwork(ctx, touched(&a.plan, changes.Written, changes.Removed, ofNetwork), before)
 	a.applyLinks(ctx, touched(&a.plan, changes.Written, nil, ofLink))
@@ -434,7 +434,7 @@ func (a *Agent) act(ctx context.Context) bool {
 // another one. What there is stays while networkd is away: it may be starting.
 // It tells whether that is done.
 func (a *Agent) prepare(do func([]plan.File) error) bool {
-	if a.prepared == a.planned || !a.networkdUp {
+	if a.prepared == a.planned || !a.session.Running() {
 		return a.prepared == a.planned
 	}
 	if err := do(a.plan.AtStart()); err != nil {
@@ -487,71 +487,28 @@ func (a *Agent) applyNetwork(ctx context.Context, changed []*plan.ENI, before ma
 	}
 	if len(changed) > 0 {
 		a.hasten(now)
-		a.reloadDue, a.reloadTry = true, schedule.Try{}
+		a.session.NeedReloadNow()
 	}
-	a.busDown = false
-	owner, err := a.Networkd.Owner(ctx)
-	if err != nil {
-		a.busDown = true
-		a.networkdUp = false
-		// Early at boot networkd reads the files when it starts, without being asked.
-		a.networkdWhy = status.Reason{Code: status.BusSilent}
-		return false
-	}
-	a.networkdUp = owner != ""
-	a.networkdWhy, a.busDelay = status.Reason{}, 0
-	if owner != a.owner {
-		// Another networkd: it configures all links, which takes its time.
-		a.owner, a.varlink, a.reloadTry = owner, false, schedule.Try{}
-		a.holdInForce = a.holdThere()
+	outcome := a.session.Step(ctx, now)
+	if outcome.Another {
+		// It configures all links, which takes its time.
 		a.othersDue, a.othersAt = true, time.Time{}
-		a.applied = applied{busy: a.applied.busy}
 		for _, l := range a.links {
 			l.atWork(now)
-			l.opinion.changes++
 		}
 		a.hasten(now)
 	}
-	if !a.networkdUp {
-		if a.absentSince.IsZero() {
-			a.absentSince = now
+	if outcome.Reloaded {
+		for _, r := range a.waiting {
+			r.reloaded = true
 		}
-		if now.Sub(a.absentSince) < startTime {
-			return false
-		}
-		why, lasting := a.Networkd.WhyNotRunning(ctx)
-		if lasting || now.Sub(a.absentSince) > absentTime {
-			a.networkdWhy = status.Reason{Code: why}
-			a.said.Warn("networkd", "Nothing can be configured", "reason", a.networkdWhy.Words())
-		}
-		return false
 	}
-	a.networkdWhy, a.absentSince = status.Reason{}, time.Time{}
-	a.said.Clear("networkd")
-	if !a.reloadDue || now.Before(a.reloadTry.Next) {
-		return false
-	}
-	a.reloads++
-	defer func() { a.Log.Debug("asked networkd to reload", "took", time.Since(now).String()) }()
-	if err := a.Networkd.Reload(ctx); err != nil {
-		a.networkdErr = err.Error()
-		a.reloadTry.Delay = min(max(2*a.reloadTry.Delay, slowestLook), slowestRetry)
-		a.reloadTry.Next = time.Now().Add(schedule.Jitter(a.reloadTry.Delay))
-		a.said.Warn("reload", "networkd did not reload; trying again", "reason", err.Error())
-		return true
-	}
-	a.said.Clear("reload")
-	a.networkdErr, a.reloadTry, a.reloaded = "", schedule.Try{}, time.Now()
-	a.reloadDue, a.forgotten, a.holdInForce = false, false, a.holdThere()
-	for _, r := range a.waiting {
-		r.reloaded = true
-	}
-	return true
+	return outcome.Asked
 }
 
 // missed tells whether udevd has nothing about a link, and networkd waits for it.
 func (a *Agent) missed(eni *plan.ENI) bool {
-	return eni.Link.LinkFile == "" && a.networkdUp && a.unhandled(eni.Link.Index)
+	return eni.Link.LinkFile == "" && a.session.Running() && a.unhandled(eni.Link.Index)
 }
 
 // unhandled tells whether networkd has not begun with a link: it waits for udevd, or
@@ -564,12 +521,12 @@ func (a *Agent) unhandled(index int) bool {
 // repair has networkd configure links anew that it left with DHCP routes of an old
 // metric, or without the address that DHCP should have brought.
 func (a *Agent) repair(ctx context.Context) {
-	if !a.networkdUp {
+	if !a.session.Running() {
 		for _, l := range a.links {
 			l.lacks = netip.Addr{}
 		}
 	}
-	if !a.networkdUp || a.reloadDue || !a.begun {
+	if !a.session.Running() || a.session.ReloadDue() || !a.begun {
 		return
 	}
 	now := time.Now()
@@ -580,25 +537,22 @@ func (a *Agent) repair(ctx context.Context) {
 		var err error
 		switch {
 		case !eni.Reconfigure():
-			// For a moment that is so of every link that is being configured anew.
-			if now.Sub(l.reconfigured) >= max(l.again, settleTime) {
-				l.again = 0
-			}
+			a.session.ReconfigureDone(eni.Link.Index, now)
 			if !lacking.IsValid() || !schedule.Reached(l.repairAt, now) || !a.explained(eni, []status.Gap{lackingGap(eni, lacking)}).None() {
 				continue
 			}
 			err = a.renew(eni, lacking, now)
-		case a.ownInForce(eni) && (l.metric != eni.Want.Metric || now.Sub(l.reconfigured) >= max(l.again, reconfigureTime)):
-			if l.metric != eni.Want.Metric || l.again == 0 {
-				l.since, l.again = now, reconfigureTime/2
+		case a.ownInForce(eni):
+			due, first := a.session.ReconfigureDue(eni.Link.Index, eni.Want.Metric, now)
+			if !due {
+				continue
+			}
+			if first {
+				l.since = now
 				a.hasten(now)
 			}
-			// 252 misses some of these where it is reloading. If several do not help,
-			// something else than the old metric keeps the routes.
-			l.again = min(2*l.again, slowestRepair)
-			l.metric, l.reconfigured = eni.Want.Metric, now
 			a.Log.Debug("reconfiguring: DHCP routes with an old metric are left", "interface", eni.Link.Name)
-			err = a.Networkd.Reconfigure(ctx, eni.Link.Index)
+			err = a.session.Reconfigure(ctx, eni.Link.Index, eni.Want.Metric, now)
 		default:
 			continue
 		}
@@ -624,7 +578,7 @@ func (a *Agent) renew(eni *plan.ENI, lacking netip.Addr, now time.Time) error {
 	if err := a.Store.Renew(plan.NetworkDropIn(eni.Link.Name)); err != nil {
 		return err
 	}
-	a.reloadDue = true
+	a.session.NeedReload()
 	a.ask(0)
 	return nil
 }
@@ -691,7 +645,7 @@ func (a *Agent) verify() []state.Interface {
 	now := time.Now()
 	interfaces := make([]state.Interface, 0, len(a.plan.ENIs))
 	look := time.Duration(0)
-	stale, changed, disputed := false, false, false
+	stale, disputed := false, false
 	soonest := func(d time.Duration) {
 		if look == 0 || d < look {
 			look = d
@@ -709,9 +663,8 @@ func (a *Agent) verify() []state.Interface {
 			a.lookDelay = firstLook
 		}
 		age := now.Sub(l.since)
-		changes := l.opinion.changes
 		compared := a.compare(eni, l, &entry)
-		changed, stale = changed || changes != l.opinion.changes, stale || !l.opinion.fresh()
+		stale = stale || !a.session.Applied.Fresh(l.opinion.changed)
 		disputed = disputed || compared.Disputed
 		var gaps []status.Gap
 		if eni.Known {
@@ -784,16 +737,8 @@ func (a *Agent) verify() []state.Interface {
 		entry.Since = l.entered
 		interfaces = append(interfaces, entry)
 	}
-	a.applied.schedule(now, a.networkdUp, stale, changed, disputed)
-	switch {
-	case a.busDown:
-		// Nobody tells when the bus comes up.
-		a.busDelay = min(max(2*a.busDelay, 4*firstLook), slowestBusLook)
-		soonest(a.busDelay)
-	case a.networkdUp && a.reloadDue:
-		soonest(max(a.reloadTry.Next.Sub(now), slowestLook))
-	case !a.networkdUp && a.networkdWhy.None():
-		soonest(slowestLook)
+	if next := a.session.Schedule(now, stale, disputed); !next.IsZero() {
+		soonest(next.Sub(now))
 	}
 	if len(a.udev.names) > 0 && !a.udev.Busy {
 		soonest(max(a.udev.Next.Sub(now), firstLook))
@@ -830,8 +775,8 @@ func (a *Agent) judge(eni *plan.ENI, gaps []status.Gap, age time.Duration) (stat
 	}
 	why := a.linkState(eni.Link.Index)
 	switch {
-	case !a.networkdUp && !a.networkdWhy.None() && (!a.busDown || age >= settleTime):
-		return state.ENIDegraded, a.networkdWhy
+	case !a.session.Running() && !a.session.Why().None() && (!a.session.BusSilent() || age >= settleTime):
+		return state.ENIDegraded, a.session.Why()
 	case a.storeErr != "":
 		return state.ENIDegraded, status.Reason{Code: status.FilesUnwritten, Cause: a.storeErr}
 	}
@@ -909,8 +854,8 @@ func failed(err error) status.Reason {
 // unexplained says what an ENI lacks whose time is up, where nobody else's file is the reason.
 func (a *Agent) unexplained(eni *plan.ENI, gaps []status.Gap) status.Reason {
 	switch {
-	case a.networkdErr != "":
-		return status.Reason{Code: status.FilesUnread, Gaps: gaps, Cause: a.networkdErr}
+	case a.session.LastError() != "":
+		return status.Reason{Code: status.FilesUnread, Gaps: gaps, Cause: a.session.LastError()}
 	case a.missed(eni):
 		return status.Reason{Code: status.UdevMissed}
 	case status.OnlyAltnames(gaps):
@@ -934,7 +879,7 @@ func (a *Agent) whole(of state.ENI, reason status.Reason) status.Reason {
 		if a.storeErr != "" {
 			return status.Reason{Code: status.FilesUnwritten, Cause: a.storeErr}
 		}
-		return a.networkdWhy
+		return a.session.Why()
 	}
 	return status.Reason{}
 }

@@ -116,7 +116,7 @@ func (u *unused) others(raised bool, lowered, now time.Time) {
 // stays so.
 func (a *Agent) setDown(link *plan.Link, u *unused, done, configured bool, now time.Time) bool {
 	before := u.down
-	setDown, wait := u.look(link, a.networkdUp, done, configured, now)
+	setDown, wait := u.look(link, a.session.Running(), done, configured, now)
 	if wait > 0 {
 		a.ask(wait)
 	}
@@ -161,8 +161,8 @@ func (a *Agent) raise(eni *plan.ENI, now time.Time) time.Duration {
 	if !l.unused.dark.IsZero() {
 		return max(l.unused.dark.Add(settleTime).Sub(now), 0)
 	}
-	if !link.Down || l.unused.up || link.SetDown || link.OthersActivation || !eni.Known || !eni.Settings.Managed || !a.networkdUp || !a.begun ||
-		a.storeErr != "" || a.networkdErr != "" || !a.ownInForce(eni) {
+	if !link.Down || l.unused.up || link.SetDown || link.OthersActivation || !eni.Known || !eni.Settings.Managed || !a.session.Running() || !a.begun ||
+		a.storeErr != "" || a.session.LastError() != "" || !a.ownInForce(eni) {
 		return 0
 	}
 	try := &l.unused.raise
@@ -181,7 +181,7 @@ func (a *Agent) raise(eni *plan.ENI, now time.Time) time.Duration {
 		return try.Delay
 	}
 	l.atWork(now)
-	a.reloadDue = true
+	a.session.NeedReload()
 	a.ask(0)
 	return try.Delay
 }

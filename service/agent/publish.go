@@ -9,7 +9,6 @@ import (
 
 	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
-	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 )
@@ -73,7 +72,7 @@ func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
 			Endpoint: a.Metadata.Answered(), LastSuccess: a.lastSuccess, LastError: errorText(a.lastError()), Requests: sent, Errors: failed,
 		},
 		Networkd: state.Networkd{
-			Running: a.networkdUp, Version: a.versionOf(ctx), Reloads: a.reloads, LastError: a.networkdErr,
+			Running: a.session.Running(), Version: a.versionOf(ctx), Reloads: a.session.Reloads(), LastError: a.session.LastError(),
 		},
 		Conflicts:  a.conflicts,
 		Interfaces: interfaces,
@@ -102,7 +101,7 @@ func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
 // count is what was counted so far, without what the client of the metadata service counts.
 func (a *Agent) count() *metrics.Numbers {
 	n := &metrics.Numbers{
-		Reads: maps.Clone(a.reads), Reloads: a.reloads, Attachments: a.attachments, AttachmentTime: a.attachTime,
+		Reads: maps.Clone(a.reads), Reloads: a.session.Reloads(), Attachments: a.attachments, AttachmentTime: a.attachTime,
 		Took: make(map[int]time.Duration),
 	}
 	for index, l := range a.links {
@@ -121,7 +120,7 @@ func (a *Agent) Metrics() []metrics.Metric {
 }
 
 func (a *Agent) versionOf(ctx context.Context) string {
-	if !a.networkdUp || !a.begun {
+	if !a.session.Running() || !a.begun {
 		return ""
 	}
 	return a.Networkd.Version(ctx)
@@ -129,8 +128,8 @@ func (a *Agent) versionOf(ctx context.Context) string {
 
 // overall is the state of the whole.
 func (a *Agent) overall(interfaces []state.Interface) (state.Manager, status.Reason) {
-	if !a.networkdUp && !a.networkdWhy.None() && !a.busDown {
-		return state.Degraded, a.networkdWhy
+	if !a.session.Running() && !a.session.Why().None() && !a.session.BusSilent() {
+		return state.Degraded, a.session.Why()
 	}
 	for i := range interfaces {
 		e := &interfaces[i]
@@ -223,11 +222,9 @@ func (a *Agent) request(ctx context.Context, r *request) (*state.Changes, error)
 func (a *Agent) begin(r *request) {
 	now := time.Now()
 	r.began, r.deadline, r.before = now, now.Add(waitTime), a.State()
-	a.waiting, a.othersDue, a.reloadTry = append(a.waiting, r), true, schedule.Try{}
+	a.waiting, a.othersDue = append(a.waiting, r), true
 	a.paced = time.Time{}
-	if a.applied.delay > 0 && !a.applied.busy {
-		a.applied.delay, a.applied.next = 0, now
-	}
+	a.session.Hurry(now)
 	a.hurry(now)
 	a.askOfLeases()
 	for _, l := range a.links {
@@ -236,9 +233,10 @@ func (a *Agent) begin(r *request) {
 		case state.ENIShadowed, state.ENIOverridden:
 			// The files that are the reason may have changed since networkd read them. A
 			// reload touches no link whose files have not.
-			a.reloadDue, l.since = true, now
+			a.session.NeedReload()
+			l.since = now
 		case state.ENIDegraded:
-			a.reloadDue = true
+			a.session.NeedReload()
 		}
 	}
 }
@@ -250,7 +248,7 @@ func (a *Agent) finish(now time.Time) {
 		if !late && !a.readSince(r, now) {
 			return false
 		}
-		settled := !a.reloadDue && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool {
+		settled := !a.session.ReloadDue() && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool {
 			contested := i.State == state.ENIContested && len(i.Missing) > 0
 			return (i.State == state.ENIConfiguring || contested) && r.of(i.MAC)
 		})

@@ -445,7 +445,7 @@ func (s *site) run() (*Agent, func()) {
 	server := &http.Server{Handler: s.server}
 	go server.Serve(s.pipes)
 	a := New(Options{
-		Version: "test", Kernel: s, Metadata: s.client, Networkd: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote},
+		Version: "test", Kernel: s, Metadata: s.client, Networkd: s, Manager: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote},
 		Log: slog.New(slog.NewTextHandler(logWriter{s.world}, nil)), Events: []<-chan struct{}{s.poke},
 		RefreshEvery: time.Minute, Views: persist.Place{Path: filepath.Join(s.dir, "views.json")}, Drivers: s.holding,
 	})

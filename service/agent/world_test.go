@@ -567,7 +567,7 @@ func (w *world) place(name string) persist.Place {
 func (w *world) start(t testing.TB) (*Agent, func()) {
 	t.Helper()
 	a := New(Options{
-		Version: "test", Kernel: w, Metadata: w, Networkd: w, Udev: devices{w}, Store: restorer{w.store, w}, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
+		Version: "test", Kernel: w, Metadata: w, Networkd: w, Manager: w, Udev: devices{w}, Store: restorer{w.store, w}, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
 		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
 		RefreshEvery: time.Minute, Views: w.place("views.json"), Hint: w.place("boot.json"), Sections: w.sections,
 		CPU: w.cpu, Trim: func() {}, Drivers: w.drivers,

@@ -70,7 +70,7 @@ func startDaemon(in *instance) *daemon {
 		part, d.agent = idle, idle
 	} else {
 		d.loop = agent.New(agent.Options{
-			Version: "golden", Kernel: d.kernel, Metadata: client, Networkd: bus, Udev: &udevOf{in}, Store: files,
+			Version: "golden", Kernel: d.kernel, Metadata: client, Networkd: bus, Manager: bus, Udev: &udevOf{in}, Store: files,
 			Others: &conflict.Looker{Root: in.root, Units: func(context.Context, []string) ([]string, error) { return in.units(), nil }},
 			Log:    log, Events: []<-chan struct{}{in.changed}, Endpoint: cmp.Or(settings.Endpoint, endpoint),
 			RefreshEvery: settings.Refresh, Sections: settings.ENIs, Drivers: settings.Drivers, Problems: problems(settings),

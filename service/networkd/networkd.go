@@ -1,8 +1,9 @@
-// Package networkd talks to systemd-networkd: has it reload or reconfigure, and
-// tells what it says of itself and of a link.
+// Package networkd talks to systemd-networkd: it asks networkd to reload or to configure a link
+// anew, and tells what networkd says of itself and of a link.
 //
-// It decides nothing. What networkd cannot be asked over D-Bus on every version
-// (which file is in force for a link) is read from its state files.
+// A [Client] decides nothing. What networkd cannot be asked over D-Bus on every version
+// (which file is in force for a link) is read from its state files. A [Session] decides when
+// networkd is asked for something that is due, but not what is due.
 package networkd
 
 import (
