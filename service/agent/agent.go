@@ -31,6 +31,7 @@ import (
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
+	"ec2netd/service/udev"
 )
 
 // Kernel takes snapshots of the network namespace.
@@ -224,7 +225,6 @@ type Agent struct {
 	requests chan *request
 	jobs     chan func()
 	results  chan result
-	udevEnds chan udevDone
 	// cleanings are the ends of runs of RemoveOrphans.
 	cleanings chan cleaned
 	bell      chan struct{}
@@ -258,7 +258,6 @@ type Agent struct {
 	// begun: the first pass is over.
 	begun  bool
 	outage outage
-	udev   udevWork
 
 	// snapshot is another one only if it says something else, and planned counts the
 	// plans, which are made when input is another one: nothing that follows from what is
@@ -270,6 +269,8 @@ type Agent struct {
 	links    map[int]*link
 	// session is the conversation with networkd.
 	session *networkd.Session
+	// altnames are the links that udevd is to give alternative names.
+	altnames *udev.Queue
 	// linkStates is what networkd has said of links since the last look at the kernel.
 	linkStates map[int]networkd.LinkState
 
@@ -419,7 +420,6 @@ func New(options Options) *Agent {
 		requests:       make(chan *request),
 		jobs:           make(chan func(), readers),
 		results:        make(chan result, readers),
-		udevEnds:       make(chan udevDone, 1),
 		cleanings:      make(chan cleaned, 1),
 		bell:           make(chan struct{}, 1),
 		configurations: make(chan configured),
@@ -434,6 +434,7 @@ func New(options Options) *Agent {
 		conflicts: []state.Conflict{},
 	}
 	a.session = networkd.NewSession(networkd.SessionOptions{Manager: options.Manager, Hold: a.holdThere, Log: options.Log})
+	a.altnames = udev.NewQueue(options.Udev, options.Log)
 	a.said.Log = options.Log
 	a.views.Place, a.hintFile.Place = options.Views, options.Hint
 	for _, kind := range metadata.Kinds() {
@@ -514,8 +515,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			default:
 				a.ask(0)
 			}
-		case done := <-a.udevEnds:
-			a.takeUdev(done)
+		case end := <-a.altnames.Ends():
+			a.takeUdev(end)
 			a.ask(0)
 		case done := <-a.cleanings:
 			a.takeCleaned(done, time.Now())

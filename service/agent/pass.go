@@ -740,8 +740,8 @@ func (a *Agent) verify() []state.Interface {
 	if next := a.session.Schedule(now, stale, disputed); !next.IsZero() {
 		soonest(next.Sub(now))
 	}
-	if len(a.udev.names) > 0 && !a.udev.Busy {
-		soonest(max(a.udev.Next.Sub(now), firstLook))
+	if next := a.altnames.Next(now); !next.IsZero() {
+		soonest(max(next.Sub(now), firstLook))
 	}
 	if a.storeErr != "" {
 		soonest(max(a.storeTry.Next.Sub(now), firstLook))

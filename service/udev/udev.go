@@ -1,4 +1,5 @@
-// Package udev asks udevd about network links, and has it apply .link files.
+// Package udev asks udevd about network links, and has it apply .link files. A [Queue] has that
+// done beside its user's loop, and again where it fails.
 //
 // There is no library for it: what is needed is one file of its database and two
 // commands of its own tool.
