@@ -41,8 +41,8 @@ type Answer struct {
 //
 // With many ENIs that costs networkd, and this daemon, several milliseconds. So an Inquiry asks
 // beside its user's loop, one question at a time, and only when something that is shown of an ENI
-// has changed and the change seems to be over: an idle loop asks for nothing, and a reload waits
-// for no answer.
+// has changed and the change seems to be over: an idle pass asks nobody, and a reload waits for
+// no answer.
 type Inquiry struct {
 	describer Describer
 	log       *slog.Logger
@@ -132,7 +132,7 @@ func (i *Inquiry) Take(answer Answer, now time.Time) bool {
 	return true
 }
 
-// schedule says when networkd is asked next, after a round of the loop; see [Session.Schedule].
+// schedule says when networkd is asked next, after a pass; see [Session.Schedule].
 func (i *Inquiry) schedule(now time.Time, running, stale, disputed bool) {
 	changed := i.changed
 	i.changed = false

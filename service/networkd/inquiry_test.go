@@ -9,8 +9,8 @@ import (
 	"ec2netd/service/kernel"
 )
 
-// settle is a loop that runs for a time: it asks when it is time to, takes answers, and has a round
-// at first and after each answer.
+// settle is a loop that runs for a time: it asks when it is time to, takes answers, and makes a
+// pass at first and after each answer.
 func (s *talk) settle(d time.Duration, stale func() bool, disputed bool) {
 	s.t.Helper()
 	i, end := s.Session.Applied, time.Now().Add(d)
@@ -46,7 +46,7 @@ func TestInquiry(t *testing.T) {
 		if i.Fresh(0) || i.Snapshot() != nil {
 			t.Fatal("it has said nothing")
 		}
-		s.peer.applied = &Applied{Snapshot: &kernel.Snapshot{}, Leases: map[int]Lease{3: {Known: true, MTU: 9001}}}
+		s.applied = &Applied{Snapshot: &kernel.Snapshot{}, Leases: map[int]Lease{3: {Known: true, MTU: 9001}}}
 		s.settle(time.Hour, allFresh, false)
 		if s.questions != 1 || !i.Fresh(0) || i.Lease(3).MTU != 9001 || !i.Next().IsZero() {
 			t.Fatalf("%d questions, fresh: %v, %+v", s.questions, i.Fresh(0), i.Lease(3))
@@ -61,7 +61,7 @@ func TestInquiry(t *testing.T) {
 			t.Error("it is asked before the change is over")
 		}
 		// The answer says the same as before, in other words.
-		s.peer.applied = &Applied{Snapshot: &kernel.Snapshot{}}
+		s.applied = &Applied{Snapshot: &kernel.Snapshot{}}
 		s.settle(time.Hour, func() bool { return !i.Fresh(changed) }, false)
 		if s.questions != 2 || !i.Fresh(changed) || i.Snapshot() != same || i.Lease(3).Known {
 			t.Errorf("%d questions, fresh: %v", s.questions, i.Fresh(changed))

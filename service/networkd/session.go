@@ -57,8 +57,8 @@ type SessionOptions struct {
 // Session is the conversation with networkd: what it is still to be asked for and when, what it
 // has answered, and whether it runs. Make one with [NewSession].
 //
-// It starts nothing by itself but the questions of [Inquiry]: its user calls [Session.Step] in
-// each round of its loop. Its methods are not for several goroutines.
+// It starts nothing by itself but the questions of its [Inquiry]: its user calls [Session.Step] in
+// each pass, and [Session.Schedule] at the end of it. Its methods are not for several goroutines.
 type Session struct {
 	SessionOptions
 	// Applied asks networkd what it has applied.
@@ -183,7 +183,7 @@ func (s *Session) Hurry(now time.Time) {
 
 // Outcome is what a step has found and done.
 type Outcome struct {
-	// Another: it is another networkd than at the step before, or none. It configures all links.
+	// Another: another networkd runs than at the step before, or none. It configures all links.
 	Another bool
 	// Asked: networkd was asked to reload. Reloaded: it has done so.
 	Asked, Reloaded bool
@@ -253,8 +253,8 @@ func (s *Session) stepReload(ctx context.Context, now time.Time) bool {
 	return true
 }
 
-// Schedule takes what a round of the loop has found after its step, and returns when to step
-// again, zero if not before something happens. stale: what networkd has applied is not known of
+// Schedule takes what a pass has found after its step, and returns when to step again, zero if
+// not before something happens. stale: what networkd has applied is not known of
 // some link, see [Inquiry.Fresh]. disputed: networkd does not count something as its own that is
 // there.
 func (s *Session) Schedule(now time.Time, stale, disputed bool) (next time.Time) {
