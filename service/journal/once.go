@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 )
@@ -24,15 +23,15 @@ func (o *Once) Warn(key, message string, args ...any) {
 // WarnOf is Warn for a message whose arguments differ from one time to the next. It counts as the
 // same as long as its gist is the same.
 func (o *Once) WarnOf(key, gist, message string, args ...any) {
-	level, text := slog.LevelWarn, message+gist
+	log, text := o.Log.Warn, message+gist
 	if o.said[key] == text {
-		level = slog.LevelDebug
+		log = o.Log.Debug
 	}
 	if o.said == nil {
 		o.said = make(map[string]string)
 	}
 	o.said[key] = text
-	o.Log.Log(context.Background(), level, message, args...)
+	log(message, args...)
 }
 
 // Clear ends the condition with a key, and reports whether there was one.
