@@ -143,7 +143,8 @@ while (1) {
     if (vec $readable, fileno $line, 1) {
         my $got = sysread $line, $in, $chunk, length $in;
         die "reading from the lab: $!\n" if !defined $got && !again();
-        exit 0 if defined $got && $got == 0;    # the lab has gone
+        # As the machine wakes up, the port has nobody on its other side for a moment.
+        select undef, undef, undef, 0.1 if defined $got && $got == 0;
         while (length $in >= 9) {
             my ($id, $kind, $size) = unpack 'N a N', $in;
             last if length $in < 9 + $size;

@@ -227,7 +227,7 @@ func dialQEMU(ctx context.Context, path string, exited <-chan struct{}) (conn ne
 
 // machineReady waits until a machine is up.
 func (inst *Instance) machineReady(ctx context.Context, r *running) (err error) {
-	// The port first: its agent ends when nobody is there.
+	// The port first: its agent has nobody to talk to before.
 	port, err := dialQEMU(ctx, filepath.Join(inst.dir, "port"), r.exited)
 	if err != nil {
 		return err
@@ -331,6 +331,24 @@ func (m *machine) setCarrier(ctx context.Context, e *ENI, on bool) error {
 	return m.monitor.execute(ctx, "set_link", map[string]any{"name": "d" + e.port, "up": on})
 }
 
+// suspendScript suspends a machine to RAM, and mends what SeaBIOS leaves undone as it wakes up.
+// The wake-up resets the chipset. SeaBIOS up to 1.17.0 at least (pci_resume in src/fw/pciinit.c)
+// sets PMBASE, ACPI_CNTL, RCBA and PCIEXBAR again, but writes them through the memory window that
+// PCIEXBAR opens, which the reset has closed. The ports of power management are gone then: all bits
+// read as ones, WAK_STS too, and the kernel would return from each later suspend without sleep.
+const suspendScript = `set -e
+cd /sys/bus/pci/devices
+saved=$(mktemp -d -p /run)
+dd if=0000:00:00.0/config of="$saved/pciexbar" bs=4 skip=24 count=1 status=none
+dd if=0000:00:1f.0/config of="$saved/pmbase" bs=4 skip=16 count=2 status=none
+dd if=0000:00:1f.0/config of="$saved/rcba" bs=4 skip=60 count=1 status=none
+echo mem >/sys/power/state
+dd if="$saved/pciexbar" of=0000:00:00.0/config bs=4 seek=24 conv=notrunc status=none
+dd if="$saved/pmbase" of=0000:00:1f.0/config bs=4 seek=16 conv=notrunc status=none
+dd if="$saved/rcba" of=0000:00:1f.0/config bs=4 seek=60 conv=notrunc status=none
+rm -r "$saved"
+`
+
 // Suspend suspends a running machine to RAM and wakes it up at once. It returns when the machine
 // runs again.
 func (inst *Instance) Suspend(ctx context.Context) error {
@@ -338,19 +356,30 @@ func (inst *Instance) Suspend(ctx context.Context) error {
 	if r == nil || r.machine == nil {
 		return fmt.Errorf("suspending %s: it is no machine that is running", inst.id)
 	}
-	m := r.machine.monitor
 	ctx, cancel := context.WithTimeout(ctx, machineTimeout)
 	defer cancel()
+	if err := inst.suspend(ctx, r.machine.monitor); err != nil {
+		select {
+		case <-r.machine.monitor.done:
+			return fmt.Errorf("%w; QEMU has ended for %q%s", err, r.machine.monitor.shutdownReason(), inst.consoleTail())
+		case <-time.After(time.Second): // QEMU's connections do not end at the same moment
+			return err
+		}
+	}
+	return nil
+}
+
+func (inst *Instance) suspend(ctx context.Context, m *monitor) error {
 	slept, woken := m.count("SUSPEND", ""), m.count("WAKEUP", "")
 	written := make(chan error, 1)
 	go func() {
-		_, err := inst.Exec(ctx, "sh", "-c", "echo mem >/sys/power/state")
+		_, err := inst.Exec(ctx, "sh", "-c", suspendScript)
 		written <- err
 	}()
 	err := until(ctx, inst.id+" is suspended", func() (bool, error) {
 		select {
 		case err := <-written:
-			return false, fmt.Errorf("it is not: %w", err)
+			return false, cmpErr(err, errors.New("its kernel has returned without sleep"))
 		default:
 			return m.count("SUSPEND", "") > slept, nil
 		}
@@ -364,7 +393,10 @@ func (inst *Instance) Suspend(ctx context.Context) error {
 	if err := m.await(ctx, inst.id+" wakes up", "WAKEUP", "", woken); err != nil {
 		return err
 	}
-	return <-written
+	if err := <-written; err != nil {
+		return fmt.Errorf("waiting until %s runs again: %w", inst.id, err)
+	}
+	return nil
 }
 
 // machinePing is [Instance.Ping] of a machine, by the ping(8) in it: once for each request, as it
