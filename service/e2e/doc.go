@@ -1,0 +1,3 @@
+// Package e2e has the tests that boot real systemd in the simulated VPC of cmd/vpclab: a test says
+// what the VPC does, and looks at the kernel, networkd's log and the API. It has no code of its own.
+package e2e

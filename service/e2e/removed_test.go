@@ -1,0 +1,227 @@
+package e2e
+
+import (
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ec2netd/cmd/vpclab/vpc"
+	"ec2netd/service/plan"
+	"ec2netd/service/state"
+)
+
+// stays are files of the daemon's, by path, with what they say: their own, and those for networkd
+// and udevd. Of those that tell the time or a process there is the path alone.
+func (l *lab) stays() string {
+	l.t.Helper()
+	return l.run("sh", "-c", "find "+ownPaths+` -name '.*' -prune -o -type d -printf '%p %M\n' -o ! -name running ! -name '*.json' -printf '%p %y %l\n' -o -printf '%p\n' 2>/dev/null | sort
+		grep -r '' /run/systemd/network /run/ec2netd/networkd-start 2>/dev/null | sort
+		! test -e /run/ec2netd/running || echo udevd knows that the daemon runs`)
+}
+
+// ownPaths are the directories and sockets of the daemon.
+const ownPaths = "/run/systemd/network /run/ec2netd /var/lib/ec2netd /run/systemd/report/org.ec2netd /run/varlink/registry/org.ec2netd.Network"
+
+// inodes tell the files from others of the same names, which may have each other's numbers.
+func (l *lab) inodes() string {
+	l.t.Helper()
+	return l.run("sh", "-c", "find "+ownPaths+" -printf '%p %D %i %B@\\n' | sort")
+}
+
+// listens reports whether the daemon answers at the files of its sockets.
+func (l *lab) listens() bool {
+	l.t.Helper()
+	for _, socket := range []string{"/run/ec2netd/org.ec2netd.Network", "/run/systemd/report/org.ec2netd"} {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(l.t.Context(), "unix", l.inst.Path(socket))
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		_, err = conn.Write([]byte("{\"method\":\"org.varlink.service.GetInfo\"}\x00"))
+		reply := make([]byte, 4096)
+		n, readErr := conn.Read(reply)
+		if err != nil || readErr != nil || !strings.Contains(string(reply[:n]), "org.ec2netd.Network") {
+			return false
+		}
+	}
+	return true
+}
+
+// intact waits until ENIs are configured and have all that they should.
+func (l *lab) intact(enis ...*vpc.ENI) {
+	l.t.Helper()
+	for _, eni := range enis {
+		if eni != l.inst.Primary() {
+			l.complete(eni, eni.Name())
+			continue
+		}
+		l.configured(eni.ID())
+		if err := l.inst.AwaitAddrs(l.t.Context(), eni.Name(), slices.Concat(eni.IPv4(), eni.IPv6())...); err != nil {
+			l.t.Error(err)
+		}
+	}
+}
+
+// removal is what somebody removes of the daemon's.
+type removal struct {
+	what, command string
+	// restarts: only another run of the daemon has what is removed.
+	restarts bool
+}
+
+// remove is the command of somebody who removes directories, also where the daemon writes a file
+// into one of them in the same moment.
+func remove(dirs string) string { return "until rm -rf " + dirs + "; do :; done" }
+
+// F12: files, directories and sockets of the daemon's that somebody removes are back within 5 s,
+// with the bytes that they had, and no ENI loses a packet.
+func TestLabRemoved(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, often)
+		l.configured("ens5")
+		primary, eni := l.inst.Primary(), l.attach(hotplugSpec())
+		l.settled(eni)
+		l.held(true)
+		l.arrives(primary)
+		l.configured("ens5")
+		for _, r := range []removal{
+			{"a drop-in", "rm /run/systemd/network/70-ens6.network.d/50-ec2netd.conf", false},
+			{"all units", "find /run/systemd/network -type l -delete", false},
+			{"the unit for new ENIs", "rm " + plan.HoldPath, false},
+			{"all generated files", "rm -r /run/systemd/network/*", false},
+			{"what a restart needs", "rm /run/ec2netd/*.json /var/lib/ec2netd/boot.json", false},
+			{"what networkd, udevd and cloud-init look for", "rm -rf /run/ec2netd/networkd-start; rm /run/ec2netd/running /run/ec2netd/cloud-init.cfg", false},
+			{"the directory of generated files", remove("/run/systemd/network"), false},
+			{"the same, again", remove("/run/systemd/network"), false},
+			{"the same, moved", "rm -rf /run/moved; mv /run/systemd/network /run/moved", false},
+			// systemd 252 cannot mount over what is mounted from a directory that is gone.
+			{"the directory that outlives a boot", remove("/var/lib/ec2netd"), suite == "bookworm"},
+			{"the same, moved", "mv /var/lib/ec2netd /var/lib/moved", false},
+			{"a socket", "rm /run/ec2netd/org.ec2netd.Network", true},
+			{"the other socket", remove("/run/systemd/report"), true},
+			{"what tells of a socket", "rm /run/varlink/registry/org.ec2netd.Network", true},
+			{"the directory of its own", remove("/run/ec2netd"), true},
+			{"everything", remove("/run/systemd/network /run/ec2netd /var/lib/ec2netd /run/systemd/report"), true},
+		} {
+			l.comesBack(r, suite, primary, eni)
+		}
+		// It works in what it has got anew, and does nothing by itself.
+		l.arrives(eni)
+		l.settled(eni)
+		third := l.attach(hotplugSpec())
+		l.settled(third)
+		l.detach(third)
+		l.gone(third, 2)
+		writes := l.writes("/run/systemd/network", "/run/ec2netd", "/var/lib/ec2netd")
+		reloads := l.describe().Networkd.Reloads
+		time.Sleep(3 * time.Second) // that nothing happens has no event
+		if found := writes(); len(found) > 0 || l.describe().Networkd.Reloads != reloads {
+			t.Errorf("with nothing removed the daemon writes: %v", found)
+		}
+
+		// Where networkd reads its directory in between, the ENIs have the base unit for a moment.
+		l.run("sh", "-c", remove("/run/systemd/network")+"; networkctl reload")
+		l.intact(primary, eni)
+		l.countDrops()
+		for _, source := range slices.Concat(primary.IPv4(), eni.IPv4(), eni.IPv6()) {
+			l.pingFrom(source)
+		}
+		l.noDrops()
+	})
+}
+
+// comesBack removes something, and checks that it is back in time, and what that cost.
+func (l *lab) comesBack(r removal, suite string, primary, eni *vpc.ENI) {
+	l.t.Helper()
+	l.manager(state.Configured)
+	before, inodes, pid := l.stays(), l.inodes(), l.daemonPID()
+	others, finish := l.measurePings(primary), l.measure(eni)
+	began := time.Now()
+	l.run("sh", "-ec", r.command)
+	var now string
+	l.untilOr("it is there again: "+r.what, func() (bool, error) {
+		now = l.stays()
+		return now == before && l.listens(), nil
+	}, &now)
+	if took := time.Since(began); took > backTime {
+		l.t.Errorf("%s: back after %v", r.what, took)
+	} else {
+		l.t.Logf("%s: back after %v", r.what, took.Round(10*time.Millisecond))
+	}
+	if l.inodes() == inodes {
+		l.t.Errorf("%s: nothing was gone", r.what)
+	}
+	l.manager(state.Configured)
+	l.intact(primary, eni)
+	if restarted := l.daemonPID() != pid; restarted != r.restarts {
+		l.t.Errorf("%s: the daemon was restarted: %v", r.what, restarted)
+	}
+	cost, other := finish(), others()
+	if !cost.none() || other.lost != (&losses{}).lost {
+		l.t.Errorf("%s: it cost %s; the primary %s", r.what, cost, other)
+	}
+	for _, line := range cost.deleted {
+		// Beside what 252 drops of a router with each reload stands a static route.
+		if suite != "bookworm" || !strings.Contains(line, " proto ra ") {
+			for _, kept := range []string{eni.IPv4()[0].String() + "/", eni.IPv4()[1].String() + "/", eni.IPv6()[0].String() + "/", "default", "lookup"} {
+				if strings.Contains(line, kept) {
+					l.t.Errorf("%s: %s", r.what, line)
+				}
+			}
+		}
+	}
+}
+
+// systemdUpgraded restarts what an upgrade of systemd restarts, in the order of Debian's packages.
+const systemdUpgraded = "systemctl daemon-reexec; systemctl restart systemd-journald.service; systemctl try-restart systemd-networkd.service systemd-resolved.service; systemctl restart systemd-udevd.service"
+
+// F11: udevd, resolved, journald and PID 1 are restarted, each by itself and all at once as an
+// upgrade of systemd does, and what is changed in the VPC afterwards is followed.
+func TestLabSystemRestarted(t *testing.T) {
+	eachSuite(t, func(t *testing.T, suite string) {
+		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+			often(o)
+			o.Primary.IPv6Count = 2
+		})
+		primary := l.inst.Primary()
+		l.configured("ens5")
+		pid, dns := l.daemonPID(), l.run("resolvectl", "dns", "ens5")
+		for _, restart := range []struct{ what, command string }{
+			{"udevd", "systemctl restart systemd-udevd.service"},
+			{"resolved", "systemctl restart systemd-resolved.service"},
+			{"journald", "systemctl restart systemd-journald.service"},
+			{"PID 1, its units", "systemctl daemon-reload"},
+			{"PID 1", "systemctl daemon-reexec"},
+			{"all of systemd", systemdUpgraded},
+			{"all of systemd and the bus", "systemctl daemon-reexec; systemctl restart dbus.service; systemctl restart systemd-networkd.service systemd-resolved.service systemd-udevd.service"},
+		} {
+			t.Logf("restarting %s", restart.what)
+			l.run("sh", "-ec", restart.command)
+			l.arrives(primary)
+			eni := l.attach(hotplugSpec())
+			l.settled(eni)
+			l.arrives(eni)
+			l.settled(eni)
+			l.manager(state.Configured)
+			l.until("resolved has the servers of the lease", func() (bool, error) { return l.run("resolvectl", "dns", "ens5") == dns, nil })
+			l.until("the log tells of the ENI", func() (bool, error) {
+				return strings.Contains(l.run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--output=cat", "--no-pager", "--quiet"), "ENI configured"), nil
+			})
+			l.detach(eni)
+			l.gone(eni, 1)
+			if err := eni.Delete(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			l.run("sh", "-c", remove("/run/systemd/network")) // F12: for what takes PID 1
+			l.until("the directory is back", func() (bool, error) { return len(l.units(primary.MAC())) == 1, nil })
+			l.intact(primary)
+		}
+		if now := l.daemonPID(); now != pid {
+			t.Errorf("the daemon was restarted: process %s, before %s", now, pid)
+		}
+	})
+}
