@@ -22,7 +22,7 @@ func bootAsEC2(t *testing.T, suite string) *lab {
 	options := vpc.InstanceOptions{Suite: suite}
 	options.Install = func(root string) error { return vpc.InstallTree(t.Context(), root, vpc.StageForTest(t)) }
 	v := vpc.ForTest(t, vpc.Options{Behaviour: &behaviour})
-	return &lab{t: t, vpc: v, inst: vpc.BootForTest(t, v, options), late: make(map[string]time.Time)}
+	return newLab(t, v, vpc.BootForTest(t, v, options))
 }
 
 // mtu is that of a link of the instance.

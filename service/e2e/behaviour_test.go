@@ -105,14 +105,7 @@ func TestLabRestartWithoutMetadata(t *testing.T) {
 		l.checkKernel(eni)
 		l.countDrops()
 		monitor := l.monitor("ens")
-		endpoints := func(state vpc.EndpointState) {
-			for _, family := range []vpc.Family{vpc.IPv4, vpc.IPv6} {
-				if err := l.vpc.SetMetadataEndpoint(t.Context(), family, state); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		endpoints(vpc.EndpointRefused)
+		l.setEndpoints(vpc.EndpointRefused)
 		files, log := l.files(), l.networkdLog()
 		ping, err := l.inst.StartPing(t.Context(), eni.IPv4()[1], vpc.FarIPv4, 10*time.Millisecond)
 		if err != nil {
@@ -146,7 +139,7 @@ func TestLabRestartWithoutMetadata(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		endpoints(vpc.EndpointOn)
+		l.setEndpoints(vpc.EndpointOn)
 		l.run("ec2netctl", "refresh", "--wait")
 		if !slices.Contains(l.addresses(eni.Name()), added[0]) {
 			t.Errorf("an address assigned while the metadata service was off is not there: %v", l.addresses(eni.Name()))

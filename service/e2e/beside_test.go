@@ -184,14 +184,14 @@ func bootOld(t *testing.T, v *vpc.VPC, o vpc.InstanceOptions) *beside {
 	t.Helper()
 	o.Stock = "amazon-ec2-net-utils"
 	inst := vpc.BootForTest(t, v, o)
-	return &beside{&lab{t: t, vpc: v, inst: inst}, true}
+	return &beside{newLab(t, v, inst), true}
 }
 
 // bootNew boots an instance with ec2netd.
 func bootNew(t *testing.T, v *vpc.VPC, o vpc.InstanceOptions) *beside {
 	t.Helper()
 	o.Install = func(root string) error { return vpc.InstallTree(t.Context(), root, vpc.StageForTest(t)) }
-	return &beside{&lab{t: t, vpc: v, inst: vpc.BootForTest(t, v, o)}, false}
+	return &beside{newLab(t, v, vpc.BootForTest(t, v, o)), false}
 }
 
 // enter attaches the ENIs of a world, and waits until they are configured once.

@@ -55,8 +55,8 @@ func (l *lab) between(after, before string) func(advice string) string {
 // copies it, and returns it. What ends the sentence is no part of it.
 func (l *lab) follow(advice, after string) string {
 	l.t.Helper()
-	_, command, ok := strings.Cut(advice, after)
-	if !ok || command == "" {
+	command := l.between(after, "")(advice)
+	if command == "" {
 		l.t.Fatalf("%q has no command after %q", advice, after)
 	}
 	l.run("sh", "-ec", command)

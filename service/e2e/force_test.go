@@ -141,7 +141,7 @@ func (l *lab) whole(eni *vpc.ENI) {
 	if eni == l.inst.Primary() {
 		return
 	}
-	if got := l.rules(10000 + eni.DeviceIndex()); !slices.Equal(got, sources(eni)) {
+	if got := l.rules(tableOf(eni)); !slices.Equal(got, sources(eni)) {
 		l.t.Errorf("%s has rules %v, want %v", eni.Name(), got, sources(eni))
 	}
 }
@@ -245,7 +245,7 @@ func TestLabOthersFiles(t *testing.T) {
 					t.Errorf("%s: %s is not there", c.name, address)
 				}
 			}
-			if got := l.rules(10000 + eni.DeviceIndex()); !slices.Equal(got, sources(eni)) {
+			if got := l.rules(tableOf(eni)); !slices.Equal(got, sources(eni)) {
 				t.Errorf("%s: rules %v, want %v", c.name, got, sources(eni))
 			}
 			if !slices.ContainsFunc(l.routes("-4", "main"), func(r route) bool {

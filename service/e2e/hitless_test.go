@@ -182,7 +182,7 @@ func (l *lab) steps(eni *vpc.ENI) []step {
 			l.configured(other.ID())
 			l.detach(other)
 			l.until("it is gone", func() (bool, error) {
-				return len(l.units(other.MAC())) == 0 && len(l.rules(10000+other.DeviceIndex())) == 0, nil
+				return len(l.units(other.MAC())) == 0 && len(l.rules(tableOf(other))) == 0, nil
 			})
 			if err := other.Delete(ctx); err != nil {
 				l.t.Fatal(err)

@@ -45,19 +45,11 @@ func TestLabHold(t *testing.T) {
 		l.checkKernel(first)
 		once(first)
 
-		endpoints := func(state vpc.EndpointState) {
-			t.Helper()
-			for _, family := range []vpc.Family{vpc.IPv4, vpc.IPv6} {
-				if err := l.vpc.SetMetadataEndpoint(t.Context(), family, state); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		endpoints(vpc.EndpointRefused)
+		l.setEndpoints(vpc.EndpointRefused)
 		unknown := l.attach(vpc.ENISpec{IPv4Count: 2, Propagation: &imds.Propagation{}})
 		base(unknown)
 		l.held(false)
-		endpoints(vpc.EndpointOn)
+		l.setEndpoints(vpc.EndpointOn)
 		l.configured(unknown.ID())
 		l.checkKernel(unknown)
 		l.held(true)

@@ -34,13 +34,9 @@ func bootHostile(t *testing.T, suite, config string) *hostile {
 	h := &hostile{lab: l, eni: l.attach(hotplugSpec())}
 	l.configured(h.eni.ID())
 	l.checkKernel(h.eni)
-	h.before, h.pid = l.files(), h.mainPID()
+	h.before, h.pid = l.files(), h.daemonPID()
 	h.lost = l.deletions()
 	return h
-}
-
-func (h *hostile) mainPID() string {
-	return h.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service")
 }
 
 // unharmed checks that all is as it was: files, kernel, the daemon and its memory.
@@ -54,7 +50,7 @@ func (h *hostile) unharmed(what string) {
 			h.t.Errorf("%s: %s has %v", what, eni.Name(), now)
 		}
 	}
-	if now := h.mainPID(); now != h.pid {
+	if now := h.daemonPID(); now != h.pid {
 		h.t.Errorf("%s: the daemon is another process: %s, %s before", what, now, h.pid)
 	}
 	if peak := h.ofDaemon("VmHWM", false); peak > mostResident {

@@ -192,9 +192,7 @@ func TestLabStock(t *testing.T) { // F3, F8, F9, I2
 				for _, step := range l.stockSteps(of) {
 					said := ""
 					ok := t.Run(step.name, func(t *testing.T) {
-						at := *l
-						at.t = t
-						said = at.stockStep(of, step)
+						said = l.with(t).stockStep(of, step)
 					})
 					if !ok {
 						said = "FAILED: see above"

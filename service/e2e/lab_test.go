@@ -50,7 +50,19 @@ func boot(t testing.TB, suite string, change func(*vpc.InstanceOptions)) *lab {
 	if change != nil {
 		change(&options)
 	}
-	return &lab{t: t, vpc: v, inst: vpc.BootForTest(t, v, options), late: make(map[string]time.Time)}
+	return newLab(t, v, vpc.BootForTest(t, v, options))
+}
+
+// newLab returns the lab of an instance.
+func newLab(t testing.TB, v *vpc.VPC, inst *vpc.Instance) *lab {
+	return &lab{t: t, vpc: v, inst: inst, late: make(map[string]time.Time)}
+}
+
+// with returns the lab for another test, a part of the one that made it.
+func (l *lab) with(t testing.TB) *lab {
+	other := *l
+	other.t = t
+	return &other
 }
 
 // run runs a command in the instance as root and returns its output.

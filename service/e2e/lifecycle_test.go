@@ -17,7 +17,7 @@ import (
 	"ec2netd/service/state"
 )
 
-// refreshing has the daemon look at the metadata every few seconds.
+// refreshing has the daemon look at the metadata every two seconds.
 func refreshing(o *vpc.InstanceOptions) {
 	o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=2\n"
 }
@@ -45,7 +45,7 @@ func seeded(t *testing.T) *rand.Rand {
 // EC2NETD_LONG=1 on all.
 func oneSuite(t *testing.T, test func(t *testing.T, suite string)) {
 	t.Helper()
-	if os.Getenv("EC2NETD_LONG") != "" {
+	if whole() {
 		eachSuite(t, test)
 		return
 	}
@@ -134,10 +134,10 @@ func TestLabIdentity(t *testing.T) {
 		l.checkKernel(eni)
 
 		// A SIGHUP does not end the daemon: systemd would not start it again.
-		pid := l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service")
+		pid := l.daemonPID()
 		l.run("systemctl", "kill", "--signal=HUP", "ec2netd.service")
 		l.run("ec2netctl", "refresh")
-		if now := l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service"); now != pid {
+		if now := l.daemonPID(); now != pid {
 			t.Errorf("process %s after a SIGHUP, %s before", now, pid)
 		}
 
@@ -472,7 +472,7 @@ func TestLabVanishing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		files, pid := l.files(), l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service")
+		files, pid := l.files(), l.daemonPID()
 		if _, err := l.inst.Metadata().AddFault(imds.Fault{
 			Pattern: "network/interfaces/macs/" + eni.MAC().String() + "/**", Effect: imds.Delay, Delay: 150 * time.Millisecond,
 		}); err != nil {
@@ -590,7 +590,7 @@ func TestLabDaemonsDown(t *testing.T) {
 func TestLabBusRestarted(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := boot(t, suite, func(o *vpc.InstanceOptions) {
-			often(o)
+			refreshing(o)
 			o.Primary.IPv6Count = 2
 		})
 		primary := l.inst.Primary()
@@ -652,7 +652,7 @@ func TestLabKilled(t *testing.T) {
 		l.configured(eni.ID())
 		monitor := l.monitor("ens5")
 		kills := 10
-		if os.Getenv("EC2NETD_LONG") != "" {
+		if whole() {
 			kills = 100
 		}
 		var second *vpc.ENI
@@ -688,7 +688,7 @@ func TestLabKilled(t *testing.T) {
 		l.run("ec2netctl", "refresh", "--wait")
 		for _, e := range []*vpc.ENI{eni, second} {
 			l.until(e.ID()+" has its rules", func() (bool, error) {
-				return slices.Equal(l.rules(10000+e.DeviceIndex()), sources(e)), nil
+				return slices.Equal(l.rules(tableOf(e)), sources(e)), nil
 			})
 			l.settled(e)
 		}
@@ -917,7 +917,7 @@ func TestLabCycles(t *testing.T) {
 		there := func() string { return l.run("sh", "-c", "find /run/systemd/network /run/ec2netd | sort") }
 		left := there()
 		cycles := 40
-		if os.Getenv("EC2NETD_LONG") != "" {
+		if whole() {
 			cycles = 500
 		}
 		gap := func() { time.Sleep(time.Duration(random.IntN(200)) * time.Millisecond) }

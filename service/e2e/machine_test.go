@@ -33,7 +33,7 @@ func TestLabMachine(t *testing.T) {
 			l := boot(t, suite.Name, func(o *vpc.InstanceOptions) {
 				o.Machine = true
 				o.Packages = []string{"wireguard-tools"}
-				often(o)
+				refreshing(o)
 				o.Files["/etc/systemd/network/80-data.link"] = "[Match]\nMACAddress=" + renamed.String() +
 					"\n[Link]\nName=data0\nAlternativeNamesPolicy=database onboard slot path\n"
 			})

@@ -163,6 +163,16 @@ func (l *lab) noDrops() {
 	}
 }
 
+// setEndpoints sets the state of the metadata service at both of its addresses.
+func (l *lab) setEndpoints(state vpc.EndpointState) {
+	l.t.Helper()
+	for _, family := range []vpc.Family{vpc.IPv4, vpc.IPv6} {
+		if err := l.vpc.SetMetadataEndpoint(l.t.Context(), family, state); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
 // pingFrom pings the far host from an address, and expects every reply.
 func (l *lab) pingFrom(source netip.Addr) {
 	l.t.Helper()
@@ -412,10 +422,7 @@ func (l *lab) readOnce(eni *vpc.ENI, requests []imds.Request) {
 // checkKernel checks what the kernel has for a secondary ENI that is configured.
 func (l *lab) checkKernel(eni *vpc.ENI) {
 	l.t.Helper()
-	table := 10000 + eni.DeviceIndex()
-	if card := eni.NetworkCard(); card != nil {
-		table += 100 * *card
-	}
+	table := tableOf(eni)
 	metric := table - 10000 + 512
 	// A1, A4: all addresses, single ones without a prefix route.
 	prefixes, err := l.inst.Addrs(eni.Name())

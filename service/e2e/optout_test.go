@@ -139,7 +139,7 @@ func TestLabNoDefaultRoute(t *testing.T) {
 		})
 		check := func(eni *vpc.ENI, when string) {
 			t.Helper()
-			table := 10000 + eni.DeviceIndex()
+			table := tableOf(eni)
 			if got := l.configured(eni.ID()); got.Metric != state.Unknown || got.Table != table {
 				t.Errorf("%s: %+v", when, got)
 			}
@@ -310,7 +310,7 @@ func (l *lab) checkAddresses(eni *vpc.ENI) {
 	if got, want := l.addresses(eni.Name()), slices.Concat(eni.IPv4(), eni.IPv6()); !slices.Equal(sorted(got), sorted(want)) {
 		l.t.Errorf("%s has %v, want %v", eni.Name(), got, want)
 	}
-	if got := l.rules(10000 + eni.DeviceIndex()); !slices.Equal(got, sources(eni)) {
+	if got := l.rules(tableOf(eni)); !slices.Equal(got, sources(eni)) {
 		l.t.Errorf("rules of %s: %v, want %v", eni.Name(), got, sources(eni))
 	}
 	for _, source := range eni.IPv4() {

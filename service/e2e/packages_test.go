@@ -255,11 +255,11 @@ func TestLabRPM(t *testing.T) { // I2, I4, E6, E9
 			t.Errorf("an upgrade of others would install it, since it obsoletes\n%s", out)
 		}
 		l.run("sh", "-c", "echo '# mine' >>/etc/ec2netd.conf")
-		files, pid := l.files(), l.run("systemctl", "show", "--property=MainPID", "ec2netd.service")
+		files, pid := l.files(), l.daemonPID()
 
 		upgrade := func(argv ...string) {
 			l.hitless(strings.Join(argv, " "), func() { l.run(argv...); l.configured("ens5") })
-			if now := l.run("systemctl", "show", "--property=MainPID", "ec2netd.service"); now == pid || now == "MainPID=0" {
+			if now := l.daemonPID(); now == pid || now == "0" {
 				t.Errorf("after %q the daemon that runs is the one before", argv)
 			} else {
 				pid = now

@@ -19,11 +19,6 @@ import (
 // Every path to the metadata service. Which one is taken is the daemon's and the
 // kernel's matter and not systemd's, so that one suite does.
 
-// often has the metadata looked at every two seconds.
-func often(o *vpc.InstanceOptions) {
-	o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=2\n"
-}
-
 // arrives assigns an address to an ENI and waits until it is there, with nobody asking.
 func (l *lab) arrives(eni *vpc.ENI) {
 	l.t.Helper()
@@ -73,7 +68,7 @@ func (l *lab) said(what string) int {
 // D2: over the ENI itself, else the primary, else any other; over IPv4, else IPv6.
 func TestLabMetadataPaths(t *testing.T) {
 	t.Parallel()
-	l := boot(t, "trixie", often)
+	l := boot(t, "trixie", refreshing)
 	l.configured("ens5")
 	primary := l.inst.Primary()
 	eni, other := l.attach(vpc.ENISpec{}), l.attach(vpc.ENISpec{})
@@ -142,7 +137,7 @@ func (l *lab) warned(expected func(line string) bool) {
 // rule before all others prefers too.
 func TestLabMovedDefaultRoute(t *testing.T) {
 	t.Parallel()
-	l := boot(t, "trixie", often)
+	l := boot(t, "trixie", refreshing)
 	l.configured("ens5")
 	eni := l.attach(vpc.ENISpec{IPv4Count: 2})
 	l.configured(eni.ID())
@@ -197,7 +192,7 @@ func TestLabMovedDefaultRoute(t *testing.T) {
 // when it is refused; a slow service is waited for.
 func TestLabMetadataOffAndOn(t *testing.T) {
 	t.Parallel()
-	l := boot(t, "trixie", often)
+	l := boot(t, "trixie", refreshing)
 	l.configured("ens5")
 	eni := l.attach(vpc.ENISpec{IPv4Count: 3})
 	l.configured(eni.ID())
@@ -243,11 +238,7 @@ func TestLabMetadataOffAndOn(t *testing.T) {
 	// D7: off, in two ways, for long enough to be said.
 	files := l.files()
 	for _, off := range []vpc.EndpointState{vpc.EndpointRefused, vpc.EndpointSilent} {
-		for _, family := range []vpc.Family{vpc.IPv4, vpc.IPv6} {
-			if err := l.vpc.SetMetadataEndpoint(t.Context(), family, off); err != nil {
-				t.Fatal(err)
-			}
-		}
+		l.setEndpoints(off)
 		l.manager(state.Offline)
 		if off == vpc.EndpointRefused {
 			l.until("that it is off is said", func() (bool, error) {
@@ -267,11 +258,7 @@ func TestLabMetadataOffAndOn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, family := range []vpc.Family{vpc.IPv4, vpc.IPv6} {
-			if err := l.vpc.SetMetadataEndpoint(t.Context(), family, vpc.EndpointOn); err != nil {
-				t.Fatal(err)
-			}
-		}
+		l.setEndpoints(vpc.EndpointOn)
 		l.until("what changed meanwhile arrives", func() (bool, error) {
 			return slices.Contains(l.addresses(eni.Name()), added[0]), nil
 		})
@@ -289,7 +276,7 @@ func TestLabMetadataOffAndOn(t *testing.T) {
 func TestLabIPv6OnlyInstance(t *testing.T) {
 	t.Parallel()
 	l := boot(t, "trixie", func(o *vpc.InstanceOptions) {
-		often(o)
+		refreshing(o)
 		o.Primary.Subnet, o.Primary.IPv6Count = "v6", 2
 	})
 	l.configured("ens5")
@@ -324,7 +311,7 @@ func addTunnel(name string) error {
 func TestLabLocked(t *testing.T) {
 	t.Parallel()
 	l := boot(t, "sid", func(o *vpc.InstanceOptions) {
-		often(o)
+		refreshing(o)
 		o.Files["/etc/systemd/network/80-ec2.network.d/lock.conf"] = `
 [Route]
 Destination=169.254.169.254

@@ -54,7 +54,7 @@ func (l *lab) throughout(eni *vpc.ENI, check func(when string)) {
 // released it is an ENI as any other. Nothing of that costs the primary ENI a packet.
 func TestLabPort(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, often)
+		l := boot(t, suite, refreshing)
 		l.configured("ens5")
 		eni := l.attach(hotplugSpec())
 		l.configured(eni.ID())
@@ -133,7 +133,7 @@ func (l *lab) remoteShell(address netip.Addr) func(line string) {
 // line ends what it begins.
 func TestLabPortRemote(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, often)
+		l := boot(t, suite, refreshing)
 		l.configured("ens5")
 		primary := l.inst.Primary()
 		session := l.remoteShell(primary.IPv4()[0])
@@ -162,7 +162,7 @@ func TestLabPortRemote(t *testing.T) {
 // daemon starts, and one without a carrier is called that.
 func TestLabSetDown(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, often)
+		l := boot(t, suite, refreshing)
 		l.configured("ens5")
 		eni := l.attach(hotplugSpec())
 		l.configured(eni.ID())
@@ -208,7 +208,7 @@ func TestLabSetDown(t *testing.T) {
 // long it was down before; set down as a port it stays down.
 func TestLabSetDownForBridge(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, often)
+		l := boot(t, suite, refreshing)
 		l.configured("ens5")
 		eni := l.attach(hotplugSpec())
 		l.configured(eni.ID())

@@ -81,7 +81,7 @@ func remove(dirs string) string { return "until rm -rf " + dirs + "; do :; done"
 // with the bytes that they had, and no ENI loses a packet.
 func TestLabRemoved(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, often)
+		l := boot(t, suite, refreshing)
 		l.configured("ens5")
 		primary, eni := l.inst.Primary(), l.attach(hotplugSpec())
 		l.settled(eni)
@@ -184,7 +184,7 @@ const systemdUpgraded = "systemctl daemon-reexec; systemctl restart systemd-jour
 func TestLabSystemRestarted(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string) {
 		l := boot(t, suite, func(o *vpc.InstanceOptions) {
-			often(o)
+			refreshing(o)
 			o.Primary.IPv6Count = 2
 		})
 		primary := l.inst.Primary()

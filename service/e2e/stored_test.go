@@ -15,7 +15,7 @@ import (
 // restarted kills the daemon and waits until systemd has started it again.
 func (l *lab) restarted() {
 	l.t.Helper()
-	pid := func() string { return l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service") }
+	pid := func() string { return l.daemonPID() }
 	before := pid()
 	l.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "ec2netd.service")
 	l.until("the daemon is back", func() (bool, error) {
@@ -130,7 +130,7 @@ func TestLabFullDisk(t *testing.T) {
 
 		// One that has become read-only: what the reason promises of that.
 		const readOnly = "read-only file system: have that file system mounted writable, and ec2netd writes it by itself"
-		pid := func() string { return l.run("systemctl", "show", "--property=MainPID", "--value", "ec2netd.service") }
+		pid := func() string { return l.daemonPID() }
 		before := pid()
 		l.run("mount", "-o", "remount,ro", ownFiles[1])
 		more, err := eni.AssignIPv4(t.Context())

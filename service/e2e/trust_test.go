@@ -76,8 +76,7 @@ func TestLabTrust(t *testing.T) { // J1
 			name, what, _ := strings.Cut(strings.TrimSpace(line), "\t")
 			t.Run(name, func(t *testing.T) {
 				t.Log(what)
-				sub := *l
-				sub.t = t
+				sub := l.with(t)
 				if !healthy {
 					// What a former attack has done must not count against this one.
 					sub.run("sh", "-c", "systemctl reset-failed ec2netd.service; systemctl restart ec2netd.service")
@@ -92,13 +91,11 @@ func TestLabTrust(t *testing.T) { // J1
 			t.Errorf("%d attacks were tried", tried)
 		}
 		t.Run("stray-passes", func(t *testing.T) {
-			sub := *l
-			sub.t = t
+			sub := l.with(t)
 			sub.ignoresStray()
 		})
 		t.Run("activation", func(t *testing.T) {
-			sub := *l
-			sub.t = t
+			sub := l.with(t)
 			sub.staysDisabled()
 		})
 	})
