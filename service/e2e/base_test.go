@@ -8,13 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
 
 // bootAsEC2 boots an instance in a VPC that says by DHCP what EC2 says, at once.
-func bootAsEC2(t *testing.T, suite string) *lab {
+func bootAsEC2(t *testing.T, suite string) *labtest.Lab {
 	t.Helper()
 	behaviour := vpc.Instant()
 	behaviour.MTU, behaviour.DHCP = vpc.EC2().MTU, vpc.EC2().DHCP
@@ -22,13 +23,13 @@ func bootAsEC2(t *testing.T, suite string) *lab {
 	options := vpc.InstanceOptions{Suite: suite}
 	options.Install = func(root string) error { return vpc.InstallTree(t.Context(), root, vpc.StageForTest(t)) }
 	v := vpc.ForTest(t, vpc.Options{Behaviour: &behaviour})
-	return newLab(t, v, vpc.BootForTest(t, v, options))
+	return labtest.New(t, v, vpc.BootForTest(t, v, options))
 }
 
-// mtu is that of a link of the instance.
-func (l *lab) mtu(name string) string {
-	l.t.Helper()
-	return l.run("cat", "/sys/class/net/"+name+"/mtu")
+// mtuOf returns the MTU of a link of the instance, as text.
+func mtuOf(l *labtest.Lab, name string) string {
+	l.T.Helper()
+	return l.Run("cat", "/sys/class/net/"+name+"/mtu")
 }
 
 // says tells whether the daemon has an MTU as an item of an ENI that the kernel has.
@@ -40,18 +41,18 @@ func says(i *state.Interface, mtu string) bool {
 
 // watchMTU notes the MTUs that links get; the returned function gives those of a link, in
 // their order, without repetitions.
-func (l *lab) watchMTU() func(name string) string {
-	l.t.Helper()
+func watchMTU(l *labtest.Lab) func(name string) string {
+	l.T.Helper()
 	const log = "/run/mtu.log"
-	l.run("systemd-run", "--quiet", "--collect", "--unit=mtu", "--property=StandardOutput=truncate:"+log, "ip", "-oneline", "monitor", "link")
-	l.until("ip monitor watches", func() (bool, error) {
-		l.run("sh", "-c", "ip link set lo mtu 65000; ip link set lo mtu 65536")
-		return l.run("sh", "-c", "grep -c 'mtu 65000' "+log+" || true") != "0", nil
+	l.Run("systemd-run", "--quiet", "--collect", "--unit=mtu", "--property=StandardOutput=truncate:"+log, "ip", "-oneline", "monitor", "link")
+	l.Until("ip monitor watches", func() (bool, error) {
+		l.Run("sh", "-c", "ip link set lo mtu 65000; ip link set lo mtu 65536")
+		return l.Run("sh", "-c", "grep -c 'mtu 65000' "+log+" || true") != "0", nil
 	})
 	return func(name string) string {
-		l.t.Helper()
+		l.T.Helper()
 		var seen []string
-		for line := range strings.Lines(l.run("cat", log)) {
+		for line := range strings.Lines(l.Run("cat", log)) {
 			_, rest, ok := strings.Cut(line, " mtu ")
 			if mtu, _, _ := strings.Cut(rest, " "); ok && strings.Contains(line, " "+name) {
 				seen = append(seen, mtu)
@@ -62,28 +63,28 @@ func (l *lab) watchMTU() func(name string) string {
 }
 
 // A9: the MTU is that of the VPC, or the administrator's, from the first configuration on.
-func (l *lab) mtus() {
-	t := l.t
-	watched := l.watchMTU()
-	eni, six := l.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1}), l.attach(vpc.ENISpec{Subnet: "v6", IPv6Count: 1})
-	enis := []*vpc.ENI{l.inst.Primary(), eni, six}
+func checkMTUs(l *labtest.Lab) {
+	t := l.T
+	watched := watchMTU(l)
+	eni, six := l.Attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1}), l.Attach(vpc.ENISpec{Subnet: "v6", IPv6Count: 1})
+	enis := []*vpc.ENI{l.Inst.Primary(), eni, six}
 	all := func(mtu string) {
 		t.Helper()
 		for _, e := range enis {
-			l.reaches(e.ID(), func(i *state.Interface) bool { return says(i, mtu) })
-			if got := l.mtu(e.Name()); got != mtu {
+			l.AwaitENI(e.ID(), func(i *state.Interface) bool { return says(i, mtu) })
+			if got := mtuOf(l, e.Name()); got != mtu {
 				t.Errorf("%s has an MTU of %s, want %s", e.Name(), got, mtu)
 			}
 		}
 	}
 	all("9001")
-	l.refreshed(func() error {
+	l.Refreshed(func() error {
 		_, err := eni.AssignIPv4(t.Context())
 		return err
 	})
-	l.run("networkctl", "reload")
-	l.run("systemctl", "restart", "systemd-networkd.service")
-	l.run("ec2netctl", "refresh", "--wait")
+	l.Run("networkctl", "reload")
+	l.Run("systemctl", "restart", "systemd-networkd.service")
+	l.Run("ec2netctl", "refresh", "--wait")
 	all("9001")
 	for _, e := range enis {
 		if got := strings.TrimPrefix(watched(e.Name()), "1500 "); got != "9001" && got != "" {
@@ -93,11 +94,11 @@ func (l *lab) mtus() {
 
 	// A name before that of the daemon's own drop-in.
 	const dropIn = "/etc/systemd/network/80-ec2.network.d/10-mtu.conf"
-	l.put(dropIn, "[Link]\nMTUBytes=1400\n")
-	l.run("ec2netctl", "refresh", "--wait")
+	l.Put(dropIn, "[Link]\nMTUBytes=1400\n")
+	l.Run("ec2netctl", "refresh", "--wait")
 	all("1400")
-	l.run("rm", dropIn)
-	l.run("ec2netctl", "refresh", "--wait")
+	l.Run("rm", dropIn)
+	l.Run("ec2netctl", "refresh", "--wait")
 	all("9001")
 }
 
@@ -112,26 +113,26 @@ ip route add default via GATEWAY dev LINK table 7777
 `
 
 // E8: a carrier that is lost for 3 s costs the packets of that time.
-func (l *lab) blips(eni *vpc.ENI) {
-	t := l.t
-	l.run("sh", "-ec", strings.NewReplacer("LINK", eni.Name(), "GATEWAY", eni.Subnet().Gateway4().String()).Replace(othersOnLink))
-	l.configured(eni.ID())
-	events := l.watchKernel()
-	for _, e := range []*vpc.ENI{l.inst.Primary(), eni} {
-		ping, err := l.vpc.StartPing(t.Context(), vpc.FarIPv6, e.IPv6()[0], pace)
+func checkCarrierLoss(l *labtest.Lab, eni *vpc.ENI) {
+	t := l.T
+	l.Run("sh", "-ec", strings.NewReplacer("LINK", eni.Name(), "GATEWAY", eni.Subnet().Gateway4().String()).Replace(othersOnLink))
+	l.AwaitConfigured(eni.ID())
+	events := l.WatchKernel()
+	for _, e := range []*vpc.ENI{l.Inst.Primary(), eni} {
+		ping, err := l.VPC.StartPing(t.Context(), vpc.FarIPv6, e.IPv6()[0], labtest.Pace)
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.until("a reply", func() (bool, error) { return ping.Result().Received > 0, nil })
+		l.Until("a reply", func() (bool, error) { return ping.Result().Received > 0, nil })
 		if err := e.Blip(t.Context(), 3*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		before := ping.Result().Received
-		l.until("replies again", func() (bool, error) { return ping.Result().Received > before+50, nil })
-		if lost, sent := ping.Stop().LostSinceFirst(); lost > int(4*time.Second/pace) {
+		l.Until("replies again", func() (bool, error) { return ping.Result().Received > before+50, nil })
+		if lost, sent := ping.Stop().LostSinceFirst(); lost > int(4*time.Second/labtest.Pace) {
 			t.Errorf("%s without a carrier for 3 s: %d of %d packets lost", e.Name(), lost, sent)
 		}
-		l.pingFrom(e.IPv4()[0])
+		l.PingFrom(e.IPv4()[0])
 	}
 	for _, line := range events() {
 		if strings.HasPrefix(line, "Deleted") {
@@ -141,126 +142,126 @@ func (l *lab) blips(eni *vpc.ENI) {
 }
 
 // F7: masquerading on any link does not take the router away from ENIs.
-func (l *lab) masquerades(enis ...*vpc.ENI) {
-	l.t.Helper()
-	l.put("/etc/systemd/network/20-bridge.netdev", "[NetDev]\nName=lab0\nKind=bridge\n")
-	l.put("/etc/systemd/network/20-bridge.network", "[Match]\nName=lab0\n\n[Network]\nAddress=172.30.0.1/24\nIPMasquerade=both\nConfigureWithoutCarrier=yes\n")
-	l.run("systemctl", "restart", "systemd-networkd.service")
-	l.until("networkd forwards", func() (bool, error) {
-		return l.run("cat", "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/"+enis[0].Name()+"/forwarding") == "1\n1", nil
+func checkMasquerades(l *labtest.Lab, enis ...*vpc.ENI) {
+	l.T.Helper()
+	l.Put("/etc/systemd/network/20-bridge.netdev", "[NetDev]\nName=lab0\nKind=bridge\n")
+	l.Put("/etc/systemd/network/20-bridge.network", "[Match]\nName=lab0\n\n[Network]\nAddress=172.30.0.1/24\nIPMasquerade=both\nConfigureWithoutCarrier=yes\n")
+	l.Run("systemctl", "restart", "systemd-networkd.service")
+	l.Until("networkd forwards", func() (bool, error) {
+		return l.Run("cat", "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/"+enis[0].Name()+"/forwarding") == "1\n1", nil
 	})
 	for _, e := range enis {
 		want := fmt.Sprintf("dev %s proto ra", e.Name())
-		l.until("a router, and the address", func() (bool, error) {
-			return strings.Contains(l.run("ip", "-6", "route", "show", "default"), want) && slices.Contains(l.addresses(e.Name()), e.IPv6()[0]), nil
+		l.Until("a router, and the address", func() (bool, error) {
+			return strings.Contains(l.Run("ip", "-6", "route", "show", "default"), want) && slices.Contains(l.Addresses(e.Name()), e.IPv6()[0]), nil
 		})
-		l.pingFrom(e.IPv6()[0])
+		l.PingFrom(e.IPv6()[0])
 	}
 }
 
 // F6: next hops of others stay, where networkd can be told to leave them.
-func (l *lab) nextHops(eni *vpc.ENI) {
-	t := l.t
+func checkNextHops(l *labtest.Lab, eni *vpc.ENI) {
+	t := l.T
 	gateway := eni.Subnet().Gateway4().String()
-	l.run("sh", "-ec", fmt.Sprintf("ip nexthop add id 81 via %s dev ens5; ip nexthop add id 82 via %s dev %s; ip nexthop add id 83 group 81/82; ip route add 198.51.103.0/24 nhid 83",
+	l.Run("sh", "-ec", fmt.Sprintf("ip nexthop add id 81 via %s dev ens5; ip nexthop add id 82 via %s dev %s; ip nexthop add id 83 group 81/82; ip route add 198.51.103.0/24 nhid 83",
 		gateway, gateway, eni.Name()))
 	show := func() string {
-		return l.run("sh", "-c", "ip nexthop show id 81; ip nexthop show id 82; ip nexthop show id 83; ip route show 198.51.103.0/24")
+		return l.Run("sh", "-c", "ip nexthop show id 81; ip nexthop show id 82; ip nexthop show id 83; ip route show 198.51.103.0/24")
 	}
 	before := show()
 	if !strings.Contains(before, "group 81/82") {
 		t.Fatalf("next hops: %s", before)
 	}
-	other := l.attach(vpc.ENISpec{IPv4Count: 2})
-	l.configured(other.ID())
-	l.refreshed(func() error {
+	other := l.Attach(vpc.ENISpec{IPv4Count: 2})
+	l.AwaitConfigured(other.ID())
+	l.Refreshed(func() error {
 		_, err := eni.AssignIPv4(t.Context())
 		return err
 	})
-	l.detach(other)
+	l.Detach(other)
 
 	// While one ENI is left to the base unit, others have that first.
-	left := l.attach(vpc.ENISpec{IPv4Count: 1})
-	l.configured(left.ID())
+	left := l.Attach(vpc.ENISpec{IPv4Count: 1})
+	l.AwaitConfigured(left.ID())
 	const conf = "/etc/ec2netd.conf.d/left.conf"
-	l.put(conf, "[ENI]\nName="+left.Name()+"\nManaged=no\n")
-	l.run("systemctl", "reload", "ec2netd.service")
+	l.Put(conf, "[ENI]\nName="+left.Name()+"\nManaged=no\n")
+	l.Run("systemctl", "reload", "ec2netd.service")
 	onBase := func() (bool, error) {
-		return strings.Contains(l.run("networkctl", "status", left.Name()), "80-ec2.network"), nil
+		return strings.Contains(l.Run("networkctl", "status", left.Name()), "80-ec2.network"), nil
 	}
-	l.until("the ENI has the base unit", onBase)
-	if status := l.run("networkctl", "status", left.Name()); !strings.Contains(status, plan.BaseDropIn) {
+	l.Until("the ENI has the base unit", onBase)
+	if status := l.Run("networkctl", "status", left.Name()); !strings.Contains(status, plan.BaseDropIn) {
 		t.Errorf("the base unit is without its drop-in:\n%s", status)
 	}
-	other = l.attach(vpc.ENISpec{IPv4Count: 2})
-	l.configured(other.ID())
+	other = l.Attach(vpc.ENISpec{IPv4Count: 2})
+	l.AwaitConfigured(other.ID())
 	if now := show(); now != before {
 		t.Errorf("with an ENI that is left to the base unit next hops were %s, and are %s", before, now)
 	}
-	events := l.watchKernel()
-	l.run("networkctl", "reload")
-	l.run("systemctl", "restart", "ec2netd.service")
-	l.configured(other.ID())
+	events := l.WatchKernel()
+	l.Run("networkctl", "reload")
+	l.Run("systemctl", "restart", "ec2netd.service")
+	l.AwaitConfigured(other.ID())
 	for _, line := range events() {
 		if strings.HasPrefix(line, "Deleted") {
 			t.Errorf("a reload and a restart: %s", line)
 		}
 	}
-	l.run("rm", conf)
-	l.run("systemctl", "reload", "ec2netd.service")
-	l.configured(left.ID())
-	l.detach(left)
-	l.detach(other)
+	l.Run("rm", conf)
+	l.Run("systemctl", "reload", "ec2netd.service")
+	l.AwaitConfigured(left.ID())
+	l.Detach(left)
+	l.Detach(other)
 
 	// networkd does not touch groups that were there before it was started.
-	l.run("systemctl", "restart", "systemd-networkd.service")
-	l.run("ec2netctl", "refresh", "--wait")
+	l.Run("systemctl", "restart", "systemd-networkd.service")
+	l.Run("ec2netctl", "refresh", "--wait")
 	if now := show(); now != before {
 		t.Errorf("next hops were %s, and are %s", before, now)
 	}
 }
 
 // A10: names as the VPC means it, each server once, NTP servers, no LLMNR and mDNS.
-func (l *lab) names(enis ...*vpc.ENI) {
-	l.t.Helper()
+func checkNames(l *labtest.Lab, enis ...*vpc.ENI) {
+	l.T.Helper()
 	var last string
-	l.untilOr("resolved knows the ENIs' servers", func() (bool, error) {
-		last = l.run("sh", "-c", "grep -v '^#' /run/systemd/resolve/resolv.conf")
+	l.UntilOr("resolved knows the ENIs' servers", func() (bool, error) {
+		last = l.Run("sh", "-c", "grep -v '^#' /run/systemd/resolve/resolv.conf")
 		return strings.Count(last, "nameserver 10.0.0.2") == 1 && strings.Contains(last, "search "+vpc.DefaultDomain), nil
 	}, &last)
 	for _, e := range enis {
-		status := l.run("resolvectl", "status", e.Name())
+		status := l.Run("resolvectl", "status", e.Name())
 		if !strings.Contains(status, "-LLMNR -mDNS") || !strings.Contains(status, vpc.DefaultDomain) {
-			l.t.Errorf("%s: %s", e.Name(), status)
+			l.T.Errorf("%s: %s", e.Name(), status)
 		}
 	}
-	if status := l.run("resolvectl", "status", "ens5"); !strings.Contains(status, "+DefaultRoute") {
-		l.t.Errorf("the primary is no default route for names: %s", status)
+	if status := l.Run("resolvectl", "status", "ens5"); !strings.Contains(status, "+DefaultRoute") {
+		l.T.Errorf("the primary is no default route for names: %s", status)
 	}
-	if status := l.run("networkctl", "status", "ens5"); !strings.Contains(status, vpc.TimeSync.String()) {
-		l.t.Errorf("no NTP server: %s", status)
+	if status := l.Run("networkctl", "status", "ens5"); !strings.Contains(status, vpc.TimeSync.String()) {
+		l.T.Errorf("no NTP server: %s", status)
 	}
-	l.put("/etc/ec2netd.conf.d/names.conf", "[ENI]\nDeviceIndex=1\nDefaultRoute=no\n")
-	l.run("systemctl", "restart", "ec2netd.service")
-	l.until("the ENI is no default route for names", func() (bool, error) {
-		return strings.Contains(l.run("resolvectl", "status", enis[1].Name()), "-DefaultRoute"), nil
+	l.Put("/etc/ec2netd.conf.d/names.conf", "[ENI]\nDeviceIndex=1\nDefaultRoute=no\n")
+	l.Run("systemctl", "restart", "ec2netd.service")
+	l.Until("the ENI is no default route for names", func() (bool, error) {
+		return strings.Contains(l.Run("resolvectl", "status", enis[1].Name()), "-DefaultRoute"), nil
 	})
-	l.run("rm", "/etc/ec2netd.conf.d/names.conf")
-	l.run("systemctl", "restart", "ec2netd.service")
-	l.configured(enis[1].ID())
+	l.Run("rm", "/etc/ec2netd.conf.d/names.conf")
+	l.Run("systemctl", "restart", "ec2netd.service")
+	l.AwaitConfigured(enis[1].ID())
 
 	// EC2 sends several domains as one text.
-	behaviour := l.vpc.Behaviour()
+	behaviour := l.VPC.Behaviour()
 	for _, names := range [][]string{{"example.com", "corp.example"}, {"corp.example", "example.net"}, {vpc.DefaultDomain}} {
 		behaviour.DHCP.Domains = names
-		if err := l.vpc.SetBehaviour(behaviour); err != nil {
-			l.t.Fatal(err)
+		if err := l.VPC.SetBehaviour(behaviour); err != nil {
+			l.T.Fatal(err)
 		}
-		l.run("networkctl", "renew", "ens5")
+		l.Run("networkctl", "renew", "ens5")
 		want := "Link 2 (ens5): " + strings.Join(names, " ")
-		l.untilOr(want, func() (bool, error) {
-			l.run("ec2netctl", "refresh", "--wait")
-			last = l.run("resolvectl", "domain", "ens5")
+		l.UntilOr(want, func() (bool, error) {
+			l.Run("ec2netctl", "refresh", "--wait")
+			last = l.Run("resolvectl", "domain", "ens5")
 			return last == want, nil
 		}, &last)
 	}
@@ -268,60 +269,60 @@ func (l *lab) names(enis ...*vpc.ENI) {
 
 // What the base unit and networkd.conf.d are for, on one instance.
 func TestLabBase(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
 		l := bootAsEC2(t, suite)
-		l.configured("ens5")
-		l.mtus()
-		eni := l.inst.ENIs()[1]
-		l.names(l.inst.Primary(), eni)
-		l.blips(eni)
+		l.AwaitConfigured("ens5")
+		checkMTUs(l)
+		eni := l.Inst.ENIs()[1]
+		checkNames(l, l.Inst.Primary(), eni)
+		checkCarrierLoss(l, eni)
 		if suite == "bookworm" {
-			l.run("ip", "nexthop", "add", "id", "81", "dev", "lo")
-			if out := l.run("ec2netctl", "doctor"); !strings.Contains(out, "1 of the next hops") {
+			l.Run("ip", "nexthop", "add", "id", "81", "dev", "lo")
+			if out := l.Run("ec2netctl", "doctor"); !strings.Contains(out, "1 of the next hops") {
 				t.Errorf("doctor says nothing of next hops: %s", out)
 			}
 		} else {
-			l.keepsAddresses(eni)
-			l.nextHops(eni)
+			checkKeptAddresses(l, eni)
+			checkNextHops(l, eni)
 		}
-		l.masquerades(l.inst.Primary(), eni)
+		checkMasquerades(l, l.Inst.Primary(), eni)
 	})
 }
 
 // A8, F1: addresses of others stay, and those of ours go that networkd has forgotten.
-func (l *lab) keepsAddresses(eni *vpc.ENI) {
-	t := l.t
+func checkKeptAddresses(l *labtest.Lab, eni *vpc.ENI) {
+	t := l.T
 	hand := []netip.Addr{netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("2001:db8:99::1")} // see othersOnLink
-	has := func(address netip.Addr) bool { return slices.Contains(l.addresses(eni.Name()), address) }
-	events := l.watchKernel()
+	has := func(address netip.Addr) bool { return slices.Contains(l.Addresses(eni.Name()), address) }
+	events := l.WatchKernel()
 	assigned, err := eni.AssignIPv4(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.run("ec2netctl", "refresh", "--wait")
+	l.Run("ec2netctl", "refresh", "--wait")
 	for _, change := range []string{"networkctl reload", "networkctl reconfigure " + eni.Name(), "systemctl restart systemd-networkd.service"} {
-		l.run("sh", "-c", change)
-		l.run("ec2netctl", "refresh", "--wait")
+		l.Run("sh", "-c", change)
+		l.Run("ec2netctl", "refresh", "--wait")
 	}
-	l.refreshed(func() error { return eni.UnassignIPv4(t.Context(), assigned...) })
-	l.until("the withdrawn address is gone", func() (bool, error) { return !has(assigned[0]), nil })
+	l.Refreshed(func() error { return eni.UnassignIPv4(t.Context(), assigned...) })
+	l.Until("the withdrawn address is gone", func() (bool, error) { return !has(assigned[0]), nil })
 
 	// One that somebody has added, and EC2 assigns and withdraws.
 	taken := eni.IPv4()[0].Next().Next().Next().Next().Next()
-	l.run("ip", "address", "add", taken.String()+"/32", "dev", eni.Name())
-	l.refreshed(func() error {
+	l.Run("ip", "address", "add", taken.String()+"/32", "dev", eni.Name())
+	l.Refreshed(func() error {
 		_, err := eni.AssignIPv4(t.Context(), taken)
 		return err
 	})
-	l.pingFrom(taken)
-	l.refreshed(func() error { return eni.UnassignIPv4(t.Context(), taken) })
-	l.run("systemctl", "restart", "ec2netd.service")
-	l.configured(eni.ID())
-	l.refreshed(func() error {
+	l.PingFrom(taken)
+	l.Refreshed(func() error { return eni.UnassignIPv4(t.Context(), taken) })
+	l.Run("systemctl", "restart", "ec2netd.service")
+	l.AwaitConfigured(eni.ID())
+	l.Refreshed(func() error {
 		_, err := eni.AssignIPv4(t.Context(), taken)
 		return err
 	})
-	l.refreshed(func() error { return eni.UnassignIPv4(t.Context(), taken) })
+	l.Refreshed(func() error { return eni.UnassignIPv4(t.Context(), taken) })
 	for _, line := range events() {
 		for _, kept := range append(hand, taken) {
 			if strings.HasPrefix(line, "Deleted") && strings.Contains(line, " "+kept.String()+"/") {
@@ -330,26 +331,26 @@ func (l *lab) keepsAddresses(eni *vpc.ENI) {
 		}
 	}
 	// It is the ENI's when its owner has gone.
-	l.refreshed(func() error {
+	l.Refreshed(func() error {
 		_, err := eni.AssignIPv4(t.Context(), taken)
 		return err
 	})
-	l.run("ip", "address", "del", taken.String()+"/32", "dev", eni.Name())
-	l.until("the address is back", func() (bool, error) { return has(taken), nil })
-	l.configured(eni.ID())
+	l.Run("ip", "address", "del", taken.String()+"/32", "dev", eni.Name())
+	l.Until("the address is back", func() (bool, error) { return has(taken), nil })
+	l.AwaitConfigured(eni.ID())
 
 	// One that EC2 withdraws while networkd is away.
-	l.run("systemctl", "stop", "systemd-networkd.service", "systemd-networkd.socket")
+	l.Run("systemctl", "stop", "systemd-networkd.service", "systemd-networkd.socket")
 	if err := eni.UnassignIPv4(t.Context(), taken); err != nil {
 		t.Fatal(err)
 	}
-	l.until("the files do not have it", func() (bool, error) {
-		_, _ = l.inst.Exec(t.Context(), "ec2netctl", "refresh")
-		return !strings.Contains(l.filesOf(eni.Name()), taken.String()), nil
+	l.Until("the files do not have it", func() (bool, error) {
+		_, _ = l.Inst.Exec(t.Context(), "ec2netctl", "refresh")
+		return !strings.Contains(l.FilesOf(eni.Name()), taken.String()), nil
 	})
-	l.run("systemctl", "start", "systemd-networkd.service")
-	l.until("the address is gone", func() (bool, error) { return !has(taken), nil })
-	l.configured(eni.ID())
+	l.Run("systemctl", "start", "systemd-networkd.service")
+	l.Until("the address is gone", func() (bool, error) { return !has(taken), nil })
+	l.AwaitConfigured(eni.ID())
 	for _, address := range append(hand, eni.IPv4()...) {
 		if !has(address) {
 			t.Errorf("%s is gone", address)

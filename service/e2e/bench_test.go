@@ -4,12 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -259,66 +257,4 @@ func mean(values []float64) float64 {
 		sum += v
 	}
 	return sum / float64(len(values))
-}
-
-// cpu is what a control group of the instance has used: "" for all of the instance.
-func (l *lab) cpu(group string) time.Duration {
-	l.t.Helper()
-	text, err := os.ReadFile(l.inst.Path(filepath.Join("/sys/fs/cgroup", group, "cpu.stat")))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if usage, ok := strings.CutPrefix(line, "usage_usec "); ok {
-			n, err := strconv.ParseInt(strings.TrimSpace(usage), 10, 64)
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			return time.Duration(n) * time.Microsecond
-		}
-	}
-	l.t.Fatalf("no usage in %q", text)
-	return 0
-}
-
-// daemonGroup is the control group of the daemon.
-const daemonGroup = "system.slice/ec2netd.service"
-
-// ofDaemon is the sum of a field of the status of the daemon's process, or of all its
-// threads: proc_pid_status(5).
-func (l *lab) ofDaemon(field string, threads bool) int {
-	l.t.Helper()
-	procs, err := os.ReadFile(l.inst.Path("/sys/fs/cgroup/" + daemonGroup + "/cgroup.procs"))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	sum, found := 0, false
-	for pid := range strings.FieldsSeq(string(procs)) {
-		// As this machine numbers processes.
-		files := []string{"/proc/" + pid + "/status"}
-		if threads {
-			if files, err = filepath.Glob("/proc/" + pid + "/task/*/status"); err != nil {
-				l.t.Fatal(err)
-			}
-		}
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				l.t.Fatal(err)
-			}
-			for line := range strings.Lines(string(text)) {
-				if value, ok := strings.CutPrefix(line, field+":"); ok {
-					n, err := strconv.Atoi(strings.Fields(value)[0])
-					if err != nil {
-						l.t.Fatal(err)
-					}
-					sum, found = sum+n, true
-				}
-			}
-		}
-	}
-	if !found {
-		l.t.Fatalf("no %s of the daemon", field)
-	}
-	return sum
 }

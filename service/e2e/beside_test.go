@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
@@ -34,7 +35,7 @@ const worldsABoot = 5
 // beside is one of two instances of a VPC with the same ENIs: old with the package, else with
 // ec2netd.
 type beside struct {
-	*lab
+	*labtest.Lab
 	old bool
 }
 
@@ -45,9 +46,9 @@ func TestLabBeside(t *testing.T) {
 	t.Parallel()
 	table := readDifferences(t)
 	besideSuite := func(t *testing.T, suite string) {
-		random := rand.New(rand.NewPCG(luck(t).Uint64(), uint64(suite[0])))
+		random := rand.New(rand.NewPCG(labtest.Luck(t).Uint64(), uint64(suite[0])))
 		boots := 2
-		if whole() {
+		if labtest.Long() {
 			boots = 20
 		}
 		used := make(map[int]bool)
@@ -59,7 +60,7 @@ func TestLabBeside(t *testing.T) {
 			tellUnused(t, suite, table, used)
 		}
 	}
-	// One after the other, unlike in [eachSuite]: a pair is two instances, of which the one with the
+	// One after the other, unlike in [labtest.EachSuite]: a pair is two instances, of which the one with the
 	// shell package is busy. Three pairs made a minute too little for it.
 	for _, suite := range vpc.Suites {
 		t.Run(suite.Name, func(t *testing.T) { besideSuite(t, suite.Name) })
@@ -72,7 +73,7 @@ func tellUnused(t *testing.T, suite string, table []acceptedRow, used map[int]bo
 	t.Helper()
 	for _, row := range unusedRows(suite, table, used) {
 		tell := t.Logf
-		if whole() && !row.atTimes {
+		if labtest.Long() && !row.atTimes {
 			tell = t.Errorf
 		}
 		tell("service/docs/differences.md:%d: no world needed this line: %s", row.line, row.pattern)
@@ -184,37 +185,37 @@ func bootOld(t *testing.T, v *vpc.VPC, o vpc.InstanceOptions) *beside {
 	t.Helper()
 	o.Stock = "amazon-ec2-net-utils"
 	inst := vpc.BootForTest(t, v, o)
-	return &beside{newLab(t, v, inst), true}
+	return &beside{labtest.New(t, v, inst), true}
 }
 
 // bootNew boots an instance with ec2netd.
 func bootNew(t *testing.T, v *vpc.VPC, o vpc.InstanceOptions) *beside {
 	t.Helper()
 	o.Install = func(root string) error { return vpc.InstallTree(t.Context(), root, vpc.StageForTest(t)) }
-	return &beside{newLab(t, v, vpc.BootForTest(t, v, o)), false}
+	return &beside{labtest.New(t, v, vpc.BootForTest(t, v, o)), false}
 }
 
 // enter attaches the ENIs of a world, and waits until they are configured once.
 func (b *beside) enter(ctx context.Context, specs []vpc.ENISpec) error {
 	for _, spec := range specs {
-		if _, err := b.inst.Attach(ctx, spec); err != nil {
+		if _, err := b.Inst.Attach(ctx, spec); err != nil {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, labtest.Patience)
 	defer cancel()
-	for _, eni := range b.inst.ENIs() {
+	for _, eni := range b.Inst.ENIs() {
 		name := eni.Name()
 		if err := vpc.Until(ctx, name+" is configured", func() (bool, error) {
 			if !b.old {
-				s, err := b.tryDescribe()
+				s, err := b.TryDescribe()
 				if err != nil {
 					return false, nil //nolint:nilerr // it may be starting
 				}
 				i, ok := s.Find(eni.ID())
 				return ok && i.State == state.ENIConfigured, nil
 			}
-			out, err := b.inst.Exec(ctx, "systemctl", "show", "--property=ActiveState", "--value", "policy-routes@"+name+".service")
+			out, err := b.Inst.Exec(ctx, "systemctl", "show", "--property=ActiveState", "--value", "policy-routes@"+name+".service")
 			return err == nil && strings.TrimSpace(out) == "active", nil
 		}); err != nil {
 			return err
@@ -226,7 +227,7 @@ func (b *beside) enter(ctx context.Context, specs []vpc.ENISpec) error {
 // change gives each ENI with IPv4 another address and takes one away, and delegates another
 // prefix. New IPv6 addresses come to the old package with the next renewal of a lease alone.
 func (b *beside) change(ctx context.Context) error {
-	for _, eni := range b.inst.ENIs() {
+	for _, eni := range b.Inst.ENIs() {
 		before := eni.IPv4()
 		if len(before) == 0 {
 			continue
@@ -251,11 +252,11 @@ func (b *beside) refresh(ctx context.Context) error {
 	argv := []string{"ec2netctl", "refresh", "--wait"}
 	if b.old {
 		argv = []string{"systemctl", "start"}
-		for _, eni := range b.inst.ENIs() {
+		for _, eni := range b.Inst.ENIs() {
 			argv = append(argv, "refresh-policy-routes@"+eni.Name()+".service")
 		}
 	}
-	_, err := b.inst.Exec(ctx, argv...)
+	_, err := b.Inst.Exec(ctx, argv...)
 	return err
 }
 
@@ -264,7 +265,7 @@ func (b *beside) refresh(ctx context.Context) error {
 // the new one's files away, or never writes them.
 func (b *beside) leave(ctx context.Context) error {
 	var names []string
-	for _, eni := range b.inst.ENIs()[1:] {
+	for _, eni := range b.Inst.ENIs()[1:] {
 		names = append(names, eni.Name())
 		if err := eni.Delete(ctx); err != nil {
 			return err
@@ -273,7 +274,7 @@ func (b *beside) leave(ctx context.Context) error {
 	if !b.old {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, labtest.Patience)
 	defer cancel()
 	for _, name := range names {
 		if err := vpc.Until(ctx, "the package is done with "+name, func() (bool, error) { return b.stopped(ctx, name) }); err != nil {
@@ -287,7 +288,7 @@ func (b *beside) leave(ctx context.Context) error {
 // files.
 func (b *beside) stopped(ctx context.Context, name string) (bool, error) {
 	for _, unit := range []string{"policy-routes@" + name + ".service", "refresh-policy-routes@" + name + ".service", "refresh-policy-routes@" + name + ".timer"} {
-		active, err := b.inst.Exec(ctx, "systemctl", "show", "--property=ActiveState", "--value", unit)
+		active, err := b.Inst.Exec(ctx, "systemctl", "show", "--property=ActiveState", "--value", unit)
 		if err != nil {
 			return false, err
 		}
@@ -296,7 +297,7 @@ func (b *beside) stopped(ctx context.Context, name string) (bool, error) {
 		}
 	}
 	for _, file := range []string{"", ".d"} {
-		if _, err := os.Lstat(b.inst.Path("/run/systemd/network/70-" + name + ".network" + file)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(b.Inst.Path("/run/systemd/network/70-" + name + ".network" + file)); !errors.Is(err, os.ErrNotExist) {
 			return false, err
 		}
 	}

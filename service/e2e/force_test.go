@@ -3,11 +3,11 @@ package e2e
 import (
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strings"
 	"testing"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
@@ -16,8 +16,6 @@ import (
 const (
 	etcNetwork = "/etc/systemd/network/"
 	runNetwork = "/run/systemd/network/"
-	// masked stands for a link to /dev/null.
-	masked = "/dev/null"
 )
 
 // others is what somebody else has on disk about one ENI, and what must come of it.
@@ -58,12 +56,12 @@ var othersFiles = []others{
 		content: "[Link]\nUnmanaged=yes\n", state: state.ENIOverridden, says: "Unmanaged=yes", advice: "Change it to have", follow: "sed -i s/yes/no/ FILE"},
 	{name: "a drop-in of the same name", link: "ens17", file: etcNetwork + "70-IF.network.d/50-ec2netd.conf",
 		content: "[Link]\nMTUBytes=1417\n", state: state.ENIOverridden, effect: "mtu 1417", advice: "Give it another name to have both", follow: "mv FILE FILE.conf", after: "mtu 1417"},
-	{name: "a masked drop-in", link: "ens18", file: etcNetwork + "70-IF.network.d/50-ec2netd.conf", content: masked,
+	{name: "a masked drop-in", link: "ens18", file: etcNetwork + "70-IF.network.d/50-ec2netd.conf", content: labtest.Masked,
 		state: state.ENIOverridden, advice: "emove it", follow: "rm FILE"},
-	{name: "a drop-in masked in its place", link: "ens19", file: runNetwork + "70-IF.network.d/50-ec2netd.conf", content: masked,
+	{name: "a drop-in masked in its place", link: "ens19", file: runNetwork + "70-IF.network.d/50-ec2netd.conf", content: labtest.Masked,
 		state: state.ENIOverridden, advice: "emove it", follow: "rm FILE"},
-	{name: "a masked unit", link: "ens20", file: etcNetwork + "70-IF.network", content: masked, state: state.ENIOverridden, says: "masks", advice: "Remove it to have", follow: "rm FILE"},
-	{name: "a unit masked in its place", link: "ens21", file: runNetwork + "70-IF.network", content: masked, state: state.ENIOverridden, says: "masks", advice: "Remove it to have", follow: "rm FILE"},
+	{name: "a masked unit", link: "ens20", file: etcNetwork + "70-IF.network", content: labtest.Masked, state: state.ENIOverridden, says: "masks", advice: "Remove it to have", follow: "rm FILE"},
+	{name: "a unit masked in its place", link: "ens21", file: runNetwork + "70-IF.network", content: labtest.Masked, state: state.ENIOverridden, says: "masks", advice: "Remove it to have", follow: "rm FILE"},
 	{name: "netplan", link: "ens22", file: runNetwork + "10-netplan-IF.network",
 		content: "[Match]\nName=IF\n[Network]\nDHCP=yes\nLinkLocalAddressing=ipv6\n[DHCP]\nRouteMetric=100\nUseMTU=true\n[Link]\nMTUBytes=1422\n", state: state.ENIConfigured, effect: "mtu 1422"},
 	{name: "cloud-init", link: "ens23", file: etcNetwork + "10-cloud-init-IF.network",
@@ -81,8 +79,8 @@ var othersFiles = []others{
 		says: "sorts after 70-IF.link", effect: "mtu 1428", advice: "for now if nothing else acts on links that come, then: ", follow: "for name in NAMES; do echo AlternativeName=$name; done >> FILE", after: "mtu 1428"},
 	{name: "a .link file of the same name", link: "ens29", file: etcNetwork + "70-IF.link",
 		content: "[Match]\nOriginalName=IF\n[Link]\nNamePolicy=keep\nMTUBytes=1429\n", early: true, state: state.ENIConfigured, effect: "mtu 1429"},
-	{name: "a masked .link file", link: "ens30", file: etcNetwork + "70-IF.link", content: masked, early: true, state: state.ENIOverridden, says: "masks", advice: "Remove it to have them", follow: "rm FILE"},
-	{name: "a masked .link drop-in", link: "ens31", file: etcNetwork + "70-IF.link.d/50-ec2netd.conf", content: masked, early: true,
+	{name: "a masked .link file", link: "ens30", file: etcNetwork + "70-IF.link", content: labtest.Masked, early: true, state: state.ENIOverridden, says: "masks", advice: "Remove it to have them", follow: "rm FILE"},
+	{name: "a masked .link drop-in", link: "ens31", file: etcNetwork + "70-IF.link.d/50-ec2netd.conf", content: labtest.Masked, early: true,
 		state: state.ENIOverridden, advice: "emove it", follow: "rm FILE"},
 	{name: "a .link file with a name just before", link: "ens32", file: etcNetwork + "70-a-IF.link",
 		content: "[Match]\nOriginalName=IF\n[Link]\nNamePolicy=keep\nMTUBytes=1432\n", early: true, state: state.ENIOverridden,
@@ -94,7 +92,7 @@ var othersFiles = []others{
 		state: state.ENIShadowed, says: "because of the [Match] in", advice: "change that, then: ", follow: "sed -i s/Name=.*/LLMNR=yes/ FILE && sed -i /MACAddress=/d FILE && sed -i s/Match/Network/ FILE"},
 }
 
-// for fills in what IF, MAC and ID stand for.
+// with fills in what IF, MAC and ID stand for.
 func (o *others) with(text string, eni *vpc.ENI) string {
 	if eni != nil {
 		text = strings.NewReplacer("=MAC", "="+eni.MAC().String(), "=ID", "="+eni.ID()).Replace(text)
@@ -102,57 +100,13 @@ func (o *others) with(text string, eni *vpc.ENI) string {
 	return strings.ReplaceAll(text, "IF", o.link)
 }
 
-// put writes a file of an administrator, or a mask.
-func (l *lab) put(file, content string) {
-	l.t.Helper()
-	l.run("mkdir", "-p", path.Dir(file))
-	if content == masked {
-		l.run("ln", "-sfn", masked, file)
-		return
-	}
-	l.run("sh", "-c", `printf %s "$1" > "$2.new" && mv "$2.new" "$2"`, "sh", content, file)
-}
-
-// reload has networkd read its files, as an administrator does.
-func (l *lab) reload() {
-	l.t.Helper()
-	l.reloads("networkctl reload")
-}
-
-// reloads runs a command that has networkd read its files. From 257 on networkd refuses that while it
-// does so for somebody else.
-func (l *lab) reloads(command string) {
-	l.t.Helper()
-	l.until(command+" is accepted", func() (bool, error) {
-		_, err := l.inst.Exec(l.t.Context(), "sh", "-ec", command)
-		if err != nil && !strings.Contains(err.Error(), "lready") {
-			return false, err
-		}
-		return err == nil, nil
-	})
-}
-
-// whole checks that the kernel has of an ENI all that it shall have, and nothing more.
-func (l *lab) whole(eni *vpc.ENI) {
-	l.t.Helper()
-	if got, want := sorted(l.addresses(eni.Name())), sorted(slices.Concat(eni.IPv4(), eni.IPv6())); !slices.Equal(got, want) {
-		l.t.Errorf("%s has %v, want %v", eni.Name(), got, want)
-	}
-	if eni == l.inst.Primary() {
-		return
-	}
-	if got := l.rules(tableOf(eni)); !slices.Equal(got, sources(eni)) {
-		l.t.Errorf("%s has rules %v, want %v", eni.Name(), got, sources(eni))
-	}
-}
-
-// all waits until all ENIs are in a state, for a reason.
-func (l *lab) all(what string, want state.ENI, reason string) {
-	l.t.Helper()
+// awaitAll waits until all ENIs are in a state, for a reason.
+func awaitAll(l *labtest.Lab, what string, want state.ENI, reason string) {
+	l.T.Helper()
 	last := ""
-	l.untilOr(what, func() (bool, error) {
-		s := l.describe()
-		if last = fmt.Sprintf("%d ENIs", len(s.Interfaces)); len(s.Interfaces) != len(l.inst.ENIs()) {
+	l.UntilOr(what, func() (bool, error) {
+		s := l.Describe()
+		if last = fmt.Sprintf("%d ENIs", len(s.Interfaces)); len(s.Interfaces) != len(l.Inst.ENIs()) {
 			return false, nil
 		}
 		last = ""
@@ -165,56 +119,45 @@ func (l *lab) all(what string, want state.ENI, reason string) {
 	}, &last)
 }
 
-// untilOr is until that says what the last look was like.
-func (l *lab) untilOr(what string, condition func() (bool, error), last *string) {
-	l.t.Helper()
-	defer func() {
-		if l.t.Failed() {
-			l.t.Logf("%s: at last\n%s", what, *last)
-		}
-	}()
-	l.until(what, condition)
-}
-
 // F2, F3, G2: whatever files of somebody else's there are about an ENI, they have their
 // effect, and the ENI is configured or says which file is in the way. When the file is
 // gone, the ENI is as it shall be.
 func TestLabOthersFiles(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=3\n"
 			for _, c := range othersFiles {
-				if c.early && c.content != masked {
+				if c.early && c.content != labtest.Masked {
 					o.Files[c.with(c.file, nil)] = c.with(c.content, nil)
 				}
 			}
 		})
 		for _, c := range othersFiles {
-			if c.early && c.content == masked {
-				l.put(c.with(c.file, nil), masked)
+			if c.early && c.content == labtest.Masked {
+				l.Put(c.with(c.file, nil), labtest.Masked)
 			}
 		}
-		l.configured("ens5")
+		l.AwaitConfigured("ens5")
 		enis := make(map[string]*vpc.ENI)
 		for _, c := range othersFiles {
 			// Without IPv6: where an ENI moves from the base unit to its own under load, 252
 			// can lose an address of that, which is not the matter here.
-			enis[c.link] = l.attach(vpc.ENISpec{Name: c.link, IPv4Count: 2, IPv6Count: -1})
+			enis[c.link] = l.Attach(vpc.ENISpec{Name: c.link, IPv4Count: 2, IPv6Count: -1})
 		}
 		for _, c := range othersFiles {
 			if !c.early {
-				l.configured(c.link)
+				l.AwaitConfigured(c.link)
 			}
 		}
 		for _, c := range othersFiles {
 			if !c.early {
-				l.put(c.with(c.file, enis[c.link]), c.with(c.content, enis[c.link]))
+				l.Put(c.with(c.file, enis[c.link]), c.with(c.content, enis[c.link]))
 			}
 		}
-		l.reload()
+		l.Reload()
 
-		l.each(func(c *others) (string, bool) {
-			got, ok := l.describe().Find(c.link)
+		awaitEach(l, func(c *others) (string, bool) {
+			got, ok := l.Describe().Find(c.link)
 			if !ok {
 				return "not there", false
 			}
@@ -225,37 +168,37 @@ func TestLabOthersFiles(t *testing.T) {
 			} else {
 				ok = ok && strings.Contains(got.Reason, file) && strings.Contains(got.Reason, c.with(c.says, enis[c.link]))
 			}
-			shown := l.run("ip", "addr", "show", c.link)
+			shown := l.Run("ip", "addr", "show", c.link)
 			ok = ok && strings.Contains(shown, c.effect) && (c.absent == "" || !strings.Contains(shown, c.absent))
 			if !ok && c.again {
-				l.run("touch", file)
-				l.reload()
+				l.Run("touch", file)
+				l.Reload()
 			}
 			return fmt.Sprintf("%s: %s; %v\n%s", got.State, got.Reason, got.Missing, shown), ok
 		})
 		for _, c := range othersFiles {
-			got, _ := l.describe().Find(c.link)
+			got, _ := l.Describe().Find(c.link)
 			if got.State != state.ENIConfigured {
 				continue
 			}
 			// What is called configured is in the kernel.
 			eni := enis[c.link]
 			for _, address := range slices.Concat(eni.IPv4(), eni.IPv6()) {
-				if !slices.Contains(l.addresses(c.link), address) {
+				if !slices.Contains(l.Addresses(c.link), address) {
 					t.Errorf("%s: %s is not there", c.name, address)
 				}
 			}
-			if got := l.rules(tableOf(eni)); !slices.Equal(got, sources(eni)) {
-				t.Errorf("%s: rules %v, want %v", c.name, got, sources(eni))
+			if got := l.Rules(labtest.TableOf(eni)); !slices.Equal(got, labtest.Sources(eni)) {
+				t.Errorf("%s: rules %v, want %v", c.name, got, labtest.Sources(eni))
 			}
-			if !slices.ContainsFunc(l.routes("-4", "main"), func(r route) bool {
+			if !slices.ContainsFunc(l.Routes("-4", "main"), func(r labtest.Route) bool {
 				return r.Dst == "default" && r.Dev == c.link && r.Metric == 512+eni.DeviceIndex()
 			}) {
 				t.Errorf("%s: no default route with its metric", c.name)
 			}
 		}
 		// Nobody else is touched: the primary is configured, by its own file.
-		if got := l.configured("ens5"); got.NetworkFile != plan.NetworkPath("ens5") {
+		if got := l.AwaitConfigured("ens5"); got.NetworkFile != plan.NetworkPath("ens5") {
 			t.Errorf("the primary: %+v", got)
 		}
 
@@ -264,7 +207,7 @@ func TestLabOthersFiles(t *testing.T) {
 			commands := make(map[string]bool)
 			var done []string
 			for _, c := range othersFiles {
-				got, _ := l.describe().Find(c.link)
+				got, _ := l.Describe().Find(c.link)
 				_, command, found := strings.Cut(got.Reason, ", then: ")
 				if c.follow == "" || got.State == state.ENIConfigured || found != ends {
 					continue
@@ -273,19 +216,19 @@ func TestLabOthersFiles(t *testing.T) {
 					t.Errorf("%s: no %q: %s", c.name, c.advice, got.Reason)
 				}
 				file := c.with(c.file, enis[c.link])
-				l.run("sh", "-ec", strings.NewReplacer("FILE", file, "NAMES", strings.Join(got.Altnames, " ")).Replace(c.with(c.follow, nil)))
+				l.Run("sh", "-ec", strings.NewReplacer("FILE", file, "NAMES", strings.Join(got.Altnames, " ")).Replace(c.with(c.follow, nil)))
 				commands[command], done = true, append(done, c.link)
 			}
 			for _, command := range slices.Sorted(maps.Keys(commands)) {
-				l.reloads(command)
+				l.Reloads(command)
 			}
 			for _, link := range done {
-				l.configured(link)
+				l.AwaitConfigured(link)
 			}
 		}
-		l.all("what was advised has been done", state.ENIConfigured, "")
+		awaitAll(l, "what was advised has been done", state.ENIConfigured, "")
 		for _, c := range othersFiles {
-			shown := l.run("ip", "addr", "show", c.link)
+			shown := l.Run("ip", "addr", "show", c.link)
 			for _, name := range append([]string{c.with(c.after, nil)}, enis[c.link].ID()) {
 				if !strings.Contains(shown, name) {
 					t.Errorf("%s: after what was advised there is no %q: %s", c.name, name, shown)
@@ -295,18 +238,18 @@ func TestLabOthersFiles(t *testing.T) {
 
 		// All of it goes, and what was said goes with it.
 		for _, c := range othersFiles {
-			l.run("sh", "-c", "rm -f "+c.with(c.file+" "+c.file+".conf "+etcNetwork+"75-IF.*", enis[c.link]))
+			l.Run("sh", "-c", "rm -f "+c.with(c.file+" "+c.file+".conf "+etcNetwork+"75-IF.*", enis[c.link]))
 		}
-		l.reload()
-		_, _ = l.inst.Exec(t.Context(), "ec2netctl", "refresh", "--wait")
-		l.all("all ENIs are configured again", state.ENIConfigured, "")
+		l.Reload()
+		_, _ = l.Inst.Exec(t.Context(), "ec2netctl", "refresh", "--wait")
+		awaitAll(l, "all ENIs are configured again", state.ENIConfigured, "")
 		for _, eni := range enis {
-			l.whole(eni)
+			l.CheckOwn(eni)
 		}
-		if left := l.run("sh", "-c", "find /run/systemd/network -path '*.link.d/"+plan.MatchDropIn+"' -o -lname /dev/null"); left != "" {
+		if left := l.Run("sh", "-c", "find /run/systemd/network -path '*.link.d/"+plan.MatchDropIn+"' -o -lname /dev/null"); left != "" {
 			t.Errorf("left behind: %s", left)
 		}
-		for _, i := range l.describe().Interfaces {
+		for _, i := range l.Describe().Interfaces {
 			if want := plan.NetworkPath(i.Name); i.NetworkFile != want {
 				t.Errorf("%s is configured by %s, want %s", i.Name, i.NetworkFile, want)
 			}
@@ -314,20 +257,20 @@ func TestLabOthersFiles(t *testing.T) {
 	})
 }
 
-// each waits until a condition holds for each of othersFiles, and says of which it does
+// awaitEach waits until a condition holds for each of othersFiles, and says of which it does
 // not.
-func (l *lab) each(holds func(c *others) (string, bool)) {
-	l.t.Helper()
+func awaitEach(l *labtest.Lab, holds func(c *others) (string, bool)) {
+	l.T.Helper()
 	last := make(map[string]string)
 	for i := range othersFiles {
 		last[othersFiles[i].name] = "not looked at"
 	}
 	defer func() {
 		for _, name := range slices.Sorted(maps.Keys(last)) {
-			l.t.Logf("%s: %s", name, last[name])
+			l.T.Logf("%s: %s", name, last[name])
 		}
 	}()
-	l.until("all files have their effect", func() (bool, error) {
+	l.Until("all files have their effect", func() (bool, error) {
 		for i := range othersFiles {
 			c := &othersFiles[i]
 			if _, open := last[c.name]; !open {
@@ -346,25 +289,25 @@ func (l *lab) each(holds func(c *others) (string, bool)) {
 // F2, F3: files about all ENIs: drop-ins of the base unit, the base unit itself, and one
 // file that matches every link.
 func TestLabOthersBase(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=3\n"
 		})
-		l.configured("ens5")
-		enis := []*vpc.ENI{l.inst.Primary(), l.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: -1}), l.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: -1})}
+		l.AwaitConfigured("ens5")
+		enis := []*vpc.ENI{l.Inst.Primary(), l.Attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: -1}), l.Attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: -1})}
 		// A refresh fails where networkd has just taken the addresses away that the metadata
 		// is asked from; the files are taken up all the same.
-		refresh := func() { _, _ = l.inst.Exec(t.Context(), "ec2netctl", "refresh", "--wait") }
-		l.all("all ENIs are configured", state.ENIConfigured, "")
+		refresh := func() { _, _ = l.Inst.Exec(t.Context(), "ec2netctl", "refresh", "--wait") }
+		awaitAll(l, "all ENIs are configured", state.ENIConfigured, "")
 		// everywhere checks which of the test's addresses all ENIs have.
 		everywhere := func(what string, want ...string) {
 			t.Helper()
-			l.all(what+": all ENIs are configured", state.ENIConfigured, "")
+			awaitAll(l, what+": all ENIs are configured", state.ENIConfigured, "")
 			last := ""
-			l.untilOr(what, func() (bool, error) {
+			l.UntilOr(what, func() (bool, error) {
 				for _, eni := range enis {
 					var got []string
-					for _, a := range l.addresses(eni.Name()) {
+					for _, a := range l.Addresses(eni.Name()) {
 						if strings.HasPrefix(a.String(), "192.0.2.") {
 							got = append(got, a.String())
 						}
@@ -380,63 +323,63 @@ func TestLabOthersBase(t *testing.T) {
 
 		// A drop-in of the base unit: added, changed and removed, by refresh alone.
 		const dropIn = etcNetwork + "80-ec2.network.d/admin.conf"
-		l.put(dropIn, address("97"))
+		l.Put(dropIn, address("97"))
 		refresh()
 		everywhere("a drop-in is added", "192.0.2.97")
-		enis = append(enis, l.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: -1}))
+		enis = append(enis, l.Attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: -1}))
 		everywhere("an ENI comes", "192.0.2.97")
-		l.put(dropIn, address("98"))
+		l.Put(dropIn, address("98"))
 		refresh()
 		everywhere("the drop-in is changed", "192.0.2.98")
-		l.run("rm", dropIn)
+		l.Run("rm", dropIn)
 		refresh()
 		everywhere("the drop-in is removed")
 
 		// The base unit itself: replaced, and back.
 		const base = etcNetwork + "80-ec2.network"
-		shipped := l.run("cat", "/usr/lib/systemd/network/80-ec2.network")
-		l.put(base, shipped+"\n\n"+address("99"))
+		shipped := l.Run("cat", "/usr/lib/systemd/network/80-ec2.network")
+		l.Put(base, shipped+"\n\n"+address("99"))
 		refresh()
 		everywhere("the base unit is replaced", "192.0.2.99")
-		l.run("rm", base)
+		l.Run("rm", base)
 		refresh()
 		everywhere("the base unit is back")
 
 		// It is masked: nothing is configured, and the mask is named.
-		l.put(base, masked)
+		l.Put(base, labtest.Masked)
 		refresh()
-		l.all("the base unit is masked", state.ENIOverridden, base+" masks")
+		awaitAll(l, "the base unit is masked", state.ENIOverridden, base+" masks")
 		// Told to reload before the daemon has seen that, networkd 252 may miss the primary's IPv6 address
 		// for a minute.
-		if advice := l.adviceOf(base + " masks the base unit: "); suite == "bookworm" {
-			l.run("rm", base)
+		if advice := l.AdviceOf(base + " masks the base unit: "); suite == "bookworm" {
+			l.Run("rm", base)
 		} else {
-			l.reloads(advice)
+			l.Reloads(advice)
 		}
-		l.all("the mask is gone", state.ENIConfigured, "")
+		awaitAll(l, "the mask is gone", state.ENIConfigured, "")
 		if suite != "bookworm" {
-			l.put(base, "")
+			l.Put(base, "")
 			refresh()
-			l.all("the base unit is empty", state.ENIOverridden, base+" masks")
-			l.reloads(l.adviceOf(base + " masks the base unit: "))
-			l.all("the empty file is gone", state.ENIConfigured, "")
+			awaitAll(l, "the base unit is empty", state.ENIOverridden, base+" masks")
+			l.Reloads(l.AdviceOf(base + " masks the base unit: "))
+			awaitAll(l, "the empty file is gone", state.ENIConfigured, "")
 		}
 
 		// One file for all links.
 		for _, match := range []string{"Name=e*", "Driver=veth"} {
 			const all = etcNetwork + "10-all.network"
-			l.put(all, "[Match]\n"+match+"\n[Network]\nDHCP=yes\n")
-			l.reload()
-			l.all("one file for all links", state.ENIShadowed, all)
-			if s := l.manager(state.Degraded); !strings.Contains(s.Reason, all) {
+			l.Put(all, "[Match]\n"+match+"\n[Network]\nDHCP=yes\n")
+			l.Reload()
+			awaitAll(l, "one file for all links", state.ENIShadowed, all)
+			if s := l.AwaitManager(state.Degraded); !strings.Contains(s.Reason, all) {
 				t.Errorf("the daemon's reason: %s", s.Reason)
 			}
-			l.run("rm", all)
+			l.Run("rm", all)
 			refresh() // which has networkd reload, too
-			l.all("that file is gone", state.ENIConfigured, "")
+			awaitAll(l, "that file is gone", state.ENIConfigured, "")
 		}
 		for _, eni := range enis {
-			l.whole(eni)
+			l.CheckOwn(eni)
 		}
 	})
 }

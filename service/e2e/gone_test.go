@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
@@ -14,11 +15,11 @@ import (
 // backTime is how soon what somebody has taken away must be back (B10).
 const backTime = 5 * time.Second
 
-// possessions are the rules of the instance, and the addresses and routes of its ENIs, without
+// possessionsOf are the rules of the instance, and the addresses and routes of its ENIs, without
 // what differs from time to time.
-func (l *lab) possessions(enis ...*vpc.ENI) []string {
-	l.t.Helper()
-	on252 := strings.HasSuffix(l.t.Name(), "/bookworm")
+func possessionsOf(l *labtest.Lab, enis ...*vpc.ENI) []string {
+	l.T.Helper()
+	on252 := strings.HasSuffix(l.T.Name(), "/bookworm")
 	var script strings.Builder
 	script.WriteString("ip -4 rule; ip -6 rule;")
 	for _, eni := range enis {
@@ -27,7 +28,7 @@ func (l *lab) possessions(enis ...*vpc.ENI) []string {
 		fmt.Fprintf(&script, "ip -oneline addr show dev %s scope global;", name)
 	}
 	var found []string
-	for line := range strings.Lines(l.run("sh", "-c", script.String())) {
+	for line := range strings.Lines(l.Run("sh", "-c", script.String())) {
 		words := strings.Fields(line)
 		if len(words) > 0 && strings.HasSuffix(words[0], ":") && strings.Contains(line, "scope global") {
 			found = append(found, strings.Join(words[1:4], " "))
@@ -51,106 +52,106 @@ func (l *lab) possessions(enis ...*vpc.ENI) []string {
 	return slices.Compact(found)
 }
 
-// regained runs a command that takes something away from an ENI, and checks that all is back
+// checkRegained runs a command that takes something away from an ENI, and checks that all is back
 // in time, that the log names what was gone, and that others lost no packet.
-func (l *lab) regained(what, command, named string, eni *vpc.ENI, all []*vpc.ENI, others ...*vpc.ENI) {
-	l.t.Helper()
-	before := l.possessions(all...)
+func checkRegained(l *labtest.Lab, what, command, named string, eni *vpc.ENI, all []*vpc.ENI, others ...*vpc.ENI) {
+	l.T.Helper()
+	before := possessionsOf(l, all...)
 	logged := func() string {
-		return l.run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet")
+		return l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet")
 	}
 	said := len(logged())
-	var checks []func() *losses
+	var checks []func() *labtest.Losses
 	for _, other := range others {
-		checks = append(checks, l.measurePings(other))
+		checks = append(checks, l.MeasurePings(other))
 	}
 	began := time.Now()
-	l.run("sh", "-c", command)
-	if slices.Equal(l.possessions(all...), before) {
-		l.t.Errorf("%s: nothing is gone", what)
+	l.Run("sh", "-c", command)
+	if slices.Equal(possessionsOf(l, all...), before) {
+		l.T.Errorf("%s: nothing is gone", what)
 	}
 	var last []string
-	l.until("what was gone is back: "+what, func() (bool, error) {
-		last = l.possessions(all...)
-		if time.Since(began) > patience/2 {
+	l.Until("what was gone is back: "+what, func() (bool, error) {
+		last = possessionsOf(l, all...)
+		if time.Since(began) > labtest.Patience/2 {
 			return false, fmt.Errorf("%s: there is\n%s\nbefore\n%s", what, strings.Join(last, "\n"), strings.Join(before, "\n"))
 		}
 		return slices.Equal(last, before), nil
 	})
 	if took := time.Since(began); took > backTime {
-		l.t.Errorf("%s: back after %v", what, took)
+		l.T.Errorf("%s: back after %v", what, took)
 	} else {
-		l.t.Logf("%s: back after %v", what, took.Round(10*time.Millisecond))
+		l.T.Logf("%s: back after %v", what, took.Round(10*time.Millisecond))
 	}
 	if text := logged()[said:]; !strings.Contains(text, named) {
-		l.t.Errorf("%s: %q is not named in the log: %s", what, named, text)
+		l.T.Errorf("%s: %q is not named in the log: %s", what, named, text)
 	}
 	for i, check := range checks {
-		if lost := check(); lost.lost != (&losses{}).lost {
-			l.t.Errorf("%s: %s lost packets: %s", what, others[i].Name(), lost)
+		if lost := check(); lost.Lost != (&labtest.Losses{}).Lost {
+			l.T.Errorf("%s: %s lost packets: %s", what, others[i].Name(), lost)
 		}
 	}
-	l.configured(eni.ID())
+	l.AwaitConfigured(eni.ID())
 }
 
 // B10: rules, routes and addresses that somebody takes away are back within 5 s, and no other
 // ENI loses a packet; who does it again and again is told of.
 func TestLabTakenAway(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, nil)
-		l.configured("ens5")
-		primary := l.inst.Primary()
-		eni, other := l.attach(hotplugSpec()), l.attach(vpc.ENISpec{Subnet: "b", IPv4Count: 2})
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		l.AwaitConfigured("ens5")
+		primary := l.Inst.Primary()
+		eni, other := l.Attach(labtest.HotplugSpec()), l.Attach(vpc.ENISpec{Subnet: "b", IPv4Count: 2})
 		all := []*vpc.ENI{primary, eni, other}
 		for _, eni := range all {
-			l.configured(eni.ID())
+			l.AwaitConfigured(eni.ID())
 		}
-		l.until("the routes by the router are there", func() (bool, error) {
+		l.Until("the routes by the router are there", func() (bool, error) {
 			for _, table := range []string{"10001", "10002"} {
-				if !slices.ContainsFunc(l.routes("-6", table), func(r route) bool { return isDefault(r) && r.Protocol == "ra" }) {
+				if !slices.ContainsFunc(l.Routes("-6", table), func(r labtest.Route) bool { return labtest.IsDefault(r) && r.Protocol == "ra" }) {
 					return false, nil
 				}
 			}
-			return strings.Contains(l.run("ip", "-6", "route", "show", "default", "dev", "ens5"), "metric 512"), nil
+			return strings.Contains(l.Run("ip", "-6", "route", "show", "default", "dev", "ens5"), "metric 512"), nil
 		})
 		source := eni.IPv4()[1].String() + "/32"
-		l.regained("rules of an ENI", "while ip rule del priority 10001; do :; done; while ip -6 rule del priority 10001; do :; done; ip rule del from "+
+		checkRegained(l, "rules of an ENI", "while ip rule del priority 10001; do :; done; while ip -6 rule del priority 10001; do :; done; ip rule del from "+
 			eni.Subnet().IPv4().String()+" priority 9999", "rule from "+source+" lookup 10001", eni, all, primary, other)
-		l.regained("an ENI's table", "ip route flush table 10001; ip -6 route flush table 10001", "default route (IPv4) in table 10001", eni, all, primary, other)
+		checkRegained(l, "an ENI's table", "ip route flush table 10001; ip -6 route flush table 10001", "default route (IPv4) in table 10001", eni, all, primary, other)
 		flush := "ip addr flush dev " + eni.Name()
 		if suite != "trixie" {
 			// 252 and 262 ask for router advertisements anew, and nobody puts back the
 			// link-local address that it takes for that.
 			flush += " scope global"
 		}
-		l.regained("all addresses of an ENI", flush, "address "+eni.IPv4()[0].String(), eni, all, primary, other)
-		l.regained("the default route", "ip route del default dev ens5", "default route (IPv4) with metric 512", primary, all, eni, other)
-		l.regained("the default route, replaced", "ip route replace default via "+other.Subnet().Gateway4().String()+" dev "+other.Name()+" metric 512; ip route del default dev "+
+		checkRegained(l, "all addresses of an ENI", flush, "address "+eni.IPv4()[0].String(), eni, all, primary, other)
+		checkRegained(l, "the default route", "ip route del default dev ens5", "default route (IPv4) with metric 512", primary, all, eni, other)
+		checkRegained(l, "the default route, replaced", "ip route replace default via "+other.Subnet().Gateway4().String()+" dev "+other.Name()+" metric 512; ip route del default dev "+
 			other.Name()+" metric 512", "default route (IPv4) with metric 512", primary, all)
 		// Whoever does that takes the kernel's own too.
-		l.regained("all rules", "ip rule flush; ip rule add priority 32766 table main; ip rule add priority 32767 table default", "lookup 10002", other, all)
+		checkRegained(l, "all rules", "ip rule flush; ip rule add priority 32766 table main; ip rule add priority 32767 table default", "lookup 10002", other, all)
 
 		// Who asks for it need not wait.
-		l.run("ip", "rule", "del", "from", source, "priority", "10001")
-		l.run("ec2netctl", "refresh", "--wait")
-		if got := l.rules(10001); !slices.Equal(got, sources(eni)) {
-			t.Errorf("after a refresh: rules %v, want %v", got, sources(eni))
+		l.Run("ip", "rule", "del", "from", source, "priority", "10001")
+		l.Run("ec2netctl", "refresh", "--wait")
+		if got := l.Rules(10001); !slices.Equal(got, labtest.Sources(eni)) {
+			t.Errorf("after a refresh: rules %v, want %v", got, labtest.Sources(eni))
 		}
 
 		stolen := other.IPv4()[1].String() + "/32"
-		l.run("systemd-run", "--quiet", "--unit=thief", "sh", "-c", "while :; do ip rule del from "+stolen+" priority 10002 2>/dev/null; sleep 0.2; done")
-		reloads := l.describe().Networkd.Reloads
-		got := l.reaches(other.ID(), func(i *state.Interface) bool { return i.State == state.ENIContested })
-		if !strings.Contains(got.Reason, "again and again") || l.describe().State != state.Degraded {
-			t.Errorf("%+v, the daemon is %s", got, l.describe().State)
+		l.Run("systemd-run", "--quiet", "--unit=thief", "sh", "-c", "while :; do ip rule del from "+stolen+" priority 10002 2>/dev/null; sleep 0.2; done")
+		reloads := l.Describe().Networkd.Reloads
+		got := l.AwaitENI(other.ID(), func(i *state.Interface) bool { return i.State == state.ENIContested })
+		if !strings.Contains(got.Reason, "again and again") || l.Describe().State != state.Degraded {
+			t.Errorf("%+v, the daemon is %s", got, l.Describe().State)
 		}
-		if n := l.describe().Networkd.Reloads - reloads; n > 6 {
+		if n := l.Describe().Networkd.Reloads - reloads; n > 6 {
 			t.Errorf("%d reloads for somebody who takes a rule away", n)
 		}
-		l.run("systemctl", "stop", "thief")
-		l.configured(other.ID())
-		if got := l.rules(10002); !slices.Equal(got, sources(other)) {
-			t.Errorf("after somebody has stopped: rules %v, want %v", got, sources(other))
+		l.Run("systemctl", "stop", "thief")
+		l.AwaitConfigured(other.ID())
+		if got := l.Rules(10002); !slices.Equal(got, labtest.Sources(other)) {
+			t.Errorf("after somebody has stopped: rules %v, want %v", got, labtest.Sources(other))
 		}
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
@@ -25,53 +26,53 @@ const rounds = 5
 
 // plugging is the attachment of ENIs, by the daemon and by the oracle in turn.
 type plugging struct {
-	*lab
+	*labtest.Lab
 	handle *netlink.Handle
 	enis   []*vpc.ENI
 	// every is how often the kernel is looked at.
 	every time.Duration
 }
 
-// plugged prepares it: the ENIs are configured by the daemon, whose files are those of the
+// newPlugging prepares it: the ENIs are configured by the daemon, whose files are those of the
 // oracle.
-func (l *lab) plugged(b *testing.B, enis []*vpc.ENI, every time.Duration) *plugging {
+func newPlugging(l *labtest.Lab, b *testing.B, enis []*vpc.ENI, every time.Duration) *plugging {
 	b.Helper()
-	handle, err := l.inst.Netlink()
+	handle, err := l.Inst.Netlink()
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(handle.Close)
 	for _, eni := range enis {
-		l.configured(eni.ID())
+		l.AwaitConfigured(eni.ID())
 	}
-	l.run("mkdir", "/run/oracle")
+	l.Run("mkdir", "/run/oracle")
 	for _, eni := range enis {
-		l.run("sh", "-c", "cp -a /run/systemd/network/70-"+eni.Name()+".* /run/oracle/")
+		l.Run("sh", "-c", "cp -a /run/systemd/network/70-"+eni.Name()+".* /run/oracle/")
 	}
-	return &plugging{lab: l, handle: handle, enis: enis, every: every}
+	return &plugging{Lab: l, handle: handle, enis: enis, every: every}
 }
 
 func (p *plugging) detachAll() {
-	p.t.Helper()
+	p.T.Helper()
 	for _, eni := range p.enis {
-		p.detach(eni)
+		p.Detach(eni)
 	}
 	p.ruleless()
 }
 
 func (p *plugging) ruleless() {
-	p.t.Helper()
-	p.until("the rules of the ENIs are gone", func() (bool, error) {
-		return !strings.Contains(p.run("sh", "-c", "ip rule; ip -6 rule"), "lookup 100"), nil
+	p.T.Helper()
+	p.Until("the rules of the ENIs are gone", func() (bool, error) {
+		return !strings.Contains(p.Run("sh", "-c", "ip rule; ip -6 rule"), "lookup 100"), nil
 	})
 }
 
 // attachAll plugs the ENIs in, and returns when it began.
 func (p *plugging) attachAll() time.Time {
-	p.t.Helper()
+	p.T.Helper()
 	began := time.Now()
 	for _, eni := range p.enis {
-		p.reattach(eni, "")
+		p.Reattach(eni, "")
 	}
 	return began
 }
@@ -79,13 +80,13 @@ func (p *plugging) attachAll() time.Time {
 // byDaemon has the daemon configure the ENIs, and tells how long that takes. Before it
 // returns the daemon has seen that all is there.
 func (p *plugging) byDaemon() time.Duration {
-	p.t.Helper()
+	p.T.Helper()
 	began := p.attachAll()
 	p.applied()
 	took := time.Since(began)
-	p.until("the daemon says that all is configured", func() (bool, error) {
+	p.Until("the daemon says that all is configured", func() (bool, error) {
 		// A description of everything would be work.
-		out, err := p.inst.Exec(p.t.Context(), "busctl", "get-property", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "State")
+		out, err := p.Inst.Exec(p.T.Context(), "busctl", "get-property", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "State")
 		return err == nil && strings.Contains(out, string(state.Configured)), nil
 	})
 	return took
@@ -94,38 +95,38 @@ func (p *plugging) byDaemon() time.Duration {
 // forgetful waits until the daemon knows that the ENIs are gone, and has networkd forget
 // their files, which that of the oracle does not know either.
 func (p *plugging) forgetful() {
-	p.t.Helper()
-	p.until("the daemon knows that the ENIs are gone", func() (bool, error) { return len(p.describe().Interfaces) == 1, nil })
-	p.reload()
+	p.T.Helper()
+	p.Until("the daemon knows that the ENIs are gone", func() (bool, error) { return len(p.Describe().Interfaces) == 1, nil })
+	p.Reload()
 }
 
 // byOracle has networkd configure the ENIs by the files that are there at once, and tells
 // how long that takes, and what CPU time the whole system. ENIs are detached before and
 // after, the daemon is stopped meanwhile.
 func (p *plugging) byOracle() (took, cpu time.Duration) {
-	p.t.Helper()
+	p.T.Helper()
 	// What ends with the daemon has networkd reload, too.
-	p.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket", "ec2netd-release.service")
+	p.Run("systemctl", "stop", "ec2netd.service", "ec2netd.socket", "ec2netd-release.service")
 	remove := func() {
 		for _, eni := range p.enis {
-			p.run("sh", "-c", "rm -rf /run/systemd/network/70-"+eni.Name()+".*")
+			p.Run("sh", "-c", "rm -rf /run/systemd/network/70-"+eni.Name()+".*")
 		}
-		p.reload()
+		p.Reload()
 	}
 	remove()
-	before := p.cpu("")
+	before := p.CPU("")
 	began := p.attachAll()
-	p.run("sh", "-c", "cp -a /run/oracle/* /run/systemd/network/ && networkctl reload")
+	p.Run("sh", "-c", "cp -a /run/oracle/* /run/systemd/network/ && networkctl reload")
 	p.applied()
-	took, cpu = time.Since(began), p.cpu("")-before
+	took, cpu = time.Since(began), p.CPU("")-before
 	for _, eni := range p.enis {
-		p.detach(eni)
+		p.Detach(eni)
 	}
 	remove()
 	// systemd gives up on a socket that is opened anew too often.
-	p.run("systemctl", "reset-failed", "ec2netd.socket")
-	p.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
-	p.configured("ens5")
+	p.Run("systemctl", "reset-failed", "ec2netd.socket")
+	p.Run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
+	p.AwaitConfigured("ens5")
 	p.ruleless() // what networkd leaves of them the daemon has removed
 	return took, cpu
 }
@@ -133,8 +134,8 @@ func (p *plugging) byOracle() (took, cpu time.Duration) {
 // applied waits until the kernel has all addresses and rules of the ENIs, and default routes
 // in their tables.
 func (p *plugging) applied() {
-	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
+	p.T.Helper()
+	ctx, cancel := context.WithTimeout(p.T.Context(), labtest.Patience)
 	defer cancel()
 	err := vpc.UntilExactly(ctx, "all addresses, rules and default routes are in the kernel", p.every, func() (bool, error) {
 		rules, err := p.handle.RuleList(netlink.FAMILY_ALL)
@@ -152,16 +153,16 @@ func (p *plugging) applied() {
 			}
 		}
 		for _, eni := range p.enis {
-			got := from[tableOf(eni)]
+			got := from[labtest.TableOf(eni)]
 			slices.Sort(got)
-			if !slices.Equal(got, sources(eni)) || !p.hasAddresses(eni) || !p.hasRoutes(eni) {
+			if !slices.Equal(got, labtest.Sources(eni)) || !p.hasAddresses(eni) || !p.hasRoutes(eni) {
 				return false, nil
 			}
 		}
 		return true, nil
 	})
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
 }
 
@@ -178,7 +179,7 @@ func (p *plugging) hasAddresses(eni *vpc.ENI) bool {
 	for _, a := range addresses {
 		has[a.IP.String()] = true
 	}
-	return !slices.ContainsFunc(sources(eni), func(s string) bool { return !strings.Contains(s, "/") && !has[s] })
+	return !slices.ContainsFunc(labtest.Sources(eni), func(s string) bool { return !strings.Contains(s, "/") && !has[s] })
 }
 
 func (p *plugging) hasRoutes(eni *vpc.ENI) bool {
@@ -187,7 +188,7 @@ func (p *plugging) hasRoutes(eni *vpc.ENI) bool {
 		families = append(families, netlink.FAMILY_V6)
 	}
 	return !slices.ContainsFunc(families, func(family int) bool {
-		routes, err := p.handle.RouteListFiltered(family, &netlink.Route{Table: tableOf(eni)}, netlink.RT_FILTER_TABLE)
+		routes, err := p.handle.RouteListFiltered(family, &netlink.Route{Table: labtest.TableOf(eni)}, netlink.RT_FILTER_TABLE)
 		return err != nil || !slices.ContainsFunc(routes, func(r netlink.Route) bool {
 			ones := 0
 			if r.Dst != nil {
@@ -201,18 +202,18 @@ func (p *plugging) hasRoutes(eni *vpc.ENI) bool {
 // requests are those for the secondary ENIs in the time that it took to configure them: the
 // looks that follow for ten seconds are not counted.
 func (p *plugging) requests(since time.Time, took time.Duration) int {
-	return imds.Count(slices.DeleteFunc(p.inst.Metadata().RequestsSince(since), func(r imds.Request) bool {
-		return strings.Contains(r.Key, p.inst.Primary().MAC().String()) || r.Time.After(since.Add(took))
+	return imds.Count(slices.DeleteFunc(p.Inst.Metadata().RequestsSince(since), func(r imds.Request) bool {
+		return strings.Contains(r.Key, p.Inst.Primary().MAC().String()) || r.Time.After(since.Add(took))
 	})).Total
 }
 
 // hotplugs is the main job: one ENI.
 func hotplugs(b *testing.B, r *report, suite string) {
-	l := boot(b, suite, nil)
-	l.configured("ens5")
-	l.prompt(2 * time.Millisecond)
-	eni := l.attach(hotplugSpec())
-	p := l.plugged(b, []*vpc.ENI{eni}, 0)
+	l := labtest.Boot(b, suite, nil)
+	l.AwaitConfigured("ens5")
+	tellAtOnce(l, 2*time.Millisecond)
+	eni := l.Attach(labtest.HotplugSpec())
+	p := newPlugging(l, b, []*vpc.ENI{eni}, 0)
 	var daemon, oracle, requests, refresh []float64
 	for range rounds {
 		p.detachAll()
@@ -228,9 +229,9 @@ func hotplugs(b *testing.B, r *report, suite string) {
 			b.Fatal(err)
 		}
 		began := time.Now()
-		l.run("busctl", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Refresh", "b", "true")
+		l.Run("busctl", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Refresh", "b", "true")
 		refresh = append(refresh, ms(time.Since(began)))
-		if !slices.Contains(l.addresses(eni.Name()), added[0]) {
+		if !slices.Contains(l.Addresses(eni.Name()), added[0]) {
 			b.Errorf("after Refresh %s is not there", added[0])
 		}
 		if err := eni.UnassignIPv4(b.Context(), added...); err != nil {
@@ -240,7 +241,7 @@ func hotplugs(b *testing.B, r *report, suite string) {
 		limit, _ := p.byOracle()
 		oracle = append(oracle, ms(limit))
 		p.attachAll()
-		l.configured(eni.ID())
+		l.AwaitConfigured(eni.ID())
 	}
 	r.compare(suite, figure{
 		Name: "hotplug", What: "one ENI plugged in until all addresses, rules and routes are there", Unit: "ms", Most: most(300), MostRatio: most(2),
@@ -251,26 +252,26 @@ func hotplugs(b *testing.B, r *report, suite string) {
 		Shell: map[string]float64{"bookworm": 22, "trixie": 22},
 	}, slices.Max(requests))
 	r.set(suite, figure{Name: "refresh", What: "an address assigned and Refresh(wait) called until it is there", Unit: "ms"}, median(refresh))
-	started, nothing := l.starts()
+	started, nothing := timeStarts(l)
 	r.compare(suite, figure{Name: "start", What: "start to READY=1 (the oracle: a program that does nothing, in the same sandbox)", Unit: "ms", Most: most(50)}, started, nothing)
 }
 
-// starts is how long the daemon takes from its start until it is ready, and how long the
+// timeStarts is how long the daemon takes from its start until it is ready, and how long the
 // same unit takes in turn whose program does nothing: that is systemd's own time, most of it
 // for the sandbox.
-func (l *lab) starts() (daemon, nothing []float64) {
-	l.t.Helper()
-	l.run("sh", "-c", `sed -E 's|^ExecStart=.*|ExecStart=/bin/true|; s|^Type=.*|Type=oneshot\nRemainAfterExit=yes|
+func timeStarts(l *labtest.Lab) (daemon, nothing []float64) {
+	l.T.Helper()
+	l.Run("sh", "-c", `sed -E 's|^ExecStart=.*|ExecStart=/bin/true|; s|^Type=.*|Type=oneshot\nRemainAfterExit=yes|
 		/^(Wants|After|Before|NotifyAccess|BusName|Restart|RestartSec|WatchdogSec)=/d' /usr/lib/systemd/system/ec2netd.service \
 		>/run/systemd/system/nothing.service && systemctl daemon-reload`)
 	start := func(unit string) float64 {
 		time.Sleep(500 * time.Millisecond) // what the one before has brought is over
-		l.run("systemctl", "restart", unit)
+		l.Run("systemctl", "restart", unit)
 		var at []float64
 		for _, property := range []string{"ExecMainStartTimestampMonotonic", "ActiveEnterTimestampMonotonic"} {
-			n, err := strconv.ParseFloat(l.run("systemctl", "show", "--property="+property, "--value", unit), 64)
+			n, err := strconv.ParseFloat(l.Run("systemctl", "show", "--property="+property, "--value", unit), 64)
 			if err != nil {
-				l.t.Fatal(err)
+				l.T.Fatal(err)
 			}
 			at = append(at, n/1000)
 		}
@@ -280,7 +281,7 @@ func (l *lab) starts() (daemon, nothing []float64) {
 		daemon = append(daemon, start("ec2netd.service"))
 		nothing = append(nothing, start("nothing.service"))
 	}
-	l.run("systemctl", "stop", "nothing.service")
+	l.Run("systemctl", "stop", "nothing.service")
 	return daemon, nothing
 }
 
@@ -289,26 +290,26 @@ func (l *lab) starts() (daemon, nothing []float64) {
 // are in this process, so that the start of busctl is not counted.
 func many(b *testing.B, r *report, suite string) {
 	const enis, addresses, times = 14, 50, 3
-	l := boot(b, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv4Count = addresses })
-	l.configured("ens5")
-	l.prompt(2 * time.Millisecond)
+	l := labtest.Boot(b, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv4Count = addresses })
+	l.AwaitConfigured("ens5")
+	tellAtOnce(l, 2*time.Millisecond)
 	var all []*vpc.ENI
 	for range enis {
-		all = append(all, l.attach(vpc.ENISpec{IPv4Count: addresses}))
+		all = append(all, l.Attach(vpc.ENISpec{IPv4Count: addresses}))
 	}
-	p := l.plugged(b, all, 20*time.Millisecond)
+	p := newPlugging(l, b, all, 20*time.Millisecond)
 	var daemon, oracle, cpu, system, systemOracle, reloads, requests []float64
 	for range times {
 		p.detachAll()
 		p.forgetful()
-		before, began := l.describe(), time.Now()
-		used, usedByAll := l.cpu(daemonGroup), l.cpu("")
+		before, began := l.Describe(), time.Now()
+		used, usedByAll := l.CPU(labtest.DaemonGroup), l.CPU("")
 		took := p.byDaemon()
 		daemon = append(daemon, ms(took))
-		cpu = append(cpu, (l.cpu(daemonGroup) - used).Seconds())
-		system = append(system, (l.cpu("") - usedByAll).Seconds())
+		cpu = append(cpu, (l.CPU(labtest.DaemonGroup) - used).Seconds())
+		system = append(system, (l.CPU("") - usedByAll).Seconds())
 		requests = append(requests, float64(p.requests(began, took))/enis)
-		reloads = append(reloads, float64(l.describe().Networkd.Reloads-before.Networkd.Reloads))
+		reloads = append(reloads, float64(l.Describe().Networkd.Reloads-before.Networkd.Reloads))
 		p.detachAll()
 		limit, used := p.byOracle()
 		oracle, systemOracle = append(oracle, ms(limit)), append(systemOracle, used.Seconds())
@@ -329,48 +330,48 @@ func many(b *testing.B, r *report, suite string) {
 	}, slices.Max(requests))
 
 	p.attachAll()
-	l.until("15 ENIs are configured", func() (bool, error) {
-		s, err := l.tryDescribe()
+	l.Until("15 ENIs are configured", func() (bool, error) {
+		s, err := l.TryDescribe()
 		return err == nil && len(s.Interfaces) == enis+1 && !slices.ContainsFunc(s.Interfaces, func(i state.Interface) bool {
 			return i.State != state.ENIConfigured || slices.ContainsFunc(i.Items, func(item state.Item) bool {
 				return item.Kind == state.ItemRule && item.Networkd != state.Yes
 			})
 		}), nil
 	})
-	l.asks(b, r, suite, all[enis-1])
-	r.set(suite, figure{Name: "rss", What: "RSS with 15 ENIs of 50 addresses", Unit: "MiB", Most: most(20)}, float64(l.ofDaemon("VmRSS", false))/1024)
-	started, nothing := l.starts()
+	timeRequests(l, b, r, suite, all[enis-1])
+	r.set(suite, figure{Name: "rss", What: "RSS with 15 ENIs of 50 addresses", Unit: "MiB", Most: most(20)}, float64(l.OfDaemon("VmRSS", false))/1024)
+	started, nothing := timeStarts(l)
 	r.compare(suite, figure{Name: "start-15x50", What: "start to READY=1 with 15 ENIs of 50 addresses (the same)", Unit: "ms", Most: most(50)}, started, nothing)
-	l.configured(all[enis-1].ID())
+	l.AwaitConfigured(all[enis-1].ID())
 	r.set(suite, figure{
 		Name: "pass-15x50", What: "CPU time of an event with nothing to do, with 15 ENIs of 50 addresses", Unit: "ms", Most: most(5),
-	}, l.pass(all[0]))
+	}, costOfEvent(l, all[0]))
 }
 
-// pass is what an event that changes nothing costs the daemon, in ms of CPU time: the
+// costOfEvent is what an event that changes nothing costs the daemon, in ms of CPU time: the
 // kernel tells the same of an address again.
-func (l *lab) pass(eni *vpc.ENI) float64 {
-	l.t.Helper()
+func costOfEvent(l *labtest.Lab, eni *vpc.ENI) float64 {
+	l.T.Helper()
 	const events = 50
 	address := []string{"ip", "address", "replace", "192.0.2.77/32", "dev", eni.Name()}
-	l.run(address...)
-	l.run("ec2netctl", "refresh", "--wait")
-	before := l.cpu(daemonGroup)
+	l.Run(address...)
+	l.Run("ec2netctl", "refresh", "--wait")
+	before := l.CPU(labtest.DaemonGroup)
 	for range events {
-		l.run(address...)
+		l.Run(address...)
 		time.Sleep(50 * time.Millisecond) // each gets a pass of its own
 	}
-	used := l.cpu(daemonGroup) - before
-	l.run("ip", "address", "del", "192.0.2.77/32", "dev", eni.Name())
+	used := l.CPU(labtest.DaemonGroup) - before
+	l.Run("ip", "address", "del", "192.0.2.77/32", "dev", eni.Name())
 	return ms(used) / events
 }
 
-// asks times what clients wait for: the description of everything by either API, and a
+// timeRequests times what clients wait for: the description of everything by either API, and a
 // Refresh that waits, after an address was assigned to an ENI.
-func (l *lab) asks(b *testing.B, r *report, suite string, eni *vpc.ENI) {
+func timeRequests(l *labtest.Lab, b *testing.B, r *report, suite string, eni *vpc.ENI) {
 	b.Helper()
 	const times = 21
-	root := fmt.Sprintf("/proc/%d/root", l.inst.Leader())
+	root := fmt.Sprintf("/proc/%d/root", l.Inst.Leader())
 	conn, err := dbus.Connect("unix:path=" + root + "/run/dbus/system_bus_socket")
 	if err != nil {
 		b.Fatal(err)
@@ -413,15 +414,15 @@ func (l *lab) asks(b *testing.B, r *report, suite string, eni *vpc.ENI) {
 		if err := eni.UnassignIPv4(b.Context(), eni.IPv4()[len(eni.IPv4())-1]); err != nil {
 			b.Fatal(err)
 		}
-		l.refresh(b.Context(), manager)
+		refreshOverDBus(l, b.Context(), manager)
 		added, err := eni.AssignIPv4(b.Context())
 		if err != nil {
 			b.Fatal(err)
 		}
 		began := time.Now()
-		l.refresh(b.Context(), manager)
+		refreshOverDBus(l, b.Context(), manager)
 		refresh = append(refresh, ms(time.Since(began)))
-		if !slices.Contains(l.addresses(eni.Name()), added[0]) {
+		if !slices.Contains(l.Addresses(eni.Name()), added[0]) {
 			b.Errorf("after Refresh %s is not there", added[0])
 		}
 	}
@@ -431,10 +432,10 @@ func (l *lab) asks(b *testing.B, r *report, suite string, eni *vpc.ENI) {
 	r.set(suite, figure{Name: "refresh-15x50", What: "an address assigned and Refresh(wait) called, the same", Unit: "ms", Most: most(300)}, median(refresh))
 }
 
-func (l *lab) refresh(ctx context.Context, manager dbus.BusObject) {
-	l.t.Helper()
+func refreshOverDBus(l *labtest.Lab, ctx context.Context, manager dbus.BusObject) {
+	l.T.Helper()
 	var text string
 	if err := manager.CallWithContext(ctx, "org.ec2netd1.Manager.Refresh", 0, true).Store(&text); err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 }

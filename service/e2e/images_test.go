@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
@@ -14,48 +15,50 @@ import (
 type image struct {
 	name string
 	// owner is what status and doctor call it until the first boot with ec2netd.
-	owner func(*lab) string
+	owner func(*labtest.Lab) string
 	// owns waits until it has the primary ENI.
-	owns func(*lab)
+	owns func(*labtest.Lab)
 	// absent checks that nothing of it is in force while ec2netd is in charge.
-	absent func(l *lab, when string)
+	absent func(l *labtest.Lab, when string)
 	// left waits until who has the primary ENI after the removal of ec2netd has it, at once and after
 	// a boot.
-	left, leftByBoot func(*lab)
+	left, leftByBoot func(*labtest.Lab)
 }
 
 // images are those of [vpc.Stocks].
 func images() []image {
 	cloudInit := func(name, wrote string) image {
 		file := stockFile[name]
-		on := func(l *lab) { l.t.Helper(); l.onNetworkd(file) }
+		on := func(l *labtest.Lab) { l.T.Helper(); onNetworkd(l, file) }
 		return image{
-			name, func(*lab) string { return "systemd-networkd by " + file + ", which " + wrote + "," }, on,
-			func(l *lab, when string) { l.t.Helper(); l.hooked(); l.keepsCloudInit(true, when) }, on, on,
+			name, func(*labtest.Lab) string { return "systemd-networkd by " + file + ", which " + wrote + "," }, on,
+			func(l *labtest.Lab, when string) { l.T.Helper(); awaitCloudInit(l); keepsCloudInit(l, true, when) }, on, on,
 		}
 	}
-	onNetworkdBy := func(file string) func(*lab) { return func(l *lab) { l.t.Helper(); l.onNetworkd(file) } }
+	onNetworkdBy := func(file string) func(*labtest.Lab) {
+		return func(l *labtest.Lab) { l.T.Helper(); onNetworkd(l, file) }
+	}
 	return []image{
 		cloudInit("cloud-init-netplan", "netplan makes of what cloud-init wrote"),
 		cloudInit("cloud-init-networkd", "cloud-init wrote"),
 		{
-			"ifupdown", func(*lab) string { return "ifupdown (networking.service)" }, (*lab).onIfupdown, (*lab).offIfupdown,
-			onNetworkdBy("75-ec2netd-ens5.network"), (*lab).onIfupdown,
+			"ifupdown", func(*labtest.Lab) string { return "ifupdown (networking.service)" }, onIfupdown, offIfupdown,
+			onNetworkdBy("75-ec2netd-ens5.network"), onIfupdown,
 		},
 		{
-			"networkmanager", func(*lab) string { return "NetworkManager" }, (*lab).ownedByNetworkManager,
-			func(l *lab, _ string) { l.t.Helper(); l.networkManagerIsOff() },
+			"networkmanager", func(*labtest.Lab) string { return "NetworkManager" }, ownedByNetworkManager,
+			func(l *labtest.Lab, _ string) { l.T.Helper(); networkManagerIsOff(l) },
 			onNetworkdBy("/etc/systemd/network/70-ens5.network"), onNetworkdBy("/etc/systemd/network/70-ens5.network"),
 		},
 		{
-			"amazon-ec2-net-utils", func(l *lab) string {
-				l.t.Helper()
-				return "systemd-networkd by " + l.networkFileOf("ens5") + ", which amazon-ec2-net-utils wrote,"
+			"amazon-ec2-net-utils", func(l *labtest.Lab) string {
+				l.T.Helper()
+				return "systemd-networkd by " + networkFileOf(l, "ens5") + ", which amazon-ec2-net-utils wrote,"
 			}, onNetworkdBy("ens5.network"), // the package's: the base unit has another name
-			func(l *lab, when string) {
-				l.t.Helper()
-				if left := l.leftOfOld() + l.generatedByOld(); left != "" {
-					l.t.Errorf("%s there is of the old package:\n%s", when, left)
+			func(l *labtest.Lab, when string) {
+				l.T.Helper()
+				if left := leftOfOld(l) + generatedByOld(l); left != "" {
+					l.T.Errorf("%s there is of the old package:\n%s", when, left)
 				}
 			},
 			onNetworkdBy("/etc/systemd/network/70-ens5.network"), onNetworkdBy("/etc/systemd/network/70-ens5.network"),
@@ -64,10 +67,10 @@ func images() []image {
 }
 
 // networkFileOf is the file by which networkd has configured a link.
-func (l *lab) networkFileOf(name string) string {
-	l.t.Helper()
+func networkFileOf(l *labtest.Lab, name string) string {
+	l.T.Helper()
 	var status struct{ NetworkFile string }
-	l.json(&status, "networkctl", "--json=short", "status", name)
+	l.JSON(&status, "networkctl", "--json=short", "status", name)
 	return status.NetworkFile
 }
 
@@ -94,45 +97,45 @@ var knownCosts = []struct {
 }
 
 // stockSteps are what happens to an instance of a stock image.
-func (l *lab) stockSteps(of image) []imageStep {
-	primary, ctx := l.inst.Primary(), l.t.Context()
+func stockSteps(l *labtest.Lab, of image) []imageStep {
+	primary, ctx := l.Inst.Primary(), l.T.Context()
 	var eni *vpc.ENI
-	ready := func(l *lab, when string) {
-		l.t.Helper()
-		l.primaryWhole()
+	ready := func(l *labtest.Lab, when string) {
+		l.T.Helper()
+		primaryWhole(l)
 		if eni != nil {
-			l.complete(eni, eni.Name())
-			l.checkKernel(eni)
+			l.AwaitComplete(eni, eni.Name())
+			l.CheckKernel(eni)
 		}
 		of.absent(l, when)
-		if s := l.describe(); s.State != state.Configured || s.Reason != "" || len(s.Conflicts) > 0 {
-			l.t.Errorf("%s ec2netd is %s: %s, %v", when, s.State, s.Reason, s.Conflicts)
+		if s := l.Describe(); s.State != state.Configured || s.Reason != "" || len(s.Conflicts) > 0 {
+			l.T.Errorf("%s ec2netd is %s: %s, %v", when, s.State, s.Reason, s.Conflicts)
 		}
 	}
 	return []imageStep{
-		{"first boot", false, of.owns, func(l *lab) {
-			if err := l.inst.AwaitAddrs(ctx, primary.Name(), primary.IPv4()[0], primary.IPv6()[0]); err != nil {
-				l.t.Fatal(err)
+		{"first boot", false, of.owns, func(l *labtest.Lab) {
+			if err := l.Inst.AwaitAddrs(ctx, primary.Name(), primary.IPv4()[0], primary.IPv6()[0]); err != nil {
+				l.T.Fatal(err)
 			}
-			l.until("there is a default route for IPv6", func() (bool, error) {
-				return l.run("ip", "-6", "route", "show", "default", "dev", primary.Name()) != "", nil
+			l.Until("there is a default route for IPv6", func() (bool, error) {
+				return l.Run("ip", "-6", "route", "show", "default", "dev", primary.Name()) != "", nil
 			})
 		}},
-		{"installation", true, func(l *lab) {
-			l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
-		}, func(l *lab) {
+		{"installation", true, func(l *labtest.Lab) {
+			l.Run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		}, func(l *labtest.Lab) {
 			of.owns(l)
-			l.waitsForBoot(of.owner(l))
+			waitsForBoot(l, of.owner(l))
 		}},
-		{"reboot", false, (*lab).reboot, func(l *lab) { ready(l, "after the reboot") }},
-		{"attach", true, func(l *lab) {
-			eni = l.attach(vpc.ENISpec{IPv4Count: 3, IPv6Count: 2, PrefixV4Count: 1, PrefixV6Count: 1})
-			l.configured(eni.ID())
+		{"reboot", false, (*labtest.Lab).Reboot, func(l *labtest.Lab) { ready(l, "after the reboot") }},
+		{"attach", true, func(l *labtest.Lab) {
+			eni = l.Attach(vpc.ENISpec{IPv4Count: 3, IPv6Count: 2, PrefixV4Count: 1, PrefixV6Count: 1})
+			l.AwaitConfigured(eni.ID())
 			of.absent(l, "while an ENI is attached")
-		}, func(l *lab) { ready(l, "after the attachment") }},
-		{"assign", true, func(l *lab) {
+		}, func(l *labtest.Lab) { ready(l, "after the attachment") }},
+		{"assign", true, func(l *labtest.Lab) {
 			for _, to := range []*vpc.ENI{primary, eni} {
-				l.refreshed(func() error {
+				l.Refreshed(func() error {
 					if _, err := to.AssignIPv4(ctx); err != nil {
 						return err
 					}
@@ -140,15 +143,15 @@ func (l *lab) stockSteps(of image) []imageStep {
 					return err
 				})
 			}
-		}, func(l *lab) { ready(l, "after the assignment") }},
-		{"detach", true, func(l *lab) {
-			l.detach(eni)
-			l.gone(eni, 1)
+		}, func(l *labtest.Lab) { ready(l, "after the assignment") }},
+		{"detach", true, func(l *labtest.Lab) {
+			l.Detach(eni)
+			l.AwaitGone(eni, 1)
 			eni = nil
-		}, func(l *lab) { ready(l, "after the detachment") }},
-		{"second reboot", false, (*lab).reboot, func(l *lab) { ready(l, "after the second reboot") }},
-		{"removal", true, func(l *lab) { l.run("apt-get", "remove", "--yes", "ec2netd") }, of.left},
-		{"boot without", false, (*lab).reboot, of.leftByBoot},
+		}, func(l *labtest.Lab) { ready(l, "after the detachment") }},
+		{"second reboot", false, (*labtest.Lab).Reboot, func(l *labtest.Lab) { ready(l, "after the second reboot") }},
+		{"removal", true, func(l *labtest.Lab) { l.Run("apt-get", "remove", "--yes", "ec2netd") }, of.left},
+		{"boot without", false, (*labtest.Lab).Reboot, of.leftByBoot},
 	}
 }
 
@@ -171,7 +174,7 @@ type imageStep struct {
 	name string
 	// measured: what it costs the primary ENI is counted.
 	measured  bool
-	do, check func(*lab)
+	do, check func(*labtest.Lab)
 }
 
 // TestLabStock: on each stock image ec2netd is installed as install.md says, lives, and is removed,
@@ -180,19 +183,19 @@ type imageStep struct {
 func TestLabStock(t *testing.T) { // F3, F8, F9, I2
 	t.Parallel()
 	for _, of := range images() {
-		if !whole() && !slices.Contains([]string{"networkmanager", "amazon-ec2-net-utils"}, of.name) {
+		if !labtest.Long() && !slices.Contains([]string{"networkmanager", "amazon-ec2-net-utils"}, of.name) {
 			continue // see TestLabCloudInit and TestLabIfupdown
 		}
 		t.Run(of.name, func(t *testing.T) {
-			oneSuite(t, func(t *testing.T, suite string) {
+			labtest.OneSuite(t, func(t *testing.T, suite string) {
 				l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
 					o.Packages = nil
 					o.Stock = of.name
 				})
-				for _, step := range l.stockSteps(of) {
+				for _, step := range stockSteps(l, of) {
 					said := ""
 					ok := t.Run(step.name, func(t *testing.T) {
-						said = l.with(t).stockStep(of, step)
+						said = stockStep(l.With(t), of, step)
 					})
 					if !ok {
 						said = "FAILED: see above"
@@ -208,35 +211,35 @@ func TestLabStock(t *testing.T) { // F3, F8, F9, I2
 }
 
 // stockStep has a step happen, and says what it cost.
-func (l *lab) stockStep(of image, step imageStep) string {
-	l.t.Helper()
+func stockStep(l *labtest.Lab, of image, step imageStep) string {
+	l.T.Helper()
 	if !step.measured {
 		step.do(l)
 		step.check(l)
 		return "as it shall be"
 	}
-	cost := l.measured(l.inst.Primary(), func() { step.do(l) })
+	cost := l.Measured(l.Inst.Primary(), func() { step.do(l) })
 	step.check(l)
 	var reasons []string
 	known := make(map[bool]bool)
 	for _, k := range knownCosts {
-		if k.step != step.name || !slices.Contains(k.suites, l.inst.Suite()) || (k.images != nil && !slices.Contains(k.images, of.name)) {
+		if k.step != step.name || !slices.Contains(k.suites, l.Inst.Suite()) || (k.images != nil && !slices.Contains(k.images, of.name)) {
 			continue
 		}
 		known[k.ipv6] = true
 		reasons = append(reasons, k.reason)
-		if cost.noneOf(k.ipv6) {
-			l.t.Errorf("it costs nothing any more, remove it from knownCosts: %s", k.reason)
+		if cost.NoneOf(k.ipv6) {
+			l.T.Errorf("it costs nothing any more, remove it from knownCosts: %s", k.reason)
 		}
 	}
 	for _, ipv6 := range []bool{false, true} {
-		if !known[ipv6] && !cost.noneOf(ipv6) {
-			l.t.Errorf("it cost the primary %s", cost)
+		if !known[ipv6] && !cost.NoneOf(ipv6) {
+			l.T.Errorf("it cost the primary %s", cost)
 		}
 	}
 	if len(reasons) > 0 {
 		said, _, _ := strings.Cut(cost.String(), "; Deleted")
 		return said + ": " + strings.Join(reasons, "; ")
 	}
-	return fmt.Sprintf("no packet lost of %d", cost.sent[0]+cost.sent[1]+cost.sent[2]+cost.sent[3])
+	return fmt.Sprintf("no packet lost of %d", cost.Sent[0]+cost.Sent[1]+cost.Sent[2]+cost.Sent[3])
 }

@@ -6,18 +6,19 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// prompt has the VPC tell everything of an ENI before its link is there, and its router answer at
+// tellAtOnce has the VPC tell everything of an ENI before its link is there, and its router answer at
 // once: what is left is what the daemon takes.
-func (l *lab) prompt(latency time.Duration) {
-	l.t.Helper()
+func tellAtOnce(l *labtest.Lab, latency time.Duration) {
+	l.T.Helper()
 	behaviour := vpc.EC2()
 	behaviour.Propagation, behaviour.RADelay = vpc.Propagation{}, vpc.Range{}
 	behaviour.Metadata = imds.Pace{Latency: latency, Jitter: latency / 10}
-	if err := l.vpc.SetBehaviour(behaviour); err != nil {
-		l.t.Fatal(err)
+	if err := l.VPC.SetBehaviour(behaviour); err != nil {
+		l.T.Fatal(err)
 	}
 }
 
@@ -25,17 +26,17 @@ func (l *lab) prompt(latency time.Duration) {
 // keys late (D10, D11).
 func late(b *testing.B, r *report, suite string) {
 	const times = 3
-	l := boot(b, suite, nil)
-	l.configured("ens5")
-	l.prompt(0)
-	eni := l.attach(hotplugSpec())
-	p := l.plugged(b, []*vpc.ENI{eni}, 0)
+	l := labtest.Boot(b, suite, nil)
+	l.AwaitConfigured("ens5")
+	tellAtOnce(l, 0)
+	eni := l.Attach(labtest.HotplugSpec())
+	p := newPlugging(l, b, []*vpc.ENI{eni}, 0)
 	again := func() {
 		p.detachAll()
 		p.forgetful()
 	}
 	for _, latency := range []time.Duration{0, 2 * time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond, 200 * time.Millisecond} {
-		l.prompt(latency)
+		tellAtOnce(l, latency)
 		var daemon, oracle []float64
 		for range times {
 			again()
@@ -44,7 +45,7 @@ func late(b *testing.B, r *report, suite string) {
 			limit, _ := p.byOracle()
 			oracle = append(oracle, ms(limit))
 			p.attachAll()
-			l.configured(eni.ID())
+			l.AwaitConfigured(eni.ID())
 		}
 		name := fmt.Sprintf("latency-%d", latency.Milliseconds())
 		plugged := figure{Name: name, What: fmt.Sprintf("one ENI plugged in, with a metadata latency of %v", latency), Unit: "ms"}
@@ -59,7 +60,7 @@ func late(b *testing.B, r *report, suite string) {
 				max(0, median(daemon)-median(oracle))/ms(latency))
 		}
 	}
-	l.prompt(2 * time.Millisecond)
+	tellAtOnce(l, 2*time.Millisecond)
 	for _, test := range []struct {
 		what string
 		p    imds.Propagation
@@ -75,9 +76,9 @@ func late(b *testing.B, r *report, suite string) {
 			p.attachAll()
 			p.applied()
 			there := time.Now()
-			told, _ := l.inst.Metadata().Complete(eni.MAC().String())
+			told, _ := l.Inst.Metadata().Complete(eni.MAC().String())
 			after = append(after, ms(there.Sub(told)))
-			l.configured(eni.ID())
+			l.AwaitConfigured(eni.ID())
 		}
 		r.set(suite, figure{Name: "late " + test.what, What: test.what + ": from the last key listed until all is there", Unit: "ms", Most: most(300)}, median(after))
 	}

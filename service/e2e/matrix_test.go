@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,18 +13,10 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
-
-// whole tells whether the long matrices run whole rather than by a sample.
-func whole() bool { return os.Getenv("EC2NETD_LONG") != "" }
-
-// luck is the chance of a test. EC2NETD_SEED is another one than the usual.
-func luck(t testing.TB) *rand.Rand {
-	t.Helper()
-	return rand.New(rand.NewPCG(vpc.ChanceForTest(t), 0))
-}
 
 // The keys that the daemon reads: those of the instance, and those of an ENI.
 // TestFaultMatrix of package agent runs all of the matrix, and checks that these are
@@ -60,7 +51,7 @@ func cellsOf(random *rand.Rand, keys []string) []cell {
 // only the first few.
 func dealt(cells []cell, size, sample int) [][]cell {
 	all := slices.Collect(slices.Chunk(cells, size))
-	if !whole() {
+	if !labtest.Long() {
 		all = all[:sample]
 	}
 	return all
@@ -78,36 +69,31 @@ type faulted struct {
 }
 
 // breakKey puts a cell's fault on an ENI in force.
-func (l *lab) breakKey(eni *vpc.ENI, c cell) *faulted {
-	l.t.Helper()
-	f := &faulted{cell: c, eni: eni, since: time.Now(), files: l.filesOf(eni.Name())}
+func breakKey(l *labtest.Lab, eni *vpc.ENI, c cell) *faulted {
+	l.T.Helper()
+	f := &faulted{cell: c, eni: eni, since: time.Now(), files: l.FilesOf(eni.Name())}
 	fault := imds.Failures()[c.failure]
 	fault.Pattern = strings.TrimSuffix("network/interfaces/macs/"+eni.MAC().String()+"/"+c.key, "/")
 	if slices.Contains(instanceKeys, c.key) {
 		fault.Pattern = c.key
 	}
 	var err error
-	if f.fault, err = l.inst.Metadata().AddFault(fault); err != nil {
-		l.t.Fatal(err)
+	if f.fault, err = l.Inst.Metadata().AddFault(fault); err != nil {
+		l.T.Fatal(err)
 	}
 	return f
 }
 
-// filesOf are the generated files of a link, with all that networkd compares.
-func (l *lab) filesOf(name string) string {
-	return l.run("sh", "-c", "find /run/systemd/network -path '*70-"+name+".*' ! -type d -printf '%p %l %i %T@ %s\\n' -exec cat {} + | sort")
-}
-
-// hits is how often a fault was met, and reads how often the daemon has begun to read
+// hitsOf is how often a fault was met, and reads how often the daemon has begun to read
 // the ENI since it is there.
-func (l *lab) hits(f *faulted) (hits, reads int) {
-	for _, fault := range l.inst.Metadata().Faults() {
+func hitsOf(l *labtest.Lab, f *faulted) (hits, reads int) {
+	for _, fault := range l.Inst.Metadata().Faults() {
 		if fault.ID == f.fault {
 			hits = fault.Hits
 		}
 	}
 	listing := "network/interfaces/macs/" + f.eni.MAC().String()
-	for _, r := range l.inst.Metadata().RequestsSince(f.since) {
+	for _, r := range l.Inst.Metadata().RequestsSince(f.since) {
 		if r.Key == listing {
 			reads++
 		}
@@ -135,22 +121,22 @@ func (f *faulted) explained(reason string) bool {
 	return strings.Contains(reason, key) && strings.Contains(reason, how)
 }
 
-// met waits until the daemon has met the fault and says so of the ENI, or has read the
+// meets waits until the daemon has met the fault and says so of the ENI, or has read the
 // ENI several times without asking for the key. It tells which.
-func (l *lab) met(f *faulted) (met bool) {
-	l.t.Helper()
+func meets(l *labtest.Lab, f *faulted) (met bool) {
+	l.T.Helper()
 	var said string
-	ctx, cancel := context.WithTimeout(l.t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(l.T.Context(), 2*labtest.Patience)
 	defer cancel()
 	err := vpc.Until(ctx, fmt.Sprintf("%s of %s: %q is met and explained", f.eni.Name(), f.failure, f.key), func() (bool, error) {
-		hits, reads := l.hits(f)
+		hits, reads := hitsOf(l, f)
 		if hits == 0 {
 			// A read that had begun before the fault may still be under way in the second.
 			met = false
 			return reads >= 4, nil
 		}
 		met = true
-		s, err := l.tryDescribe()
+		s, err := l.TryDescribe()
 		if err != nil {
 			return false, nil //nolint:nilerr // the daemon is being started
 		}
@@ -162,44 +148,31 @@ func (l *lab) met(f *faulted) (met bool) {
 		return f.explained(found.Reason), nil
 	})
 	if err != nil {
-		hits, reads := l.hits(f)
-		l.t.Fatalf("%v; hit %d times in %d reads; the daemon says %s", err, hits, reads, said)
+		hits, reads := hitsOf(l, f)
+		l.T.Fatalf("%v; hit %d times in %d reads; the daemon says %s", err, hits, reads, said)
 	}
 	return met
 }
 
-// lift ends all faults, and waits until every ENI is as EC2 has it.
-func (l *lab) lift() {
-	l.t.Helper()
-	l.inst.Metadata().ClearFaults()
-	l.asEC2()
-	for _, eni := range l.inst.ENIs()[1:] {
-		l.checkKernel(eni)
+// liftFaults ends all faults, and waits until every ENI is as EC2 has it.
+func liftFaults(l *labtest.Lab) {
+	l.T.Helper()
+	l.Inst.Metadata().ClearFaults()
+	asEC2(l)
+	for _, eni := range l.Inst.ENIs()[1:] {
+		l.CheckKernel(eni)
 	}
 }
 
 // asEC2 waits until every ENI is configured as EC2 has it.
-func (l *lab) asEC2() {
-	l.t.Helper()
-	for _, eni := range l.inst.ENIs() {
-		l.reaches(eni.Name(), func(i *state.Interface) bool {
+func asEC2(l *labtest.Lab) {
+	l.T.Helper()
+	for _, eni := range l.Inst.ENIs() {
+		l.AwaitENI(eni.Name(), func(i *state.Interface) bool {
 			want := slices.Concat(eni.IPv4(), eni.IPv6())
-			numbered := i.Table == tableOf(eni) || eni == l.inst.Primary()
+			numbered := i.Table == labtest.TableOf(eni) || eni == l.Inst.Primary()
 			return i.State == state.ENIConfigured && !strings.Contains(i.Reason, "metadata") && numbered &&
-				len(i.Addresses) == len(want) && slices.Equal(sorted(l.addresses(eni.Name())), sorted(want))
-		})
-	}
-}
-
-// deletions watches what the kernel loses of addresses, routes and rules; the returned
-// function gives the lines and ends it.
-func (l *lab) deletions() func() []string {
-	l.t.Helper()
-	events := l.watchKernel()
-	return func() []string {
-		l.t.Helper()
-		return slices.DeleteFunc(events(), func(line string) bool {
-			return !strings.HasPrefix(line, "Deleted") || strings.Contains(line, "proto kernel")
+				len(i.Addresses) == len(want) && slices.Equal(labtest.Sorted(l.Addresses(eni.Name())), labtest.Sorted(want))
 		})
 	}
 }
@@ -212,10 +185,10 @@ func (f *faulted) concerns(line string) bool {
 		return true
 	}
 	// An address may have been another ENI's before.
-	if n := slices.Index(words, "lookup"); n >= 0 && words[n+1] != strconv.Itoa(tableOf(f.eni)) {
+	if n := slices.Index(words, "lookup"); n >= 0 && words[n+1] != strconv.Itoa(labtest.TableOf(f.eni)) {
 		return false
 	}
-	for _, source := range append(sources(f.eni), f.withdrawn...) {
+	for _, source := range append(labtest.Sources(f.eni), f.withdrawn...) {
 		if slices.Contains(words, source) {
 			return true
 		}
@@ -223,19 +196,10 @@ func (f *faulted) concerns(line string) bool {
 	return false
 }
 
-// tableOf is the ENI's table (B1).
-func tableOf(eni *vpc.ENI) int {
-	table := 10000 + eni.DeviceIndex()
-	if card := eni.NetworkCard(); card != nil {
-		table += 100 * *card
-	}
-	return table
-}
-
-// change takes of an ENI one address and one prefix away, and gives it others.
-func (l *lab) change(f *faulted) {
-	l.t.Helper()
-	ctx, eni := l.t.Context(), f.eni
+// changeAddresses takes of an ENI one address and one prefix away, and gives it others.
+func changeAddresses(l *labtest.Lab, f *faulted) {
+	l.T.Helper()
+	ctx, eni := l.T.Context(), f.eni
 	var old []netip.Addr
 	if all := eni.IPv4(); len(all) > 2 {
 		old = all[len(all)-1:]
@@ -258,7 +222,7 @@ func (l *lab) change(f *faulted) {
 		}
 	}
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 }
 
@@ -267,15 +231,15 @@ func (l *lab) change(f *faulted) {
 // shown per ENI, and all converges once the fault is lifted (D3, D4, D5, C1). Several
 // ENIs meet a fault each at the same time. It is a sample, with EC2NETD_LONG=1 all.
 func TestLabFaultMatrix(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		random := luck(t)
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		random := labtest.Luck(t)
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			o.NetworkCards = 2
 			o.Primary = vpc.ENISpec{IPv4Count: 3}
 			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=1\n"
 		})
-		l.configured("ens5")
-		keys, spec := slices.Clone(eniKeys), hotplugSpec()
+		l.AwaitConfigured("ens5")
+		keys, spec := slices.Clone(eniKeys), labtest.HotplugSpec()
 		if suite == "bookworm" {
 			// Now and then networkd of 252 loses a static IPv6 address where DHCPv6 had
 			// brought it before: that is not what this test is about.
@@ -284,9 +248,9 @@ func TestLabFaultMatrix(t *testing.T) {
 		}
 		const several = 4
 		for _, cells := range dealt(cellsOf(random, keys), several, 1) {
-			l.firstConfiguration(random, spec, cells)
+			firstConfiguration(l, random, spec, cells)
 		}
-		if !whole() {
+		if !labtest.Long() {
 			// The others are not read again while an ENI is attached.
 			keys = slices.DeleteFunc(keys, func(key string) bool {
 				return !slices.Contains([]string{"", "local-ipv4s", "ipv6s", "ipv4-prefix", "ipv6-prefix"}, key)
@@ -294,139 +258,139 @@ func TestLabFaultMatrix(t *testing.T) {
 		}
 		for _, change := range []bool{false, true} {
 			for _, cells := range dealt(cellsOf(random, keys), several+1, 1) {
-				l.faultsInForce(cells, change)
+				faultsInForce(l, cells, change)
 			}
 		}
 		for _, cells := range dealt(cellsOf(random, instanceKeys), 1, 1) {
-			l.faultOfInstance(cells[0])
+			faultOfInstance(l, cells[0])
 		}
-		l.logOf("err")
+		l.CheckLog("err")
 	})
 }
 
 // firstConfiguration attaches ENIs in the place of all that there are, each with a
 // fault.
-func (l *lab) firstConfiguration(random *rand.Rand, spec vpc.ENISpec, cells []cell) {
-	l.t.Helper()
-	ctx := l.t.Context()
-	for _, eni := range l.inst.ENIs()[1:] {
+func firstConfiguration(l *labtest.Lab, random *rand.Rand, spec vpc.ENISpec, cells []cell) {
+	l.T.Helper()
+	ctx := l.T.Context()
+	for _, eni := range l.Inst.ENIs()[1:] {
 		if err := eni.Delete(ctx); err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
 	}
-	l.until("only the primary is left", func() (bool, error) { return len(l.describe().Interfaces) == 1, nil })
-	deleted := l.deletions()
-	before := l.filesOf("ens5")
+	l.Until("only the primary is left", func() (bool, error) { return len(l.Describe().Interfaces) == 1, nil })
+	deleted := l.WatchDeletions()
+	before := l.FilesOf("ens5")
 	var all []*faulted
 	for _, c := range cells {
 		card := random.IntN(2)
 		spec.NetworkCard = &card
-		eni, err := l.inst.Create(ctx, spec)
+		eni, err := l.Inst.Create(ctx, spec)
 		if err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
-		f := l.breakKey(eni, c)
+		f := breakKey(l, eni, c)
 		eni.Publish(imds.Propagation{})
 		if err := eni.Plug(ctx); err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
 		all = append(all, f)
 	}
 	for _, f := range all {
-		l.t.Logf("first: %s: %q %s", f.eni.Name(), f.key, f.failure)
-		if !l.met(f) {
-			l.t.Errorf("the key %q is not read at all", f.key)
+		l.T.Logf("first: %s: %q %s", f.eni.Name(), f.key, f.failure)
+		if !meets(l, f) {
+			l.T.Errorf("the key %q is not read at all", f.key)
 		}
-		if got := l.reaches(f.eni.Name(), func(i *state.Interface) bool { return f.explained(i.Reason) }); got.State != state.ENIPending {
-			l.t.Errorf("%s with %q %s is %s: %s", f.eni.Name(), f.key, f.failure, got.State, got.Reason)
+		if got := l.AwaitENI(f.eni.Name(), func(i *state.Interface) bool { return f.explained(i.Reason) }); got.State != state.ENIPending {
+			l.T.Errorf("%s with %q %s is %s: %s", f.eni.Name(), f.key, f.failure, got.State, got.Reason)
 		}
-		if files := l.filesOf(f.eni.Name()); strings.Contains(files, "\nTable=") || strings.Contains(files, "\nAddress=") || strings.Contains(files, "AlternativeName") {
-			l.t.Errorf("%s was written of a view that is not complete:\n%s", f.eni.Name(), files)
+		if files := l.FilesOf(f.eni.Name()); strings.Contains(files, "\nTable=") || strings.Contains(files, "\nAddress=") || strings.Contains(files, "AlternativeName") {
+			l.T.Errorf("%s was written of a view that is not complete:\n%s", f.eni.Name(), files)
 		}
 	}
 	for _, line := range deleted() {
 		if slices.Contains(strings.Fields(line), "ens5") || !strings.Contains(line, " dev ") && !strings.Contains(line, "ens") {
-			l.t.Errorf("with ENIs that cannot be read the kernel lost: %s", line)
+			l.T.Errorf("with ENIs that cannot be read the kernel lost: %s", line)
 		}
 	}
-	if now := l.filesOf("ens5"); now != before {
-		l.t.Errorf("ENIs that cannot be read changed the primary's files:\n%s\nbefore:\n%s", now, before)
+	if now := l.FilesOf("ens5"); now != before {
+		l.T.Errorf("ENIs that cannot be read changed the primary's files:\n%s\nbefore:\n%s", now, before)
 	}
-	l.lift()
+	liftFaults(l)
 }
 
 // faultsInForce has each ENI meet a fault, and change meanwhile or not.
-func (l *lab) faultsInForce(cells []cell, change bool) {
-	l.t.Helper()
-	deleted := l.deletions()
+func faultsInForce(l *labtest.Lab, cells []cell, change bool) {
+	l.T.Helper()
+	deleted := l.WatchDeletions()
 	var all []*faulted
 	for n, c := range cells {
-		f := l.breakKey(l.inst.ENIs()[n], c)
+		f := breakKey(l, l.Inst.ENIs()[n], c)
 		if change {
-			l.change(f)
+			changeAddresses(l, f)
 		}
 		all = append(all, f)
 	}
 	var still []*faulted
 	for _, f := range all {
-		met := l.met(f)
-		l.t.Logf("change %v: %s: %q %s: met %v", change, f.eni.Name(), f.key, f.failure, met)
+		met := meets(l, f)
+		l.T.Logf("change %v: %s: %q %s: met %v", change, f.eni.Name(), f.key, f.failure, met)
 		if met || !change {
 			still = append(still, f)
 		}
 	}
 	for _, f := range still {
-		got := l.reaches(f.eni.Name(), func(*state.Interface) bool { return true })
+		got := l.AwaitENI(f.eni.Name(), func(*state.Interface) bool { return true })
 		if got.State != state.ENIConfigured {
-			l.t.Errorf("%s with %q %s is %s: %s", f.eni.Name(), f.key, f.failure, got.State, got.Reason)
+			l.T.Errorf("%s with %q %s is %s: %s", f.eni.Name(), f.key, f.failure, got.State, got.Reason)
 		}
-		if now := l.filesOf(f.eni.Name()); now != f.files {
-			l.t.Errorf("%s with %q %s: files changed to\n%s\nbefore\n%s", f.eni.Name(), f.key, f.failure, now, f.files)
+		if now := l.FilesOf(f.eni.Name()); now != f.files {
+			l.T.Errorf("%s with %q %s: files changed to\n%s\nbefore\n%s", f.eni.Name(), f.key, f.failure, now, f.files)
 		}
 	}
 	for _, line := range deleted() {
 		for _, f := range still {
 			if f.concerns(line) {
-				l.t.Errorf("%s with %q %s: the kernel lost: %s", f.eni.Name(), f.key, f.failure, line)
+				l.T.Errorf("%s with %q %s: the kernel lost: %s", f.eni.Name(), f.key, f.failure, line)
 			}
 		}
 	}
-	l.lift()
+	liftFaults(l)
 	for _, f := range still {
-		if now := l.filesOf(f.eni.Name()); !change && now != f.files {
-			l.t.Errorf("%s after %q %s: files changed to\n%s\nbefore\n%s", f.eni.Name(), f.key, f.failure, now, f.files)
+		if now := l.FilesOf(f.eni.Name()); !change && now != f.files {
+			l.T.Errorf("%s after %q %s: files changed to\n%s\nbefore\n%s", f.eni.Name(), f.key, f.failure, now, f.files)
 		}
 	}
 }
 
 // faultOfInstance has a daemon that knows nothing start with a fault of the instance's
 // keys.
-func (l *lab) faultOfInstance(c cell) {
-	l.t.Helper()
-	files, deleted := l.files(), l.deletions()
-	l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
-	l.run("rm", "-f", "/run/ec2netd/views.json")
-	f := l.breakKey(l.inst.Primary(), c)
-	l.run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
-	l.t.Logf("instance: %q %s", f.key, f.failure)
-	if !l.met(f) {
-		l.t.Errorf("the key %q is not read at all", f.key)
+func faultOfInstance(l *labtest.Lab, c cell) {
+	l.T.Helper()
+	files, deleted := l.Files(), l.WatchDeletions()
+	l.Run("systemctl", "stop", "ec2netd.service", "ec2netd.socket")
+	l.Run("rm", "-f", "/run/ec2netd/views.json")
+	f := breakKey(l, l.Inst.Primary(), c)
+	l.Run("systemctl", "start", "ec2netd.socket", "ec2netd.service")
+	l.T.Logf("instance: %q %s", f.key, f.failure)
+	if !meets(l, f) {
+		l.T.Errorf("the key %q is not read at all", f.key)
 	}
-	for _, eni := range l.inst.ENIs() {
-		got := l.reaches(eni.Name(), func(i *state.Interface) bool { return f.explained(i.Reason) })
+	for _, eni := range l.Inst.ENIs() {
+		got := l.AwaitENI(eni.Name(), func(i *state.Interface) bool { return f.explained(i.Reason) })
 		if got.State != state.ENIPending {
-			l.t.Errorf("%s with %q %s is %s: %s", eni.Name(), f.key, f.failure, got.State, got.Reason)
+			l.T.Errorf("%s with %q %s is %s: %s", eni.Name(), f.key, f.failure, got.State, got.Reason)
 		}
 	}
-	if now := l.files(); now != files {
-		l.t.Errorf("%q %s: files changed to\n%s\nbefore\n%s", f.key, f.failure, now, files)
+	if now := l.Files(); now != files {
+		l.T.Errorf("%q %s: files changed to\n%s\nbefore\n%s", f.key, f.failure, now, files)
 	}
-	l.lift()
-	if now := l.files(); now != files {
-		l.t.Errorf("after %q %s: files changed to\n%s\nbefore\n%s", f.key, f.failure, now, files)
+	liftFaults(l)
+	if now := l.Files(); now != files {
+		l.T.Errorf("after %q %s: files changed to\n%s\nbefore\n%s", f.key, f.failure, now, files)
 	}
 	for _, line := range deleted() {
-		l.t.Errorf("%q %s: the kernel lost: %s", f.key, f.failure, line)
+		l.T.Errorf("%q %s: the kernel lost: %s", f.key, f.failure, line)
 	}
 }
 
@@ -434,51 +398,51 @@ func (l *lab) faultOfInstance(c cell) {
 // configured, changes follow, and nothing goes (D3, D6).
 func TestLabConnectionsLost(t *testing.T) {
 	t.Parallel()
-	random := luck(t)
-	l := boot(t, "trixie", func(o *vpc.InstanceOptions) {
+	random := labtest.Luck(t)
+	l := labtest.Boot(t, "trixie", func(o *vpc.InstanceOptions) {
 		o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=3\n"
 	})
-	l.vpc.SetMetadataLoss(0.3, random.Uint64())
+	l.VPC.SetMetadataLoss(0.3, random.Uint64())
 	for range 14 {
-		l.attach(vpc.ENISpec{IPv4Count: 2})
+		l.Attach(vpc.ENISpec{IPv4Count: 2})
 	}
-	l.lift() // there is no other fault: it waits until all is there
-	if l.vpc.MetadataLost() == 0 {
+	liftFaults(l) // there is no other fault: it waits until all is there
+	if l.VPC.MetadataLost() == 0 {
 		t.Error("no connection was lost")
 	}
-	deleted := l.deletions()
+	deleted := l.WatchDeletions()
 	var all []*faulted
-	for _, eni := range l.inst.ENIs()[1:] {
+	for _, eni := range l.Inst.ENIs()[1:] {
 		f := &faulted{eni: eni}
 		if _, err := eni.AssignIPv4(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, f)
 	}
-	l.lift()
+	liftFaults(l)
 	for _, line := range deleted() {
 		t.Errorf("the kernel lost: %s", line)
 	}
 	for _, f := range all {
-		f.files = l.filesOf(f.eni.Name())
+		f.files = l.FilesOf(f.eni.Name())
 	}
 	// The failures of a while, and their end, change nothing more.
-	lost := l.vpc.MetadataLost()
+	lost := l.VPC.MetadataLost()
 	// Those that are there last from look to look: a daemon that starts makes new ones.
 	for range 20 {
-		l.run("systemctl", "restart", "ec2netd.service")
+		l.Run("systemctl", "restart", "ec2netd.service")
 		time.Sleep(time.Second)
-		if l.vpc.MetadataLost() >= lost+5 {
+		if l.VPC.MetadataLost() >= lost+5 {
 			break
 		}
 	}
-	if now := l.vpc.MetadataLost(); now < lost+5 {
+	if now := l.VPC.MetadataLost(); now < lost+5 {
 		t.Errorf("%d more connections were lost", now-lost)
 	}
-	l.vpc.SetMetadataLoss(0, 0)
-	l.lift()
+	l.VPC.SetMetadataLoss(0, 0)
+	liftFaults(l)
 	for _, f := range all {
-		if now := l.filesOf(f.eni.Name()); now != f.files {
+		if now := l.FilesOf(f.eni.Name()); now != f.files {
 			t.Errorf("lost connections changed the files of %s to\n%s\nbefore\n%s", f.eni.Name(), now, f.files)
 		}
 	}

@@ -5,33 +5,35 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ec2netd/cmd/vpclab/labtest"
 )
 
 // G1, G2: an ENI gets its alternative names without an event that others take for another link that
 // comes, and .link files of others keep their effect, whenever they come.
 func TestLabUevents(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, nil)
-		l.configured("ens5")
-		l.run("systemd-run", "--quiet", "--unit=uevents", "stdbuf", "-oL", "udevadm", "monitor", "--kernel", "--subsystem-match=net")
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		l.AwaitConfigured("ens5")
+		l.Run("systemd-run", "--quiet", "--unit=uevents", "stdbuf", "-oL", "udevadm", "monitor", "--kernel", "--subsystem-match=net")
 		events := func() (of []string) {
-			for line := range strings.Lines(l.run("journalctl", "--unit=uevents", "--output=cat", "--no-pager")) {
+			for line := range strings.Lines(l.Run("journalctl", "--unit=uevents", "--output=cat", "--no-pager")) {
 				if fields := strings.Fields(line); len(fields) > 3 && strings.HasPrefix(fields[0], "KERNEL[") {
 					of = append(of, fields[1]+" "+fields[2][strings.LastIndex(fields[2], "/")+1:])
 				}
 			}
 			return of
 		}
-		l.until("udevadm listens", func() (bool, error) {
-			l.run("udevadm", "trigger", "--action=change", "/sys/class/net/lo")
+		l.Until("udevadm listens", func() (bool, error) {
+			l.Run("udevadm", "trigger", "--action=change", "/sys/class/net/lo")
 			return slices.Contains(events(), "change lo"), nil
 		})
-		eni := l.attach(hotplugSpec())
+		eni := l.Attach(labtest.HotplugSpec())
 		name := eni.Name()
 		named := func() {
 			t.Helper()
-			entry := l.configured(eni.ID())
-			link := l.run("ip", "link", "show", name)
+			entry := l.AwaitConfigured(eni.ID())
+			link := l.Run("ip", "link", "show", name)
 			for _, altname := range entry.Altnames {
 				if !strings.Contains(link, "altname "+altname+"\n") && !strings.HasSuffix(link, "altname "+altname) {
 					t.Errorf("no %s: %s", altname, link)
@@ -39,7 +41,7 @@ func TestLabUevents(t *testing.T) {
 			}
 		}
 		named()
-		l.run("systemctl", "restart", "ec2netd.service")
+		l.Run("systemctl", "restart", "ec2netd.service")
 		named()
 		own := events()
 		own = slices.DeleteFunc(own, func(event string) bool {
@@ -51,23 +53,23 @@ func TestLabUevents(t *testing.T) {
 
 		queue := func(want int) {
 			t.Helper()
-			l.run("ec2netctl", "refresh", "--wait")
-			l.run("udevadm", "control", "--reload")
-			l.run("udevadm", "trigger", "--action=add", "/sys/class/net/"+name)
-			l.until(fmt.Sprintf("the queue of %s has %d packets", name, want), func() (bool, error) {
-				return strings.Contains(l.run("ip", "-o", "link", "show", name), fmt.Sprintf(" qlen %d", want)), nil
+			l.Run("ec2netctl", "refresh", "--wait")
+			l.Run("udevadm", "control", "--reload")
+			l.Run("udevadm", "trigger", "--action=add", "/sys/class/net/"+name)
+			l.Until(fmt.Sprintf("the queue of %s has %d packets", name, want), func() (bool, error) {
+				return strings.Contains(l.Run("ip", "-o", "link", "show", name), fmt.Sprintf(" qlen %d", want)), nil
 			})
 		}
-		l.put("/etc/systemd/network/99-default.link.d/queue.conf", "[Link]\nTransmitQueueLength=701\n")
+		l.Put("/etc/systemd/network/99-default.link.d/queue.conf", "[Link]\nTransmitQueueLength=701\n")
 		queue(701)
-		l.put("/etc/systemd/network/80-late.link", "[Match]\nMACAddress="+eni.MAC().String()+"\n\n[Link]\nTransmitQueueLength=702\n")
+		l.Put("/etc/systemd/network/80-late.link", "[Match]\nMACAddress="+eni.MAC().String()+"\n\n[Link]\nTransmitQueueLength=702\n")
 		queue(702)
-		l.run("rm", "/etc/systemd/network/80-late.link")
+		l.Run("rm", "/etc/systemd/network/80-late.link")
 		queue(701)
 		named()
-		l.detach(eni)
-		l.gone(eni, 1)
-		if left := l.run("sh", "-c", "ls -d /run/systemd/network/70-"+name+"* 2>/dev/null || :"); left != "" {
+		l.Detach(eni)
+		l.AwaitGone(eni, 1)
+		if left := l.Run("sh", "-c", "ls -d /run/systemd/network/70-"+name+"* 2>/dev/null || :"); left != "" {
 			t.Errorf("left: %s", left)
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 )
 
@@ -237,7 +238,7 @@ WantedBy=sysinit.target
 
 // neighbourhood is an instance with all neighbours.
 type neighbourhood struct {
-	*lab
+	*labtest.Lab
 	suite string
 	// eni is the ENI beside the primary one, and vip an address of its prefix.
 	eni *vpc.ENI
@@ -282,7 +283,7 @@ func linesAcrossBoots(lines map[string]int) map[string]int {
 
 // objects are the lines of kernelObjects and of all lists, and how often each is there.
 func (h *neighbourhood) objects() map[string]int {
-	h.t.Helper()
+	h.T.Helper()
 	script := kernelObjects
 	for _, n := range h.all {
 		if n.list != "" {
@@ -290,7 +291,7 @@ func (h *neighbourhood) objects() map[string]int {
 		}
 	}
 	lines := make(map[string]int)
-	for line := range strings.Lines(h.run("sh", "-c", script)) {
+	for line := range strings.Lines(h.Run("sh", "-c", script)) {
 		// Link-local ones are the kernel's own.
 		if !strings.Contains(line, "fe80::") && !strings.Contains(line, "multicast") {
 			lines[tidy(line)]++
@@ -309,18 +310,18 @@ func (n *neighbour) missing(before, now map[string]int) (lines []string) {
 	return lines
 }
 
-// knock connects to a published port again and again; the returned function ends that, and says how
+// knockAt connects to a published port again and again; the returned function ends that, and says how
 // many of the connections since the first that was answered were not, and how many these were.
-func (l *lab) knock(to netip.AddrPort) func() (lost, all int) {
-	ctx, cancel := context.WithCancel(l.t.Context())
+func knockAt(l *labtest.Lab, to netip.AddrPort) func() (lost, all int) {
+	ctx, cancel := context.WithCancel(l.T.Context())
 	answers := make(chan []bool)
 	go func() {
 		var answered []bool
 		for ctx.Err() == nil {
-			answered = append(answered, l.fetch(vpc.FarIPv4, to, time.Second) == nil)
+			answered = append(answered, fetchPage(l, vpc.FarIPv4, to, time.Second) == nil)
 			select {
 			case <-ctx.Done():
-			case <-time.After(5 * pace):
+			case <-time.After(5 * labtest.Pace):
 			}
 		}
 		answers <- answered
@@ -348,11 +349,11 @@ func (l eventLosses) add(of, format string, args ...any) {
 // watchTraffic begins to ping the ENIs and VIP, and to connect to published ports; the returned
 // function ends that, and adds what was lost.
 func (h *neighbourhood) watchTraffic(lost eventLosses) func() {
-	h.t.Helper()
+	h.T.Helper()
 	var ends [][2]netip.Addr
 	var of []string
-	for _, eni := range []*vpc.ENI{h.inst.Primary(), h.eni} {
-		for _, pair := range pingEnds(eni) {
+	for _, eni := range []*vpc.ENI{h.Inst.Primary(), h.eni} {
+		for _, pair := range labtest.PingEnds(eni) {
 			ends, of = append(ends, pair), append(of, theENIs)
 		}
 	}
@@ -362,7 +363,7 @@ func (h *neighbourhood) watchTraffic(lost eventLosses) func() {
 			ends, of = append(ends, [2]netip.Addr{vpc.FarIPv4, h.vip}), append(of, n.name)
 		}
 		if n.port != 0 {
-			end := h.knock(netip.AddrPortFrom(h.inst.Primary().IPv4()[0], n.port))
+			end := knockAt(h.Lab, netip.AddrPortFrom(h.Inst.Primary().IPv4()[0], n.port))
 			knocks = append(knocks, func() {
 				if unanswered, all := end(); unanswered > 0 {
 					lost.add(n.name, "connections to port %d: %d of %d", n.port, unanswered, all)
@@ -370,9 +371,9 @@ func (h *neighbourhood) watchTraffic(lost eventLosses) func() {
 			})
 		}
 	}
-	pings := h.countPings(ends...)
+	pings := h.CountPings(ends...)
 	return func() {
-		h.t.Helper()
+		h.T.Helper()
 		for i, count := range pings() {
 			if count[0] > 0 {
 				lost.add(of[i], "packets from %s to %s: %d of %d", ends[i][0], ends[i][1], count[0], count[1])
@@ -387,9 +388,9 @@ func (h *neighbourhood) watchTraffic(lost eventLosses) func() {
 // watchObjects notes what all neighbours have; the returned function adds what they lost since, for
 // good or for a moment. Over a boot that is what they do not get again, or lose in it.
 func (h *neighbourhood) watchObjects(lost eventLosses, boots bool) func() {
-	h.t.Helper()
-	events := func() []string { return strings.Split(h.run("cat", "/run/objects.log"), "\n") }
-	log := func(n *neighbour) []string { return strings.Split(h.run("sh", "-c", n.log), "\n") }
+	h.T.Helper()
+	events := func() []string { return strings.Split(h.Run("cat", "/run/objects.log"), "\n") }
+	log := func(n *neighbour) []string { return strings.Split(h.Run("sh", "-c", n.log), "\n") }
 	before, seen, logged := h.whole, 0, make(map[string]int)
 	if !boots {
 		before, seen = h.objects(), len(events())
@@ -400,7 +401,7 @@ func (h *neighbourhood) watchObjects(lost eventLosses, boots bool) func() {
 		}
 	}
 	return func() {
-		h.t.Helper()
+		h.T.Helper()
 		now := h.objects()
 		if boots {
 			now = linesAcrossBoots(now)
@@ -435,7 +436,7 @@ func (h *neighbourhood) watchObjects(lost eventLosses, boots bool) func() {
 
 // incomplete tells of an object that has been there and is not; empty where all are there.
 func (h *neighbourhood) incomplete() string {
-	h.t.Helper()
+	h.T.Helper()
 	now := linesAcrossBoots(h.objects())
 	for _, n := range h.all {
 		if missing := n.missing(h.whole, now); len(missing) > 0 {
@@ -447,18 +448,18 @@ func (h *neighbourhood) incomplete() string {
 
 // during does something, and returns what each neighbour and the ENIs lost by it.
 func (h *neighbourhood) during(boots bool, do func()) eventLosses {
-	h.t.Helper()
+	h.T.Helper()
 	lost := make(eventLosses)
 	objects := h.watchObjects(lost, boots)
 	if boots {
-		if err := h.inst.Shutdown(h.t.Context()); err != nil {
-			h.t.Fatal(err)
+		if err := h.Inst.Shutdown(h.T.Context()); err != nil {
+			h.T.Fatal(err)
 		}
 	}
 	traffic := h.watchTraffic(lost)
 	do()
 	if boots {
-		ctx, cancel := context.WithTimeout(h.t.Context(), patience)
+		ctx, cancel := context.WithTimeout(h.T.Context(), labtest.Patience)
 		defer cancel()
 		// What does not come in that time is lost.
 		_ = vpc.Until(ctx, "everything is there", func() (bool, error) { return h.incomplete() == "", nil })
@@ -470,20 +471,20 @@ func (h *neighbourhood) during(boots bool, do func()) eventLosses {
 
 // settle sets all neighbours up, and waits until they have all that is theirs.
 func (h *neighbourhood) settle() {
-	h.t.Helper()
-	h.with = strings.NewReplacer("VIP", h.vip.String(), "ENI", h.eni.IPv4()[0].String(), "FIRST", h.inst.Primary().Subnet().Gateway4().String(), "ROUTER", h.eni.Subnet().Gateway4().String())
-	h.put("/etc/systemd/system/objects.service", kernelWatch)
-	h.run("systemctl", "enable", "--quiet", "--now", "objects.service")
+	h.T.Helper()
+	h.with = strings.NewReplacer("VIP", h.vip.String(), "ENI", h.eni.IPv4()[0].String(), "FIRST", h.Inst.Primary().Subnet().Gateway4().String(), "ROUTER", h.eni.Subnet().Gateway4().String())
+	h.Put("/etc/systemd/system/objects.service", kernelWatch)
+	h.Run("systemctl", "enable", "--quiet", "--now", "objects.service")
 	for _, n := range neighbours {
 		n.its = regexp.MustCompile(strings.ReplaceAll(n.its.String(), "VIP", regexp.QuoteMeta(h.vip.String())))
 		for path, text := range n.files {
-			h.put(path, h.with.Replace(text))
+			h.Put(path, h.with.Replace(text))
 		}
-		h.run("sh", "-ec", n.start)
+		h.Run("sh", "-ec", n.start)
 		h.all = append(h.all, n)
 	}
 	var last string
-	h.untilOr("all neighbours have what is theirs", func() (bool, error) {
+	h.UntilOr("all neighbours have what is theirs", func() (bool, error) {
 		now := h.objects()
 		for _, n := range h.all {
 			for _, want := range n.ready {
@@ -504,14 +505,14 @@ func (h *neighbourhood) settle() {
 
 // restore brings back what somebody lost for good, and waits until everything is there.
 func (h *neighbourhood) restore(lost eventLosses) {
-	h.t.Helper()
+	h.T.Helper()
 	for _, n := range h.all {
 		if len(lost[n.name]) > 0 && n.repair != "" {
-			h.run("sh", "-c", n.repair)
+			h.Run("sh", "-c", n.repair)
 		}
 	}
 	var last string
-	h.untilOr("everything is there", func() (bool, error) {
+	h.UntilOr("everything is there", func() (bool, error) {
 		last = h.incomplete()
 		return last == "", nil
 	}, &last)
@@ -519,7 +520,7 @@ func (h *neighbourhood) restore(lost eventLosses) {
 
 // judge compares what a cell lost with what is known, and tells of it in a line.
 func (h *neighbourhood) judge(event, of string, lost []string) {
-	h.t.Helper()
+	h.T.Helper()
 	slices.Sort(lost)
 	said, unknown := "nothing lost", slices.Clone(lost)
 	for _, known := range knownLosses {
@@ -528,31 +529,31 @@ func (h *neighbourhood) judge(event, of string, lost []string) {
 		}
 		unknown = slices.DeleteFunc(unknown, known.what.MatchString)
 		if len(unknown) == len(lost) {
-			h.t.Errorf("%s, %s: this is no longer lost, remove it from knownLosses: %s", of, event, known.reason)
+			h.T.Errorf("%s, %s: this is no longer lost, remove it from knownLosses: %s", of, event, known.reason)
 			continue
 		}
 		said = fmt.Sprintf("lost %s, and %d more: %s", lost[0], len(lost)-1, known.reason)
 	}
 	if len(unknown) > 0 {
-		h.t.Errorf("%s, %s: lost\n%s", of, event, strings.Join(unknown, "\n"))
+		h.T.Errorf("%s, %s: lost\n%s", of, event, strings.Join(unknown, "\n"))
 		said = "LOST " + strings.Join(unknown, "; ")
 	}
-	fmt.Fprintf(h.t.Output(), "%-8s  %-27s  %-18s  %s\n", h.suite, of, event, said)
+	fmt.Fprintf(h.T.Output(), "%-8s  %-27s  %-18s  %s\n", h.suite, of, event, said)
 }
 
 // events are what happens to the instance, in this order.
 func (h *neighbourhood) events() []step {
-	ctx := h.t.Context()
+	ctx := h.T.Context()
 	var added *vpc.ENI
 	all := func() {
-		for _, eni := range h.inst.ENIs() {
-			h.configured(eni.ID())
+		for _, eni := range h.Inst.ENIs() {
+			h.AwaitConfigured(eni.ID())
 		}
 	}
 	ofEach := func(changes ...func(eni *vpc.ENI) error) func() {
 		return func() {
-			h.refreshed(func() (err error) {
-				for _, eni := range []*vpc.ENI{h.inst.Primary(), h.eni} {
+			h.Refreshed(func() (err error) {
+				for _, eni := range []*vpc.ENI{h.Inst.Primary(), h.eni} {
 					for _, change := range changes {
 						err = errors.Join(err, change(eni))
 					}
@@ -564,16 +565,16 @@ func (h *neighbourhood) events() []step {
 	}
 	return []step{
 		{"boot", func() {
-			if err := h.inst.Boot(ctx); err != nil {
-				h.t.Fatal(err)
+			if err := h.Inst.Boot(ctx); err != nil {
+				h.T.Fatal(err)
 			}
 			all()
 		}},
 		{"attach", func() {
-			added = h.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1})
-			h.configured(added.ID())
-			h.until("networkd-dispatcher tells of it", func() (bool, error) {
-				return strings.Contains(h.run("cat", "/run/dispatched"), "routable "+added.Name()), nil
+			added = h.Attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1})
+			h.AwaitConfigured(added.ID())
+			h.Until("networkd-dispatcher tells of it", func() (bool, error) {
+				return strings.Contains(h.Run("cat", "/run/dispatched"), "routable "+added.Name()), nil
 			})
 		}},
 		{"assign", ofEach(
@@ -585,18 +586,18 @@ func (h *neighbourhood) events() []step {
 			func(eni *vpc.ENI) error { return eni.UnassignIPv6(ctx, eni.IPv6()[len(eni.IPv6())-1]) },
 		)},
 		{"detach", func() {
-			h.detach(added)
-			h.until("it is gone", func() (bool, error) {
-				return len(h.units(added.MAC())) == 0 && len(h.rules(tableOf(added))) == 0, nil
+			h.Detach(added)
+			h.Until("it is gone", func() (bool, error) {
+				return len(h.Units(added.MAC())) == 0 && len(h.Rules(labtest.TableOf(added))) == 0, nil
 			})
 			if err := added.Delete(ctx); err != nil {
-				h.t.Fatal(err)
+				h.T.Fatal(err)
 			}
 		}},
-		{"ec2netd restarted", func() { h.run("systemctl", "restart", "ec2netd.service"); all() }},
-		{"ec2netd upgraded", func() { h.run("dpkg", "--install", "/root/2.deb"); all() }},
-		{"networkd restarted", func() { h.networkdAgain("systemctl", "restart", "systemd-networkd.service") }},
-		{"systemd upgraded", func() { h.networkdAgain("sh", "-ec", systemdUpgraded) }},
+		{"ec2netd restarted", func() { h.Run("systemctl", "restart", "ec2netd.service"); all() }},
+		{"ec2netd upgraded", func() { h.Run("dpkg", "--install", "/root/2.deb"); all() }},
+		{"networkd restarted", func() { h.RestartNetworkd("systemctl", "restart", "systemd-networkd.service") }},
+		{"systemd upgraded", func() { h.RestartNetworkd("sh", "-ec", systemdUpgraded) }},
 	}
 }
 
@@ -611,13 +612,13 @@ ip route 198.51.104.0/24 ROUTER ens6 onlink
 
 // advised checks that the advice helps.
 func (h *neighbourhood) advised() {
-	h.t.Helper()
+	h.T.Helper()
 	file, ok := frrAdvice[h.suite]
 	if !ok {
 		return
 	}
 	doctor := func() string {
-		out, _ := h.inst.Exec(h.t.Context(), "ec2netctl", "doctor", "--no-pager") // what else it finds does not matter
+		out, _ := h.Inst.Exec(h.T.Context(), "ec2netctl", "doctor", "--no-pager") // what else it finds does not matter
 		return linesOf(out, " nexthop ")
 	}
 	said := doctor()
@@ -625,30 +626,30 @@ func (h *neighbourhood) advised() {
 	const command = "ip nexthop flush "
 	if len(quoted) != 7 || !strings.Contains(said, "are others'") || !strings.HasPrefix(file[1], quoted[1]+"\n") ||
 		!strings.Contains(file[1], quoted[3]+"\n") || !strings.HasPrefix(quoted[5], command) {
-		h.t.Fatalf("before the advice is followed doctor says %q", said)
+		h.T.Fatalf("before the advice is followed doctor says %q", said)
 	}
-	h.put(file[0], h.with.Replace(file[1]))
-	h.reload()
-	h.run("sh", "-c", restartFRR)
-	h.run("sh", "-ec", quoted[5])
-	routes := func() string { return h.run("ip", "-oneline", "route", "show", "198.51.104.0/24") }
-	h.until("FRR has its route by two next hops", func() (bool, error) {
+	h.Put(file[0], h.with.Replace(file[1]))
+	h.Reload()
+	h.Run("sh", "-c", restartFRR)
+	h.Run("sh", "-ec", quoted[5])
+	routes := func() string { return h.Run("ip", "-oneline", "route", "show", "198.51.104.0/24") }
+	h.Until("FRR has its route by two next hops", func() (bool, error) {
 		return strings.Contains(routes(), "ens5") && strings.Contains(routes(), "ens6"), nil
 	})
-	before, eni := routes(), h.attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1})
-	h.configured(eni.ID())
+	before, eni := routes(), h.Attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1})
+	h.AwaitConfigured(eni.ID())
 	if now := routes(); now != before {
-		h.t.Errorf("with the advice there is %q, and was %q", now, before)
+		h.T.Errorf("with the advice there is %q, and was %q", now, before)
 	}
 	if said := doctor(); said != "" {
-		h.t.Errorf("with the advice doctor says %q", said)
+		h.T.Errorf("with the advice doctor says %q", said)
 	}
 }
 
 // TestLabNeighbours: what packages of others have on an instance stays, and no packet of the ENIs is
 // lost, through all that happens to ec2netd and networkd, but for what a version of networkd takes.
 func TestLabNeighbours(t *testing.T) { // A8, F1, F6, F11
-	oneSuite(t, func(t *testing.T, suite string) {
+	labtest.OneSuite(t, func(t *testing.T, suite string) {
 		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
 			o.Packages = nil
 			if suite != "bookworm" {
@@ -664,9 +665,9 @@ func TestLabNeighbours(t *testing.T) { // A8, F1, F6, F11
 				return err
 			}
 		})
-		l.configured(l.inst.Primary().ID())
-		h := &neighbourhood{lab: l, suite: suite, eni: l.attach(vpc.ENISpec{Subnet: "b", IPv4Count: 2, IPv6Count: 2, PrefixV4Count: 1})}
-		l.configured(h.eni.ID())
+		l.AwaitConfigured(l.Inst.Primary().ID())
+		h := &neighbourhood{Lab: l, suite: suite, eni: l.Attach(vpc.ENISpec{Subnet: "b", IPv4Count: 2, IPv6Count: 2, PrefixV4Count: 1})}
+		l.AwaitConfigured(h.eni.ID())
 		h.vip = h.eni.Prefixes()[0].Addr().Next()
 		h.settle()
 		for _, event := range h.events() {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/takeover"
 )
@@ -133,107 +134,107 @@ var masksOfOld = []string{
 
 // oldRuns has the stand-in do what its udev rule does for an ENI, whose driver is another
 // here, and waits until the ENI has all its addresses.
-func (l *lab) oldRuns(number string) {
-	l.t.Helper()
+func oldRuns(l *labtest.Lab, number string) {
+	l.T.Helper()
 	var aliases strings.Builder
-	for _, a := range l.inst.Primary().IPv4()[1:] {
+	for _, a := range l.Inst.Primary().IPv4()[1:] {
 		fmt.Fprintln(&aliases, a)
 	}
-	l.put("/root/aliases", aliases.String())
-	l.put("/etc/systemd/network/70-ens5.network.d/mine.conf", "[Link]\nMTUBytes=1400\n")
-	l.run("systemctl", "enable", "--now", "policy-routes@ens5.service", "refresh-policy-routes@ens5.timer")
-	l.onNetworkd(number + "-ens5.network")
-	l.everyAddress()
-	l.policyOfOldWorks()
-	left := l.leftOfOld()
+	l.Put("/root/aliases", aliases.String())
+	l.Put("/etc/systemd/network/70-ens5.network.d/mine.conf", "[Link]\nMTUBytes=1400\n")
+	l.Run("systemctl", "enable", "--now", "policy-routes@ens5.service", "refresh-policy-routes@ens5.timer")
+	onNetworkd(l, number+"-ens5.network")
+	checkEveryAddress(l)
+	policyOfOldWorks(l)
+	left := leftOfOld(l)
 	for what, have := range map[string]string{"timer": "refresh-policy-routes@ens5.timer", "link": "timers.target.wants/", "program": "setup-policy-routes"} {
 		if !strings.Contains(left, have) {
-			l.t.Fatalf("the old package has no %s:\n%s", what, left)
+			l.T.Fatalf("the old package has no %s:\n%s", what, left)
 		}
 	}
-	if generated := l.generatedByOld(); !strings.Contains(generated, number+"-ens5.network.d/ec2net_policy_4.conf") {
-		l.t.Fatalf("the old package generated %q", generated)
+	if generated := generatedByOld(l); !strings.Contains(generated, number+"-ens5.network.d/ec2net_policy_4.conf") {
+		l.T.Fatalf("the old package generated %q", generated)
 	}
 }
 
-// everyAddress waits until the primary ENI has all its IPv4 addresses, and uses each.
-func (l *lab) everyAddress() {
-	l.t.Helper()
-	for _, a := range l.inst.Primary().IPv4() {
-		l.until(a.String()+" is there", func() (bool, error) { return slices.Contains(l.addresses("ens5"), a), nil })
-		l.pingFrom(a)
+// checkEveryAddress waits until the primary ENI has all its IPv4 addresses, and uses each.
+func checkEveryAddress(l *labtest.Lab) {
+	l.T.Helper()
+	for _, a := range l.Inst.Primary().IPv4() {
+		l.Until(a.String()+" is there", func() (bool, error) { return slices.Contains(l.Addresses("ens5"), a), nil })
+		l.PingFrom(a)
 	}
 }
 
 // leftOfOld are units, timers and files of the old package; masks are no files of it.
-func (l *lab) leftOfOld() string {
-	l.t.Helper()
-	return l.run("sh", "-c", "systemctl list-units --all --plain --no-legend '*policy-routes@*'; systemctl list-timers --all --no-legend '*policy-routes@*'; "+
+func leftOfOld(l *labtest.Lab) string {
+	l.T.Helper()
+	return l.Run("sh", "-c", "systemctl list-units --all --plain --no-legend '*policy-routes@*'; systemctl list-timers --all --no-legend '*policy-routes@*'; "+
 		"find /etc/systemd/system /usr/lib/systemd /usr/lib/udev -name '*policy-routes*' ! -lname /dev/null; ls -d /usr/bin/setup-policy-routes /usr/share/amazon-ec2-net-utils 2>/dev/null || :")
 }
 
-func (l *lab) generatedByOld() string {
-	l.t.Helper()
-	return l.run("sh", "-c", "find /run/systemd/network -name '07-*' ! -name '07-other*' -o -name eni.conf -o -name 'ec2net_*' | sort")
+func generatedByOld(l *labtest.Lab) string {
+	l.T.Helper()
+	return l.Run("sh", "-c", "find /run/systemd/network -name '07-*' ! -name '07-other*' -o -name eni.conf -o -name 'ec2net_*' | sort")
 }
 
 // policyOfOld are the policy rules of the old package, and the routes of its table.
-func (l *lab) policyOfOld() ([]string, []route) {
-	l.t.Helper()
-	return l.rules(10007), slices.Concat(l.routes("-4", "10007"), l.routes("-6", "10007"))
+func policyOfOld(l *labtest.Lab) ([]string, []labtest.Route) {
+	l.T.Helper()
+	return l.Rules(10007), slices.Concat(l.Routes("-4", "10007"), l.Routes("-6", "10007"))
 }
 
 // policyOfOldWorks waits until they are there, for IPv4 and IPv6.
-func (l *lab) policyOfOldWorks() {
-	l.t.Helper()
+func policyOfOldWorks(l *labtest.Lab) {
+	l.T.Helper()
 	var last string
-	l.untilOr("the old package's rules and routes are there", func() (bool, error) {
-		rules, routes := l.policyOfOld()
+	l.UntilOr("the old package's rules and routes are there", func() (bool, error) {
+		rules, routes := policyOfOld(l)
 		last = fmt.Sprint(rules, routes)
-		routes = slices.DeleteFunc(routes, func(r route) bool { return r.Dst != "default" })
+		routes = slices.DeleteFunc(routes, func(r labtest.Route) bool { return r.Dst != "default" })
 		return len(rules) == 2 && len(routes) == 2, nil
 	}, &last)
 }
 
 // replacesOld checks that nothing of the old package is left, and that the admin's drop-in
 // applies.
-func (l *lab) replacesOld(when string) {
-	l.t.Helper()
-	l.configured("ens5")
-	l.onNetworkd("70-ens5.network")
-	l.everyAddress()
-	if out := l.leftOfOld() + l.generatedByOld(); out != "" {
-		l.t.Errorf("%s there is of the old package:\n%s", when, out)
+func replacesOld(l *labtest.Lab, when string) {
+	l.T.Helper()
+	l.AwaitConfigured("ens5")
+	onNetworkd(l, "70-ens5.network")
+	checkEveryAddress(l)
+	if out := leftOfOld(l) + generatedByOld(l); out != "" {
+		l.T.Errorf("%s there is of the old package:\n%s", when, out)
 	}
-	if rules, routes := l.policyOfOld(); len(rules)+len(routes) > 0 {
-		l.t.Errorf("%s there are its rules %v and routes %v", when, rules, routes)
+	if rules, routes := policyOfOld(l); len(rules)+len(routes) > 0 {
+		l.T.Errorf("%s there are its rules %v and routes %v", when, rules, routes)
 	}
-	l.until(when+" the drop-in applies", func() (bool, error) { return l.run("cat", "/sys/class/net/ens5/mtu") == "1400", nil })
-	if failed := l.run("systemctl", "--failed", "--plain", "--no-legend"); strings.Contains(failed, "policy-routes") {
-		l.t.Errorf("%s failed: %s", when, failed)
+	l.Until(when+" the drop-in applies", func() (bool, error) { return l.Run("cat", "/sys/class/net/ens5/mtu") == "1400", nil })
+	if failed := l.Run("systemctl", "--failed", "--plain", "--no-legend"); strings.Contains(failed, "policy-routes") {
+		l.T.Errorf("%s failed: %s", when, failed)
 	}
 }
 
 // staysOnUpgrade checks that apt, with a repository that has ec2netd and the old package, takes
 // the one for no upgrade of the other.
-func (l *lab) staysOnUpgrade() {
-	l.t.Helper()
-	l.run("sh", "-ec", "mkdir "+debRepo+" && cp /root/1.deb /root/old.deb "+debRepo+" && cd "+debRepo+` && for f in *.deb; do
+func staysOnUpgrade(l *labtest.Lab) {
+	l.T.Helper()
+	l.Run("sh", "-ec", "mkdir "+debRepo+" && cp /root/1.deb /root/old.deb "+debRepo+" && cd "+debRepo+` && for f in *.deb; do
 		dpkg-deb --field $f; echo "Filename: ./$f"; echo "Size: $(stat -c %s $f)"; echo "SHA256: $(sha256sum $f | cut -d' ' -f1)"; echo
 	done >Packages; chmod -R a+rX /root`)
 	repo := []string{"-o", "Dir::Etc::SourceList=/dev/null", "-o", "Dir::Etc::SourceParts=/root/sources", "-o", "APT::Sandbox::User=root"}
-	l.put("/root/sources/both.list", "deb [trusted=yes] file:"+debRepo+" ./\n")
-	apt := func(args ...string) string { return l.run(slices.Concat([]string{"apt-get"}, repo, args)...) }
+	l.Put("/root/sources/both.list", "deb [trusted=yes] file:"+debRepo+" ./\n")
+	apt := func(args ...string) string { return l.Run(slices.Concat([]string{"apt-get"}, repo, args)...) }
 	apt("update")
-	if out := l.run(slices.Concat([]string{"apt-cache"}, repo, []string{"policy", "ec2netd"})...); !strings.Contains(out, "Candidate: 0.0.1") {
-		l.t.Fatalf("the repository has no ec2netd:\n%s", out)
+	if out := l.Run(slices.Concat([]string{"apt-cache"}, repo, []string{"policy", "ec2netd"})...); !strings.Contains(out, "Candidate: 0.0.1") {
+		l.T.Fatalf("the repository has no ec2netd:\n%s", out)
 	}
 	for _, how := range []string{"upgrade", "dist-upgrade"} {
 		if out := apt(how, "--yes"); strings.Contains(out, "ec2netd") {
-			l.t.Errorf("apt-get %s installs ec2netd:\n%s", how, out)
+			l.T.Errorf("apt-get %s installs ec2netd:\n%s", how, out)
 		}
-		if out := l.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "amazon-ec2-net-utils"); out != "installed" {
-			l.t.Errorf("after apt-get %s the old package is %s", how, out)
+		if out := l.Run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "amazon-ec2-net-utils"); out != "installed" {
+			l.T.Errorf("after apt-get %s the old package is %s", how, out)
 		}
 	}
 }
@@ -242,7 +243,7 @@ func (l *lab) staysOnUpgrade() {
 // no packet; a takeover that fails gives back what was there, and one that does not leaves
 // nothing of it. [TestLabRPM] has the boot without a takeover.
 func TestLabOldPackage(t *testing.T) { // I4
-	eachSuite(t, func(t *testing.T, suite string) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
 		number := "70"
 		if suite == "trixie" {
 			number = "07"
@@ -266,46 +267,46 @@ func TestLabOldPackage(t *testing.T) { // I4
 				return nil
 			}
 		})
-		l.onNetworkd("80-ec2.network")
-		l.oldRuns(number)
-		l.staysOnUpgrade()
-		l.hitless("installing", func() {
-			out := l.run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		onNetworkd(l, "80-ec2.network")
+		oldRuns(l, number)
+		staysOnUpgrade(l)
+		checkHitless(l, "installing", func() {
+			out := l.Run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
 			if n := strings.Count(out, "To have it take over now: sudo ec2netctl takeover"); n != 1 {
 				t.Errorf("installing says %d times what is to be done:\n%s", n, out)
 			}
 		})
-		if out := l.leftOfOld(); out != "" {
+		if out := leftOfOld(l); out != "" {
 			t.Errorf("after installing there is of the old package:\n%s", out)
 		}
-		if out, err := l.inst.Exec(t.Context(), "dpkg-query", "--show", "--showformat=${db:Status-Status}", "amazon-ec2-net-utils"); err == nil && out == "installed" {
+		if out, err := l.Inst.Exec(t.Context(), "dpkg-query", "--show", "--showformat=${db:Status-Status}", "amazon-ec2-net-utils"); err == nil && out == "installed" {
 			t.Errorf("the old package is %s", out)
 		}
 		everything := func() string {
-			return l.run("sh", "-c", "cd /run/systemd/network && find . ! -type d -printf '%p %l\n' | sort && grep -r . . | sort")
+			return l.Run("sh", "-c", "cd /run/systemd/network && find . ! -type d -printf '%p %l\n' | sort && grep -r . . | sort")
 		}
 		before := everything()
 		if !strings.Contains(before, number+"-ens5.network.d/ec2net_policy_4.conf") {
 			t.Errorf("what the old package generated is gone:\n%s", before)
 		}
-		l.everyAddress()
+		checkEveryAddress(l)
 
 		// The lease would be lost, and an ENI without is not configured.
-		l.put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
-		if out := l.fails("ec2netctl", "takeover", "--yes", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
+		l.Put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
+		if out := l.Fails("ec2netctl", "takeover", "--yes", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
 			t.Errorf("a takeover that fails: %s", out)
 		}
-		l.run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
-		l.run("networkctl", "reload")
+		l.Run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
+		l.Run("networkctl", "reload")
 		back := func() {
 			t.Helper()
 			if now := everything(); now != before {
 				t.Errorf("in /run/systemd/network there are\n%s\nbefore:\n%s", now, before)
 			}
-			l.onNetworkd(number + "-ens5.network")
-			l.everyAddress()
-			l.policyOfOldWorks()
-			l.ofTakeover("ens5")
+			onNetworkd(l, number+"-ens5.network")
+			checkEveryAddress(l)
+			policyOfOldWorks(l)
+			ofTakeover(l, "ens5")
 		}
 		back()
 		steps := []takeover.Step{takeover.Stop, takeover.Remove, takeover.Start, takeover.Wait}
@@ -314,20 +315,20 @@ func TestLabOldPackage(t *testing.T) { // I4
 		} else {
 			steps = append(steps, takeover.Hold)
 		}
-		l.interrupted(steps, back) // J3
+		interrupted(l, steps, back) // J3
 
 		// J3: it is somebody else's, though it has such a name.
 		const other = "[Match]\nName=other0\n[Network]\nLinkLocalAddressing=no\n"
-		l.run("sh", "-c", "printf '"+strings.ReplaceAll(other, "\n", "\\n")+"' >/run/systemd/network/07-other0.network")
-		if out := l.run("ec2netctl", "takeover", "--yes"); !strings.Contains(out, "Leave alone, without the mark of amazon-ec2-net-utils, /run/systemd/network/07-other0.network\n") {
+		l.Run("sh", "-c", "printf '"+strings.ReplaceAll(other, "\n", "\\n")+"' >/run/systemd/network/07-other0.network")
+		if out := l.Run("ec2netctl", "takeover", "--yes"); !strings.Contains(out, "Leave alone, without the mark of amazon-ec2-net-utils, /run/systemd/network/07-other0.network\n") {
 			t.Errorf("of a file of somebody else's takeover says\n%s", out)
 		}
-		if now := l.run("cat", "/run/systemd/network/07-other0.network"); now != strings.TrimSpace(other) {
+		if now := l.Run("cat", "/run/systemd/network/07-other0.network"); now != strings.TrimSpace(other) {
 			t.Errorf("a file of somebody else's is %q", now)
 		}
-		l.run("rm", "/run/systemd/network/07-other0.network")
-		l.replacesOld("after the takeover")
-		l.asAfterBoot("70-ens5.network", "ens5")
-		l.leftOfOldGoes()
+		l.Run("rm", "/run/systemd/network/07-other0.network")
+		replacesOld(l, "after the takeover")
+		asAfterBoot(l, "70-ens5.network", "ens5")
+		leftOfOldGoes(l)
 	})
 }

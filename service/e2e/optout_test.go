@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
@@ -18,7 +19,7 @@ import (
 // F4: an ENI is left alone by its ID, MAC address, device index, card, driver or name:
 // it has no unit and no events, and its altnames unless these are off too.
 func TestLabOptOut(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
 		const file = "/etc/ec2netd.conf.d/test.conf"
 		sections := []string{
 			"[Metadata]\nRefreshSec=1",
@@ -34,11 +35,11 @@ func TestLabOptOut(t *testing.T) {
 		for i := 1; i < len(sections); i++ {
 			line[i] = strings.Count(strings.Join(sections[:i], "\n"), "\n") + 2
 		}
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			o.NetworkCards = 2
 			o.Files[file] = strings.Join(sections, "\n") + "\n"
 		})
-		l.configured("ens5")
+		l.AwaitConfigured("ens5")
 		one := 1
 		type optedOut struct {
 			spec    vpc.ENISpec
@@ -55,23 +56,23 @@ func TestLabOptOut(t *testing.T) {
 		}
 		for _, o := range out {
 			o.spec.Subnet = "b"
-			o.eni = l.attach(o.spec)
+			o.eni = l.Attach(o.spec)
 		}
-		managed := l.attach(vpc.ENISpec{DeviceIndex: 20, IPv4Count: 2})
-		l.configured(managed.ID())
+		managed := l.Attach(vpc.ENISpec{DeviceIndex: 20, IPv4Count: 2})
+		l.AwaitConfigured(managed.ID())
 		for _, o := range out {
-			got := l.reaches(o.eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIUnmanaged })
+			got := l.AwaitENI(o.eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIUnmanaged })
 			if want := fmt.Sprintf("%s:%d says Managed=no", file, line[o.section]); got.Reason != want {
 				t.Errorf("%s: the reason is %q, want %q", o.eni.Name(), got.Reason, want)
 			}
 			named := o.section != 2
 			if named {
-				l.until(o.eni.ID()+" is an altname", func() (bool, error) {
-					_, err := l.inst.Exec(t.Context(), "ip", "link", "show", o.eni.ID())
+				l.Until(o.eni.ID()+" is an altname", func() (bool, error) {
+					_, err := l.Inst.Exec(t.Context(), "ip", "link", "show", o.eni.ID())
 					return err == nil, nil
 				})
 			}
-			files := l.files()
+			files := l.Files()
 			if strings.Contains(files, "70-"+o.eni.Name()+".network") || strings.Contains(files, "70-"+o.eni.Name()+".link") != named {
 				t.Errorf("files of %s:\n%s", o.eni.Name(), files)
 			}
@@ -79,38 +80,38 @@ func TestLabOptOut(t *testing.T) {
 			if card := o.eni.NetworkCard(); card != nil {
 				table += 100 * *card
 			}
-			if rules := l.rules(table); got.Table != state.Unknown || len(rules) > 0 || got.Metric != state.Unknown {
+			if rules := l.Rules(table); got.Table != state.Unknown || len(rules) > 0 || got.Metric != state.Unknown {
 				t.Errorf("%s has the table %d with %v, metric %d", o.eni.Name(), got.Table, rules, got.Metric)
 			}
 		}
-		if s := l.describe(); s.State != state.Configured {
+		if s := l.Describe(); s.State != state.Configured {
 			t.Errorf("the daemon is %s: %s", s.State, s.Reason)
 		}
 		// A change of an unmanaged ENI is nobody's business, and one of a managed one no
 		// event for it.
 		watched := out[0].eni.Name()
-		l.until("networkd is done with "+watched, func() (bool, error) {
-			out, err := l.inst.Exec(t.Context(), "networkctl", "status", "--no-pager", watched)
-			return err == nil && strings.Contains(out, "(configured)") && len(l.addresses(watched)) == 2, nil
+		l.Until("networkd is done with "+watched, func() (bool, error) {
+			out, err := l.Inst.Exec(t.Context(), "networkctl", "status", "--no-pager", watched)
+			return err == nil && strings.Contains(out, "(configured)") && len(l.Addresses(watched)) == 2, nil
 		})
-		monitor := l.monitor(watched)
-		files := linesOf(l.files(), "70-"+watched+".")
+		monitor := l.Monitor(watched)
+		files := linesOf(l.Files(), "70-"+watched+".")
 		if _, err := out[0].eni.AssignIPv4(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := out[2].eni.Detach(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		l.run("ec2netctl", "refresh", "--wait")
-		if now := l.files(); files == "" || linesOf(now, "70-"+watched+".") != files || strings.Contains(now, "70-"+out[2].eni.Name()+".") {
+		l.Run("ec2netctl", "refresh", "--wait")
+		if now := l.Files(); files == "" || linesOf(now, "70-"+watched+".") != files || strings.Contains(now, "70-"+out[2].eni.Name()+".") {
 			t.Errorf("files after a change of an unmanaged ENI:\n%s\nbefore, of that one:\n%s", now, files)
 		}
 		added, err := managed.AssignIPv4(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.run("ec2netctl", "refresh", "--wait")
-		if !slices.Contains(l.addresses(managed.Name()), added[0]) {
+		l.Run("ec2netctl", "refresh", "--wait")
+		if !slices.Contains(l.Addresses(managed.Name()), added[0]) {
 			t.Errorf("%s is not on %s", added[0], managed.Name())
 		}
 		if events := monitor(); events != "" {
@@ -133,67 +134,65 @@ func linesOf(text, something string) string {
 // B7, B11: an ENI with DefaultRoute=no has default routes in its own table alone; what has
 // its addresses works all the same, on the primary too.
 func TestLabNoDefaultRoute(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[ENI]\nDeviceIndex=0 1\nDefaultRoute=no\n"
 		})
 		check := func(eni *vpc.ENI, when string) {
 			t.Helper()
-			table := tableOf(eni)
-			if got := l.configured(eni.ID()); got.Metric != state.Unknown || got.Table != table {
+			table := labtest.TableOf(eni)
+			if got := l.AwaitConfigured(eni.ID()); got.Metric != state.Unknown || got.Table != table {
 				t.Errorf("%s: %+v", when, got)
 			}
 			// Of IPv6 the one by the router's advertisement comes last.
-			l.until("default routes in the ENI's own table", func() (bool, error) {
-				return slices.ContainsFunc(l.routes("-4", fmt.Sprint(table)), isDefault) &&
-					slices.ContainsFunc(l.routes("-6", fmt.Sprint(table)), func(r route) bool { return isDefault(r) && r.Protocol == "ra" }), nil
+			l.Until("default routes in the ENI's own table", func() (bool, error) {
+				return slices.ContainsFunc(l.Routes("-4", fmt.Sprint(table)), labtest.IsDefault) &&
+					slices.ContainsFunc(l.Routes("-6", fmt.Sprint(table)), func(r labtest.Route) bool { return labtest.IsDefault(r) && r.Protocol == "ra" }), nil
 			})
 			for _, family := range []string{"-4", "-6"} {
-				for _, r := range l.routes(family, "main") {
-					if isDefault(r) && r.Dev == eni.Name() {
+				for _, r := range l.Routes(family, "main") {
+					if labtest.IsDefault(r) && r.Dev == eni.Name() {
 						t.Errorf("%s: a default route (%s) in the main table: %+v", when, family, r)
 					}
 				}
 			}
-			if got := l.addresses(eni.Name()); !slices.Equal(sorted(got), sorted(slices.Concat(eni.IPv4(), eni.IPv6()))) || got[0] != eni.IPv4()[0] {
+			if got := l.Addresses(eni.Name()); !slices.Equal(labtest.Sorted(got), labtest.Sorted(slices.Concat(eni.IPv4(), eni.IPv6()))) || got[0] != eni.IPv4()[0] {
 				t.Errorf("%s: addresses %v", when, got)
 			}
-			if got := l.rules(table); !slices.Equal(got, sources(eni)) {
+			if got := l.Rules(table); !slices.Equal(got, labtest.Sources(eni)) {
 				t.Errorf("%s: rules %v", when, got)
 			}
-			l.countDrops()
+			l.CountDrops()
 			for _, source := range slices.Concat(eni.IPv4(), eni.IPv6()) {
-				l.pingFrom(source)
+				l.PingFrom(source)
 			}
-			l.noDrops()
+			l.CheckDrops()
 		}
-		l.configured("ens5")
-		check(l.inst.Primary(), "the primary")
-		eni := l.attach(hotplugSpec())
+		l.AwaitConfigured("ens5")
+		check(l.Inst.Primary(), "the primary")
+		eni := l.Attach(labtest.HotplugSpec())
 		check(eni, "after the attach")
 		if _, err := eni.AssignIPv4(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		l.run("ec2netctl", "refresh", "--wait")
+		l.Run("ec2netctl", "refresh", "--wait")
 		check(eni, "after a change")
 	})
 }
 
-func isDefault(r route) bool { return r.Dst == "default" }
-
 // Prefixes=local and assign: every address of a delegated prefix can be used on the
 // host, and goes when the prefix goes.
 func TestLabPrefixes(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[ENI]\nDeviceIndex=0 1\nPrefixes=local\n[ENI]\nDeviceIndex=2\nPrefixes=assign\n"
 			o.Primary.PrefixV4Count = 1
 		})
-		l.configured("ens5")
-		local, assign := l.attach(hotplugSpec()), l.attach(hotplugSpec())
+		l.AwaitConfigured("ens5")
+		local, assign := l.Attach(labtest.HotplugSpec()), l.Attach(labtest.HotplugSpec())
 		// The kernel lets a program bind to an IPv6 address that is on no link with
 		// IPV6_FREEBIND only; this stands for that.
-		l.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind")
+		l.Run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind")
 		inside := func(p netip.Prefix) []netip.Addr {
 			last := p.Addr().Next().Next().Next()
 			if p.Addr().Is4() {
@@ -204,22 +203,22 @@ func TestLabPrefixes(t *testing.T) {
 			}
 			return []netip.Addr{p.Addr(), last}
 		}
-		for _, eni := range []*vpc.ENI{l.inst.Primary(), local, assign} {
-			got := l.configured(eni.ID())
+		for _, eni := range []*vpc.ENI{l.Inst.Primary(), local, assign} {
+			got := l.AwaitConfigured(eni.ID())
 			if len(got.Addresses) != len(eni.IPv4())+len(eni.IPv6()) || len(got.Prefixes) != len(eni.Prefixes()) {
 				t.Errorf("%s: addresses %v, prefixes %v", eni.Name(), got.Addresses, got.Prefixes)
 			}
-			l.countDrops()
+			l.CountDrops()
 			for _, prefix := range eni.Prefixes() {
 				for _, source := range inside(prefix) {
-					l.pingFrom(source)
+					l.PingFrom(source)
 				}
 			}
-			l.noDrops()
+			l.CheckDrops()
 		}
 		listed := func(eni *vpc.ENI) int {
 			n := 0
-			for _, a := range l.addresses(eni.Name()) {
+			for _, a := range l.Addresses(eni.Name()) {
 				if slices.ContainsFunc(eni.Prefixes(), func(p netip.Prefix) bool { return p.Contains(a) }) {
 					n++
 				}
@@ -232,7 +231,7 @@ func TestLabPrefixes(t *testing.T) {
 		if n := listed(assign); n != 16 {
 			t.Errorf("Prefixes=assign put %d addresses of a /28 on the link", n)
 		}
-		if first := l.addresses(assign.Name())[0]; first != assign.IPv4()[0] {
+		if first := l.Addresses(assign.Name())[0]; first != assign.IPv4()[0] {
 			t.Errorf("the first address is %s", first)
 		}
 		for _, eni := range []*vpc.ENI{local, assign} {
@@ -240,16 +239,16 @@ func TestLabPrefixes(t *testing.T) {
 			if err := eni.UnassignPrefix(t.Context(), prefixes...); err != nil {
 				t.Fatal(err)
 			}
-			l.run("ec2netctl", "refresh", "--wait")
+			l.Run("ec2netctl", "refresh", "--wait")
 			for _, prefix := range prefixes {
 				for _, address := range inside(prefix) {
-					l.until(address.String()+" is not the host's any more", func() (bool, error) {
-						out, err := l.inst.Exec(t.Context(), "ip", "route", "get", address.String())
+					l.Until(address.String()+" is not the host's any more", func() (bool, error) {
+						out, err := l.Inst.Exec(t.Context(), "ip", "route", "get", address.String())
 						return err == nil && !strings.Contains(out, "local"), nil
 					})
 				}
 			}
-			l.configured(eni.ID())
+			l.AwaitConfigured(eni.ID())
 		}
 	})
 }
@@ -257,28 +256,28 @@ func TestLabPrefixes(t *testing.T) {
 // E5: an ENI that does not get its address back is configured anew by networkd, and is
 // shown as degraded meanwhile.
 func TestLabWatchdog(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, nil)
-		l.configured("ens5")
-		taken := l.attach(vpc.ENISpec{IPv4Count: 2})
-		l.configured(taken.ID())
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		l.AwaitConfigured("ens5")
+		taken := l.Attach(vpc.ENISpec{IPv4Count: 2})
+		l.AwaitConfigured(taken.ID())
 		// One lost its address to somebody, and gets it back at once (B10). The other's DHCP
 		// server does not answer.
-		l.run("ip", "address", "del", taken.IPv4()[0].String()+fmt.Sprintf("/%d", taken.Subnet().IPv4().Bits()), "dev", taken.Name())
-		l.vpc.Subnet("b").Mute(vpc.DHCPv4)
-		muted := l.attach(vpc.ENISpec{Subnet: "b"})
-		l.reaches(muted.ID(), func(i *state.Interface) bool {
+		l.Run("ip", "address", "del", taken.IPv4()[0].String()+fmt.Sprintf("/%d", taken.Subnet().IPv4().Bits()), "dev", taken.Name())
+		l.VPC.Subnet("b").Mute(vpc.DHCPv4)
+		muted := l.Attach(vpc.ENISpec{Subnet: "b"})
+		l.AwaitENI(muted.ID(), func(i *state.Interface) bool {
 			return i.State == state.ENIDegraded && slices.Contains(i.Missing, "address "+muted.IPv4()[0].String())
 		})
-		l.until(taken.Name()+" has its address again", func() (bool, error) {
-			return slices.Contains(l.addresses(taken.Name()), taken.IPv4()[0]), nil
+		l.Until(taken.Name()+" has its address again", func() (bool, error) {
+			return slices.Contains(l.Addresses(taken.Name()), taken.IPv4()[0]), nil
 		})
 		said := func(eni *vpc.ENI) int {
-			return strings.Count(l.run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet"), "configure the ENI anew")
+			return strings.Count(l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet"), "configure the ENI anew")
 		}
-		l.configured(taken.ID())
-		l.until("networkd was asked to configure the ENI without a DHCP server", func() (bool, error) { return said(muted) > 0, nil })
-		if got := l.reaches(muted.ID(), func(*state.Interface) bool { return true }); got.State != state.ENIDegraded {
+		l.AwaitConfigured(taken.ID())
+		l.Until("networkd was asked to configure the ENI without a DHCP server", func() (bool, error) { return said(muted) > 0, nil })
+		if got := l.AwaitENI(muted.ID(), func(*state.Interface) bool { return true }); got.State != state.ENIDegraded {
 			t.Errorf("without a DHCP server: %s: %s", got.State, got.Reason)
 		}
 		if n := said(taken); n > 1 {
@@ -287,9 +286,9 @@ func TestLabWatchdog(t *testing.T) {
 		muted.Subnet().Unmute()
 		// networkd asks again by itself now, or when it is asked to the next time: after
 		// a minute.
-		deadline := time.Now().Add(3 * patience)
+		deadline := time.Now().Add(3 * labtest.Patience)
 		for {
-			i, ok := l.describe().Find(muted.ID())
+			i, ok := l.Describe().Find(muted.ID())
 			if ok && i.State == state.ENIConfigured {
 				break
 			}
@@ -298,41 +297,41 @@ func TestLabWatchdog(t *testing.T) {
 			}
 			time.Sleep(200 * time.Millisecond)
 		}
-		l.checkAddresses(muted)
-		l.checkAddresses(taken)
+		checkAddresses(l, muted)
+		checkAddresses(l, taken)
 	})
 }
 
 // checkAddresses checks that an ENI has all its addresses, that its rules are there, and
 // that all of it works.
-func (l *lab) checkAddresses(eni *vpc.ENI) {
-	l.t.Helper()
-	if got, want := l.addresses(eni.Name()), slices.Concat(eni.IPv4(), eni.IPv6()); !slices.Equal(sorted(got), sorted(want)) {
-		l.t.Errorf("%s has %v, want %v", eni.Name(), got, want)
+func checkAddresses(l *labtest.Lab, eni *vpc.ENI) {
+	l.T.Helper()
+	if got, want := l.Addresses(eni.Name()), slices.Concat(eni.IPv4(), eni.IPv6()); !slices.Equal(labtest.Sorted(got), labtest.Sorted(want)) {
+		l.T.Errorf("%s has %v, want %v", eni.Name(), got, want)
 	}
-	if got := l.rules(tableOf(eni)); !slices.Equal(got, sources(eni)) {
-		l.t.Errorf("rules of %s: %v, want %v", eni.Name(), got, sources(eni))
+	if got := l.Rules(labtest.TableOf(eni)); !slices.Equal(got, labtest.Sources(eni)) {
+		l.T.Errorf("rules of %s: %v, want %v", eni.Name(), got, labtest.Sources(eni))
 	}
 	for _, source := range eni.IPv4() {
-		l.pingFrom(source)
+		l.PingFrom(source)
 	}
 }
 
 // B5, B6: ENIs that are not known for longer than a moment have metrics of their own,
 // all worse than the primary's, and become what they are when the metadata tells.
 func TestLabSeveralUnknown(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, nil)
-		l.configured("ens5")
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		l.AwaitConfigured("ens5")
 		var enis []*vpc.ENI
 		for range 3 {
-			enis = append(enis, l.attach(vpc.ENISpec{IPv4Count: 2, Propagation: &imds.Propagation{Keys: map[string]time.Duration{"device-number": imds.Held}}}))
+			enis = append(enis, l.Attach(vpc.ENISpec{IPv4Count: 2, Propagation: &imds.Propagation{Keys: map[string]time.Duration{"device-number": imds.Held}}}))
 		}
 		for _, family := range []string{"-4", "-6"} {
-			l.until("default routes ("+family+") of four ENIs with different metrics", func() (bool, error) {
+			l.Until("default routes ("+family+") of four ENIs with different metrics", func() (bool, error) {
 				owner := map[int]string{}
-				for _, r := range l.routes(family, "main") {
-					if !isDefault(r) {
+				for _, r := range l.Routes(family, "main") {
+					if !labtest.IsDefault(r) {
 						continue
 					}
 					if other, taken := owner[r.Metric]; taken && other != r.Dev {
@@ -347,7 +346,7 @@ func TestLabSeveralUnknown(t *testing.T) {
 			})
 		}
 		for _, eni := range enis {
-			if got := l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIPending }); got.Table != state.Unknown {
+			if got := l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIPending }); got.Table != state.Unknown {
 				t.Errorf("%+v", got)
 			}
 		}
@@ -355,13 +354,13 @@ func TestLabSeveralUnknown(t *testing.T) {
 			eni.Reveal()
 		}
 		for _, eni := range enis {
-			l.configured(eni.ID())
-			l.checkKernel(eni)
+			l.AwaitConfigured(eni.ID())
+			l.CheckKernel(eni)
 		}
-		l.countDrops()
+		l.CountDrops()
 		for _, eni := range enis {
-			l.checkAddresses(eni)
+			checkAddresses(l, eni)
 		}
-		l.noDrops()
+		l.CheckDrops()
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
@@ -57,11 +58,11 @@ ip route add 192.0.2.64/26 dev LINK table 77 protocol static
 ip route add 192.0.2.32/27 dev LINK protocol static
 `
 
-// everything are the rules and routes of the kernel and the addresses that belong to no
+// everyObject are the rules and routes of the kernel and the addresses that belong to no
 // ENI, by lines, and how often each is there: rules are alike in both families.
-func (l *lab) everything() map[string]int {
-	l.t.Helper()
-	out := l.run("sh", "-c", "ip -4 rule; ip -6 rule; ip -4 route show table all; ip -6 route show table all; ip -oneline addr show dev docker0 2>/dev/null || true")
+func everyObject(l *labtest.Lab) map[string]int {
+	l.T.Helper()
+	out := l.Run("sh", "-c", "ip -4 rule; ip -6 rule; ip -4 route show table all; ip -6 route show table all; ip -oneline addr show dev docker0 2>/dev/null || true")
 	lines := make(map[string]int)
 	for line := range strings.Lines(out) {
 		lines[strings.Join(strings.Fields(line), " ")]++
@@ -71,38 +72,38 @@ func (l *lab) everything() map[string]int {
 
 // addForeign adds things of others, and returns a function that checks that all of them
 // are there, and have been there all the time.
-func (l *lab) addForeign(eni *vpc.ENI, table int) (check func(what string)) {
-	l.t.Helper()
-	before := l.everything()
+func addForeign(l *labtest.Lab, eni *vpc.ENI, table int) (check func(what string)) {
+	l.T.Helper()
+	before := everyObject(l)
 	script := strings.NewReplacer("TABLE", fmt.Sprint(table), "LINK", eni.Name()).Replace(foreignThings)
-	l.run("sh", "-c", script)
+	l.Run("sh", "-c", script)
 	foreign := make(map[string]int)
-	for line, count := range l.everything() {
+	for line, count := range everyObject(l) {
 		if count > before[line] && !strings.Contains(line, "proto ra") && !strings.Contains(line, "fe80::") {
 			foreign[line] = count
 		}
 	}
 	if len(foreign) < 30 {
-		l.t.Fatalf("only %d things of others: %v", len(foreign), foreign)
+		l.T.Fatalf("only %d things of others: %v", len(foreign), foreign)
 	}
 	const log = "/run/foreign.log"
-	l.run("systemd-run", "--quiet", "--unit=foreign", "--property=StandardOutput=file:"+log, "ip", "monitor", "route", "rule", "address")
-	l.until("ip monitor watches", func() (bool, error) {
-		l.run("sh", "-c", "ip rule add from 192.0.2.1 priority 31999 table 31999; ip rule del from 192.0.2.1 priority 31999")
-		return l.run("sh", "-c", "grep -c 31999 "+log+" || true") != "0", nil
+	l.Run("systemd-run", "--quiet", "--unit=foreign", "--property=StandardOutput=file:"+log, "ip", "monitor", "route", "rule", "address")
+	l.Until("ip monitor watches", func() (bool, error) {
+		l.Run("sh", "-c", "ip rule add from 192.0.2.1 priority 31999 table 31999; ip rule del from 192.0.2.1 priority 31999")
+		return l.Run("sh", "-c", "grep -c 31999 "+log+" || true") != "0", nil
 	})
 	return func(what string) {
-		l.t.Helper()
-		now := l.everything()
+		l.T.Helper()
+		now := everyObject(l)
 		for line, count := range foreign {
 			if now[line] < count {
-				l.t.Errorf("%s: gone: %s", what, line)
+				l.T.Errorf("%s: gone: %s", what, line)
 			}
 		}
-		for line := range strings.Lines(l.run("cat", log)) {
+		for line := range strings.Lines(l.Run("cat", log)) {
 			deleted, ok := strings.CutPrefix(strings.Join(strings.Fields(line), " "), "Deleted ")
 			if ok && foreign[deleted] > 0 {
-				l.t.Errorf("%s: was gone for a moment: %s", what, deleted)
+				l.T.Errorf("%s: was gone for a moment: %s", what, deleted)
 			}
 		}
 	}
@@ -110,18 +111,18 @@ func (l *lab) addForeign(eni *vpc.ENI, table int) (check func(what string)) {
 
 // ownRules waits until the rules with the numbers of ENIs are those of the ENIs that are
 // attached, but for an administrator's.
-func (l *lab) ownRules(what string, enis map[int]*vpc.ENI) {
-	l.t.Helper()
+func ownRules(l *labtest.Lab, what string, enis map[int]*vpc.ENI) {
+	l.T.Helper()
 	var last string
-	l.untilOr(what+": the rules are those of the ENIs", func() (bool, error) {
+	l.UntilOr(what+": the rules are those of the ENIs", func() (bool, error) {
 		want := []string{}
 		for table, eni := range enis {
-			for _, source := range sources(eni) {
+			for _, source := range labtest.Sources(eni) {
 				want = append(want, fmt.Sprintf("%d: from %s lookup %d proto static", table, source, table))
 			}
 		}
 		got := []string{}
-		for line := range l.everything() {
+		for line := range everyObject(l) {
 			if strings.HasPrefix(line, "1000") && strings.Contains(line, "proto static") && !strings.Contains(line, "192.0.2.") && !strings.Contains(line, "fwmark") {
 				got = append(got, line)
 			}
@@ -136,27 +137,27 @@ func (l *lab) ownRules(what string, enis map[int]*vpc.ENI) {
 // E4: somebody touches a drop-in of the base unit and reloads, twenty times, as soon as
 // there is a lease. IPv4 stays. (IPv6 by DHCPv6 does not on 252: that is networkd's.)
 func TestLabThirdPartyReloads(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, nil)
-		primary := l.inst.Primary().IPv4()[0]
-		l.until("the primary has its address", func() (bool, error) { return slices.Contains(l.addresses("ens5"), primary), nil })
-		monitor := l.monitor("ens5")
-		ping, err := l.inst.StartPing(t.Context(), primary, vpc.FarIPv4, 10*time.Millisecond)
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		primary := l.Inst.Primary().IPv4()[0]
+		l.Until("the primary has its address", func() (bool, error) { return slices.Contains(l.Addresses("ens5"), primary), nil })
+		monitor := l.Monitor("ens5")
+		ping, err := l.Inst.StartPing(t.Context(), primary, vpc.FarIPv4, 10*time.Millisecond)
 		if err != nil {
 			t.Fatal(err)
 		}
 		const dropIn = "/etc/systemd/network/80-ec2.network.d/third.conf"
 		reload := "for i in 1 2 3 4 5 6 7 8 9 10; do touch " + dropIn + "; until networkctl reload 2>/dev/null; do sleep 0.01; done; done"
-		l.put(dropIn, "[Network]\n")
-		l.run("sh", "-c", reload)
+		l.Put(dropIn, "[Network]\n")
+		l.Run("sh", "-c", reload)
 		// Once the daemon has linked the drop-in, it is one of the link's unit.
-		l.run("ec2netctl", "refresh")
-		l.until("the drop-in of the base unit is in force", func() (bool, error) {
-			return strings.Contains(l.run("ls", "/run/systemd/network/70-ens5.network.d"), "third.conf"), nil
+		l.Run("ec2netctl", "refresh")
+		l.Until("the drop-in of the base unit is in force", func() (bool, error) {
+			return strings.Contains(l.Run("ls", "/run/systemd/network/70-ens5.network.d"), "third.conf"), nil
 		})
-		l.run("sh", "-c", reload)
-		l.until("networkd has done what it was asked to", func() (bool, error) {
-			said := l.networkdLog()
+		l.Run("sh", "-c", reload)
+		l.Until("networkd has done what it was asked to", func() (bool, error) {
+			said := l.NetworkdLog()
 			return strings.LastIndex(said, "ens5: DHCPv4 address") > strings.LastIndex(said, "ens5: Reconfiguring"), nil
 		})
 		if result := ping.Stop(); result.Received != result.Sent || result.Sent < 20 {
@@ -167,7 +168,7 @@ func TestLabThirdPartyReloads(t *testing.T) {
 				t.Errorf("over twenty reloads: %s", event)
 			}
 		}
-		if reconfigured := strings.Count(l.networkdLog(), "ens5: Reconfiguring"); reconfigured < 5 {
+		if reconfigured := strings.Count(l.NetworkdLog(), "ens5: Reconfiguring"); reconfigured < 5 {
 			t.Errorf("the reloads were for nothing: the link was configured anew %d times", reconfigured)
 		}
 	})
@@ -179,24 +180,24 @@ var ipv4 = regexp.MustCompile(`\b\d+\.\d+\.\d+\.\d+\b`)
 // F1, F5: rules, routes and addresses of others survive all that happens, and rules of this
 // daemon that networkd forgot do not, whoever was down or restarted when they were to go.
 func TestLabOthersThings(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			// On 262 a networkd that was killed starts 45 s later: this unit, which is stopped
 			// and started with it, waits for it in vain, and it for this unit.
-			mask(o, "etc/systemd/system/systemd-networkd-persistent-storage.service")
+			labtest.MaskFile(o, "etc/systemd/system/systemd-networkd-persistent-storage.service")
 		})
-		l.configured("ens5")
-		eni := l.attach(vpc.ENISpec{IPv4Count: 6, PrefixV4Count: 2})
-		l.configured(eni.ID())
-		foreign := l.addForeign(eni, 10001)
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(vpc.ENISpec{IPv4Count: 6, PrefixV4Count: 2})
+		l.AwaitConfigured(eni.ID())
+		foreign := addForeign(l, eni, 10001)
 		enis := map[int]*vpc.ENI{10001: eni}
 		refresh := func(what string) {
 			t.Helper()
-			l.run("ec2netctl", "refresh", "--wait")
+			l.Run("ec2netctl", "refresh", "--wait")
 			for _, attached := range enis {
-				l.configured(attached.ID())
+				l.AwaitConfigured(attached.ID())
 			}
-			l.ownRules(what, enis)
+			ownRules(l, what, enis)
 			foreign(what)
 		}
 		unassign := func() {
@@ -207,19 +208,19 @@ func TestLabOthersThings(t *testing.T) {
 		}
 		attach := func() *vpc.ENI {
 			t.Helper()
-			added := l.attach(vpc.ENISpec{IPv4Count: 2})
-			l.configured(added.ID())
-			enis[tableOf(added)] = added
+			added := l.Attach(vpc.ENISpec{IPv4Count: 2})
+			l.AwaitConfigured(added.ID())
+			enis[labtest.TableOf(added)] = added
 			return added
 		}
 		detach := func(other *vpc.ENI) {
 			t.Helper()
-			l.detach(other)
-			delete(enis, tableOf(other))
+			l.Detach(other)
+			delete(enis, labtest.TableOf(other))
 		}
 		services := func(verb string, units ...string) {
 			t.Helper()
-			l.run(append([]string{"systemctl", verb}, units...)...)
+			l.Run(append([]string{"systemctl", verb}, units...)...)
 		}
 		const daemon, networkd = "ec2netd.service", "systemd-networkd.service"
 
@@ -267,62 +268,62 @@ func TestLabOthersThings(t *testing.T) {
 
 		for _, source := range slices.Concat(eni.IPv4(), eni.IPv6()) {
 			if source != netip.MustParseAddr("10.0.16.77") {
-				l.pingFrom(source)
+				l.PingFrom(source)
 			}
 		}
-		if s := l.describe(); s.State != state.Configured {
+		if s := l.Describe(); s.State != state.Configured {
 			t.Errorf("%s: %s", s.State, s.Reason)
 		}
-		l.conflicts()
+		checkConflicts(l)
 		// The daemon itself cannot do anything to the kernel.
-		if out := l.run("systemctl", "show", "--property=CapabilityBoundingSet", "--value", daemon); out != "" {
+		if out := l.Run("systemctl", "show", "--property=CapabilityBoundingSet", "--value", daemon); out != "" {
 			t.Errorf("capabilities of the daemon: %s", out)
 		}
-		l.run("systemd-analyze", "verify", "--man=no", "ec2netd-orphans.service")
+		l.Run("systemd-analyze", "verify", "--man=no", "ec2netd-orphans.service")
 	})
 }
 
-// conflicts checks that other software that configures ENIs is shown once it is there,
+// checkConflicts checks that other software that configures ENIs is shown once it is there,
 // and no more once it is gone (F5). Units and files have the names of the true ones.
-func (l *lab) conflicts() {
-	l.t.Helper()
+func checkConflicts(l *labtest.Lab) {
+	l.T.Helper()
 	shown := func() (names []string) {
-		l.t.Helper()
-		l.run("ec2netctl", "refresh", "--wait")
-		for _, c := range l.describe().Conflicts {
+		l.T.Helper()
+		l.Run("ec2netctl", "refresh", "--wait")
+		for _, c := range l.Describe().Conflicts {
 			names = append(names, c.Name)
 		}
 		return names
 	}
 	if now := shown(); len(now) > 0 {
-		l.t.Errorf("conflicts of a bare instance: %v", now)
+		l.T.Errorf("conflicts of a bare instance: %v", now)
 	}
 	const device = "/run/NetworkManager/devices/$(cat /sys/class/net/ens5/ifindex)"
-	l.run("sh", "-c", "mkdir -p /run/NetworkManager/devices && printf '[device]\nmanaged=true\n' > "+device)
+	l.Run("sh", "-c", "mkdir -p /run/NetworkManager/devices && printf '[device]\nmanaged=true\n' > "+device)
 	for _, unit := range []string{"NetworkManager", "policy-routes@ens5"} {
-		l.run("systemd-run", "--quiet", "--unit="+unit, "sleep", "infinity")
+		l.Run("systemd-run", "--quiet", "--unit="+unit, "sleep", "infinity")
 	}
-	l.run("systemd-run", "--quiet", "--unit=nm-cloud-setup", "--on-active=1h", "true")
-	l.put("/etc/netplan/50-cloud-init.yaml", "network:\n  ethernets:\n    ens5:\n      routing-policy:\n      - {from: 10.0.16.10, table: 101}\n")
+	l.Run("systemd-run", "--quiet", "--unit=nm-cloud-setup", "--on-active=1h", "true")
+	l.Put("/etc/netplan/50-cloud-init.yaml", "network:\n  ethernets:\n    ens5:\n      routing-policy:\n      - {from: 10.0.16.10, table: 101}\n")
 	if now, want := shown(), []string{"NetworkManager", "nm-cloud-setup", "cloud-init", "amazon-ec2-net-utils"}; !slices.Equal(now, want) {
-		l.t.Errorf("conflicts: %v, want %v", now, want)
+		l.T.Errorf("conflicts: %v, want %v", now, want)
 	}
-	if s := l.describe(); s.State != state.Configured || !strings.Contains(s.Reason, "NetworkManager.service is active, it manages ens5") {
-		l.t.Errorf("%s: %s", s.State, s.Reason)
+	if s := l.Describe(); s.State != state.Configured || !strings.Contains(s.Reason, "NetworkManager.service is active, it manages ens5") {
+		l.T.Errorf("%s: %s", s.State, s.Reason)
 	}
-	if out := l.user("ec2netctl", "status"); !strings.Contains(out, "systemctl disable NetworkManager.service, then ec2netctl takeover") {
-		l.t.Errorf("nothing says what to do:\n%s", out)
+	if out := l.AsUser("ec2netctl", "status"); !strings.Contains(out, "systemctl disable NetworkManager.service, then ec2netctl takeover") {
+		l.T.Errorf("nothing says what to do:\n%s", out)
 	}
-	if out := l.run("busctl", "get-property", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Conflicts"); !strings.HasPrefix(out, `a(sass) 4 "NetworkManager" 2 "NetworkManager.service is active"`) {
-		l.t.Errorf("the property: %s", out)
+	if out := l.Run("busctl", "get-property", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Conflicts"); !strings.HasPrefix(out, `a(sass) 4 "NetworkManager" 2 "NetworkManager.service is active"`) {
+		l.T.Errorf("the property: %s", out)
 	}
-	l.run("systemctl", "stop", "NetworkManager.service", "policy-routes@ens5.service", "nm-cloud-setup.timer")
-	l.run("rm", "-r", "/etc/netplan", "/run/NetworkManager")
+	l.Run("systemctl", "stop", "NetworkManager.service", "policy-routes@ens5.service", "nm-cloud-setup.timer")
+	l.Run("rm", "-r", "/etc/netplan", "/run/NetworkManager")
 	if now := shown(); len(now) > 0 {
-		l.t.Errorf("conflicts that are over: %v", now)
+		l.T.Errorf("conflicts that are over: %v", now)
 	}
-	said := l.run("journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager")
+	said := l.Run("journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager")
 	if once := strings.Count(said, "Something else configures ENIs too"); once != 4 {
-		l.t.Errorf("four conflicts were said %d times", once)
+		l.T.Errorf("four conflicts were said %d times", once)
 	}
 }

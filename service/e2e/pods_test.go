@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
@@ -40,31 +41,31 @@ func configurationPage(t testing.TB) string {
 // another one of a secondary ENI talks to the VPC by that ENI, both ways. DNS= takes the
 // place of the servers of the lease.
 func TestLabPods(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			o.Primary.IPv4Count, o.Primary.IPv6Count = 2, 2
 			o.Files["/etc/ec2netd.conf.d/pods.conf"] = kubernetes(t)
 			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[ENI]\nPrimary=no\nDNS=192.0.2.53 2001:db8::53\n"
 			o.Files["/etc/systemd/network/10-pods.network"] = "[Match]\nName=pod*\n[Link]\nUnmanaged=yes\n"
 			o.Files["/etc/sysctl.d/90-pods.conf"] = "net.ipv4.ip_forward=1\nnet.ipv6.conf.all.forwarding=1\n"
 		})
-		eni := l.attach(vpc.ENISpec{Subnet: "b", IPv4Count: 3, IPv6Count: 3})
-		for _, e := range []*vpc.ENI{l.inst.Primary(), eni} {
-			l.configured(e.ID())
+		eni := l.Attach(vpc.ENISpec{Subnet: "b", IPv4Count: 3, IPv6Count: 3})
+		for _, e := range []*vpc.ENI{l.Inst.Primary(), eni} {
+			l.AwaitConfigured(e.ID())
 			want := []netip.Addr{e.IPv4()[0], e.IPv6()[0]}
-			l.until(fmt.Sprintf("%s has %s alone", e.Name(), want), func() (bool, error) {
-				return slices.Equal(l.addresses(e.Name()), want), nil
+			l.Until(fmt.Sprintf("%s has %s alone", e.Name(), want), func() (bool, error) {
+				return slices.Equal(l.Addresses(e.Name()), want), nil
 			})
 		}
-		if got, want := l.rules(10001), sources(eni); !slices.Equal(got, want) {
+		if got, want := l.Rules(10001), labtest.Sources(eni); !slices.Equal(got, want) {
 			t.Errorf("rules: %v, want %v", got, want)
 		}
-		found, _ := l.describe().Find(eni.ID())
+		found, _ := l.Describe().Find(eni.ID())
 		at := slices.IndexFunc(found.Items, func(i state.Item) bool { return i.Value == eni.IPv4()[1].String() })
 		if at < 0 || !strings.Contains(found.Items[at].NotApplicable, "SecondaryAddresses=no") || found.Items[at].Reason != "" {
 			t.Errorf("%+v", found)
 		}
-		dns := l.run("resolvectl", "dns", eni.Name())
+		dns := l.Run("resolvectl", "dns", eni.Name())
 		if _, servers, _ := strings.Cut(dns, "):"); strings.TrimSpace(servers) != "192.0.2.53 2001:db8::53" {
 			t.Errorf("DNS servers: %q", dns)
 		}
@@ -73,7 +74,7 @@ func TestLabPods(t *testing.T) {
 		// its own the link would get another one from udevd (MACAddressPolicy=persistent), after
 		// the pod has been told of the first.
 		pods := []netip.Addr{eni.IPv4()[1], eni.IPv6()[1]}
-		l.run("sh", "-ec", fmt.Sprintf(`
+		l.Run("sh", "-ec", fmt.Sprintf(`
 			ip netns add pod
 			ip link add pod0 address 06:00:00:00:00:01 type veth peer name eth0 netns pod
 			ip link set pod0 up
@@ -87,38 +88,38 @@ func TestLabPods(t *testing.T) {
 			ip -n pod route add default via fe80::1 dev eth0 onlink
 			ip route add %[1]s dev pod0
 			ip route add %[2]s dev pod0`, pods[0], pods[1]))
-		l.countDrops()
-		before := l.received(eni)
+		l.CountDrops()
+		before := receivedBy(l, eni)
 		for _, pod := range pods {
 			far := vpc.FarIPv4
 			if pod.Is6() {
 				far = vpc.FarIPv6
 			}
-			out, err := l.inst.Exec(t.Context(), "ip", "netns", "exec", "pod", "ping", "-c20", "-i0.05", "-W5", far.String())
+			out, err := l.Inst.Exec(t.Context(), "ip", "netns", "exec", "pod", "ping", "-c20", "-i0.05", "-W5", far.String())
 			if err != nil || !strings.Contains(out, " 0% packet loss") {
 				t.Errorf("from the pod's %s: %v\n%s", pod, err, out)
 			}
-			pinger, err := l.vpc.StartPing(t.Context(), far, pod, 10*time.Millisecond)
+			pinger, err := l.VPC.StartPing(t.Context(), far, pod, 10*time.Millisecond)
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.until("the pod's "+pod.String()+" answers", func() (bool, error) { return pinger.Result().Received >= 20, nil })
+			l.Until("the pod's "+pod.String()+" answers", func() (bool, error) { return pinger.Result().Received >= 20, nil })
 			if r := pinger.Stop(); len(r.Lost) > 0 {
 				t.Errorf("to the pod's %s: %s", pod, r)
 			}
 		}
-		l.noDrops()
-		if n := l.received(eni) - before; n < 80 {
+		l.CheckDrops()
+		if n := receivedBy(l, eni) - before; n < 80 {
 			t.Errorf("the ENI has received %d packets only", n)
 		}
 	})
 }
 
-// received is how many packets an ENI's link has received.
-func (l *lab) received(eni *vpc.ENI) (n int) {
-	l.t.Helper()
-	if _, err := fmt.Sscan(l.run("cat", "/sys/class/net/"+eni.Name()+"/statistics/rx_packets"), &n); err != nil {
-		l.t.Fatal(err)
+// receivedBy is how many packets an ENI's link has received.
+func receivedBy(l *labtest.Lab, eni *vpc.ENI) (n int) {
+	l.T.Helper()
+	if _, err := fmt.Sscan(l.Run("cat", "/sys/class/net/"+eni.Name()+"/statistics/rx_packets"), &n); err != nil {
+		l.T.Fatal(err)
 	}
 	return n
 }

@@ -11,14 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
 
-// throughout does what makes networkd configure an ENI anew, each time with an address more, and
+// checkThroughout does what makes networkd configure an ENI anew, each time with an address more, and
 // checks after each that something of its link is as it was.
-func (l *lab) throughout(eni *vpc.ENI, check func(when string)) {
-	l.t.Helper()
+func checkThroughout(l *labtest.Lab, eni *vpc.ENI, check func(when string)) {
+	l.T.Helper()
 	name := eni.Name()
 	for _, step := range []struct {
 		name string
@@ -30,20 +31,20 @@ func (l *lab) throughout(eni *vpc.ENI, check func(when string)) {
 		{"networkctl reload", []string{"networkctl", "reload"}},
 		{"networkctl reconfigure", []string{"networkctl", "reconfigure", name}},
 	} {
-		added, err := eni.AssignIPv4(l.t.Context())
+		added, err := eni.AssignIPv4(l.T.Context())
 		if err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
-		l.until("networkd answers", func() (bool, error) {
-			_, err := l.inst.Exec(l.t.Context(), step.argv...)
+		l.Until("networkd answers", func() (bool, error) {
+			_, err := l.Inst.Exec(l.T.Context(), step.argv...)
 			return err == nil, nil
 		})
-		l.until(step.name+": the drop-in has the address", func() (bool, error) {
-			_, err := l.inst.Exec(l.t.Context(), "sh", "-c", "grep -q '^Address="+added[0].String()+"/' /run/systemd/network/70-"+name+".network.d/50-ec2netd.conf")
+		l.Until(step.name+": the drop-in has the address", func() (bool, error) {
+			_, err := l.Inst.Exec(l.T.Context(), "sh", "-c", "grep -q '^Address="+added[0].String()+"/' /run/systemd/network/70-"+name+".network.d/50-ec2netd.conf")
 			return err == nil, nil
 		})
-		l.until(step.name+": networkd has read it", func() (bool, error) {
-			s, err := l.tryDescribe()
+		l.Until(step.name+": networkd has read it", func() (bool, error) {
+			s, err := l.TryDescribe()
 			return err == nil && s.Networkd.Running && s.Networkd.LastError == "", nil
 		})
 		check(step.name)
@@ -53,45 +54,45 @@ func (l *lab) throughout(eni *vpc.ENI, check func(when string)) {
 // F10: an ENI that is the port of a bridge made by hand stays one, the state says of what, and
 // released it is an ENI as any other. Nothing of that costs the primary ENI a packet.
 func TestLabPort(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, refreshing)
-		l.configured("ens5")
-		eni := l.attach(hotplugSpec())
-		l.configured(eni.ID())
-		finish := l.measurePings(l.inst.Primary())
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, labtest.Refreshing)
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(labtest.HotplugSpec())
+		l.AwaitConfigured(eni.ID())
+		finish := l.MeasurePings(l.Inst.Primary())
 		name := eni.Name()
 		// With IPv6 the bridge would have the VPC's routes too, by its router's advertisements.
-		l.run("sh", "-ec", "ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6; ip link set br0 up; ip link set "+name+" master br0")
+		l.Run("sh", "-ec", "ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6; ip link set br0 up; ip link set "+name+" master br0")
 		named := func(i *state.Interface) bool { return strings.Contains(i.Reason, "port of br0 (bridge)") }
-		l.throughout(eni, func(when string) {
-			l.reaches(eni.ID(), named)
-			if link := l.run("ip", "-o", "link", "show", name); !strings.Contains(link, " master br0 ") {
+		checkThroughout(l, eni, func(when string) {
+			l.AwaitENI(eni.ID(), named)
+			if link := l.Run("ip", "-o", "link", "show", name); !strings.Contains(link, " master br0 ") {
 				t.Fatalf("%s: %s", when, link)
 			}
 		})
-		entry := l.reaches(eni.ID(), func(i *state.Interface) bool { return named(i) && i.State == state.ENIOverridden })
+		entry := l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return named(i) && i.State == state.ENIOverridden })
 		_, advice, _ := strings.Cut(entry.Reason, "with: ")
-		if doctor := l.fails("ec2netctl", "doctor"); !strings.Contains(doctor, advice) {
+		if doctor := l.Fails("ec2netctl", "doctor"); !strings.Contains(doctor, advice) {
 			t.Errorf("doctor says\n%s", doctor)
 		}
 		// doctor says of it that diff has more.
-		if diff := l.fails("ec2netctl", "diff", name); !strings.Contains(diff, advice) {
+		if diff := l.Fails("ec2netctl", "diff", name); !strings.Contains(diff, advice) {
 			t.Errorf("diff says\n%s", diff)
 		}
-		l.follow(entry.Reason, "with: ")
-		released := l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && !named(i) })
+		l.Follow(entry.Reason, "with: ")
+		released := l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && !named(i) })
 		if suite != "bookworm" {
-			l.checkKernel(eni)
+			l.CheckKernel(eni)
 		} else if released.Reason != "" && !strings.Contains(released.Reason, "no address is missing") {
 			// A port gets no lease: networkd 252, restarted, adds the primary address after the others.
 			t.Error(released.Reason)
 		}
-		l.arrives(eni)
+		l.CheckArrival(eni)
 		lost := finish()
 		if suite == "bookworm" {
-			lost.lost[2], lost.lost[3] = 0, 0 // 252 gives up its lease of IPv6 addresses when it is restarted
+			lost.Lost[2], lost.Lost[3] = 0, 0 // 252 gives up its lease of IPv6 addresses when it is restarted
 		}
-		if lost.lost != [4]int{} {
+		if lost.Lost != [4]int{} {
 			t.Errorf("the primary ENI lost %v", lost)
 		}
 	})
@@ -99,61 +100,61 @@ func TestLabPort(t *testing.T) {
 
 // remoteShell has a shell of the instance's at an address, over one connection from the VPC as a
 // session of SSH has it. The returned function has it run a line, and waits until that has ended.
-func (l *lab) remoteShell(address netip.Addr) func(line string) {
-	l.t.Helper()
+func remoteShell(l *labtest.Lab, address netip.Addr) func(line string) {
+	l.T.Helper()
 	const port = 2222
-	l.run("systemd-run", "--quiet", "--unit=remote", "systemd-socket-activate", fmt.Sprintf("--listen=[::]:%d", port), "--accept", "--inetd", "sh")
+	l.Run("systemd-run", "--quiet", "--unit=remote", "systemd-socket-activate", fmt.Sprintf("--listen=[::]:%d", port), "--accept", "--inetd", "sh")
 	var conn net.Conn
 	var answers *bufio.Scanner
-	l.until("the shell answers", func() (bool, error) {
-		return l.vpc.Do(func() (err error) {
+	l.Until("the shell answers", func() (bool, error) {
+		return l.VPC.Do(func() (err error) {
 			dialer := net.Dialer{Timeout: time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(vpc.FarIPv4, 0))}
-			conn, err = dialer.DialContext(l.t.Context(), "tcp", netip.AddrPortFrom(address, port).String())
+			conn, err = dialer.DialContext(l.T.Context(), "tcp", netip.AddrPortFrom(address, port).String())
 			return err
 		}) == nil, nil
 	})
-	l.t.Cleanup(func() { _ = conn.Close() })
+	l.T.Cleanup(func() { _ = conn.Close() })
 	answers = bufio.NewScanner(conn)
 	return func(line string) {
-		l.t.Helper()
+		l.T.Helper()
 		_, err := fmt.Fprintf(conn, "%s; echo ended\n", line)
-		if err := errors.Join(err, conn.SetReadDeadline(time.Now().Add(l.patience()))); err != nil {
-			l.t.Fatal(err)
+		if err := errors.Join(err, conn.SetReadDeadline(time.Now().Add(l.Patience()))); err != nil {
+			l.T.Fatal(err)
 		}
 		for answers.Scan() {
 			if answers.Text() == "ended" {
 				return
 			}
 		}
-		l.t.Fatalf("the session ended in %q: %v", line, answers.Err())
+		l.T.Fatalf("the session ended in %q: %v", line, answers.Err())
 	}
 }
 
 // F10: who works on the instance over the link that is to be released loses no session by it: the
 // line ends what it begins.
 func TestLabPortRemote(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, refreshing)
-		l.configured("ens5")
-		primary := l.inst.Primary()
-		session := l.remoteShell(primary.IPv4()[0])
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, labtest.Refreshing)
+		l.AwaitConfigured("ens5")
+		primary := l.Inst.Primary()
+		session := remoteShell(l, primary.IPv4()[0])
 		session("ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6; ip link set br0 up; ip link set ens5 master br0")
 		// Something must be missing: what is there of a port is used. networkd brings it back as long as it
 		// is at work to have the link keep the bridge.
-		entry := l.reaches("ens5", func(i *state.Interface) bool {
+		entry := l.AwaitENI("ens5", func(i *state.Interface) bool {
 			session("ip -6 address del " + primary.IPv6()[0].String() + "/128 dev ens5 2>/dev/null || :")
 			return i.State == state.ENIOverridden && strings.Contains(i.Reason, "port of br0 (bridge)")
 		})
 		session("true")
 		_, advice, _ := strings.Cut(entry.Reason, "with: ")
 		session(advice)
-		l.reaches("ens5", func(i *state.Interface) bool {
+		l.AwaitENI("ens5", func(i *state.Interface) bool {
 			return i.State == state.ENIConfigured && !strings.Contains(i.Reason, "port of")
 		})
 		session("true")
-		l.arrives(primary)
+		l.CheckArrival(primary)
 		for _, address := range slices.Concat(primary.IPv4(), primary.IPv6()) {
-			l.pingFrom(address)
+			l.PingFrom(address)
 		}
 	})
 }
@@ -161,82 +162,82 @@ func TestLabPortRemote(t *testing.T) {
 // F10: a link that somebody sets down stays down, one that ifdown has left so is set up when the
 // daemon starts, and one without a carrier is called that.
 func TestLabSetDown(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, refreshing)
-		l.configured("ens5")
-		eni := l.attach(hotplugSpec())
-		l.configured(eni.ID())
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, labtest.Refreshing)
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(labtest.HotplugSpec())
+		l.AwaitConfigured(eni.ID())
 		name := eni.Name()
-		down := func() bool { return !strings.Contains(l.run("ip", "-o", "link", "show", name), ",UP") }
-		l.run("ip", "link", "set", name, "down")
+		down := func() bool { return !strings.Contains(l.Run("ip", "-o", "link", "show", name), ",UP") }
+		l.Run("ip", "link", "set", name, "down")
 		overridden := func(i *state.Interface) bool { return i.State == state.ENIOverridden }
-		l.reaches(eni.ID(), overridden)
+		l.AwaitENI(eni.ID(), overridden)
 		var entry *state.Interface
-		l.throughout(eni, func(when string) {
-			if entry = l.reaches(eni.ID(), overridden); !down() {
+		checkThroughout(l, eni, func(when string) {
+			if entry = l.AwaitENI(eni.ID(), overridden); !down() {
 				t.Fatalf("%s: the link is up", when)
 			}
 		})
-		l.run("sh", "-c", entry.Reason[strings.LastIndex(entry.Reason, "ip link"):])
-		l.configured(eni.ID())
-		l.checkKernel(eni)
-		l.arrives(eni)
+		l.Run("sh", "-c", entry.Reason[strings.LastIndex(entry.Reason, "ip link"):])
+		l.AwaitConfigured(eni.ID())
+		l.CheckKernel(eni)
+		l.CheckArrival(eni)
 
-		l.run("systemctl", "stop", "ec2netd.socket", "ec2netd-metrics.socket", "ec2netd.service")
-		l.run("ip", "link", "set", name, "down")
-		l.run("systemctl", "start", "ec2netd.service")
-		l.until("the link is up", func() (bool, error) { return !down(), nil })
-		l.configured(eni.ID())
-		l.checkKernel(eni)
+		l.Run("systemctl", "stop", "ec2netd.socket", "ec2netd-metrics.socket", "ec2netd.service")
+		l.Run("ip", "link", "set", name, "down")
+		l.Run("systemctl", "start", "ec2netd.service")
+		l.Until("the link is up", func() (bool, error) { return !down(), nil })
+		l.AwaitConfigured(eni.ID())
+		l.CheckKernel(eni)
 
 		if err := eni.SetCarrier(false); err != nil {
 			t.Fatal(err)
 		}
-		l.reaches(eni.ID(), func(i *state.Interface) bool {
+		l.AwaitENI(eni.ID(), func(i *state.Interface) bool {
 			return i.State == state.ENIDegraded && strings.Contains(i.Reason, "no carrier")
 		})
 		if err := eni.SetCarrier(true); err != nil {
 			t.Fatal(err)
 		}
-		l.configured(eni.ID())
-		l.checkKernel(eni)
-		l.arrives(eni)
+		l.AwaitConfigured(eni.ID())
+		l.CheckKernel(eni)
+		l.CheckArrival(eni)
 	})
 }
 
 // F10: a link that somebody sets down for a bridge, as for a bond, is up once it is its port, however
 // long it was down before; set down as a port it stays down.
 func TestLabSetDownForBridge(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, refreshing)
-		l.configured("ens5")
-		eni := l.attach(hotplugSpec())
-		l.configured(eni.ID())
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, labtest.Refreshing)
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(labtest.HotplugSpec())
+		l.AwaitConfigured(eni.ID())
 		name := eni.Name()
 		named := func(i *state.Interface) bool { return strings.Contains(i.Reason, "port of br0 (bridge)") }
-		l.run("sh", "-ec", "ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6; ip link set br0 up")
+		l.Run("sh", "-ec", "ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6; ip link set br0 up")
 		for _, pause := range []string{"0", "0.45", "0.5", "0.55", "2"} {
-			l.run("sh", "-ec", "ip link set "+name+" down; sleep "+pause+"; ip link set "+name+" master br0")
+			l.Run("sh", "-ec", "ip link set "+name+" down; sleep "+pause+"; ip link set "+name+" master br0")
 			var last string
-			l.untilOr("after "+pause+" s the port is up", func() (bool, error) {
-				last = l.run("ip", "-o", "link", "show", name)
+			l.UntilOr("after "+pause+" s the port is up", func() (bool, error) {
+				last = l.Run("ip", "-o", "link", "show", name)
 				return strings.Contains(last, ",UP") && strings.Contains(last, " master br0 "), nil
 			}, &last)
-			l.reaches(eni.ID(), named)
-			l.run("sh", "-ec", fmt.Sprintf("ip link set %s nomaster; ip link set %[1]s down; ip link set %[1]s up", name))
-			l.reaches(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && !named(i) })
+			l.AwaitENI(eni.ID(), named)
+			l.Run("sh", "-ec", fmt.Sprintf("ip link set %s nomaster; ip link set %[1]s down; ip link set %[1]s up", name))
+			l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && !named(i) })
 		}
-		l.checkKernel(eni)
-		l.run("sh", "-ec", "ip link set "+name+" master br0")
-		l.reaches(eni.ID(), named)
+		l.CheckKernel(eni)
+		l.Run("sh", "-ec", "ip link set "+name+" master br0")
+		l.AwaitENI(eni.ID(), named)
 		// networkd sets it up as long as it is at work to have it keep the bridge.
-		l.reaches(eni.ID(), func(i *state.Interface) bool {
-			l.run("ip", "link", "set", name, "down")
+		l.AwaitENI(eni.ID(), func(i *state.Interface) bool {
+			l.Run("ip", "link", "set", name, "down")
 			return i.State == state.ENIOverridden && strings.Contains(i.Reason, "was set down")
 		})
-		l.reload()
-		l.run("ec2netctl", "refresh", "--wait")
-		if link := l.run("ip", "-o", "link", "show", name); strings.Contains(link, ",UP") {
+		l.Reload()
+		l.Run("ec2netctl", "refresh", "--wait")
+		if link := l.Run("ip", "-o", "link", "show", name); strings.Contains(link, ",UP") {
 			t.Errorf("the port is set up: %s", link)
 		}
 	})
@@ -245,20 +246,20 @@ func TestLabSetDownForBridge(t *testing.T) {
 // A3, B10: the primary address of an ENI that somebody takes away, as a DHCP client does that ends, is
 // back, and the first of the link.
 func TestLabOrderAfterRepair(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv4Count = 3 })
-		l.configured("ens5")
-		primary := l.inst.Primary()
-		l.run("sh", "-ec", "ip address delete $(ip -4 -o address show dev ens5 | grep -o '"+primary.IPv4()[0].String()+"/[0-9]*') dev ens5")
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv4Count = 3 })
+		l.AwaitConfigured("ens5")
+		primary := l.Inst.Primary()
+		l.Run("sh", "-ec", "ip address delete $(ip -4 -o address show dev ens5 | grep -o '"+primary.IPv4()[0].String()+"/[0-9]*') dev ens5")
 		var last string
-		l.untilOr("the primary address is the first again", func() (bool, error) {
-			all := l.addresses("ens5")
+		l.UntilOr("the primary address is the first again", func() (bool, error) {
+			all := l.Addresses("ens5")
 			last = fmt.Sprint(all)
 			return len(all) > 0 && all[0] == primary.IPv4()[0], nil
 		}, &last)
-		if entry := l.reaches("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured }); entry.Reason != "" {
+		if entry := l.AwaitENI("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured }); entry.Reason != "" {
 			t.Error(entry.Reason)
 		}
-		l.primaryWhole()
+		primaryWhole(l)
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 )
 
@@ -23,7 +24,7 @@ func TestLabPropagation(t *testing.T) {
 	t.Parallel()
 	// The oldest systemd is the one that keeps routes of an old metric.
 	suites := vpc.Suites[:1]
-	if whole() {
+	if labtest.Long() {
 		suites = vpc.Suites
 	}
 	for _, suite := range suites {
@@ -32,7 +33,7 @@ func TestLabPropagation(t *testing.T) {
 }
 
 func propagation(t *testing.T, suite string) {
-	random := luck(t)
+	random := labtest.Luck(t)
 	within := func(limit time.Duration) time.Duration { return time.Duration(random.Int64N(int64(limit))) }
 	late := func(spec imds.Interface) *imds.Propagation {
 		p := &imds.Propagation{Keys: map[string]time.Duration{}}
@@ -41,56 +42,33 @@ func propagation(t *testing.T, suite string) {
 		}
 		return p
 	}
-	l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 		o.NetworkCards = 4
 		o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=2\n"
 	})
-	l.configured("ens5")
-	events := l.watchKernel()
+	l.AwaitConfigured("ens5")
+	events := l.WatchKernel()
 	// Any ENI has these keys.
-	all := imds.Interface{NetworkCard: new(int), IPv4: l.inst.Primary().IPv4(),
-		SubnetIPv4: l.inst.Primary().Subnet().IPv4()}
-	all.SubnetIPv6 = append(all.SubnetIPv6, l.inst.Primary().Subnet().IPv6())
+	all := imds.Interface{NetworkCard: new(int), IPv4: l.Inst.Primary().IPv4(),
+		SubnetIPv4: l.Inst.Primary().Subnet().IPv4()}
+	all.SubnetIPv6 = append(all.SubnetIPv6, l.Inst.Primary().Subnet().IPv6())
 	for n := range 11 {
 		card := (n + 1) % 4
-		l.attach(vpc.ENISpec{NetworkCard: &card, IPv4Count: 2, IPv6Count: -1, Propagation: late(all)})
+		l.Attach(vpc.ENISpec{NetworkCard: &card, IPv4Count: 2, IPv6Count: -1, Propagation: late(all)})
 		time.Sleep(within(600 * time.Millisecond)) // the attachments are spread by chance
 	}
 	// An ENI is configured by what is told of it, with other numbers for a while.
-	l.asEC2()
-	l.uniqueThroughout(events())
-}
-
-// watchKernel notes what happens to routes and rules; the returned function gives the
-// lines of ip monitor and ends it.
-func (l *lab) watchKernel() func() []string {
-	l.t.Helper()
-	const log, mark = "/run/watch.log", "192.0.2.10"
-	l.run("systemd-run", "--quiet", "--collect", "--unit=watch", "--property=StandardOutput=truncate:"+log, "ip", "monitor", "address", "route", "rule")
-	marked := func(table string) {
-		l.until("ip monitor watches", func() (bool, error) {
-			l.run("sh", "-c", "ip rule add from "+mark+" priority 31998 table "+table+"; ip rule del from "+mark+" priority 31998 table "+table)
-			return l.run("sh", "-c", "grep -c 'lookup "+table+"' "+log+" || true") != "0", nil
-		})
-	}
-	marked("31998")
-	return func() []string {
-		l.t.Helper()
-		// Events come in their order: what was before this one is in the log.
-		marked("31997")
-		out := l.run("cat", log)
-		l.run("systemctl", "stop", "watch")
-		return slices.DeleteFunc(strings.Split(out, "\n"), func(line string) bool { return strings.Contains(line, mark) })
-	}
+	asEC2(l)
+	uniqueThroughout(l, events())
 }
 
 // uniqueThroughout goes through the events of the kernel, and checks the state after
 // each.
-func (l *lab) uniqueThroughout(events []string) {
-	l.t.Helper()
+func uniqueThroughout(l *labtest.Lab, events []string) {
+	l.T.Helper()
 	owner := make(map[string]string)
-	for _, eni := range l.inst.ENIs() {
-		for _, source := range sources(eni) {
+	for _, eni := range l.Inst.ENIs() {
+		for _, source := range labtest.Sources(eni) {
 			owner[source] = eni.Name()
 		}
 	}
@@ -143,10 +121,10 @@ func (l *lab) uniqueThroughout(events []string) {
 			}
 			metric, err := strconv.Atoi(after("metric"))
 			if err != nil {
-				l.t.Errorf("%q: %v", line, err)
+				l.T.Errorf("%q: %v", line, err)
 			}
-			if metric <= 512 && after("dev") != l.inst.Primary().Name() {
-				l.t.Errorf("a default route as good as the primary's: %s", line)
+			if metric <= 512 && after("dev") != l.Inst.Primary().Name() {
+				l.T.Errorf("a default route as good as the primary's: %s", line)
 			}
 			// The base unit's is that of every link until there is a drop-in for it.
 			if metric == 30000 {
@@ -176,11 +154,11 @@ func (l *lab) uniqueThroughout(events []string) {
 		}
 		for other, items := range held[what] {
 			if other != who && len(items) > 0 && len(held[what][who]) > 0 {
-				l.t.Errorf("%s is %s's and %s's after: %s", what, other, who, line)
+				l.T.Errorf("%s is %s's and %s's after: %s", what, other, who, line)
 			}
 		}
 	}
-	if metrics < len(l.inst.ENIs()) {
-		l.t.Errorf("only %d events of metrics were seen:\n%s", metrics, strings.Join(events, "\n"))
+	if metrics < len(l.Inst.ENIs()) {
+		l.T.Errorf("only %d events of metrics were seen:\n%s", metrics, strings.Join(events, "\n"))
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
@@ -41,10 +42,10 @@ func documented(t *testing.T) string {
 	return first + found + last
 }
 
-// fetch asks the container's service at an address and port of an ENI, from the VPC.
-func (l *lab) fetch(from netip.Addr, to netip.AddrPort, patience time.Duration) error {
-	return l.vpc.Do(func() error {
-		ctx, cancel := context.WithTimeout(l.t.Context(), patience)
+// fetchPage asks the container's service at an address and port of an ENI, from the VPC.
+func fetchPage(l *labtest.Lab, from netip.Addr, to netip.AddrPort, patience time.Duration) error {
+	return l.VPC.Do(func() error {
+		ctx, cancel := context.WithTimeout(l.T.Context(), patience)
 		defer cancel()
 		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
 		conn, err := dialer.DialContext(ctx, "tcp", to.String())
@@ -67,99 +68,99 @@ func (l *lab) fetch(from netip.Addr, to netip.AddrPort, patience time.Duration) 
 }
 
 // markRules are the rules by firewall mark, in both families.
-func (l *lab) markRules() string {
-	return linesOf(l.run("sh", "-c", "ip rule; ip -6 rule"), " fwmark ")
+func markRules(l *labtest.Lab) string {
+	return linesOf(l.Run("sh", "-c", "ip rule; ip -6 rule"), " fwmark ")
 }
 
 // B12: a container's port is reached at the address of a secondary ENI, since its answers leave
 // by that ENI; without the mark they leave by the primary, and the VPC drops them.
 func TestLabPublishedPort(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, withContainers)
-		l.configured("ens5")
-		eni := l.attach(vpc.ENISpec{Subnet: "b", IPv4Count: 2, IPv6Count: 1})
-		l.configured(eni.ID())
-		l.container()
-		l.run("systemd-run", "--unit=web", "ip", "netns", "exec", "c", "systemd-socket-activate", "--listen=[::]:80", "--accept", "--inetd", "cat")
-		l.run("sh", "-ec", `printf %s "$1" | nft -f -`, "sh", published+documented(t))
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, withContainers)
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(vpc.ENISpec{Subnet: "b", IPv4Count: 2, IPv6Count: 1})
+		l.AwaitConfigured(eni.ID())
+		startContainer(l)
+		l.Run("systemd-run", "--unit=web", "ip", "netns", "exec", "c", "systemd-socket-activate", "--listen=[::]:80", "--accept", "--inetd", "cat")
+		l.Run("sh", "-ec", `printf %s "$1" | nft -f -`, "sh", published+documented(t))
 		clients := map[bool]netip.Addr{true: vpc.FarIPv4, false: vpc.FarIPv6}
-		primary := l.inst.Primary()
+		primary := l.Inst.Primary()
 		all := func(when string) {
 			t.Helper()
-			l.countDrops()
+			l.CountDrops()
 			for _, to := range append(append(eni.IPv4(), eni.IPv6()...), append(primary.IPv4(), primary.IPv6()...)...) {
-				if err := l.fetch(clients[to.Is4()], netip.AddrPortFrom(to, 80), patience); err != nil {
+				if err := fetchPage(l, clients[to.Is4()], netip.AddrPortFrom(to, 80), labtest.Patience); err != nil {
 					t.Errorf("%s: %s: %v", when, to, err)
 				}
 			}
 			// The container's own connections and the host's.
-			l.pings(when, [3]string{"c", container4, bridge4}, [3]string{"", eni.IPv4()[0].String(), container4},
+			checkPings(l, when, [3]string{"c", container4, bridge4}, [3]string{"", eni.IPv4()[0].String(), container4},
 				[3]string{"", eni.IPv4()[1].String(), vpc.FarIPv4.String()}, [3]string{"", eni.IPv6()[0].String(), vpc.FarIPv6.String()})
-			l.noDrops()
+			l.CheckDrops()
 		}
-		l.countDrops()
+		l.CountDrops()
 		for _, to := range append(eni.IPv4()[:1], eni.IPv6()...) {
-			if l.fetch(clients[to.Is4()], netip.AddrPortFrom(to, 80), 300*time.Millisecond) == nil {
+			if fetchPage(l, clients[to.Is4()], netip.AddrPortFrom(to, 80), 300*time.Millisecond) == nil {
 				t.Errorf("without FirewallMark= %s answers all the same", to)
 			}
 		}
-		if drops := l.dropped()[primary.ID()] - l.drops[primary.ID()]; drops == 0 {
+		if drops := l.Dropped()[primary.ID()]; drops == 0 {
 			t.Error("without FirewallMark= the VPC drops nothing of the primary")
 		}
 		doctor := func() string {
-			out, _ := l.inst.Exec(t.Context(), "ec2netctl", "doctor", "--no-pager") // what else it finds does not matter
+			out, _ := l.Inst.Exec(t.Context(), "ec2netctl", "doctor", "--no-pager") // what else it finds does not matter
 			return linesOf(out, " published ")
 		}
 		if out := doctor(); !strings.Contains(out, "warning") || !strings.Contains(out, "docker0") {
 			t.Errorf("doctor: %s", out)
 		}
 
-		l.put("/etc/ec2netd.conf.d/mark.conf", "[ENI]\nName=ens6\nFirewallMark="+mark+"\n")
-		l.run("systemctl", "reload", "ec2netd.service")
+		l.Put("/etc/ec2netd.conf.d/mark.conf", "[ENI]\nName=ens6\nFirewallMark="+mark+"\n")
+		l.Run("systemctl", "reload", "ec2netd.service")
 		want := "9998:\tfrom all fwmark 0x2/0xff lookup 10001 proto static\n"
-		l.until("there are rules by mark", func() (bool, error) { return l.markRules() == want+want, nil })
-		l.configured(eni.ID())
+		l.Until("there are rules by mark", func() (bool, error) { return markRules(l) == want+want, nil })
+		l.AwaitConfigured(eni.ID())
 		all("with FirewallMark=")
 		if out := doctor(); !strings.Contains(out, "ok ") {
 			t.Errorf("doctor: %s", out)
 		}
 		diff := func() {
 			t.Helper()
-			l.until("all is in use, and networkd's", func() (bool, error) {
-				_, err := l.inst.Exec(t.Context(), "ec2netctl", "diff", "ens6")
+			l.Until("all is in use, and networkd's", func() (bool, error) {
+				_, err := l.Inst.Exec(t.Context(), "ec2netctl", "diff", "ens6")
 				return err == nil, nil
 			})
 		}
 		diff()
-		if out := l.run("ec2netctl", "show", "ens6"); strings.Count(out, " fwmark "+mark+" lookup 10001") != 2 {
+		if out := l.Run("ec2netctl", "show", "ens6"); strings.Count(out, " fwmark "+mark+" lookup 10001") != 2 {
 			t.Errorf("ec2netctl show:\n%s", out)
 		}
-		l.logOf("warning")
+		l.CheckLog("warning")
 		// B10: what somebody deletes comes back.
-		l.run("ip", "rule", "del", "fwmark", mark)
-		l.until("the deleted rule is back", func() (bool, error) { return l.markRules() == want+want, nil })
-		l.run("systemctl", "restart", "systemd-networkd.service")
-		l.configured("ens5")
-		l.configured(eni.ID())
+		l.Run("ip", "rule", "del", "fwmark", mark)
+		l.Until("the deleted rule is back", func() (bool, error) { return markRules(l) == want+want, nil })
+		l.Run("systemctl", "restart", "systemd-networkd.service")
+		l.AwaitConfigured("ens5")
+		l.AwaitConfigured(eni.ID())
 		all("after a restart of networkd")
 
 		// B5: the mark of two ENIs is that of the first, and on the primary it needs a table.
-		l.put("/etc/ec2netd.conf.d/mark.conf", "[ENI]\nFirewallMark="+mark+"\n")
-		l.run("systemctl", "reload", "ec2netd.service")
+		l.Put("/etc/ec2netd.conf.d/mark.conf", "[ENI]\nFirewallMark="+mark+"\n")
+		l.Run("systemctl", "reload", "ec2netd.service")
 		want = strings.ReplaceAll(want, "10001", "10000")
-		l.until("the mark is the primary's", func() (bool, error) { return l.markRules() == want+want, nil })
-		l.reaches(eni.ID(), func(i *state.Interface) bool {
+		l.Until("the mark is the primary's", func() (bool, error) { return markRules(l) == want+want, nil })
+		l.AwaitENI(eni.ID(), func(i *state.Interface) bool {
 			return i.State == state.ENIConfigured && strings.Contains(i.Reason, "that of ens5 is 0x2/0xff")
 		})
-		l.configured("ens5")
-		if out := l.run("journalctl", "--boot", "--identifier=ec2netd", "--priority=warning", "--output=cat", "--no-pager"); strings.Count(out, "is not in force: that of ens5") != 1 {
+		l.AwaitConfigured("ens5")
+		if out := l.Run("journalctl", "--boot", "--identifier=ec2netd", "--priority=warning", "--output=cat", "--no-pager"); strings.Count(out, "is not in force: that of ens5") != 1 {
 			t.Errorf("the daemon logged:\n%s", out)
 		}
 
 		// What networkd forgot when it was restarted goes all the same.
-		l.run("rm", "/etc/ec2netd.conf.d/mark.conf")
-		l.run("systemctl", "restart", "systemd-networkd.service")
-		l.run("systemctl", "reload", "ec2netd.service")
-		l.until("no rule by mark is left", func() (bool, error) { return l.markRules() == "", nil })
+		l.Run("rm", "/etc/ec2netd.conf.d/mark.conf")
+		l.Run("systemctl", "restart", "systemd-networkd.service")
+		l.Run("systemctl", "reload", "ec2netd.service")
+		l.Until("no rule by mark is left", func() (bool, error) { return markRules(l) == "", nil })
 	})
 }

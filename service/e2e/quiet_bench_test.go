@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 )
 
@@ -31,15 +32,15 @@ const (
 func idle(b *testing.B, r *report) {
 	all := make(map[string]*idling)
 	for _, suite := range vpc.Suites {
-		l := boot(b, suite.Name, nil)
-		all[suite.Name] = &idling{lab: l}
+		l := labtest.Boot(b, suite.Name, nil)
+		all[suite.Name] = &idling{Lab: l}
 		for range 3 {
-			l.attach(hotplugSpec())
+			l.Attach(labtest.HotplugSpec())
 		}
 	}
 	for _, i := range all {
-		for _, eni := range i.inst.ENIs() {
-			i.configured(eni.ID())
+		for _, eni := range i.Inst.ENIs() {
+			i.AwaitConfigured(eni.ID())
 		}
 	}
 	time.Sleep(calm)
@@ -55,22 +56,22 @@ func idle(b *testing.B, r *report) {
 // assigned is how long it takes until an address is in use that is assigned to an instance
 // to which nothing else happens, without a word to the daemon.
 func assigned(b *testing.B, r *report) {
-	random := luck(b)
+	random := labtest.Luck(b)
 	type place struct {
-		*lab
+		*labtest.Lab
 		eni  *vpc.ENI
 		when time.Duration
 	}
 	var places []place
-	var l *lab
+	var l *labtest.Lab
 	for n := range phases {
 		if n%crowd == 0 {
-			l = boot(b, vpc.Suites[n/crowd].Name, nil)
+			l = labtest.Boot(b, vpc.Suites[n/crowd].Name, nil)
 		}
-		places = append(places, place{l, l.attach(vpc.ENISpec{IPv4Count: 2}), time.Duration(random.Int64N(int64(stretch)))})
+		places = append(places, place{l, l.Attach(vpc.ENISpec{IPv4Count: 2}), time.Duration(random.Int64N(int64(stretch)))})
 	}
 	for _, p := range places {
-		p.configured(p.eni.ID())
+		p.AwaitConfigured(p.eni.ID())
 	}
 	time.Sleep(calm)
 
@@ -79,7 +80,7 @@ func assigned(b *testing.B, r *report) {
 		err   error
 	}
 	arrivals := make(chan arrival)
-	ctx, cancel := context.WithTimeout(b.Context(), stretch+3*patience)
+	ctx, cancel := context.WithTimeout(b.Context(), stretch+3*labtest.Patience)
 	defer cancel()
 	for _, p := range places {
 		go func() {
@@ -90,7 +91,7 @@ func assigned(b *testing.B, r *report) {
 			added, err := p.eni.AssignIPv4(ctx)
 			assigned := time.Now()
 			for err == nil {
-				prefixes, addrsErr := p.inst.Addrs(p.eni.Name())
+				prefixes, addrsErr := p.Inst.Addrs(p.eni.Name())
 				if addrsErr == nil && slices.ContainsFunc(prefixes, func(have netip.Prefix) bool { return have.Addr() == added[0] }) {
 					break
 				}
@@ -126,7 +127,7 @@ func assigned(b *testing.B, r *report) {
 
 // idling is an instance with 4 ENIs to which nothing happens.
 type idling struct {
-	*lab
+	*labtest.Lab
 	began          time.Time
 	daemon, system time.Duration
 	switches, log  int
@@ -136,25 +137,25 @@ type idling struct {
 
 // lines is how many lines the daemons have logged.
 func (i *idling) lines() int {
-	return strings.Count(i.run("journalctl", "--boot", "--unit=ec2netd", "--unit=ec2netd-orphans", "--unit=systemd-networkd", "--unit=systemd-udevd",
+	return strings.Count(i.Run("journalctl", "--boot", "--unit=ec2netd", "--unit=ec2netd-orphans", "--unit=systemd-networkd", "--unit=systemd-udevd",
 		"--output=cat", "--no-pager")+"\n", "\n")
 }
 
 func (i *idling) begin() {
-	i.t.Helper()
-	i.events, i.log, i.children = i.monitor(""), i.lines(), i.lab.children()
-	i.daemon, i.system, i.switches = i.cpu(daemonGroup), i.cpu(""), i.ofDaemon("voluntary_ctxt_switches", true)
+	i.T.Helper()
+	i.events, i.log, i.children = i.Monitor(""), i.lines(), childrenOfDaemon(i.Lab)
+	i.daemon, i.system, i.switches = i.CPU(labtest.DaemonGroup), i.CPU(""), i.OfDaemon("voluntary_ctxt_switches", true)
 	i.began = time.Now()
 }
 
 func (i *idling) end(r *report, suite string) {
-	i.t.Helper()
+	i.T.Helper()
 	hour := float64(time.Hour) / float64(time.Since(i.began))
-	daemon, system := i.cpu(daemonGroup)-i.daemon, i.cpu("")-i.system
-	switches := i.ofDaemon("voluntary_ctxt_switches", true) - i.switches
-	requests := i.inst.Metadata().RequestsSince(i.began)
+	daemon, system := i.CPU(labtest.DaemonGroup)-i.daemon, i.CPU("")-i.system
+	switches := i.OfDaemon("voluntary_ctxt_switches", true) - i.switches
+	requests := i.Inst.Metadata().RequestsSince(i.began)
 	lines, processes, events := i.lines()-i.log, 0, 0
-	if i.lab.children() != i.children {
+	if childrenOfDaemon(i.Lab) != i.children {
 		processes = 1
 	}
 	for event := range strings.Lines(i.events()) {

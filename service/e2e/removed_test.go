@@ -7,16 +7,17 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
 
-// stays are files of the daemon's, by path, with what they say: their own, and those for networkd
+// daemonFiles are files of the daemon's, by path, with what they say: their own, and those for networkd
 // and udevd. Of those that tell the time or a process there is the path alone.
-func (l *lab) stays() string {
-	l.t.Helper()
-	return l.run("sh", "-c", "find "+ownPaths+` -name '.*' -prune -o -type d -printf '%p %M\n' -o ! -name running ! -name '*.json' -printf '%p %y %l\n' -o -printf '%p\n' 2>/dev/null | sort
+func daemonFiles(l *labtest.Lab) string {
+	l.T.Helper()
+	return l.Run("sh", "-c", "find "+ownPaths+` -name '.*' -prune -o -type d -printf '%p %M\n' -o ! -name running ! -name '*.json' -printf '%p %y %l\n' -o -printf '%p\n' 2>/dev/null | sort
 		grep -r '' /run/systemd/network /run/ec2netd/networkd-start 2>/dev/null | sort
 		! test -e /run/ec2netd/running || echo udevd knows that the daemon runs`)
 }
@@ -24,23 +25,23 @@ func (l *lab) stays() string {
 // ownPaths are the directories and sockets of the daemon.
 const ownPaths = "/run/systemd/network /run/ec2netd /var/lib/ec2netd /run/systemd/report/org.ec2netd /run/varlink/registry/org.ec2netd.Network"
 
-// inodes tell the files from others of the same names, which may have each other's numbers.
-func (l *lab) inodes() string {
-	l.t.Helper()
-	return l.run("sh", "-c", "find "+ownPaths+" -printf '%p %D %i %B@\\n' | sort")
+// inodesOfFiles tell the files from others of the same names, which may have each other's numbers.
+func inodesOfFiles(l *labtest.Lab) string {
+	l.T.Helper()
+	return l.Run("sh", "-c", "find "+ownPaths+" -printf '%p %D %i %B@\\n' | sort")
 }
 
-// listens reports whether the daemon answers at the files of its sockets.
-func (l *lab) listens() bool {
-	l.t.Helper()
+// socketsListen reports whether the daemon answers at the files of its sockets.
+func socketsListen(l *labtest.Lab) bool {
+	l.T.Helper()
 	for _, socket := range []string{"/run/ec2netd/org.ec2netd.Network", "/run/systemd/report/org.ec2netd"} {
 		var dialer net.Dialer
-		conn, err := dialer.DialContext(l.t.Context(), "unix", l.inst.Path(socket))
+		conn, err := dialer.DialContext(l.T.Context(), "unix", l.Inst.Path(socket))
 		if err != nil {
 			return false
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(labtest.Patience))
 		_, err = conn.Write([]byte("{\"method\":\"org.varlink.service.GetInfo\"}\x00"))
 		reply := make([]byte, 4096)
 		n, readErr := conn.Read(reply)
@@ -51,17 +52,17 @@ func (l *lab) listens() bool {
 	return true
 }
 
-// intact waits until ENIs are configured and have all that they should.
-func (l *lab) intact(enis ...*vpc.ENI) {
-	l.t.Helper()
+// awaitIntact waits until ENIs are configured and have all that they should.
+func awaitIntact(l *labtest.Lab, enis ...*vpc.ENI) {
+	l.T.Helper()
 	for _, eni := range enis {
-		if eni != l.inst.Primary() {
-			l.complete(eni, eni.Name())
+		if eni != l.Inst.Primary() {
+			l.AwaitComplete(eni, eni.Name())
 			continue
 		}
-		l.configured(eni.ID())
-		if err := l.inst.AwaitAddrs(l.t.Context(), eni.Name(), slices.Concat(eni.IPv4(), eni.IPv6())...); err != nil {
-			l.t.Error(err)
+		l.AwaitConfigured(eni.ID())
+		if err := l.Inst.AwaitAddrs(l.T.Context(), eni.Name(), slices.Concat(eni.IPv4(), eni.IPv6())...); err != nil {
+			l.T.Error(err)
 		}
 	}
 }
@@ -80,14 +81,14 @@ func remove(dirs string) string { return "until rm -rf " + dirs + "; do :; done"
 // F12: files, directories and sockets of the daemon's that somebody removes are back within 5 s,
 // with the bytes that they had, and no ENI loses a packet.
 func TestLabRemoved(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, refreshing)
-		l.configured("ens5")
-		primary, eni := l.inst.Primary(), l.attach(hotplugSpec())
-		l.settled(eni)
-		l.held(true)
-		l.arrives(primary)
-		l.configured("ens5")
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, labtest.Refreshing)
+		l.AwaitConfigured("ens5")
+		primary, eni := l.Inst.Primary(), l.Attach(labtest.HotplugSpec())
+		l.AwaitSettled(eni)
+		l.AwaitHeld(true)
+		l.CheckArrival(primary)
+		l.AwaitConfigured("ens5")
 		for _, r := range []removal{
 			{"a drop-in", "rm /run/systemd/network/70-ens6.network.d/50-ec2netd.conf", false},
 			{"all units", "find /run/systemd/network -type l -delete", false},
@@ -107,69 +108,69 @@ func TestLabRemoved(t *testing.T) {
 			{"the directory of its own", remove("/run/ec2netd"), true},
 			{"everything", remove("/run/systemd/network /run/ec2netd /var/lib/ec2netd /run/systemd/report"), true},
 		} {
-			l.comesBack(r, suite, primary, eni)
+			comesBack(l, r, suite, primary, eni)
 		}
 		// It works in what it has got anew, and does nothing by itself.
-		l.arrives(eni)
-		l.settled(eni)
-		third := l.attach(hotplugSpec())
-		l.settled(third)
-		l.detach(third)
-		l.gone(third, 2)
-		writes := l.writes("/run/systemd/network", "/run/ec2netd", "/var/lib/ec2netd")
-		reloads := l.describe().Networkd.Reloads
+		l.CheckArrival(eni)
+		l.AwaitSettled(eni)
+		third := l.Attach(labtest.HotplugSpec())
+		l.AwaitSettled(third)
+		l.Detach(third)
+		l.AwaitGone(third, 2)
+		writes := watchWrites(l, "/run/systemd/network", "/run/ec2netd", "/var/lib/ec2netd")
+		reloads := l.Describe().Networkd.Reloads
 		time.Sleep(3 * time.Second) // that nothing happens has no event
-		if found := writes(); len(found) > 0 || l.describe().Networkd.Reloads != reloads {
+		if found := writes(); len(found) > 0 || l.Describe().Networkd.Reloads != reloads {
 			t.Errorf("with nothing removed the daemon writes: %v", found)
 		}
 
 		// Where networkd reads its directory in between, the ENIs have the base unit for a moment.
-		l.run("sh", "-c", remove("/run/systemd/network")+"; networkctl reload")
-		l.intact(primary, eni)
-		l.countDrops()
+		l.Run("sh", "-c", remove("/run/systemd/network")+"; networkctl reload")
+		awaitIntact(l, primary, eni)
+		l.CountDrops()
 		for _, source := range slices.Concat(primary.IPv4(), eni.IPv4(), eni.IPv6()) {
-			l.pingFrom(source)
+			l.PingFrom(source)
 		}
-		l.noDrops()
+		l.CheckDrops()
 	})
 }
 
 // comesBack removes something, and checks that it is back in time, and what that cost.
-func (l *lab) comesBack(r removal, suite string, primary, eni *vpc.ENI) {
-	l.t.Helper()
-	l.manager(state.Configured)
-	before, inodes, pid := l.stays(), l.inodes(), l.daemonPID()
-	others, finish := l.measurePings(primary), l.measure(eni)
+func comesBack(l *labtest.Lab, r removal, suite string, primary, eni *vpc.ENI) {
+	l.T.Helper()
+	l.AwaitManager(state.Configured)
+	before, inodes, pid := daemonFiles(l), inodesOfFiles(l), l.DaemonPID()
+	others, finish := l.MeasurePings(primary), l.Measure(eni)
 	began := time.Now()
-	l.run("sh", "-ec", r.command)
+	l.Run("sh", "-ec", r.command)
 	var now string
-	l.untilOr("it is there again: "+r.what, func() (bool, error) {
-		now = l.stays()
-		return now == before && l.listens(), nil
+	l.UntilOr("it is there again: "+r.what, func() (bool, error) {
+		now = daemonFiles(l)
+		return now == before && socketsListen(l), nil
 	}, &now)
 	if took := time.Since(began); took > backTime {
-		l.t.Errorf("%s: back after %v", r.what, took)
+		l.T.Errorf("%s: back after %v", r.what, took)
 	} else {
-		l.t.Logf("%s: back after %v", r.what, took.Round(10*time.Millisecond))
+		l.T.Logf("%s: back after %v", r.what, took.Round(10*time.Millisecond))
 	}
-	if l.inodes() == inodes {
-		l.t.Errorf("%s: nothing was gone", r.what)
+	if inodesOfFiles(l) == inodes {
+		l.T.Errorf("%s: nothing was gone", r.what)
 	}
-	l.manager(state.Configured)
-	l.intact(primary, eni)
-	if restarted := l.daemonPID() != pid; restarted != r.restarts {
-		l.t.Errorf("%s: the daemon was restarted: %v", r.what, restarted)
+	l.AwaitManager(state.Configured)
+	awaitIntact(l, primary, eni)
+	if restarted := l.DaemonPID() != pid; restarted != r.restarts {
+		l.T.Errorf("%s: the daemon was restarted: %v", r.what, restarted)
 	}
 	cost, other := finish(), others()
-	if !cost.none() || other.lost != (&losses{}).lost {
-		l.t.Errorf("%s: it cost %s; the primary %s", r.what, cost, other)
+	if !cost.None() || other.Lost != (&labtest.Losses{}).Lost {
+		l.T.Errorf("%s: it cost %s; the primary %s", r.what, cost, other)
 	}
-	for _, line := range cost.deleted {
+	for _, line := range cost.Deleted {
 		// Beside what 252 drops of a router with each reload stands a static route.
 		if suite != "bookworm" || !strings.Contains(line, " proto ra ") {
 			for _, kept := range []string{eni.IPv4()[0].String() + "/", eni.IPv4()[1].String() + "/", eni.IPv6()[0].String() + "/", "default", "lookup"} {
 				if strings.Contains(line, kept) {
-					l.t.Errorf("%s: %s", r.what, line)
+					l.T.Errorf("%s: %s", r.what, line)
 				}
 			}
 		}
@@ -182,14 +183,14 @@ const systemdUpgraded = "systemctl daemon-reexec; systemctl restart systemd-jour
 // F11: udevd, resolved, journald and PID 1 are restarted, each by itself and all at once as an
 // upgrade of systemd does, and what is changed in the VPC afterwards is followed.
 func TestLabSystemRestarted(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
-			refreshing(o)
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
+			labtest.Refreshing(o)
 			o.Primary.IPv6Count = 2
 		})
-		primary := l.inst.Primary()
-		l.configured("ens5")
-		pid, dns := l.daemonPID(), l.run("resolvectl", "dns", "ens5")
+		primary := l.Inst.Primary()
+		l.AwaitConfigured("ens5")
+		pid, dns := l.DaemonPID(), l.Run("resolvectl", "dns", "ens5")
 		for _, restart := range []struct{ what, command string }{
 			{"udevd", "systemctl restart systemd-udevd.service"},
 			{"resolved", "systemctl restart systemd-resolved.service"},
@@ -200,27 +201,27 @@ func TestLabSystemRestarted(t *testing.T) {
 			{"all of systemd and the bus", "systemctl daemon-reexec; systemctl restart dbus.service; systemctl restart systemd-networkd.service systemd-resolved.service systemd-udevd.service"},
 		} {
 			t.Logf("restarting %s", restart.what)
-			l.run("sh", "-ec", restart.command)
-			l.arrives(primary)
-			eni := l.attach(hotplugSpec())
-			l.settled(eni)
-			l.arrives(eni)
-			l.settled(eni)
-			l.manager(state.Configured)
-			l.until("resolved has the servers of the lease", func() (bool, error) { return l.run("resolvectl", "dns", "ens5") == dns, nil })
-			l.until("the log tells of the ENI", func() (bool, error) {
-				return strings.Contains(l.run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--output=cat", "--no-pager", "--quiet"), "ENI configured"), nil
+			l.Run("sh", "-ec", restart.command)
+			l.CheckArrival(primary)
+			eni := l.Attach(labtest.HotplugSpec())
+			l.AwaitSettled(eni)
+			l.CheckArrival(eni)
+			l.AwaitSettled(eni)
+			l.AwaitManager(state.Configured)
+			l.Until("resolved has the servers of the lease", func() (bool, error) { return l.Run("resolvectl", "dns", "ens5") == dns, nil })
+			l.Until("the log tells of the ENI", func() (bool, error) {
+				return strings.Contains(l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--output=cat", "--no-pager", "--quiet"), "ENI configured"), nil
 			})
-			l.detach(eni)
-			l.gone(eni, 1)
+			l.Detach(eni)
+			l.AwaitGone(eni, 1)
 			if err := eni.Delete(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			l.run("sh", "-c", remove("/run/systemd/network")) // F12: for what takes PID 1
-			l.until("the directory is back", func() (bool, error) { return len(l.units(primary.MAC())) == 1, nil })
-			l.intact(primary)
+			l.Run("sh", "-c", remove("/run/systemd/network")) // F12: for what takes PID 1
+			l.Until("the directory is back", func() (bool, error) { return len(l.Units(primary.MAC())) == 1, nil })
+			awaitIntact(l, primary)
 		}
-		if now := l.daemonPID(); now != pid {
+		if now := l.DaemonPID(); now != pid {
 			t.Errorf("the daemon was restarted: process %s, before %s", now, pid)
 		}
 	})

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 )
 
@@ -43,8 +44,8 @@ func TestLabSandbox(t *testing.T) { // I5, J5, J6
 	if !testing.Short() {
 		program, other = buildAttempts(t)
 	}
-	eachSuite(t, func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			for _, file := range []string{"/root/secret", "/home/secret", "/srv/secret", "/etc/secret", "/etc/ssh/secret", "/var/lib/secret"} {
 				o.Files[file] = "secret\n"
 			}
@@ -56,14 +57,14 @@ func TestLabSandbox(t *testing.T) { // I5, J5, J6
 				return exec.CommandContext(t.Context(), "install", program, other, filepath.Join(root, "/usr/lib/ec2netd")).Run()
 			}
 		})
-		l.configured("ens5")
+		l.AwaitConfigured("ens5")
 		shipped, err := filepath.Glob("../../units/ec2netd*.s*")
 		if err != nil || len(shipped) < 7 {
 			t.Fatalf("units: %v, %v", shipped, err)
 		}
 		for _, unit := range shipped {
 			unit = path.Base(unit)
-			if out := l.run("sh", "-c", "systemd-analyze verify --man=no "+unit+" 2>&1"); out != "" {
+			if out := l.Run("sh", "-c", "systemd-analyze verify --man=no "+unit+" 2>&1"); out != "" {
 				t.Errorf("systemd-analyze verify %s:\n%s", unit, out)
 			}
 			if strings.HasSuffix(unit, ".socket") {
@@ -72,17 +73,17 @@ func TestLabSandbox(t *testing.T) { // I5, J5, J6
 			// It fails above the threshold, ten times the figure. Of the file alone it may say
 			// something else than of the unit as systemd has it.
 			for _, offline := range []string{"no", "yes"} {
-				out := l.run("systemd-analyze", "security", "--threshold=20", "--no-pager", "--offline="+offline, unit)
+				out := l.Run("systemd-analyze", "security", "--threshold=20", "--no-pager", "--offline="+offline, unit)
 				t.Log(out[strings.LastIndex(out, "\n")+1:])
 			}
 		}
 
-		l.run("chown", "nobody:", "/etc/secret")
-		l.run("chmod", "0600", "/etc/secret")
-		l.run("sh", "-c", "echo secret | tee /tmp/secret /run/credentials/secret /run/log/secret /dev/secret")
-		argv := []string{"/usr/lib/ec2netd/attempts", l.run("systemctl", "show", "--value", "--property=MainPID", "systemd-networkd.service"), "ens5"}
+		l.Run("chown", "nobody:", "/etc/secret")
+		l.Run("chmod", "0600", "/etc/secret")
+		l.Run("sh", "-c", "echo secret | tee /tmp/secret /run/credentials/secret /run/log/secret /dev/secret")
+		argv := []string{"/usr/lib/ec2netd/attempts", l.Run("systemctl", "show", "--value", "--property=MainPID", "systemd-networkd.service"), "ens5"}
 		// What nobody could do proves nothing.
-		for line := range strings.Lines(l.run(argv...)) {
+		for line := range strings.Lines(l.Run(argv...)) {
 			verb, what, result := attempt(t, line)
 			if what == foreignProgram && errors.Is(exec.CommandContext(t.Context(), other).Run(), unix.ENOEXEC) {
 				t.Logf("the kernel of this machine cannot %s at all: %s", what, result)
@@ -92,13 +93,13 @@ func TestLabSandbox(t *testing.T) { // I5, J5, J6
 				t.Errorf("without the sandbox it cannot %s (%s): %s", what, verb, result)
 			}
 		}
-		l.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket", "ec2netd-metrics.socket")
-		l.put("/run/systemd/system/ec2netd.service.d/attempts.conf", "[Service]\nType=oneshot\nNotifyAccess=none\nWatchdogSec=0\nRestart=no\nExecStart=\n"+
+		l.Run("systemctl", "stop", "ec2netd.service", "ec2netd.socket", "ec2netd-metrics.socket")
+		l.Put("/run/systemd/system/ec2netd.service.d/attempts.conf", "[Service]\nType=oneshot\nNotifyAccess=none\nWatchdogSec=0\nRestart=no\nExecStart=\n"+
 			"ExecStart="+strings.Join(argv, " ")+"\nStandardOutput=file:/run/ec2netd/attempts.log\n")
-		l.run("systemctl", "daemon-reload")
-		l.run("systemctl", "start", "ec2netd.service")
+		l.Run("systemctl", "daemon-reload")
+		l.Run("systemctl", "start", "ec2netd.service")
 		tried := 0
-		for line := range strings.Lines(l.run("cat", "/run/ec2netd/attempts.log")) {
+		for line := range strings.Lines(l.Run("cat", "/run/ec2netd/attempts.log")) {
 			tried++
 			verb, what, result := attempt(t, line)
 			if refused := result != "<nil>"; refused != (verb == "must not") {

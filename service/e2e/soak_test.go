@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/kernel"
 	"ec2netd/service/state"
@@ -48,7 +49,7 @@ func soakTime(t *testing.T) time.Duration {
 // end nothing is left of it (C7, C10, D3, F1). The seed alone says which steps there are.
 func TestLabSoak(t *testing.T) {
 	limit := soakTime(t)
-	eachSuite(t, func(t *testing.T, suite string) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
 		s := born(t, suite)
 		began := time.Now()
 		for n := 1; ; n++ {
@@ -63,7 +64,7 @@ func TestLabSoak(t *testing.T) {
 
 // life is that of an instance.
 type life struct {
-	*lab
+	*labtest.Lab
 	random   *rand.Rand
 	observer *kernel.Observer
 	// before is what there was when nothing had happened yet.
@@ -79,22 +80,22 @@ type life struct {
 
 // leftovers is what may pile up.
 type leftovers struct {
-	usage                         usage
+	usage                         labtest.Usage
 	files, units, rules, altnames []string
 }
 
 func born(t *testing.T, suite string) *life {
 	t.Helper()
-	s := &life{random: luck(t)}
-	s.lab = boot(t, suite, func(o *vpc.InstanceOptions) {
-		refreshing(o)
+	s := &life{random: labtest.Luck(t)}
+	s.Lab = labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
+		labtest.Refreshing(o)
 		// Sooner than a user waits.
 		o.Files["/etc/systemd/system/ec2netd.service.d/test.conf"] = "[Service]\nRestartSec=100ms\n"
 		// From 257 on systemd stops this one first when networkd was killed, which then asks
 		// networkd, for 45 s.
-		mask(o, "etc/systemd/system/systemd-networkd-persistent-storage.service")
+		labtest.MaskFile(o, "etc/systemd/system/systemd-networkd-persistent-storage.service")
 	})
-	err := s.inst.Do(func() (err error) {
+	err := s.Inst.Do(func() (err error) {
 		s.observer, err = kernel.NewObserver([]string{"veth"})
 		return err
 	})
@@ -104,7 +105,7 @@ func born(t *testing.T, suite string) *life {
 	t.Cleanup(s.observer.Close)
 	// One ENI has come and gone: that is no leak.
 	s.settle("boot")
-	eni := s.attach(hotplugSpec())
+	eni := s.Attach(labtest.HotplugSpec())
 	s.settle("the first ENI")
 	s.delete(eni)
 	s.settle("without it")
@@ -114,10 +115,10 @@ func born(t *testing.T, suite string) *life {
 
 // look is what there is now.
 func (s *life) look() leftovers {
-	s.t.Helper()
-	lines := func(command string) []string { return strings.Split(s.run("sh", "-c", command), "\n") }
+	s.T.Helper()
+	lines := func(command string) []string { return strings.Split(s.Run("sh", "-c", command), "\n") }
 	return leftovers{
-		usage: s.usage(),
+		usage: s.Usage(),
 		// What waits for networkd's start goes with the first change of its ENI.
 		files:    lines("find /run/systemd/network /run/ec2netd /var/lib/ec2netd ! -path '/run/ec2netd/networkd-start*'"),
 		units:    lines("systemctl list-units --all --plain --no-legend --no-pager --full | cut -d' ' -f1"),
@@ -138,7 +139,7 @@ func (l *leftovers) more(before *leftovers) string {
 	}
 	// The Go runtime keeps threads and memory that it once needed; connections to the
 	// metadata service come and go.
-	if u, b := l.usage, before.usage; u.fds > b.fds+4 || u.threads > b.threads+6 || u.rss > b.rss+16<<10 {
+	if u, b := l.usage, before.usage; u.FDs > b.FDs+4 || u.Threads > b.Threads+6 || u.RSS > b.RSS+16<<10 {
 		return fmt.Sprintf("%+v, before %+v", u, b)
 	}
 	return ""
@@ -146,7 +147,7 @@ func (l *leftovers) more(before *leftovers) string {
 
 // step does a few things in quick succession, and waits until all is as EC2 says.
 func (s *life) step(n int) {
-	s.t.Helper()
+	s.T.Helper()
 	began := time.Now()
 	s.came = false
 	var done []string
@@ -156,7 +157,7 @@ func (s *life) step(n int) {
 	}
 	// For a while nothing happens to the daemon itself, so that what it leaks piles up.
 	if n%100 < 40 && s.random.IntN(8) == 0 {
-		s.run("systemctl", "stop", "ec2netd.service", "ec2netd.socket", "ec2netd-metrics.socket")
+		s.Run("systemctl", "stop", "ec2netd.service", "ec2netd.socket", "ec2netd-metrics.socket")
 		s.down = true
 		note("daemon down")
 	}
@@ -169,40 +170,40 @@ func (s *life) step(n int) {
 		note(s.act(n))
 	}
 	if fault != "" {
-		s.inst.Metadata().ClearFaults()
-		s.vpc.SetMetadataLoss(0, 0)
+		s.Inst.Metadata().ClearFaults()
+		s.VPC.SetMetadataLoss(0, 0)
 	}
 	if s.down {
 		// systemd gives up on a socket that is opened anew too often.
-		s.run("systemctl", "reset-failed", "ec2netd.socket", "ec2netd-metrics.socket")
-		s.run("systemctl", "start", "ec2netd.socket", "ec2netd-metrics.socket", "ec2netd.service")
+		s.Run("systemctl", "reset-failed", "ec2netd.socket", "ec2netd-metrics.socket")
+		s.Run("systemctl", "start", "ec2netd.socket", "ec2netd-metrics.socket", "ec2netd.service")
 		s.down, s.restarts = false, 0
 	}
 	// H3: as a user who wants it now, or by itself.
 	if s.random.IntN(2) == 0 {
 		done = append(done, "refresh")
-		s.run("ec2netctl", "refresh", "--wait")
+		s.Run("ec2netctl", "refresh", "--wait")
 	}
 	what := fmt.Sprintf("step %d: %s", n, strings.Join(done, ", "))
 	s.settle(what)
 	took := time.Since(began)
 	s.slowest = max(s.slowest, took)
-	s.t.Logf("%s: %v", what, took.Round(10*time.Millisecond))
+	s.T.Logf("%s: %v", what, took.Round(10*time.Millisecond))
 
 	eni := pick(s.random, s.attached())
 	source := pick(s.random, slices.Concat(eni.IPv4(), eni.IPv6()))
 	if source.Is6() && time.Since(s.networkdAt) < routerTime {
 		s.answered(source)
 	}
-	s.pingFrom(source)
-	if left := s.residue(); left != "" {
-		s.t.Errorf("%s: residue: %s", what, left)
+	s.PingFrom(source)
+	if left := s.Residue(); left != "" {
+		s.T.Errorf("%s: residue: %s", what, left)
 	}
-	if restarts := s.run("systemctl", "show", "--property=NRestarts", "--value", "ec2netd.service"); restarts != fmt.Sprint(s.restarts) {
-		s.t.Errorf("%s: the daemon was restarted %s times, not %d", what, restarts, s.restarts)
+	if restarts := s.Run("systemctl", "show", "--property=NRestarts", "--value", "ec2netd.service"); restarts != fmt.Sprint(s.restarts) {
+		s.T.Errorf("%s: the daemon was restarted %s times, not %d", what, restarts, s.restarts)
 	}
-	if s.t.Failed() {
-		s.t.FailNow()
+	if s.T.Failed() {
+		s.T.FailNow()
 	}
 }
 
@@ -212,9 +213,9 @@ const routerTime = 15 * time.Second
 
 // answered waits until pings from an IPv6 address are answered.
 func (s *life) answered(source netip.Addr) {
-	s.t.Helper()
-	s.until("pings from "+source.String()+" are answered", func() (bool, error) {
-		result, err := s.inst.Ping(s.t.Context(), source, vpc.FarIPv6, 5, 20*time.Millisecond)
+	s.T.Helper()
+	s.Until("pings from "+source.String()+" are answered", func() (bool, error) {
+		result, err := s.Inst.Ping(s.T.Context(), source, vpc.FarIPv6, 5, 20*time.Millisecond)
 		return err == nil && result.Received == result.Sent, err
 	})
 }
@@ -224,23 +225,23 @@ func pick[T any](random *rand.Rand, all []T) T { return all[random.IntN(len(all)
 
 // attached are the ENIs that are attached, the primary first; detached the others.
 func (s *life) attached() []*vpc.ENI {
-	return slices.DeleteFunc(s.inst.ENIs(), func(e *vpc.ENI) bool { return !e.Plugged() })
+	return slices.DeleteFunc(s.Inst.ENIs(), func(e *vpc.ENI) bool { return !e.Plugged() })
 }
 
 func (s *life) detached() []*vpc.ENI {
-	return slices.DeleteFunc(s.inst.ENIs(), func(e *vpc.ENI) bool { return e.Plugged() })
+	return slices.DeleteFunc(s.Inst.ENIs(), func(e *vpc.ENI) bool { return e.Plugged() })
 }
 
 // act does one thing, and says what.
 func (s *life) act(n int) string {
-	s.t.Helper()
-	ctx, random := s.t.Context(), s.random
+	s.T.Helper()
+	ctx, random := s.T.Context(), s.random
 	attached, detached := s.attached(), s.detached()
 	eni := pick(random, attached)
 	must := func(err error) {
-		s.t.Helper()
+		s.T.Helper()
 		if err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 	}
 	named := func(what string, args ...any) string { return eni.Name() + " " + fmt.Sprintf(what, args...) }
@@ -248,7 +249,7 @@ func (s *life) act(n int) string {
 		switch random.IntN(20) {
 		case 0, 1, 2:
 			if len(attached)+len(detached) <= soakENIs {
-				eni, s.came = s.attach(s.spec()), true
+				eni, s.came = s.Attach(s.spec()), true
 				return named("attached: %d IPv4, %d IPv6, %d prefixes", len(eni.IPv4()), len(eni.IPv6()), len(eni.Prefixes()))
 			}
 		case 3, 4:
@@ -266,11 +267,11 @@ func (s *life) act(n int) string {
 					// it away again: the other ENI that has this number next would lack it. And
 					// the number is read once, so the metadata must not be that of the attachment
 					// before.
-					s.until("nothing of "+eni.Name()+" is left", func() (bool, error) {
-						listed := slices.ContainsFunc(slices.Collect(maps.Keys(s.inst.Metadata().Snapshot())), func(key string) bool {
+					s.Until("nothing of "+eni.Name()+" is left", func() (bool, error) {
+						listed := slices.ContainsFunc(slices.Collect(maps.Keys(s.Inst.Metadata().Snapshot())), func(key string) bool {
 							return strings.Contains(key, eni.MAC().String())
 						})
-						return !listed && len(s.units(eni.MAC())) == 0, nil
+						return !listed && len(s.Units(eni.MAC())) == 0, nil
 					})
 					eni.SetDeviceIndex(s.freeIndex())
 				}
@@ -373,7 +374,7 @@ func (s *life) spec() vpc.ENISpec {
 	}
 	if random.IntN(3) == 0 {
 		spec.Propagation = &imds.Propagation{Keys: map[string]time.Duration{}}
-		keys := slices.Sorted(maps.Keys(imds.Interface{IPv4: s.inst.Primary().IPv4(), SubnetIPv4: s.inst.Primary().Subnet().IPv4()}.Keys()))
+		keys := slices.Sorted(maps.Keys(imds.Interface{IPv4: s.Inst.Primary().IPv4(), SubnetIPv4: s.Inst.Primary().Subnet().IPv4()}.Keys()))
 		for _, key := range keys {
 			spec.Propagation.Keys[key] = time.Duration(random.IntN(1000)) * time.Millisecond
 		}
@@ -385,7 +386,7 @@ func (s *life) spec() vpc.ENISpec {
 func (s *life) freeIndex() int {
 	for {
 		index := 1 + s.random.IntN(20)
-		if !slices.ContainsFunc(s.inst.ENIs(), func(e *vpc.ENI) bool { return e.DeviceIndex() == index }) {
+		if !slices.ContainsFunc(s.Inst.ENIs(), func(e *vpc.ENI) bool { return e.DeviceIndex() == index }) {
 			return index
 		}
 	}
@@ -394,7 +395,7 @@ func (s *life) freeIndex() int {
 func (s *life) freeName() string {
 	for {
 		name := fmt.Sprintf("ens%d", 5+s.random.IntN(40))
-		if s.inst.ENI(name) == nil {
+		if s.Inst.ENI(name) == nil {
 			return name
 		}
 	}
@@ -402,10 +403,10 @@ func (s *life) freeName() string {
 
 // fault makes the metadata service fail until the end of the step.
 func (s *life) fault() string {
-	s.t.Helper()
+	s.T.Helper()
 	random := s.random
 	if random.IntN(4) == 0 {
-		s.vpc.SetMetadataLoss(0.3, random.Uint64())
+		s.VPC.SetMetadataLoss(0.3, random.Uint64())
 		return "connections lost"
 	}
 	failures := imds.Failures()
@@ -419,42 +420,42 @@ func (s *life) fault() string {
 		fault.Pattern, what = "**", "all"
 	case 1:
 		fault.Pattern, what = imds.TokenKey, imds.TokenKey
-		s.inst.Metadata().RevokeTokens()
+		s.Inst.Metadata().RevokeTokens()
 	case 2:
 		fault.Pattern, what = dir+"/"+eni.MAC().String()+"/**", eni.Name()
 	default:
 		key := pick(random, eniKeys)
 		fault.Pattern, what = strings.TrimSuffix(dir+"/*/"+key, "/"), fmt.Sprintf("key %q", key)
 	}
-	if _, err := s.inst.Metadata().AddFault(fault); err != nil {
-		s.t.Fatal(err)
+	if _, err := s.Inst.Metadata().AddFault(fault); err != nil {
+		s.T.Fatal(err)
 	}
 	return fmt.Sprintf("fault %s: %s", name, what)
 }
 
 // disturb restarts or kills a daemon.
 func (s *life) disturb(unit string) string {
-	s.t.Helper()
+	s.T.Helper()
 	if unit != "ec2netd.service" {
 		// systemd gives up on what ends too often.
-		s.run("systemctl", "reset-failed", unit)
+		s.Run("systemctl", "reset-failed", unit)
 	}
 	if unit == "systemd-networkd.service" {
 		s.networkdAt = time.Now()
 	}
 	if s.random.IntN(2) == 0 {
-		s.run("systemctl", "restart", unit)
+		s.Run("systemctl", "restart", unit)
 		if unit == "ec2netd.service" {
 			s.restarts = 0
 		}
 		return unit + " restarted"
 	}
 	restarts := func() string {
-		return s.run("systemctl", "show", "--property=NRestarts", "--property=ActiveState", "--value", unit)
+		return s.Run("systemctl", "show", "--property=NRestarts", "--property=ActiveState", "--value", unit)
 	}
 	before := restarts()
-	s.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", unit)
-	s.until(unit+" runs again", func() (bool, error) {
+	s.Run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", unit)
+	s.Until(unit+" runs again", func() (bool, error) {
 		now := restarts()
 		return now != before && slices.Contains(strings.Fields(now), "active"), nil
 	})
@@ -467,9 +468,9 @@ func (s *life) disturb(unit string) string {
 // settle waits until the kernel and the files are as EC2 has the instance, and the daemon
 // says so.
 func (s *life) settle(what string) {
-	s.t.Helper()
+	s.T.Helper()
 	last := ""
-	ctx, cancel := context.WithTimeout(s.t.Context(), soakPatience)
+	ctx, cancel := context.WithTimeout(s.T.Context(), soakPatience)
 	defer cancel()
 	err := vpc.Until(ctx, what+": all is as EC2 says", func() (bool, error) {
 		var err error
@@ -481,8 +482,8 @@ func (s *life) settle(what string) {
 		return last == "", nil
 	})
 	if err != nil {
-		s.t.Logf("%s", s.run("sh", "-c", "ip addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; cat /run/systemd/network/*.d/*; networkctl"))
-		s.t.Fatalf("%v; %s", err, last)
+		s.T.Logf("%s", s.Run("sh", "-c", "ip addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; cat /run/systemd/network/*.d/*; networkctl"))
+		s.T.Fatalf("%v; %s", err, last)
 	}
 }
 
@@ -513,12 +514,12 @@ func (s *life) differs() (string, error) {
 		for _, kind := range []string{".network", ".network.d/50-ec2netd.conf", ".link", ".link.d/50-ec2netd.conf"} {
 			wantFiles = append(wantFiles, "70-"+eni.Name()+kind)
 		}
-		if eni == s.inst.Primary() {
+		if eni == s.Inst.Primary() {
 			continue
 		}
-		tables[tableOf(eni)] = true
-		for _, source := range sources(eni) {
-			wantRules = append(wantRules, fmt.Sprintf("from %s lookup %d", source, tableOf(eni)))
+		tables[labtest.TableOf(eni)] = true
+		for _, source := range labtest.Sources(eni) {
+			wantRules = append(wantRules, fmt.Sprintf("from %s lookup %d", source, labtest.TableOf(eni)))
 		}
 	}
 	rules := []string{}
@@ -552,7 +553,7 @@ func (s *life) differs() (string, error) {
 // generated are the files of ENIs below /run/systemd/network that every ENI has, and those
 // of ENIs that have gone.
 func (s *life) generated() ([]string, error) {
-	dir := s.inst.Path("/run/systemd/network")
+	dir := s.Inst.Path("/run/systemd/network")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
@@ -630,7 +631,7 @@ func lacksOf(link *kernel.Link, eni *vpc.ENI) string {
 // routeLacks says what is wrong with the routes of an ENI: default routes in the main table
 // with its metric (B1, B6), and in its own table these and the subnets (B2).
 func (s *life) routeLacks(snapshot *kernel.Snapshot, index int, eni *vpc.ENI) string {
-	primary, metric := eni == s.inst.Primary(), tableOf(eni)-10000+512
+	primary, metric := eni == s.Inst.Primary(), labtest.TableOf(eni)-10000+512
 	var families []netip.Prefix
 	if len(eni.IPv4()) > 0 {
 		families = append(families, eni.Subnet().IPv4())
@@ -652,10 +653,10 @@ func (s *life) routeLacks(snapshot *kernel.Snapshot, index int, eni *vpc.ENI) st
 		case !has(kernel.MainTable, metric, everywhere):
 			return fmt.Sprintf("no default route for %s with metric %d in the main table", subnet, metric)
 		case primary:
-		case !has(tableOf(eni), 0, everywhere):
-			return fmt.Sprintf("no default route for %s in table %d", subnet, tableOf(eni))
-		case !has(tableOf(eni), 0, subnet):
-			return fmt.Sprintf("no route to %s in table %d", subnet, tableOf(eni))
+		case !has(labtest.TableOf(eni), 0, everywhere):
+			return fmt.Sprintf("no default route for %s in table %d", subnet, labtest.TableOf(eni))
+		case !has(labtest.TableOf(eni), 0, subnet):
+			return fmt.Sprintf("no route to %s in table %d", subnet, labtest.TableOf(eni))
 		}
 	}
 	for _, r := range snapshot.Routes {
@@ -669,7 +670,7 @@ func (s *life) routeLacks(snapshot *kernel.Snapshot, index int, eni *vpc.ENI) st
 
 // undescribed says what the daemon says otherwise than EC2, nothing if it agrees.
 func (s *life) undescribed() string {
-	said, err := s.tryDescribe()
+	said, err := s.TryDescribe()
 	if err != nil {
 		return err.Error()
 	}
@@ -687,17 +688,17 @@ func (s *life) undescribed() string {
 
 // delete detaches an ENI for good.
 func (s *life) delete(eni *vpc.ENI) {
-	s.t.Helper()
-	if err := eni.Delete(s.t.Context()); err != nil {
-		s.t.Fatal(err)
+	s.T.Helper()
+	if err := eni.Delete(s.T.Context()); err != nil {
+		s.T.Fatal(err)
 	}
 }
 
 // end takes away all that came, and looks for what is left of it.
 func (s *life) end() {
-	s.t.Helper()
-	ctx, primary := s.t.Context(), s.inst.Primary()
-	for _, eni := range s.inst.ENIs()[1:] {
+	s.T.Helper()
+	ctx, primary := s.T.Context(), s.Inst.Primary()
+	for _, eni := range s.Inst.ENIs()[1:] {
 		s.delete(eni)
 	}
 	for _, err := range []error{
@@ -705,17 +706,17 @@ func (s *life) end() {
 		primary.UnassignPrefix(ctx, primary.Prefixes()...),
 	} {
 		if err != nil {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 	}
 	s.settle("the end")
 	var now leftovers
 	last := ""
-	s.untilOr("nothing is left", func() (bool, error) {
+	s.UntilOr("nothing is left", func() (bool, error) {
 		now = s.look()
 		last = now.more(&s.before)
 		return last == "", nil
 	}, &last)
-	s.t.Logf("the slowest step took %v; usage before %+v, now %+v", s.slowest.Round(10*time.Millisecond), s.before.usage, now.usage)
-	s.logOf("err")
+	s.T.Logf("the slowest step took %v; usage before %+v, now %+v", s.slowest.Round(10*time.Millisecond), s.before.usage, now.usage)
+	s.CheckLog("err")
 }

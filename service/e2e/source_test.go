@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 )
 
@@ -15,18 +16,18 @@ import (
 // goes and starts anew, and whatever DHCPv6 leases; the others are usable and deprecated. To make
 // another one the first costs nothing.
 func TestLabSource(t *testing.T) {
-	eachSuite(t, func(t *testing.T, suite string) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
 		ctx := t.Context()
-		l := boot(t, suite, nil)
-		primary := l.inst.Primary()
-		l.configured("ens5")
-		other := l.attach(vpc.ENISpec{Subnet: "b", IPv6Count: 2})
-		l.configured(other.ID())
-		l.checkSource("the attachment", other)
+		l := labtest.Boot(t, suite, nil)
+		primary := l.Inst.Primary()
+		l.AwaitConfigured("ens5")
+		other := l.Attach(vpc.ENISpec{Subnet: "b", IPv6Count: 2})
+		l.AwaitConfigured(other.ID())
+		checkSource(l, "the attachment", other)
 
 		both := []*vpc.ENI{primary, other}
 		assign := func() {
-			l.refreshed(func() error {
+			l.Refreshed(func() error {
 				for _, eni := range both {
 					for range 2 {
 						if _, err := eni.AssignIPv6(ctx); err != nil {
@@ -38,7 +39,7 @@ func TestLabSource(t *testing.T) {
 			})
 		}
 		reverse := func() {
-			l.refreshed(func() error {
+			l.Refreshed(func() error {
 				for _, eni := range both {
 					if err := eni.PermuteIPv6(ctx, func(a, b netip.Addr) int { return b.Compare(a) }); err != nil {
 						return err
@@ -54,7 +55,7 @@ func TestLabSource(t *testing.T) {
 			{"two more were assigned", assign},
 			{"the last became the first", reverse},
 			{"the first and the third were withdrawn", func() {
-				l.refreshed(func() error {
+				l.Refreshed(func() error {
 					for _, eni := range both {
 						ipv6 := eni.IPv6()
 						if err := eni.UnassignIPv6(ctx, ipv6[0], ipv6[2]); err != nil {
@@ -64,20 +65,20 @@ func TestLabSource(t *testing.T) {
 					return nil
 				})
 			}},
-			{"the daemon was restarted", func() { l.run("systemctl", "restart", "ec2netd.service") }},
+			{"the daemon was restarted", func() { l.Run("systemctl", "restart", "ec2netd.service") }},
 			{"two more were assigned", assign},
-			{"networkd was restarted", func() { l.networkdAgain("systemctl", "restart", "systemd-networkd.service") }},
+			{"networkd was restarted", func() { l.RestartNetworkd("systemctl", "restart", "systemd-networkd.service") }},
 			{"one was withdrawn after that", func() {
-				l.refreshed(func() error { return primary.UnassignIPv6(ctx, primary.IPv6()[1]) })
+				l.Refreshed(func() error { return primary.UnassignIPv6(ctx, primary.IPv6()[1]) })
 			}},
 		} {
 			kept := slices.Concat(primary.IPv6(), other.IPv6())
-			watched := l.pingAll(both)
-			events := l.watchKernel()
+			watched := pingAll(l, both)
+			events := l.WatchKernel()
 			step.do()
 			for _, eni := range both {
-				l.configured(eni.ID())
-				l.checkSource(step.what, eni)
+				l.AwaitConfigured(eni.ID())
+				checkSource(l, step.what, eni)
 			}
 			// On 252 the move from DHCPv6 costs something, once an attachment (E2).
 			moves := suite == "bookworm" && i == 0
@@ -95,25 +96,25 @@ func TestLabSource(t *testing.T) {
 				}
 			}
 		}
-		if err := l.inst.Reboot(ctx); err != nil {
+		if err := l.Inst.Reboot(ctx); err != nil {
 			t.Fatal(err)
 		}
 		for _, eni := range both {
-			l.configured(eni.ID())
-			l.checkSource("the reboot", eni)
+			l.AwaitConfigured(eni.ID())
+			checkSource(l, "the reboot", eni)
 		}
 	})
 }
 
 // pingAll begins to ping the IPv6 addresses of ENIs from far away.
-func (l *lab) pingAll(enis []*vpc.ENI) map[netip.Addr]*vpc.Pinger {
-	l.t.Helper()
+func pingAll(l *labtest.Lab, enis []*vpc.ENI) map[netip.Addr]*vpc.Pinger {
+	l.T.Helper()
 	pings := make(map[netip.Addr]*vpc.Pinger)
 	for _, eni := range enis {
 		for _, address := range eni.IPv6() {
-			ping, err := l.vpc.StartPing(l.t.Context(), vpc.FarIPv6, address, pace)
+			ping, err := l.VPC.StartPing(l.T.Context(), vpc.FarIPv6, address, labtest.Pace)
 			if err != nil {
-				l.t.Fatal(err)
+				l.T.Fatal(err)
 			}
 			pings[address] = ping
 		}
@@ -123,17 +124,17 @@ func (l *lab) pingAll(enis []*vpc.ENI) map[netip.Addr]*vpc.Pinger {
 
 // checkSource checks that an ENI has its IPv6 addresses, all but the first deprecated, and that
 // the kernel takes that one for what leaves by the ENI.
-func (l *lab) checkSource(when string, eni *vpc.ENI) {
-	l.t.Helper()
+func checkSource(l *labtest.Lab, when string, eni *vpc.ENI) {
+	l.T.Helper()
 	first, name := eni.IPv6()[0], eni.Name()
-	l.until(when+": "+name+" has its addresses, and one source", func() (bool, error) {
+	l.Until(when+": "+name+" has its addresses, and one source", func() (bool, error) {
 		var links []struct {
 			Addresses []struct {
 				Local      netip.Addr `json:"local"`
 				Deprecated bool       `json:"deprecated"`
 			} `json:"addr_info"`
 		}
-		if err := json.Unmarshal([]byte(l.run("ip", "-6", "-json", "address", "show", "dev", name, "scope", "global")), &links); err != nil {
+		if err := json.Unmarshal([]byte(l.Run("ip", "-6", "-json", "address", "show", "dev", name, "scope", "global")), &links); err != nil {
 			return false, err
 		}
 		var all []netip.Addr
@@ -153,26 +154,26 @@ func (l *lab) checkSource(when string, eni *vpc.ENI) {
 	far := vpc.FarIPv6.String()
 	var route string
 	// The main table has the ENI's default route with the next router advertisement.
-	l.until(when+": a default route by "+name, func() (bool, error) {
+	l.Until(when+": a default route by "+name, func() (bool, error) {
 		var err error
-		route, err = l.inst.Exec(l.t.Context(), "ip", "-6", "route", "get", far, "oif", name)
+		route, err = l.Inst.Exec(l.T.Context(), "ip", "-6", "route", "get", far, "oif", name)
 		return err == nil, nil
 	})
 	if !strings.Contains(route, " src "+first.String()+" ") {
-		l.t.Errorf("after %s the source of %s is not %s: %s", when, name, first, route)
+		l.T.Errorf("after %s the source of %s is not %s: %s", when, name, first, route)
 	}
-	if eni != l.inst.Primary() {
+	if eni != l.Inst.Primary() {
 		return
 	}
-	if route := l.run("ip", "-6", "route", "get", far); !strings.Contains(route, " src "+first.String()+" ") {
-		l.t.Errorf("after %s the source is not %s: %s", when, first, route)
+	if route := l.Run("ip", "-6", "route", "get", far); !strings.Contains(route, " src "+first.String()+" ") {
+		l.T.Errorf("after %s the source is not %s: %s", when, first, route)
 	}
-	conn, err := l.inst.DialContext(l.t.Context(), "tcp6", "[fd00:ec2::254]:80")
+	conn, err := l.Inst.DialContext(l.T.Context(), "tcp6", "[fd00:ec2::254]:80")
 	if err != nil {
-		l.t.Fatalf("after %s: %v", when, err)
+		l.T.Fatalf("after %s: %v", when, err)
 	}
 	defer conn.Close()
 	if local, _ := netip.ParseAddrPort(conn.LocalAddr().(*net.TCPAddr).String()); local.Addr() != first {
-		l.t.Errorf("after %s a connection is from %s, not from %s", when, local.Addr(), first)
+		l.T.Errorf("after %s a connection is from %s, not from %s", when, local.Addr(), first)
 	}
 }

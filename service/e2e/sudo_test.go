@@ -3,15 +3,16 @@ package e2e
 import (
 	"strings"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 )
 
 // sudoGainsNothing checks that a user who may run ec2netctl as root, with an environment of their
 // own choice, can do nothing else as root by it (J4).
-func (l *lab) sudoGainsNothing() {
-	l.t.Helper()
+func sudoGainsNothing(l *labtest.Lab) {
+	l.T.Helper()
 	const evil = "/tmp/evil"
-	l.run("sh", "-c", `
+	l.Run("sh", "-c", `
 		mkdir -m 1777 `+evil+`
 		for name in less more pager journalctl systemctl networkctl sh id open; do
 			printf '#!/bin/sh\n/usr/bin/id -u >>`+evil+`/ran-$(/usr/bin/basename "$0")\n' >`+evil+`/$name
@@ -26,72 +27,72 @@ func (l *lab) sudoGainsNothing() {
 		"LESSOPEN=|" + evil + "/open %s", "LESSKEYIN=" + evil + "/.lesskey", "LESSHISTFILE=" + evil + "/ran-history", "EDITOR=" + evil + "/sh",
 		"VISUAL=" + evil + "/sh", "SHELL=" + evil + "/sh", "TERMINFO=" + evil, "DBUS_SYSTEM_BUS_ADDRESS=unix:path=" + evil + "/bus",
 	}
-	sudo := func(args ...string) *terminal {
-		l.t.Helper()
-		return l.onTerminal(vpc.Command{User: vpc.OrdinaryUser, Env: env, Argv: append([]string{"/usr/bin/sudo", "-n", "/usr/bin/ec2netctl"}, args...)})
+	sudo := func(args ...string) *labtest.Terminal {
+		l.T.Helper()
+		return l.OnTerminal(vpc.Command{User: vpc.OrdinaryUser, Env: env, Argv: append([]string{"/usr/bin/sudo", "-n", "/usr/bin/ec2netctl"}, args...)})
 	}
-	nothing := func(when string, term *terminal) {
-		l.t.Helper()
-		if gained := l.run("sh", "-c", "ls -d "+evil+"/ran-* /tmp/gained* 2>/dev/null || :"); gained != "" {
-			l.t.Errorf("%s: as root there ran, or was written, %s", when, gained)
+	nothing := func(when string, term *labtest.Terminal) {
+		l.T.Helper()
+		if gained := l.Run("sh", "-c", "ls -d "+evil+"/ran-* /tmp/gained* 2>/dev/null || :"); gained != "" {
+			l.T.Errorf("%s: as root there ran, or was written, %s", when, gained)
 		}
-		if strings.Contains(term.text(), "root:") {
-			l.t.Errorf("%s: /etc/shadow is shown:\n%s", when, term.text())
+		if strings.Contains(term.Text(), "root:") {
+			l.T.Errorf("%s: /etc/shadow is shown:\n%s", when, term.Text())
 		}
 	}
-	id := l.inst.Primary().ID()
+	id := l.Inst.Primary().ID()
 
 	term := sudo("status", "ens5")
-	term.says(id)
+	term.Says(id)
 	pid := ""
-	l.until("less runs", func() (bool, error) {
-		pid = l.run("sh", "-c", "pidof less || :")
+	l.Until("less runs", func() (bool, error) {
+		pid = l.Run("sh", "-c", "pidof less || :")
 		return pid != "" && !strings.Contains(pid, " "), nil
 	})
-	of := strings.Split(l.run("sh", "-c", "tr '\\0' '\\n' </proc/"+pid+"/environ; readlink /proc/"+pid+"/exe"), "\n")
+	of := strings.Split(l.Run("sh", "-c", "tr '\\0' '\\n' </proc/"+pid+"/environ; readlink /proc/"+pid+"/exe"), "\n")
 	if exe := of[len(of)-1]; exe != "/usr/bin/less" {
-		l.t.Errorf("the pager is %s", exe)
+		l.T.Errorf("the pager is %s", exe)
 	}
 	if have := strings.Join(of, "\n"); !strings.Contains(have, "LESSSECURE=1") || strings.Contains(have, evil) {
-		l.t.Errorf("the pager has the environment\n%s", have)
+		l.T.Errorf("the pager has the environment\n%s", have)
 	}
 	for _, keys := range []string{"!/usr/bin/touch /tmp/gained\n", "|./usr/bin/tee /tmp/gained\n", "s/tmp/gained-log\n", "v", "x", ":e /etc/shadow\n", "#/etc/shadow\n", "q"} {
-		term.types(keys)
+		term.Types(keys)
 		if keys != "q" {
-			term.types("\n")
+			term.Types("\n")
 		}
 	}
-	if code := term.wait(); code != 0 {
-		l.t.Errorf("status with a pager: exit code %d:\n%s", code, term.text())
+	if code := term.Wait(); code != 0 {
+		l.T.Errorf("status with a pager: exit code %d:\n%s", code, term.Text())
 	}
 	nothing("with less", term)
 
 	// Where there is no less there is no pager.
-	l.run("mv", "/usr/bin/less", "/usr/bin/less-away")
+	l.Run("mv", "/usr/bin/less", "/usr/bin/less-away")
 	term = sudo("status", "ens5")
-	term.says(id)
-	if code := term.wait(); code != 0 {
-		l.t.Errorf("status without less: exit code %d:\n%s", code, term.text())
+	term.Says(id)
+	if code := term.Wait(); code != 0 {
+		l.T.Errorf("status without less: exit code %d:\n%s", code, term.Text())
 	}
 	nothing("without less", term)
-	l.run("mv", "/usr/bin/less-away", "/usr/bin/less")
+	l.Run("mv", "/usr/bin/less-away", "/usr/bin/less")
 
 	// The command that an ordinary user is told of does what they wanted.
-	refused := l.onTerminal(vpc.Command{User: vpc.OrdinaryUser, Argv: []string{"/usr/bin/ec2netctl", "refresh"}})
-	refused.says("Run: ")
-	if code := refused.wait(); code != 1 {
-		l.t.Errorf("refresh as an ordinary user: exit code %d:\n%s", code, refused.text())
+	refused := l.OnTerminal(vpc.Command{User: vpc.OrdinaryUser, Argv: []string{"/usr/bin/ec2netctl", "refresh"}})
+	refused.Says("Run: ")
+	if code := refused.Wait(); code != 1 {
+		l.T.Errorf("refresh as an ordinary user: exit code %d:\n%s", code, refused.Text())
 	}
-	_, command, _ := strings.Cut(refused.text(), "Run: ")
+	_, command, _ := strings.Cut(refused.Text(), "Run: ")
 	command, _, _ = strings.Cut(strings.ReplaceAll(command, "\r", ""), "\n")
 	if !strings.HasPrefix(command, "sudo ") {
-		l.t.Errorf("refresh as an ordinary user says %q", command)
+		l.T.Errorf("refresh as an ordinary user says %q", command)
 	}
-	l.user("sh", "-c", command)
+	l.AsUser("sh", "-c", command)
 
 	term = sudo("plan", "--metadata", "/etc/shadow")
-	if code := term.wait(); code == 0 || !strings.Contains(term.text(), "/etc/shadow is no metadata dump") {
-		l.t.Errorf("plan of /etc/shadow: exit code %d:\n%s", code, term.text())
+	if code := term.Wait(); code == 0 || !strings.Contains(term.Text(), "/etc/shadow is no metadata dump") {
+		l.T.Errorf("plan of /etc/shadow: exit code %d:\n%s", code, term.Text())
 	}
 	nothing("plan of /etc/shadow", term)
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 )
 
@@ -53,7 +54,7 @@ func TestLabTrust(t *testing.T) { // J1
 	if !testing.Short() {
 		program = buildAttack(t)
 	}
-	// One after the other, unlike in [eachSuite]: an attack takes what processor it can get,
+	// One after the other, unlike in [labtest.EachSuite]: an attack takes what processor it can get,
 	// and how soon root is answered is to be the daemon's affair.
 	each := func(test func(t *testing.T, suite string)) {
 		for _, suite := range vpc.Suites {
@@ -61,7 +62,7 @@ func TestLabTrust(t *testing.T) { // J1
 		}
 	}
 	each(func(t *testing.T, suite string) {
-		l := boot(t, suite, func(o *vpc.InstanceOptions) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
 			install := o.Install
 			o.Install = func(root string) error {
 				if err := install(root); err != nil {
@@ -70,19 +71,19 @@ func TestLabTrust(t *testing.T) { // J1
 				return exec.CommandContext(t.Context(), "install", "-D", program, filepath.Join(root, attackProgram)).Run()
 			}
 		})
-		l.configured("ens5")
+		l.AwaitConfigured("ens5")
 		tried, healthy := 0, true
-		for line := range strings.Lines(l.run(attackProgram, "list")) {
+		for line := range strings.Lines(l.Run(attackProgram, "list")) {
 			name, what, _ := strings.Cut(strings.TrimSpace(line), "\t")
 			t.Run(name, func(t *testing.T) {
 				t.Log(what)
-				sub := l.with(t)
+				sub := l.With(t)
 				if !healthy {
 					// What a former attack has done must not count against this one.
-					sub.run("sh", "-c", "systemctl reset-failed ec2netd.service; systemctl restart ec2netd.service")
+					sub.Run("sh", "-c", "systemctl reset-failed ec2netd.service; systemctl restart ec2netd.service")
 				}
 				healthy = false
-				sub.withstands(name)
+				withstands(sub, name)
 				healthy = !t.Failed()
 			})
 			tried++
@@ -91,21 +92,21 @@ func TestLabTrust(t *testing.T) { // J1
 			t.Errorf("%d attacks were tried", tried)
 		}
 		t.Run("stray-passes", func(t *testing.T) {
-			sub := l.with(t)
-			sub.ignoresStray()
+			sub := l.With(t)
+			ignoresStray(sub)
 		})
 		t.Run("activation", func(t *testing.T) {
-			sub := l.with(t)
-			sub.staysDisabled()
+			sub := l.With(t)
+			staysDisabled(sub)
 		})
 	})
 }
 
-// attack runs one attack as an unprivileged user, and returns what it printed. It is the
+// runAttack runs one attack as an unprivileged user, and returns what it printed. It is the
 // kernel that shares the processor among users; the attack leaves it to the others, so that
 // what is measured is what the daemon makes of the messages.
-func (l *lab) attack(ctx context.Context, name, pid string) (string, error) {
-	out, err := l.inst.Exec(ctx, slices.Concat([]string{"nice", "-n", "19"}, asNobody(), []string{attackProgram, name, pid})...)
+func runAttack(l *labtest.Lab, ctx context.Context, name, pid string) (string, error) {
+	out, err := l.Inst.Exec(ctx, slices.Concat([]string{"nice", "-n", "19"}, asNobody(), []string{attackProgram, name, pid})...)
 	return strings.TrimSpace(out), err
 }
 
@@ -114,60 +115,54 @@ func asNobody() []string {
 	return []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--no-new-privs", "--"}
 }
 
-// daemonPID is the daemon's PID as the instance numbers processes.
-func (l *lab) daemonPID() string {
-	l.t.Helper()
-	return l.run("systemctl", "show", "--value", "--property=MainPID", "ec2netd.service")
-}
-
-// invocation tells one run of the daemon from any other.
-func (l *lab) invocation() string {
-	l.t.Helper()
-	return l.run("systemctl", "show", "--property=MainPID,InvocationID,NRestarts,ActiveState", "ec2netd.service")
+// invocationOf tells one run of the daemon from any other.
+func invocationOf(l *labtest.Lab) string {
+	l.T.Helper()
+	return l.Run("systemctl", "show", "--property=MainPID,InvocationID,NRestarts,ActiveState", "ec2netd.service")
 }
 
 // withstands checks what holds while one attack runs, and after it.
-func (l *lab) withstands(name string) {
-	t := l.t
+func withstands(l *labtest.Lab, name string) {
+	t := l.T
 	t.Helper()
-	l.configured("ens5")
-	before, usage, cpu := l.invocation(), l.usage(), l.cpu(daemonGroup)
-	peak := l.resetPeak()
+	l.AwaitConfigured("ens5")
+	before, usage, cpu := invocationOf(l), l.Usage(), l.CPU(labtest.DaemonGroup)
+	peak := resetPeak(l)
 
-	pid, done := l.daemonPID(), make(chan struct{})
+	pid, done := l.DaemonPID(), make(chan struct{})
 	var said string
 	var attackErr error
 	go func() {
 		defer close(done)
-		said, attackErr = l.attack(t.Context(), name, pid)
+		said, attackErr = runAttack(l, t.Context(), name, pid)
 	}()
-	refreshed := l.refreshUntil()
-	eni := l.attach(vpc.ENISpec{IPv4Count: 2})
+	refreshed := refreshUntil(l)
+	eni := l.Attach(vpc.ENISpec{IPv4Count: 2})
 	defer func() {
 		if t.Failed() {
 			_ = eni.Detach(context.WithoutCancel(t.Context())) // it may be detached already
 		}
 	}()
-	l.configuredUnder(eni)
+	configuredUnder(l, eni)
 	cycles := 1
 	for ; !closed(done); cycles++ {
-		l.detach(eni)
-		l.gone(eni, 1)
-		l.reattach(eni, "")
-		l.configuredUnder(eni)
+		l.Detach(eni)
+		l.AwaitGone(eni, 1)
+		l.Reattach(eni, "")
+		configuredUnder(l, eni)
 	}
 	root := refreshed()
 	// The tools of root have their answer too.
-	l.run("busctl", "--timeout=20", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Refresh", "b", "false")
-	l.run("ec2netctl", "refresh", "--timeout=20s")
-	l.detach(eni)
+	l.Run("busctl", "--timeout=20", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Refresh", "b", "false")
+	l.Run("ec2netctl", "refresh", "--timeout=20s")
+	l.Detach(eni)
 
 	t.Logf("%s; an ENI was configured %d times; root's %d refreshes took %v at most over D-Bus, %v over Varlink; the daemon took %v of processor time; %s",
-		said, cycles, root.count, root.dbus.Round(time.Millisecond), root.byVarlink.Round(time.Millisecond), (l.cpu(daemonGroup) - cpu).Round(time.Millisecond), peak())
+		said, cycles, root.count, root.dbus.Round(time.Millisecond), root.byVarlink.Round(time.Millisecond), (l.CPU(labtest.DaemonGroup) - cpu).Round(time.Millisecond), peak())
 	if attackErr != nil {
 		t.Errorf("what everybody may do is not as it should be: %v", attackErr)
 	}
-	if now := l.invocation(); now != before {
+	if now := invocationOf(l); now != before {
 		t.Errorf("the daemon was\n%s\nand is\n%s", before, now)
 	}
 	if root.err != nil {
@@ -176,11 +171,11 @@ func (l *lab) withstands(name string) {
 	if max(root.dbus, root.byVarlink) > promptly {
 		t.Errorf("a refresh of root took %v over D-Bus, %v over Varlink", root.dbus, root.byVarlink)
 	}
-	if rss := l.ofDaemon("VmHWM", false); rss >= attackedRSS {
+	if rss := l.OfDaemon("VmHWM", false); rss >= attackedRSS {
 		t.Errorf("the daemon had %d KiB", rss)
 	}
-	l.gone(eni, 1)
-	l.rests(usage)
+	l.AwaitGone(eni, 1)
+	awaitRest(l, usage)
 }
 
 func closed(done <-chan struct{}) bool {
@@ -194,10 +189,10 @@ func closed(done <-chan struct{}) bool {
 
 // configuredUnder waits until an ENI is configured. It asks as root, over Varlink, which
 // the attack must not keep from being answered.
-func (l *lab) configuredUnder(eni *vpc.ENI) {
-	l.t.Helper()
-	l.until(eni.ID()+" is configured", func() (bool, error) {
-		out, err := l.inst.Exec(l.t.Context(), "ec2netctl", "status", "--json=short", eni.ID())
+func configuredUnder(l *labtest.Lab, eni *vpc.ENI) {
+	l.T.Helper()
+	l.Until(eni.ID()+" is configured", func() (bool, error) {
+		out, err := l.Inst.Exec(l.T.Context(), "ec2netctl", "status", "--json=short", eni.ID())
 		// Before the daemon knows the ENI that is an error.
 		return err == nil && strings.Contains(out, `"state":"configured"`), nil
 	})
@@ -212,20 +207,20 @@ type answers struct {
 }
 
 // refreshUntil has root refresh all the time; the returned function ends that.
-func (l *lab) refreshUntil() func() answers {
-	l.t.Helper()
-	cmd, err := l.inst.Command(l.t.Context(), vpc.Command{Argv: []string{attackProgram, "probe"}})
+func refreshUntil(l *labtest.Lab) func() answers {
+	l.T.Helper()
+	cmd, err := l.Inst.Command(l.T.Context(), vpc.Command{Argv: []string{attackProgram, "probe"}})
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return func() (a answers) {
 		_ = stdin.Close()
@@ -246,61 +241,61 @@ func (l *lab) refreshUntil() func() answers {
 
 // resetPeak has the kernel forget the most memory that the daemon has had; the returned
 // function tells of it.
-func (l *lab) resetPeak() func() string {
-	l.t.Helper()
-	procs, err := os.ReadFile(l.inst.Path("/sys/fs/cgroup/" + daemonGroup + "/cgroup.procs"))
+func resetPeak(l *labtest.Lab) func() string {
+	l.T.Helper()
+	procs, err := os.ReadFile(l.Inst.Path("/sys/fs/cgroup/" + labtest.DaemonGroup + "/cgroup.procs"))
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	for pid := range strings.FieldsSeq(string(procs)) {
 		// 5: see proc_pid_clear_refs(5).
 		if err := os.WriteFile("/proc/"+pid+"/clear_refs", []byte("5"), 0); err != nil {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
 	}
 	return func() string {
-		return fmt.Sprintf("the daemon had %d KiB at most and has %d", l.ofDaemon("VmHWM", false), l.ofDaemon("VmRSS", false))
+		return fmt.Sprintf("the daemon had %d KiB at most and has %d", l.OfDaemon("VmHWM", false), l.OfDaemon("VmRSS", false))
 	}
 }
 
-// rests waits until the daemon holds no more than before.
-func (l *lab) rests(before usage) {
-	l.t.Helper()
+// awaitRest waits until the daemon holds no more than before.
+func awaitRest(l *labtest.Lab, before labtest.Usage) {
+	l.T.Helper()
 	last := ""
-	l.untilOr("the daemon holds no more than before", func() (bool, error) {
-		now := l.usage()
+	l.UntilOr("the daemon holds no more than before", func() (bool, error) {
+		now := l.Usage()
 		last = fmt.Sprintf("before: %+v, after: %+v", before, now)
-		return now.fds <= before.fds+restedFDs && now.rss <= before.rss+restedRSS && now.threads <= before.threads+6, nil
+		return now.FDs <= before.FDs+restedFDs && now.RSS <= before.RSS+restedRSS && now.Threads <= before.Threads+6, nil
 	}, &last)
 }
 
 // ignoresStray checks that signals which are not the daemon's make it do nothing.
-func (l *lab) ignoresStray() {
-	l.t.Helper()
-	l.configured("ens5")
-	before := l.cpu(daemonGroup)
-	said, err := l.attack(l.t.Context(), "stray", l.daemonPID())
+func ignoresStray(l *labtest.Lab) {
+	l.T.Helper()
+	l.AwaitConfigured("ens5")
+	before := l.CPU(labtest.DaemonGroup)
+	said, err := runAttack(l, l.T.Context(), "stray", l.DaemonPID())
 	if err != nil {
-		l.t.Error(err)
+		l.T.Error(err)
 	}
-	took := l.cpu(daemonGroup) - before
-	l.t.Logf("%s: the daemon took %v of processor time", said, took)
+	took := l.CPU(labtest.DaemonGroup) - before
+	l.T.Logf("%s: the daemon took %v of processor time", said, took)
 	if took > strayTime {
-		l.t.Errorf("2000 signals cost the daemon %v", took)
+		l.T.Errorf("2000 signals cost the daemon %v", took)
 	}
 }
 
 // staysDisabled checks that nobody can start a daemon that the administrator has disabled.
-func (l *lab) staysDisabled() { // F9
-	l.t.Helper()
-	l.run("systemctl", "disable", "--now", "ec2netd.service", "ec2netd.socket", "ec2netd-metrics.socket")
-	said := l.fails(slices.Concat(asNobody(), []string{
+func staysDisabled(l *labtest.Lab) { // F9
+	l.T.Helper()
+	l.Run("systemctl", "disable", "--now", "ec2netd.service", "ec2netd.socket", "ec2netd-metrics.socket")
+	said := l.Fails(slices.Concat(asNobody(), []string{
 		"busctl", "--timeout=5", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Describe",
 	})...)
 	if !strings.Contains(said, "org.ec2netd1") && !strings.Contains(said, "activat") {
-		l.t.Errorf("a call by nobody to the disabled daemon: %s", said)
+		l.T.Errorf("a call by nobody to the disabled daemon: %s", said)
 	}
-	if got := l.run("sh", "-c", "systemctl is-active ec2netd.service || true"); got != "inactive" {
-		l.t.Errorf("after a call by nobody the disabled daemon is %s", got)
+	if got := l.Run("sh", "-c", "systemctl is-active ec2netd.service || true"); got != "inactive" {
+		l.T.Errorf("after a call by nobody the disabled daemon is %s", got)
 	}
 }

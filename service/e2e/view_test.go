@@ -44,7 +44,7 @@ type symbols map[string]string
 // those in Debian do not know network cards.
 func (b *beside) symbols() symbols {
 	s := make(symbols)
-	for i, eni := range b.inst.ENIs() {
+	for i, eni := range b.Inst.ENIs() {
 		name := fmt.Sprintf("eni%d", i)
 		s[eni.Name()], s[eni.ID()], s[eni.MAC().String()] = name, name+".id", name+".mac"
 		card := 0
@@ -86,7 +86,7 @@ func (b *beside) symbols() symbols {
 			s.asSource(subnet.IPv6().String(), name+".subnet6")
 		}
 	}
-	options := b.vpc.Behaviour().DHCP
+	options := b.VPC.Behaviour().DHCP
 	for what, servers := range map[string][]netip.Addr{"dns": resolvers(options), "ntp": options.NTP} {
 		for i, server := range servers {
 			s[server.String()] = fmt.Sprintf("%s[%d]", what, i)
@@ -174,7 +174,7 @@ func (o object) objects(key string) (objects []object) {
 
 // ip runs ip with JSON output.
 func (b *beside) ip(ctx context.Context, args ...string) ([]object, error) {
-	out, err := b.inst.Exec(ctx, append([]string{"ip", "-json"}, args...)...)
+	out, err := b.Inst.Exec(ctx, append([]string{"ip", "-json"}, args...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +225,7 @@ func (b *beside) look(ctx context.Context) (*view, error) {
 		}
 	}
 	for _, what := range []string{"dns", "domain", "default-route", "llmnr", "mdns"} {
-		out, err := b.inst.Exec(ctx, "resolvectl", what)
+		out, err := b.Inst.Exec(ctx, "resolvectl", what)
 		if err != nil {
 			return nil, err
 		}
@@ -298,7 +298,7 @@ func ruleLine(family string, r object, names symbols) string {
 
 // lease adds what networkd keeps of a link's leases: the NTP servers.
 func (b *beside) lease(v *view, name, index string, names symbols) error {
-	text, err := os.ReadFile(b.inst.Path("/run/systemd/netif/links/" + index))
+	text, err := os.ReadFile(b.Inst.Path("/run/systemd/netif/links/" + index))
 	if err != nil {
 		return fmt.Errorf("looking for what networkd keeps of %s: %w", name, err)
 	}
