@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
@@ -282,5 +284,65 @@ func TestLabHitlessPrimary(t *testing.T) {
 			t.Errorf("networkd configured ens5 %d times anew:\n%s", n, l.NetworkdLog())
 		}
 		l.CheckKernel(second)
+	})
+}
+
+// E2: addresses come and go on a secondary ENI, on 252 too, and no packet of its other
+// addresses is lost, IPv4 or IPv6, near or far.
+func TestLabHitlessSecondary(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(labtest.HotplugSpec())
+		l.AwaitConfigured(eni.ID())
+		l.CheckKernel(eni)
+		var pings []*vpc.Pinger
+		for _, to := range []netip.Addr{vpc.FarIPv4, eni.Subnet().Gateway4(), vpc.FarIPv6, eni.Subnet().Gateway6()} {
+			from := eni.IPv4()[0]
+			if to.Is6() {
+				from = eni.IPv6()[0]
+			}
+			ping, err := l.Inst.StartPing(t.Context(), from, to, 10*time.Millisecond)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pings = append(pings, ping)
+		}
+		l.CountDrops()
+		refresh := func(what string, change func() error) {
+			t.Helper()
+			if err := change(); err != nil {
+				t.Fatal(err)
+			}
+			l.Run("ec2netctl", "refresh", "--wait")
+			if got, want := l.Rules(10001), labtest.Sources(eni); !slices.Equal(got, want) {
+				t.Errorf("%s: rules %v, want %v", what, got, want)
+			}
+			l.CheckKernel(eni)
+		}
+		for range 2 {
+			refresh("assign", func() error {
+				_, err := eni.AssignIPv4(t.Context())
+				return err
+			})
+			refresh("assign IPv6", func() error {
+				_, err := eni.AssignIPv6(t.Context())
+				return err
+			})
+			refresh("unassign", func() error { return eni.UnassignIPv4(t.Context(), eni.IPv4()[1]) })
+			refresh("unassign IPv6", func() error { return eni.UnassignIPv6(t.Context(), eni.IPv6()[1]) })
+			refresh("unassign a prefix", func() error { return eni.UnassignPrefix(t.Context(), eni.Prefixes()[0]) })
+			refresh("assign a prefix", func() error {
+				_, err := eni.AssignPrefixV4(t.Context())
+				return err
+			})
+		}
+		for _, ping := range pings {
+			if result := ping.Stop(); result.Received != result.Sent || result.Sent < 20 {
+				t.Errorf("%s", result)
+			}
+		}
+		l.CheckDrops()
+		l.CheckLog("warning")
 	})
 }

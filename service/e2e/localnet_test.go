@@ -234,3 +234,55 @@ func TestLabLocalNetworks(t *testing.T) {
 		l.Until("the rules are gone", func() (bool, error) { return localRules(l) == "", nil })
 	})
 }
+
+// B3: on the primary replies to containers use the main table, with PrimaryRules= too.
+func TestLabContainersOnPrimary(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		t.Run("by default", func(t *testing.T) { testContainersOnPrimary(t, suite, "") })
+		t.Run("with PrimaryRules", func(t *testing.T) { testContainersOnPrimary(t, suite, "[ENI]\nPrimary=yes\nPrimaryRules=yes\n") })
+	})
+}
+
+func testContainersOnPrimary(t *testing.T, suite, settings string) {
+	l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
+		o.Primary.IPv4Count, o.Primary.PrefixV4Count = 2, 1
+		// Only in the lab are containers' links of the same kind as ENIs.
+		o.Files["/etc/systemd/network/10-containers.network"] = "[Match]\nName=c0 docker0\n[Link]\nUnmanaged=yes\n"
+		o.Files["/etc/ec2netd.conf.d/test.conf"] = settings
+	})
+	l.AwaitConfigured("ens5")
+	l.Run("sh", "-c", `ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up &&
+			ip netns add c && ip link add c0 type veth peer name eth0 netns c && ip link set c0 master docker0 up &&
+			ip -n c addr add 172.17.0.2/16 dev eth0 && ip -n c link set eth0 up && ip -n c route add default via 172.17.0.1`)
+	for _, source := range l.Inst.Primary().IPv4() {
+		l.Until("a container answers "+source.String(), func() (bool, error) {
+			_, err := l.Inst.Exec(t.Context(), "ping", "-c1", "-W1", "-I", source.String(), "172.17.0.2")
+			return err == nil, nil
+		})
+	}
+	// C5: the container's links are none of the daemon's, though they are veths.
+	if now := l.Files(); strings.Contains(now, "c0.") || strings.Contains(now, "docker0") {
+		t.Errorf("files for links of containers:\n%s", now)
+	}
+	l.Run("ec2netctl", "refresh", "--wait")
+	for _, i := range l.Describe().Interfaces {
+		if i.Name == "c0" && (i.State == state.ENIConfigured || len(i.Files) > 0) {
+			t.Errorf("%+v", i)
+		}
+	}
+	var want []string
+	if settings != "" {
+		want = labtest.Sources(l.Inst.Primary())
+		if own := l.Routes("-4", "10000"); !slices.ContainsFunc(own, labtest.IsDefault) {
+			t.Errorf("table 10000: %+v", own)
+		}
+	}
+	if got := l.Rules(10000); !slices.Equal(got, want) {
+		t.Errorf("rules of the primary: %v, want %v", got, want)
+	}
+	l.CountDrops()
+	for _, source := range slices.Concat(l.Inst.Primary().IPv4(), l.Inst.Primary().IPv6()) {
+		l.PingFrom(source)
+	}
+	l.CheckDrops()
+}

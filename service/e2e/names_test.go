@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"ec2netd/cmd/vpclab/labtest"
+	"ec2netd/cmd/vpclab/vpc"
 )
 
 // G1, G2: an ENI gets its alternative names without an event that others take for another link that
@@ -72,5 +73,30 @@ func TestLabUevents(t *testing.T) {
 		if left := l.Run("sh", "-c", "ls -d /run/systemd/network/70-"+name+"* 2>/dev/null || :"); left != "" {
 			t.Errorf("left: %s", left)
 		}
+	})
+}
+
+// G1, G2: where no .link file applies, as with a masked 99-default.link, the altnames
+// come all the same and the name stays the kernel's.
+func TestLabNoLinkFile(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
+			labtest.MaskFile(o, "etc/systemd/network/99-default.link")
+		})
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(vpc.ENISpec{Name: "eth7"})
+		l.AwaitConfigured(eni.ID())
+		for _, altname := range []string{eni.ID(), "device-number-1"} {
+			if out := l.Run("ip", "-brief", "link", "show", altname); !strings.HasPrefix(out, "eth7") {
+				t.Errorf("%s: %s", altname, out)
+			}
+		}
+		l.Run("ec2netctl", "refresh", "--wait")
+		files := l.Files()
+		l.Run("ec2netctl", "refresh", "--wait")
+		if now := l.Files(); now != files {
+			t.Errorf("files changed:\n%s\nbefore:\n%s", now, files)
+		}
+		l.CheckLog("warning")
 	})
 }

@@ -327,3 +327,79 @@ func checkConflicts(l *labtest.Lab) {
 		l.T.Errorf("four conflicts were said %d times", once)
 	}
 }
+
+// A8: addresses that someone added by hand stay, on 252 until networkd configures their ENI;
+// those in a drop-in of the administrator's stay for good on all versions.
+func TestLabForeignAddresses(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		l.AwaitConfigured("ens5")
+		eni, other := l.Attach(vpc.ENISpec{IPv4Count: 2}), l.Attach(vpc.ENISpec{})
+		l.AwaitConfigured(eni.ID())
+		l.AwaitConfigured(other.ID())
+		l.Run("ec2netctl", "refresh", "--wait")
+		hand := []netip.Addr{netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("2001:db8:99::1")}
+		kept := netip.MustParseAddr("192.0.2.78")
+		l.Run("sh", "-c", "mkdir -p /etc/systemd/network/70-"+eni.Name()+".network.d && printf '[Address]\\nAddress="+kept.String()+"/32\\n' > /etc/systemd/network/70-"+eni.Name()+".network.d/mine.conf && networkctl reload")
+		has := func(addresses ...netip.Addr) bool {
+			now := l.Addresses(eni.Name())
+			return !slices.ContainsFunc(addresses, func(a netip.Addr) bool { return !slices.Contains(now, a) })
+		}
+		l.Until("the address of the drop-in is there", func() (bool, error) { return has(kept), nil })
+		// On 252 networkd replies to a reload before it is done.
+		l.Run("ec2netctl", "refresh", "--wait")
+		l.Until("networkd is done", func() (bool, error) {
+			return strings.Contains(l.Run("networkctl", "status", eni.Name()), "(configured)"), nil
+		})
+		add := func() {
+			l.Run("sh", "-c", "ip addr replace "+hand[0].String()+"/32 dev "+eni.Name()+" && ip addr replace "+hand[1].String()+"/128 dev "+eni.Name()+" nodad")
+		}
+		add()
+		stay := func(what string) {
+			t.Helper()
+			if !has(append(hand, kept)...) {
+				t.Errorf("%s: %s has %v", what, eni.Name(), l.Addresses(eni.Name()))
+			}
+		}
+		// What this daemon does without a change of the ENI's own.
+		l.Run("ec2netctl", "refresh", "--wait")
+		stay("a refresh")
+		if _, err := other.AssignIPv4(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.Run("ec2netctl", "refresh", "--wait")
+		stay("a change of another ENI")
+		l.Run("networkctl", "reload")
+		stay("a reload")
+		l.Run("systemctl", "restart", "ec2netd.service")
+		l.AwaitConfigured(eni.ID())
+		stay("a restart of the daemon")
+		// What has networkd configure the ENI: 252 takes them away.
+		old := suite == "bookworm"
+		for what, change := range map[string]func(){
+			"a change of the ENI": func() {
+				if _, err := eni.AssignIPv4(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				l.Run("ec2netctl", "refresh", "--wait")
+			},
+			"a reconfiguration":     func() { l.Run("networkctl", "reconfigure", eni.Name()) },
+			"a restart of networkd": func() { l.Run("systemctl", "restart", "systemd-networkd.service") },
+		} {
+			add()
+			stay("added again")
+			change()
+			if old {
+				l.Until("networkd has taken the addresses away: "+what, func() (bool, error) {
+					now := l.Addresses(eni.Name())
+					return !slices.Contains(now, hand[0]) && !slices.Contains(now, hand[1]), nil
+				})
+			}
+			l.Until("the address of the drop-in is there: "+what, func() (bool, error) { return has(kept), nil })
+			l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured })
+			if !old {
+				stay(what)
+			}
+		}
+	})
+}

@@ -242,24 +242,3 @@ func TestLabSetDownForBridge(t *testing.T) {
 		}
 	})
 }
-
-// A3, B10: the primary address of an ENI that somebody takes away, as a DHCP client does that ends, is
-// back, and the first of the link.
-func TestLabOrderAfterRepair(t *testing.T) {
-	labtest.EachSuite(t, func(t *testing.T, suite string) {
-		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv4Count = 3 })
-		l.AwaitConfigured("ens5")
-		primary := l.Inst.Primary()
-		l.Run("sh", "-ec", "ip address delete $(ip -4 -o address show dev ens5 | grep -o '"+primary.IPv4()[0].String()+"/[0-9]*') dev ens5")
-		var last string
-		l.UntilOr("the primary address is the first again", func() (bool, error) {
-			all := l.Addresses("ens5")
-			last = fmt.Sprint(all)
-			return len(all) > 0 && all[0] == primary.IPv4()[0], nil
-		}, &last)
-		if entry := l.AwaitENI("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured }); entry.Reason != "" {
-			t.Error(entry.Reason)
-		}
-		primaryWhole(l)
-	})
-}

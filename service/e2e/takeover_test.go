@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"ec2netd/cmd/vpclab/labtest"
@@ -393,4 +395,222 @@ func TestLabTakeoverSeveral(t *testing.T) { // J3
 			l.PingFrom(address)
 		}
 	})
+}
+
+// ofTakeover is what a takeover and a boot have to agree on: IPv4 addresses in their order,
+// IPv6 addresses, routes and rules of all tables, names, files with what is in them, and what
+// runs. Not, for IPv6, whether a route is advertised or static: a boot begins with the router
+// that the last one knew, and on 252 with static addresses.
+func ofTakeover(l *labtest.Lab, enis ...string) []string {
+	l.T.Helper()
+	text := map[string]bool{}
+	for _, family := range []string{"-4", "-6"} {
+		var all []struct {
+			labtest.Route
+			Table string
+		}
+		l.JSON(&all, "ip", "-j", "-N", family, "route", "show", "table", "all")
+		for _, r := range all {
+			if r.Table == "" { // ip leaves it out for main
+				r.Table = "254"
+			}
+			if r.Protocol == "2" && r.Gateway != "" {
+				l.T.Errorf("a route stands in yet: %+v", r)
+			}
+			// 2 is the kernel's protocol: these come with the addresses.
+			if !slices.Contains(enis, r.Dev) || r.Protocol == "2" {
+				continue
+			}
+			line := fmt.Sprintf("route %s via %s dev %s table %s", r.Dst, r.Gateway, r.Dev, r.Table)
+			if family == "-4" {
+				line += fmt.Sprintf(" metric %d", r.Metric)
+			}
+			text[line] = true
+		}
+	}
+	out := slices.Sorted(maps.Keys(text))
+	for _, name := range enis {
+		addresses := l.Addresses(name)
+		four := slices.DeleteFunc(slices.Clone(addresses), netip.Addr.Is6)
+		out = append(out, fmt.Sprintf("%s: %v %v", name, four, labtest.Sorted(slices.DeleteFunc(addresses, netip.Addr.Is4))),
+			l.Run("sh", "-c", "ip -6 address show dev "+name+" scope link | awk '/inet6/ {print $2}'; ip link show "+name+" | grep altname | sort; resolvectl dns "+name))
+	}
+	return append(out, strings.Split(l.Run("sh", "-c", "ip -4 rule | sort; ip -6 rule | sort; cd /run/systemd/network && find . -printf '%p %l\n' | sort && "+
+		`find . -type f | sort | xargs awk 'FNR == 1 {skip = 0} /^#/ {next} /^\[/ {skip = $0 == "[Route]" || $0 ~ /v6/; next} /:/ || /^(DHCP|AddPrefixRoute|DuplicateAddressDetection)=/ {next} !skip && NF {print FILENAME, $0}'; `+
+		"for u in NetworkManager.service systemd-resolved.service ec2netd.service $(cd /usr/lib/systemd/system && ls ec2netd*.socket systemd-networkd*.socket systemd-networkd.service); do "+
+		"echo $u $(systemctl is-active $u); done"), "\n")...)
+}
+
+// TestLabTakeover: a system of NetworkManager's is taken over without a reboot, as a reboot
+// would, and gets back what it had if the ENIs do not come up.
+func TestLabTakeover(t *testing.T) { // I2
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := withPackages(t, suite, func(o *vpc.InstanceOptions) {
+			o.Primary.IPv4Count = 2
+			onNetworkManager(o)
+		})
+		ownedByNetworkManager(l)
+		ruleOfNetworkManager := func() bool { return strings.Contains(l.Run("ip", "rule"), "lookup 30400") }
+		if !ruleOfNetworkManager() || len(l.Routes("-4", "30400")) == 0 {
+			t.Errorf("NetworkManager has set no policy rule, or no route: %s", l.Run("ip", "rule"))
+		}
+		l.Attach(vpc.ENISpec{IPv4Count: 2, PrefixV4Count: 1})
+		l.Run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")
+		advised := l.CommandsIn(l.ToHaveIt(l.Fails("ec2netctl", "status")))[0]
+		if out := l.Run("ec2netctl", "takeover", "--dry-run"); !strings.Contains(out, "Would stop NetworkManager") || !strings.Contains(out, "ec2netd.service") {
+			t.Errorf("takeover --dry-run:\n%s", out)
+		}
+		ownedByNetworkManager(l)
+
+		l.Put("/etc/systemd/network/80-ec2.network.d/zz.conf", "[Network]\nDHCP=no\n")
+		if out := l.Fails("ec2netctl", "takeover", "--yes", "--timeout=5s"); !strings.Contains(out, "what ran before runs again") {
+			t.Errorf("a takeover that fails: %s", out)
+		}
+		if left := l.Run("sh", "-c", "ls /run/systemd/network"); left != "" {
+			t.Errorf("a takeover that failed leaves in /run/systemd/network\n%s", left)
+		}
+		ownedByNetworkManager(l)
+		if state := l.Run("sh", "-c", "systemctl is-active ec2netd.service || :"); state != "inactive" {
+			t.Errorf("after a takeover that failed ec2netd is %s", state)
+		}
+		l.Until("its policy rule is there again", func() (bool, error) { return ruleOfNetworkManager(), nil })
+		l.Run("rm", "/etc/systemd/network/80-ec2.network.d/zz.conf")
+		if again := l.CommandsIn(l.ToHaveIt(l.Fails("ec2netctl", "status")))[0]; again != advised {
+			t.Errorf("after a takeover that failed status advises %s, before it %s", again, advised)
+		}
+
+		takenOverByTwo(l, advised)
+		networkManagerIsOff(l)
+		asAfterBoot(l, "70-ens5.network", "ens5", "ens6")
+	})
+}
+
+// asAfterBoot checks that a boot makes nothing of some ENIs, the primary first, that a takeover
+// has not made of them. File is what networkd uses for the primary.
+func asAfterBoot(l *labtest.Lab, file string, enis ...string) {
+	l.T.Helper()
+	state := func(want []string) (got []string) {
+		l.T.Helper()
+		for _, name := range enis {
+			l.AwaitConfigured(name)
+		}
+		onNetworkd(l, file)
+		var last string
+		l.UntilOr("the state is what it is after a takeover", func() (bool, error) {
+			got = ofTakeover(l, enis...)
+			last = cmp.Diff(want, got)
+			if want != nil {
+				return last == "", nil
+			}
+			// A router is known when it has advertised itself.
+			for i, name := range enis {
+				route := "route default via fe80::ec2:1 dev " + name + " table "
+				if !slices.Contains(got, route+"254") || (i > 0 && !slices.Contains(got, route+"10001")) {
+					return false, nil
+				}
+			}
+			return true, nil
+		}, &last)
+		return got
+	}
+	taken := state(nil)
+	if !slices.ContainsFunc(taken, func(line string) bool {
+		first, _, _ := strings.Cut(strings.TrimPrefix(line, "ens5: ["), "]")
+		first, _, _ = strings.Cut(first, " ")
+		return strings.HasPrefix(line, "ens5: [") && first == l.Inst.Primary().IPv4()[0].String()
+	}) {
+		l.T.Errorf("the primary address is not the first: %q", taken)
+	}
+	l.Reboot()
+	state(taken)
+}
+
+// sudoGainsNothing checks that a user who may run ec2netctl as root, with an environment of their
+// own choice, can do nothing else as root by it (J4).
+func sudoGainsNothing(l *labtest.Lab) {
+	l.T.Helper()
+	const evil = "/tmp/evil"
+	l.Run("sh", "-c", `
+		mkdir -m 1777 `+evil+`
+		for name in less more pager journalctl systemctl networkctl sh id open; do
+			printf '#!/bin/sh\n/usr/bin/id -u >>`+evil+`/ran-$(/usr/bin/basename "$0")\n' >`+evil+`/$name
+			chmod 755 `+evil+`/$name
+		done
+		printf '#env\nLESSOPEN=|`+evil+`/open %%s\n#command\nx shell `+evil+`/sh\\n\n' >`+evil+`/.lesskey
+		printf 'Defaults:ec2-user !env_reset, !secure_path, !requiretty\nec2-user ALL=(root) NOPASSWD: /usr/bin/ec2netctl\n' >/etc/sudoers.d/lab
+		chmod 440 /etc/sudoers.d/lab`)
+	env := []string{
+		"TERM=xterm", "PATH=" + evil + ":/usr/bin:/bin", "HOME=" + evil, "PAGER=" + evil + "/more", "SYSTEMD_PAGER=" + evil + "/pager",
+		"SYSTEMD_PAGERSECURE=0", "SYSTEMD_LESS=RSXM", "SYSTEMD_LESSCHARSET=" + evil, "LESSSECURE=0", "LESSSECURE_ALLOW=shell,edit,examine,logfile",
+		"LESSOPEN=|" + evil + "/open %s", "LESSKEYIN=" + evil + "/.lesskey", "LESSHISTFILE=" + evil + "/ran-history", "EDITOR=" + evil + "/sh",
+		"VISUAL=" + evil + "/sh", "SHELL=" + evil + "/sh", "TERMINFO=" + evil, "DBUS_SYSTEM_BUS_ADDRESS=unix:path=" + evil + "/bus",
+	}
+	sudo := func(args ...string) *labtest.Terminal {
+		l.T.Helper()
+		return l.OnTerminal(vpc.Command{User: vpc.OrdinaryUser, Env: env, Argv: append([]string{"/usr/bin/sudo", "-n", "/usr/bin/ec2netctl"}, args...)})
+	}
+	nothing := func(when string, term *labtest.Terminal) {
+		l.T.Helper()
+		if gained := l.Run("sh", "-c", "ls -d "+evil+"/ran-* /tmp/gained* 2>/dev/null || :"); gained != "" {
+			l.T.Errorf("%s: as root there ran, or was written, %s", when, gained)
+		}
+		if strings.Contains(term.Text(), "root:") {
+			l.T.Errorf("%s: /etc/shadow is shown:\n%s", when, term.Text())
+		}
+	}
+	id := l.Inst.Primary().ID()
+
+	term := sudo("status", "ens5")
+	term.Says(id)
+	pid := ""
+	l.Until("less runs", func() (bool, error) {
+		pid = l.Run("sh", "-c", "pidof less || :")
+		return pid != "" && !strings.Contains(pid, " "), nil
+	})
+	of := strings.Split(l.Run("sh", "-c", "tr '\\0' '\\n' </proc/"+pid+"/environ; readlink /proc/"+pid+"/exe"), "\n")
+	if exe := of[len(of)-1]; exe != "/usr/bin/less" {
+		l.T.Errorf("the pager is %s", exe)
+	}
+	if have := strings.Join(of, "\n"); !strings.Contains(have, "LESSSECURE=1") || strings.Contains(have, evil) {
+		l.T.Errorf("the pager has the environment\n%s", have)
+	}
+	for _, keys := range []string{"!/usr/bin/touch /tmp/gained\n", "|./usr/bin/tee /tmp/gained\n", "s/tmp/gained-log\n", "v", "x", ":e /etc/shadow\n", "#/etc/shadow\n", "q"} {
+		term.Types(keys)
+		if keys != "q" {
+			term.Types("\n")
+		}
+	}
+	if code := term.Wait(); code != 0 {
+		l.T.Errorf("status with a pager: exit code %d:\n%s", code, term.Text())
+	}
+	nothing("with less", term)
+
+	// Where there is no less there is no pager.
+	l.Run("mv", "/usr/bin/less", "/usr/bin/less-away")
+	term = sudo("status", "ens5")
+	term.Says(id)
+	if code := term.Wait(); code != 0 {
+		l.T.Errorf("status without less: exit code %d:\n%s", code, term.Text())
+	}
+	nothing("without less", term)
+	l.Run("mv", "/usr/bin/less-away", "/usr/bin/less")
+
+	// The command that an ordinary user is told of does what they wanted.
+	refused := l.OnTerminal(vpc.Command{User: vpc.OrdinaryUser, Argv: []string{"/usr/bin/ec2netctl", "refresh"}})
+	refused.Says("Run: ")
+	if code := refused.Wait(); code != 1 {
+		l.T.Errorf("refresh as an ordinary user: exit code %d:\n%s", code, refused.Text())
+	}
+	_, command, _ := strings.Cut(refused.Text(), "Run: ")
+	command, _, _ = strings.Cut(strings.ReplaceAll(command, "\r", ""), "\n")
+	if !strings.HasPrefix(command, "sudo ") {
+		l.T.Errorf("refresh as an ordinary user says %q", command)
+	}
+	l.AsUser("sh", "-c", command)
+
+	term = sudo("plan", "--metadata", "/etc/shadow")
+	if code := term.Wait(); code == 0 || !strings.Contains(term.Text(), "/etc/shadow is no metadata dump") {
+		l.T.Errorf("plan of /etc/shadow: exit code %d:\n%s", code, term.Text())
+	}
+	nothing("plan of /etc/shadow", term)
 }

@@ -155,3 +155,73 @@ func TestLabTakenAway(t *testing.T) {
 		}
 	})
 }
+
+// E5: an ENI that does not get its address back is configured anew by networkd, and is
+// shown as degraded meanwhile.
+func TestLabWatchdog(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		l.AwaitConfigured("ens5")
+		taken := l.Attach(vpc.ENISpec{IPv4Count: 2})
+		l.AwaitConfigured(taken.ID())
+		// One lost its address to somebody, and gets it back at once (B10). The other's DHCP
+		// server does not answer.
+		l.Run("ip", "address", "del", taken.IPv4()[0].String()+fmt.Sprintf("/%d", taken.Subnet().IPv4().Bits()), "dev", taken.Name())
+		l.VPC.Subnet("b").Mute(vpc.DHCPv4)
+		muted := l.Attach(vpc.ENISpec{Subnet: "b"})
+		l.AwaitENI(muted.ID(), func(i *state.Interface) bool {
+			return i.State == state.ENIDegraded && slices.Contains(i.Missing, "address "+muted.IPv4()[0].String())
+		})
+		l.Until(taken.Name()+" has its address again", func() (bool, error) {
+			return slices.Contains(l.Addresses(taken.Name()), taken.IPv4()[0]), nil
+		})
+		said := func(eni *vpc.ENI) int {
+			return strings.Count(l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet"), "configure the ENI anew")
+		}
+		l.AwaitConfigured(taken.ID())
+		l.Until("networkd was asked to configure the ENI without a DHCP server", func() (bool, error) { return said(muted) > 0, nil })
+		if got := l.AwaitENI(muted.ID(), func(*state.Interface) bool { return true }); got.State != state.ENIDegraded {
+			t.Errorf("without a DHCP server: %s: %s", got.State, got.Reason)
+		}
+		if n := said(taken); n > 1 {
+			t.Errorf("networkd was asked %d times about the ENI that has a DHCP server", n)
+		}
+		muted.Subnet().Unmute()
+		// networkd asks again by itself now, or when it is asked to the next time: after
+		// a minute.
+		deadline := time.Now().Add(3 * labtest.Patience)
+		for {
+			i, ok := l.Describe().Find(muted.ID())
+			if ok && i.State == state.ENIConfigured {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("not configured after its DHCP server answers again: %+v", i)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		checkAddresses(l, muted)
+		checkAddresses(l, taken)
+	})
+}
+
+// A3, B10: the primary address of an ENI that somebody takes away, as a DHCP client does that ends, is
+// back, and the first of the link.
+func TestLabOrderAfterRepair(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv4Count = 3 })
+		l.AwaitConfigured("ens5")
+		primary := l.Inst.Primary()
+		l.Run("sh", "-ec", "ip address delete $(ip -4 -o address show dev ens5 | grep -o '"+primary.IPv4()[0].String()+"/[0-9]*') dev ens5")
+		var last string
+		l.UntilOr("the primary address is the first again", func() (bool, error) {
+			all := l.Addresses("ens5")
+			last = fmt.Sprint(all)
+			return len(all) > 0 && all[0] == primary.IPv4()[0], nil
+		}, &last)
+		if entry := l.AwaitENI("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured }); entry.Reason != "" {
+			t.Error(entry.Reason)
+		}
+		primaryWhole(l)
+	})
+}

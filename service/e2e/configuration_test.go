@@ -7,14 +7,135 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"ec2netd/cmd/vpclab/imds"
 	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
-	"ec2netd/service/plan"
 	"ec2netd/service/state"
 )
+
+// Bad input: a configuration file with mistakes costs the keys that are wrong, and
+// says where.
+func TestLabBadConfiguration(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
+			o.Files["/etc/ec2netd.conf.d/bad.conf"] = "[Metadata]\nRefreshSec=often\nEndpont=http://192.0.2.1\n[Nonsense]\nx\n"
+		})
+		got := l.AwaitConfigured("ens5")
+		if got.Metric != 512 {
+			t.Errorf("%+v", got)
+		}
+		log := l.Run("journalctl", "--boot", "--unit=ec2netd", "--output=cat", "--no-pager")
+		for _, want := range []string{"/etc/ec2netd.conf.d/bad.conf:2: Metadata.RefreshSec: ", "/etc/ec2netd.conf.d/bad.conf:3: Metadata.Endpont: ", "/etc/ec2netd.conf.d/bad.conf:4: Nonsense: "} {
+			if !strings.Contains(log, want) {
+				t.Errorf("the log does not say %q:\n%s", want, log)
+			}
+		}
+		if s := l.Describe(); s.State != state.Configured || !strings.Contains(s.Reason, "bad.conf:2") {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+		command := l.Between("correct it, then: ", "")(l.AdviceOf("/etc/ec2netd.conf.d/bad.conf:2: Metadata.RefreshSec: "))
+		l.Put("/etc/ec2netd.conf.d/bad.conf", "[Metadata]\nRefreshSec=20\n")
+		l.Run("sh", "-c", command)
+		l.AwaitConfigured("ens5")
+		if s := l.Describe(); s.State != state.Configured || s.Reason != "" {
+			t.Errorf("after %s: %s: %s", command, s.State, s.Reason)
+		}
+		if said := l.Run("ec2netctl", "doctor"); !strings.HasSuffix(said, "\nNothing to do.") {
+			t.Errorf("after %s:\n%s", command, said)
+		}
+	})
+}
+
+// H12: systemctl reload takes up all but the platform, without losing a packet; a mistake is
+// refused, and what was in force holds.
+func TestLabReload(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		primary := l.Inst.Primary()
+		l.AwaitConfigured(primary.ID())
+		eni := l.Attach(vpc.ENISpec{Subnet: "b", IPv4Count: 3})
+		l.AwaitConfigured(eni.ID())
+		l.CheckOwn(eni)
+		const file = "/etc/ec2netd.conf.d/reload.conf"
+		pid := l.DaemonPID()
+		reload := func() {
+			t.Helper()
+			l.Run("systemctl", "reload", "ec2netd.service")
+			l.Until("the reload is over", func() (bool, error) {
+				return l.Run("systemctl", "show", "--property=ActiveState", "--value", "ec2netd.service") == "active", nil
+			})
+		}
+		result := l.MeasurePings(primary)
+		others := eni.IPv4()[1:]
+		has := func(want bool) {
+			t.Helper()
+			l.Until(fmt.Sprintf("%s has its secondary addresses: %v", eni.Name(), want), func() (bool, error) {
+				got := l.Addresses(eni.Name())
+				return slices.Contains(got, others[0]) == want && slices.Contains(got, others[1]) == want, nil
+			})
+		}
+		l.Put(file, "[ENI]\nPrimary=no\nSecondaryAddresses=no\nDNS=192.0.2.53\n")
+		reload()
+		has(false)
+		l.Until("the DNS server is the ENI's", func() (bool, error) {
+			return strings.HasSuffix(l.Run("resolvectl", "dns", eni.Name()), ": 192.0.2.53"), nil
+		})
+
+		// A mistake beside something that is right: neither is taken up.
+		l.Put(file, "[ENI]\nPrimary=no\nSecondaryAddresses=yes\nDNS=192.0.2.300\n")
+		l.Fails("systemctl", "reload", "ec2netd.service")
+		l.Run("systemctl", "kill", "--kill-who=main", "--signal=HUP", "ec2netd.service")
+		l.Until("the state names the mistake", func() (bool, error) {
+			s := l.Describe()
+			return s.State == state.Configured && strings.Contains(s.Reason, "reload.conf:4: ENI.DNS") && strings.Contains(s.Reason, "the former configuration holds"), nil
+		})
+		if log := l.Run("journalctl", "--boot", "--unit=ec2netd.service", "--output=cat"); !strings.Contains(log, "reload.conf:4: ENI.DNS") {
+			t.Errorf("the log has no word of the mistake:\n%s", log)
+		}
+		l.Run("ec2netctl", "refresh", "--wait")
+		has(false)
+
+		l.Put(file, "[Metadata]\nRefreshSec=1\n[Match]\nDriver=tun\n")
+		reload()
+		has(true)
+		l.AwaitConfigured(eni.ID())
+		if s := l.Describe(); s.Reason != "" {
+			t.Errorf("the state is %s: %s", s.State, s.Reason)
+		}
+		// RefreshSec=1: what is assigned comes without a word.
+		added, err := eni.AssignIPv4(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Until(added[0].String()+" is there", func() (bool, error) { return slices.Contains(l.Addresses(eni.Name()), added[0]), nil })
+		if hold := l.Run("cat", "/run/systemd/network/80-ec2-new.network"); !strings.Contains(hold, " tun") {
+			t.Errorf("the unit for new ENIs has other drivers:\n%s", hold)
+		}
+		if got := result(); !got.None() {
+			t.Errorf("the primary ENI lost %s", got)
+		}
+
+		// Without the driver there is no ENI, and what doctor says of that brings all back.
+		l.Put(file, "[Match]\nDriver=\nDriver=tun\n")
+		reload()
+		l.Until("there is no ENI", func() (bool, error) { return len(l.Describe().Interfaces) == 0, nil })
+		command := l.Between("then: ", "")(l.AdviceOf("no link is an ENI"))
+		driver := ""
+		for line := range strings.Lines(l.Run("networkctl", "status", "--no-pager", "ens5")) {
+			if found, ok := strings.CutPrefix(strings.TrimSpace(line), "Driver: "); ok {
+				driver = found
+			}
+		}
+		l.Put(file, "[Match]\nDriver="+driver+"\n")
+		l.Run("sh", "-c", command)
+		l.AwaitConfigured("ens5")
+		l.AwaitConfigured(eni.ID())
+		l.CheckOwn(eni)
+		if now := l.DaemonPID(); now != pid {
+			t.Errorf("process %s, %s before", now, pid)
+		}
+	})
+}
 
 // F4: an ENI is left alone by its ID, MAC address, device index, card, driver or name:
 // it has no unit and no events, and its altnames unless these are off too.
@@ -250,117 +371,5 @@ func TestLabPrefixes(t *testing.T) {
 			}
 			l.AwaitConfigured(eni.ID())
 		}
-	})
-}
-
-// E5: an ENI that does not get its address back is configured anew by networkd, and is
-// shown as degraded meanwhile.
-func TestLabWatchdog(t *testing.T) {
-	labtest.EachSuite(t, func(t *testing.T, suite string) {
-		l := labtest.Boot(t, suite, nil)
-		l.AwaitConfigured("ens5")
-		taken := l.Attach(vpc.ENISpec{IPv4Count: 2})
-		l.AwaitConfigured(taken.ID())
-		// One lost its address to somebody, and gets it back at once (B10). The other's DHCP
-		// server does not answer.
-		l.Run("ip", "address", "del", taken.IPv4()[0].String()+fmt.Sprintf("/%d", taken.Subnet().IPv4().Bits()), "dev", taken.Name())
-		l.VPC.Subnet("b").Mute(vpc.DHCPv4)
-		muted := l.Attach(vpc.ENISpec{Subnet: "b"})
-		l.AwaitENI(muted.ID(), func(i *state.Interface) bool {
-			return i.State == state.ENIDegraded && slices.Contains(i.Missing, "address "+muted.IPv4()[0].String())
-		})
-		l.Until(taken.Name()+" has its address again", func() (bool, error) {
-			return slices.Contains(l.Addresses(taken.Name()), taken.IPv4()[0]), nil
-		})
-		said := func(eni *vpc.ENI) int {
-			return strings.Count(l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet"), "configure the ENI anew")
-		}
-		l.AwaitConfigured(taken.ID())
-		l.Until("networkd was asked to configure the ENI without a DHCP server", func() (bool, error) { return said(muted) > 0, nil })
-		if got := l.AwaitENI(muted.ID(), func(*state.Interface) bool { return true }); got.State != state.ENIDegraded {
-			t.Errorf("without a DHCP server: %s: %s", got.State, got.Reason)
-		}
-		if n := said(taken); n > 1 {
-			t.Errorf("networkd was asked %d times about the ENI that has a DHCP server", n)
-		}
-		muted.Subnet().Unmute()
-		// networkd asks again by itself now, or when it is asked to the next time: after
-		// a minute.
-		deadline := time.Now().Add(3 * labtest.Patience)
-		for {
-			i, ok := l.Describe().Find(muted.ID())
-			if ok && i.State == state.ENIConfigured {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("not configured after its DHCP server answers again: %+v", i)
-			}
-			time.Sleep(200 * time.Millisecond)
-		}
-		checkAddresses(l, muted)
-		checkAddresses(l, taken)
-	})
-}
-
-// checkAddresses checks that an ENI has all its addresses, that its rules are there, and
-// that all of it works.
-func checkAddresses(l *labtest.Lab, eni *vpc.ENI) {
-	l.T.Helper()
-	if got, want := l.Addresses(eni.Name()), slices.Concat(eni.IPv4(), eni.IPv6()); !slices.Equal(labtest.Sorted(got), labtest.Sorted(want)) {
-		l.T.Errorf("%s has %v, want %v", eni.Name(), got, want)
-	}
-	if got := l.Rules(labtest.TableOf(eni)); !slices.Equal(got, labtest.Sources(eni)) {
-		l.T.Errorf("rules of %s: %v, want %v", eni.Name(), got, labtest.Sources(eni))
-	}
-	for _, source := range eni.IPv4() {
-		l.PingFrom(source)
-	}
-}
-
-// B5, B6: ENIs that are not known for longer than a moment have metrics of their own,
-// all worse than the primary's, and become what they are when the metadata tells.
-func TestLabSeveralUnknown(t *testing.T) {
-	labtest.EachSuite(t, func(t *testing.T, suite string) {
-		l := labtest.Boot(t, suite, nil)
-		l.AwaitConfigured("ens5")
-		var enis []*vpc.ENI
-		for range 3 {
-			enis = append(enis, l.Attach(vpc.ENISpec{IPv4Count: 2, Propagation: &imds.Propagation{Keys: map[string]time.Duration{"device-number": imds.Held}}}))
-		}
-		for _, family := range []string{"-4", "-6"} {
-			l.Until("default routes ("+family+") of four ENIs with different metrics", func() (bool, error) {
-				owner := map[int]string{}
-				for _, r := range l.Routes(family, "main") {
-					if !labtest.IsDefault(r) {
-						continue
-					}
-					if other, taken := owner[r.Metric]; taken && other != r.Dev {
-						return false, nil
-					}
-					if r.Dev != "ens5" && r.Metric < plan.UnknownMetric {
-						return false, fmt.Errorf("%s has the metric %d", r.Dev, r.Metric)
-					}
-					owner[r.Metric] = r.Dev
-				}
-				return owner[512] == "ens5" && len(owner) == 4, nil
-			})
-		}
-		for _, eni := range enis {
-			if got := l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIPending }); got.Table != state.Unknown {
-				t.Errorf("%+v", got)
-			}
-		}
-		for _, eni := range slices.Backward(enis) {
-			eni.Reveal()
-		}
-		for _, eni := range enis {
-			l.AwaitConfigured(eni.ID())
-			l.CheckKernel(eni)
-		}
-		l.CountDrops()
-		for _, eni := range enis {
-			checkAddresses(l, eni)
-		}
-		l.CheckDrops()
 	})
 }

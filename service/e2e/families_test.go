@@ -12,6 +12,62 @@ import (
 	"ec2netd/service/state"
 )
 
+// A7, A6: a subnet without IPv4, and one without IPv6.
+func TestLabOneFamily(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		six := l.Attach(vpc.ENISpec{Subnet: "v6", IPv6Count: 2})
+		four := l.Attach(vpc.ENISpec{Subnet: "v4", IPv4Count: 2})
+		if got := l.AwaitConfigured(six.ID()); got.Table != 10001 {
+			t.Errorf("%+v", got)
+		}
+		l.AwaitConfigured(four.ID())
+		for table, eni := range map[int]*vpc.ENI{10001: six, 10002: four} {
+			if got := l.Rules(table); !slices.Equal(got, labtest.Sources(eni)) {
+				t.Errorf("rules of table %d: %v, want %v", table, got, labtest.Sources(eni))
+			}
+		}
+		if own := l.Routes("-4", "10001"); len(own) > 0 {
+			t.Errorf("IPv4 routes of an ENI without IPv4: %+v", own)
+		}
+		l.CountDrops()
+		for _, source := range slices.Concat(six.IPv6(), four.IPv4()) {
+			l.PingFrom(source)
+		}
+		l.CheckDrops()
+		l.CheckLog("warning")
+	})
+}
+
+// A4: IPv6 addresses that DHCPv6 does not hand out are on the primary too.
+func TestLabIPv6OnPrimary(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) { o.Primary.IPv6Count, o.Primary.IPv4Count = 3, 3 })
+		l.AwaitConfigured("ens5")
+		primary := l.Inst.Primary()
+		prefixes, err := l.Inst.Addrs("ens5")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var global []netip.Addr
+		for _, p := range prefixes {
+			if !p.Addr().IsLinkLocalUnicast() {
+				global = append(global, p.Addr())
+				if p.Addr().Is6() && p.Bits() != 128 {
+					t.Errorf("%s is not a /128", p)
+				}
+			}
+		}
+		if want := slices.Concat(primary.IPv4(), primary.IPv6()); !slices.Equal(labtest.Sorted(global), labtest.Sorted(want)) || global[0] != want[0] {
+			t.Errorf("addresses %v, want %v", global, want)
+		}
+		for _, source := range slices.Concat(primary.IPv4(), primary.IPv6()) {
+			l.PingFrom(source)
+		}
+		l.CheckDrops()
+	})
+}
+
 // sysctlIPv6 is the sysctl that switches IPv6 off on a link, on all or on those to come.
 func sysctlIPv6(link string) string { return "net.ipv6.conf." + link + ".disable_ipv6" }
 

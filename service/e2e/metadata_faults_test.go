@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -446,4 +447,56 @@ func TestLabConnectionsLost(t *testing.T) {
 			t.Errorf("lost connections changed the files of %s to\n%s\nbefore\n%s", f.eni.Name(), now, f.files)
 		}
 	}
+}
+
+// D3, D4: neither errors nor malformed values of the metadata take anything away.
+func TestLabMetadataFaults(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, func(o *vpc.InstanceOptions) {
+			o.Files["/etc/ec2netd.conf.d/test.conf"] = "[Metadata]\nRefreshSec=1\n"
+		})
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(labtest.HotplugSpec())
+		l.AwaitConfigured(eni.ID())
+		l.CountDrops()
+		service := l.Inst.Metadata()
+		files := l.Files()
+		dir := "network/interfaces/macs/" + eni.MAC().String() + "/"
+		for _, fault := range []imds.Fault{
+			{Pattern: "**", Effect: imds.Status, Status: 500},
+			{Pattern: "**", Effect: imds.Status, Status: 403},
+			{Pattern: imds.TokenKey, Effect: imds.Status, Status: 403},
+			{Pattern: dir + "local-ipv4s", Effect: imds.Status, Status: 404},
+			{Pattern: dir + "local-ipv4s", Effect: imds.Empty},
+			{Pattern: dir + "ipv4-prefix", Effect: imds.HTML},
+			{Pattern: strings.TrimSuffix(dir, "/"), Effect: imds.Status, Status: 404},
+			{Pattern: strings.TrimSuffix(dir, "/"), Effect: imds.HTML},
+			{Pattern: dir + "**", Effect: imds.Reset},
+			{Pattern: dir + "ipv6s", Effect: imds.Body, Body: "2001:db8::1\n[Match]\nName=*"},
+		} {
+			id, err := service.AddFault(fault)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fault.Pattern == imds.TokenKey {
+				service.RevokeTokens()
+			}
+			got := l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return i.Reason != "" })
+			if got.State != state.ENIConfigured {
+				t.Errorf("%s: %s: %s", fault, got.State, got.Reason)
+			}
+			// The key is named; a directory that is not there stands for all its keys.
+			if key := filepath.Base(fault.Pattern); !strings.Contains(key, "*") && fault.Status != 404 && !strings.Contains(got.Reason, key) {
+				t.Errorf("%s: the reason does not name the key: %s", fault, got.Reason)
+			}
+			l.CheckKernel(eni)
+			service.ClearFault(id)
+			l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return i.State == state.ENIConfigured && i.Reason == "" })
+			if now := l.Files(); now != files {
+				t.Errorf("%s: files changed:\n%s\nbefore:\n%s", fault, now, files)
+			}
+		}
+		l.AwaitManager(state.Configured)
+		l.CheckDrops()
+	})
 }

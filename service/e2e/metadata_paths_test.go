@@ -356,3 +356,26 @@ Environment=SYSTEMD_IMDS_ADDRESS_IPV4=169.254.169.254
 	l.CheckArrival(eni)
 	l.CheckLog("warning")
 }
+
+// D2: the metadata is read whatever becomes of the main table's default route.
+func TestLabWithoutDefaultRoute(t *testing.T) {
+	labtest.EachSuite(t, func(t *testing.T, suite string) {
+		l := labtest.Boot(t, suite, nil)
+		l.AwaitConfigured("ens5")
+		eni := l.Attach(labtest.HotplugSpec())
+		l.AwaitConfigured(eni.ID())
+		l.CheckKernel(eni)
+		// As a VPN does it.
+		l.Run("sh", "-c", "ip link add vpn type bridge && ip link set vpn up && ip addr add 192.0.2.2/30 dev vpn && "+
+			"ip route add 0.0.0.0/1 via 192.0.2.1 && ip route add 128.0.0.0/1 via 192.0.2.1")
+		added, err := eni.AssignIPv4(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Run("ec2netctl", "refresh", "--wait")
+		if !slices.Contains(l.Addresses(eni.Name()), added[0]) {
+			t.Errorf("the new address is not there: %v", l.Addresses(eni.Name()))
+		}
+		l.AwaitManager(state.Configured)
+	})
+}
