@@ -1,6 +1,7 @@
-package main
+package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ec2netd/cmd/vpclab/imds"
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/state"
 )
@@ -33,7 +35,7 @@ WantedBy=multi-user.target
 
 // bootWaiting boots an instance whose primary ENI has a secondary address, as its
 // administrator has it after enabling the unit. prepare is called before the boot.
-func bootWaiting(t *testing.T, suite string, files map[string]string, prepare func(*vpc.VPC, *vpc.Instance)) *vpc.Instance {
+func bootWaiting(t *testing.T, suite string, files map[string]string, prepare func(*vpc.VPC, *vpc.Instance)) *labtest.Lab {
 	t.Helper()
 	v := vpc.ForTest(t, vpc.Options{})
 	options := vpc.InstanceOptions{Suite: suite, Files: files, Primary: vpc.ENISpec{IPv4Count: 2}}
@@ -60,24 +62,14 @@ func bootWaiting(t *testing.T, suite string, files map[string]string, prepare fu
 		prepare(v, v.Instances()[0])
 		return nil
 	}
-	return vpc.BootForTest(t, v, options)
-}
-
-// execute runs a command in an instance and returns its output.
-func execute(t *testing.T, inst *vpc.Instance, argv ...string) string {
-	t.Helper()
-	out, err := inst.Exec(t.Context(), argv...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(out)
+	return labtest.New(t, v, vpc.BootForTest(t, v, options))
 }
 
 // show returns properties of a unit as systemctl show prints them.
-func show(t *testing.T, inst *vpc.Instance, unit string) map[string]string {
-	t.Helper()
+func show(l *labtest.Lab, unit string) map[string]string {
+	l.T.Helper()
 	properties := make(map[string]string)
-	for line := range strings.Lines(execute(t, inst, "systemctl", "show", unit)) {
+	for line := range strings.Lines(l.Run("systemctl", "show", unit)) {
 		if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
 			properties[name] = value
 		}
@@ -117,7 +109,7 @@ func TestLabWaitOnline(t *testing.T) { // H5
 // labOnline boots where the metadata service is slow, so that networkd has its lease
 // long before ec2netd knows the secondary address.
 func labOnline(t *testing.T, suite string) {
-	inst := bootWaiting(t, suite, nil, func(_ *vpc.VPC, inst *vpc.Instance) {
+	l := bootWaiting(t, suite, nil, func(_ *vpc.VPC, inst *vpc.Instance) {
 		_, err := inst.Metadata().AddFault(imds.Fault{
 			Pattern: "network/interfaces/macs/*/local-ipv4s", Effect: imds.Delay, Delay: 1500 * time.Millisecond, Count: 1,
 		})
@@ -125,19 +117,19 @@ func labOnline(t *testing.T, suite string) {
 			t.Error(err)
 		}
 	})
-	out, err := inst.Run(t.Context(), vpc.Command{Argv: []string{"ec2netctl", "status", "--json=short"}, User: vpc.OrdinaryUser})
+	out, err := l.Inst.Run(t.Context(), vpc.Command{Argv: []string{"ec2netctl", "status", "--json=short"}, User: vpc.OrdinaryUser})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := parseState([]byte(out))
-	if err != nil {
+	var s state.State
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		t.Fatal(err)
 	}
 	primary, ok := s.Find("ens5")
-	if !ok || primary.State != state.ENIConfigured || len(inst.Primary().IPv4()) != 2 {
+	if !ok || primary.State != state.ENIConfigured || len(l.Inst.Primary().IPv4()) != 2 {
 		t.Fatalf("after the boot: %+v", s)
 	}
-	unit, target, networkd := show(t, inst, waitUnit), show(t, inst, "network-online.target"), show(t, inst, "systemd-networkd-wait-online.service")
+	unit, target, networkd := show(l, waitUnit), show(l, "network-online.target"), show(l, "systemd-networkd-wait-online.service")
 	if unit["ActiveState"] != "active" || unit["Result"] != "success" || target["ActiveState"] != "active" {
 		t.Errorf("%s is %s (%s), network-online.target %s", waitUnit, unit["ActiveState"], unit["Result"], target["ActiveState"])
 	}
@@ -155,22 +147,22 @@ func labOnline(t *testing.T, suite string) {
 	if ended-configured > 20*time.Second {
 		t.Errorf("ec2netctl learned of it %v later", ended-configured)
 	}
-	for _, address := range inst.Primary().IPv4() {
-		if out := execute(t, inst, "ip", "-o", "address", "show", "to", address.String()); !strings.Contains(out, "ens5") {
+	for _, address := range l.Inst.Primary().IPv4() {
+		if out := l.Run("ip", "-o", "address", "show", "to", address.String()); !strings.Contains(out, "ens5") {
 			t.Errorf("%s is not on the link", address)
 		}
 	}
 	// The unit as a whole.
-	if out := execute(t, inst, "systemd-analyze", "verify", "--man=no", waitUnit); out != "" {
+	if out := l.Run("systemd-analyze", "verify", "--man=no", waitUnit); out != "" {
 		t.Errorf("systemd-analyze verify: %s", out)
 	}
-	if out, err := inst.Journal(t.Context(), "--boot", "--grep=ordering cycle|ec2netd-wait-online.*(unknown|ignoring)", "--quiet", "--case-sensitive=no"); err == nil && out != "" {
+	if out, err := l.Inst.Journal(t.Context(), "--boot", "--grep=ordering cycle|ec2netd-wait-online.*(unknown|ignoring)", "--quiet", "--case-sensitive=no"); err == nil && out != "" {
 		t.Errorf("systemd complains: %s", out)
 	}
 	// A restart of the daemon leaves the unit alone, and a client that waits outlives it.
-	execute(t, inst, "systemctl", "restart", "ec2netd.service")
-	execute(t, inst, "ec2netctl", "wait-online", "--timeout=60", "--interface="+inst.Primary().ID())
-	again := show(t, inst, waitUnit)
+	l.Run("systemctl", "restart", "ec2netd.service")
+	l.Run("ec2netctl", "wait-online", "--timeout=60", "--interface="+l.Inst.Primary().ID())
+	again := show(l, waitUnit)
 	if again["ActiveState"] != "active" || moment(t, again, "ExecMainStart") != began {
 		t.Errorf("after a restart of ec2netd %s is %s, started at %v, before at %v",
 			waitUnit, again["ActiveState"], moment(t, again, "ExecMainStart"), began)
@@ -182,16 +174,14 @@ func labMetadataOff(t *testing.T, suite string) {
 	files := map[string]string{
 		"/etc/systemd/system/" + waitUnit + ".d/timeout.conf": "[Service]\nExecStart=\nExecStart=/usr/bin/ec2netctl wait-online --timeout=3\n",
 	}
-	var v *vpc.VPC
-	inst := bootWaiting(t, suite, files, func(vp *vpc.VPC, _ *vpc.Instance) {
-		v = vp
+	l := bootWaiting(t, suite, files, func(v *vpc.VPC, _ *vpc.Instance) {
 		for _, family := range []vpc.Family{vpc.IPv4, vpc.IPv6} {
 			if err := v.SetMetadataEndpoint(t.Context(), family, vpc.EndpointSilent); err != nil {
 				t.Error(err)
 			}
 		}
 	})
-	unit, target := show(t, inst, waitUnit), show(t, inst, "network-online.target")
+	unit, target := show(l, waitUnit), show(l, "network-online.target")
 	if unit["ActiveState"] != "failed" || unit["Result"] != "exit-code" || unit["ExecMainStatus"] != "1" {
 		t.Errorf("%s is %s: %s, status %s", waitUnit, unit["ActiveState"], unit["Result"], unit["ExecMainStatus"])
 	}
@@ -203,21 +193,17 @@ func labMetadataOff(t *testing.T, suite string) {
 	if reached := moment(t, target, "ActiveEnter"); target["ActiveState"] != "active" || reached < ended {
 		t.Errorf("network-online.target is %s since %v before the unit failed", target["ActiveState"], ended-reached)
 	}
-	if c := show(t, inst, "customer.service"); c["ActiveState"] != "active" {
+	if c := show(l, "customer.service"); c["ActiveState"] != "active" {
 		t.Errorf("customer.service is %s", c["ActiveState"])
 	}
-	log, err := inst.Journal(t.Context(), "--boot", "--unit="+waitUnit, "--output=cat")
+	log, err := l.Inst.Journal(t.Context(), "--boot", "--unit="+waitUnit, "--output=cat")
 	if err != nil || !strings.Contains(log, "not online after 3s") || !strings.Contains(log, "(ens5) is pending: ") || strings.Contains(log, "Waiting") {
 		t.Errorf("the unit logged (%v):\n%s", err, log)
 	}
 	t.Logf("the unit logged:\n%s", log)
 
 	// It waits for what comes later too.
-	for _, family := range []vpc.Family{vpc.IPv4, vpc.IPv6} {
-		if err := v.SetMetadataEndpoint(t.Context(), family, vpc.EndpointOn); err != nil {
-			t.Fatal(err)
-		}
-	}
-	execute(t, inst, "sh", "-c", "ec2netctl wait-online --timeout=60 & ec2netctl refresh; wait $!")
-	execute(t, inst, "systemctl", "start", waitUnit)
+	l.SetEndpoints(vpc.EndpointOn)
+	l.Run("sh", "-c", "ec2netctl wait-online --timeout=60 & ec2netctl refresh; wait $!")
+	l.Run("systemctl", "start", waitUnit)
 }

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"context"
@@ -7,8 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
+	"ec2netd/cmd/vpclab/labtest"
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/doctor"
 	"ec2netd/service/plan"
@@ -17,58 +17,49 @@ import (
 
 // toolLab is an instance with a secondary ENI, on which the tools are tried.
 type toolLab struct {
-	*testing.T
-	inst *vpc.Instance
-	eni  *vpc.ENI
+	*labtest.Lab
+	eni *vpc.ENI
 }
 
 // run runs a command as root or as an ordinary user, and returns what it prints and its
 // exit code.
 func (l *toolLab) run(user string, argv ...string) (string, int) {
-	l.Helper()
-	out, err := l.inst.Run(l.Context(), vpc.Command{Argv: argv, User: user})
+	l.T.Helper()
+	out, err := l.Inst.Run(l.T.Context(), vpc.Command{Argv: argv, User: user})
 	var failed *vpc.ExecError
 	if errors.As(err, &failed) && failed.ExitCode >= 0 {
 		return failed.Stdout + failed.Stderr, failed.ExitCode
 	}
 	if err != nil {
-		l.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return out, 0
 }
 
 // want runs a command that must end with a code and print some texts.
 func (l *toolLab) want(user string, code int, texts []string, argv ...string) string {
-	l.Helper()
+	l.T.Helper()
 	out, got := l.run(user, argv...)
 	if got != code {
-		l.Errorf("%q as %s: exit code %d, want %d:\n%s", argv, user, got, code, out)
+		l.T.Errorf("%q as %s: exit code %d, want %d:\n%s", argv, user, got, code, out)
 	}
 	for _, text := range texts {
 		if !strings.Contains(out, text) {
-			l.Errorf("%q as %s: no %q in\n%s", argv, user, text, out)
+			l.T.Errorf("%q as %s: no %q in\n%s", argv, user, text, out)
 		}
 	}
 	return out
 }
 
+// write writes a file, which may be larger than an argument of a command can be.
 func (l *toolLab) write(path, text string) {
-	l.Helper()
+	l.T.Helper()
 	// From within: /tmp and /run are the instance's own.
-	_, err := l.inst.Run(l.Context(), vpc.Command{
+	_, err := l.Inst.Run(l.T.Context(), vpc.Command{
 		Argv: []string{"sh", "-c", `umask 022; mkdir -p "$(dirname "$0")" && cat >"$0"`, path}, Stdin: strings.NewReader(text),
 	})
 	if err != nil {
-		l.Fatal(err)
-	}
-}
-
-func (l *toolLab) until(what string, condition func() bool) {
-	l.Helper()
-	ctx, cancel := context.WithTimeout(l.Context(), time.Minute)
-	defer cancel()
-	if err := vpc.Until(ctx, what, func() (bool, error) { return condition(), nil }); err != nil {
-		l.Fatal(err)
+		l.T.Fatal(err)
 	}
 }
 
@@ -77,21 +68,17 @@ func TestLabTools(t *testing.T) { // H5, H6, F3, I1, I6
 	for _, suite := range vpc.Suites {
 		t.Run(suite.Name, func(t *testing.T) {
 			t.Parallel()
-			v := vpc.ForTest(t, vpc.Options{})
-			l := &toolLab{T: t}
-			l.inst = vpc.BootForTest(t, v, vpc.InstanceOptions{Suite: suite.Name, Install: func(root string) error {
-				return vpc.InstallTree(t.Context(), root, vpc.StageForTest(t))
-			}})
+			l := &toolLab{Lab: labtest.Boot(t, suite.Name, nil)}
 			var err error
-			if l.eni, err = l.inst.Attach(t.Context(), vpc.ENISpec{IPv4Count: 3, PrefixV4Count: 1}); err != nil {
+			if l.eni, err = l.Inst.Attach(t.Context(), vpc.ENISpec{IPv4Count: 3, PrefixV4Count: 1}); err != nil {
 				t.Fatal(err)
 			}
-			l.want("root", 0, nil, "ec2netctl", "wait-online", "--timeout=60", "-i", l.eni.ID(), "-i", l.inst.Primary().ID())
+			l.want("root", 0, nil, "ec2netctl", "wait-online", "--timeout=60", "-i", l.eni.ID(), "-i", l.Inst.Primary().ID())
 			// The metadata tells what is secondary up to a second later.
 			for _, late := range []string{l.eni.IPv4()[1].String(), l.eni.IPv4()[2].String(), l.eni.Prefixes()[0].String()} {
-				l.until("status shows "+late, func() bool {
+				l.Until("status shows "+late, func() (bool, error) {
 					out, _ := l.run("root", "ec2netctl", "status", "--no-pager")
-					return strings.Contains(out, late)
+					return strings.Contains(out, late), nil
 				})
 			}
 			l.want("root", 0, nil, "ec2netctl", "wait-online", "--timeout=60", "-i", l.eni.ID())
@@ -110,17 +97,17 @@ func (l *toolLab) status() {
 	id, name := l.eni.ID(), l.eni.Name()
 	l.want(vpc.OrdinaryUser, 0, []string{id, l.eni.IPv4()[2].String(), "configured"}, "ec2netctl", "status", "--no-pager")
 	l.want(vpc.OrdinaryUser, 0, []string{id + "\t" + name}, "ec2netctl", "__complete", "status", "")
-	l.until("the journal has a line about the ENI", func() bool {
+	l.Until("the journal has a line about the ENI", func() (bool, error) {
 		out := l.want("root", 0, []string{"● " + name + " (" + id + ")", l.eni.MAC().String()}, "ec2netctl", "status", name)
-		return strings.Contains(out, " ec2netd[")
+		return strings.Contains(out, " ec2netd["), nil
 	})
 	out := l.want("root", 0, nil, "ec2netctl", "status", "--lines=0", name)
 	if strings.Contains(out, " ec2netd[") {
-		l.Errorf("--lines=0 shows lines:\n%s", out)
+		l.T.Errorf("--lines=0 shows lines:\n%s", out)
 	}
-	out = l.want("root", 0, nil, "ec2netctl", "status", l.inst.Primary().Name())
+	out = l.want("root", 0, nil, "ec2netctl", "status", l.Inst.Primary().Name())
 	if strings.Contains(out, id) {
-		l.Errorf("the journal of another ENI is shown:\n%s", out)
+		l.T.Errorf("the journal of another ENI is shown:\n%s", out)
 	}
 }
 
@@ -129,12 +116,12 @@ func (l *toolLab) diff() {
 	name, address := l.eni.Name(), l.eni.IPv4()[2].String()
 	l.same()
 	l.want("root", 0, nil, "ip", "address", "del", address+"/32", "dev", name)
-	l.until("diff tells of the address", func() bool {
+	l.Until("diff tells of the address", func() (bool, error) {
 		out, code := l.run(vpc.OrdinaryUser, "ec2netctl", "diff", name)
-		return code == 1 && strings.Contains(out, "- address "+address)
+		return code == 1 && strings.Contains(out, "- address "+address), nil
 	})
 	l.want(vpc.OrdinaryUser, 0, []string{"address " + address, "from " + address + "/32 lookup 10001"}, "ec2netctl", "show", name)
-	l.want(vpc.OrdinaryUser, 0, nil, "ec2netctl", "diff", l.inst.Primary().ID())
+	l.want(vpc.OrdinaryUser, 0, nil, "ec2netctl", "diff", l.Inst.Primary().ID())
 	l.want("root", 0, nil, "networkctl", "reconfigure", name)
 	l.same()
 	// A restarted networkd (257, 262) counts next to nothing as its own.
@@ -147,25 +134,25 @@ func (l *toolLab) diff() {
 // advertisement, whenever that is. What networkd calls foreign for good is nothing: it has the
 // answer of the kernel to adding it before it hears of it (seen on 257 and 262).
 func (l *toolLab) same() {
-	l.Helper()
+	l.T.Helper()
 	last := ""
 	defer func() {
-		if l.Failed() {
-			l.Logf("diff says:\n%s", last)
+		if l.T.Failed() {
+			l.T.Logf("diff says:\n%s", last)
 		}
 	}()
-	l.until("there is no difference", func() bool {
+	l.Until("there is no difference", func() (bool, error) {
 		out, code := l.run(vpc.OrdinaryUser, "ec2netctl", "diff")
 		last = out
 		known := func(line string) bool { return strings.Contains(line, "next router advertisement") }
 		some := false
 		for line := range strings.Lines(out) {
 			if strings.HasPrefix(line, "  ") && !known(line) {
-				return false
+				return false, nil
 			}
 			some = some || known(line)
 		}
-		return code == 0 || some
+		return code == 0 || some, nil
 	})
 }
 
@@ -173,13 +160,13 @@ func (l *toolLab) same() {
 func (l *toolLab) plan() {
 	for _, user := range []string{"root", vpc.OrdinaryUser} {
 		if out := l.want(user, 0, nil, "ec2netctl", "plan"); out != "Nothing would change.\n" {
-			l.Errorf("plan as %s:\n%s", user, out)
+			l.T.Errorf("plan as %s:\n%s", user, out)
 		}
 	}
 	text := l.want(vpc.OrdinaryUser, 0, []string{l.eni.ID()}, "ec2netctl", "dump-metadata")
 	for _, secret := range []string{"user-data", "iam", "token"} {
 		if strings.Contains(strings.ToLower(text), secret) {
-			l.Errorf("the dump has %q:\n%s", secret, text)
+			l.T.Errorf("the dump has %q:\n%s", secret, text)
 		}
 	}
 	// Elsewhere, without a network and without a daemon.
@@ -188,14 +175,14 @@ func (l *toolLab) plan() {
 		"ec2netctl", "--address=/nonexistent", "plan", "--metadata", "/tmp/dump.json", "--json")
 	var planned preview.Plan
 	if err := json.Unmarshal([]byte(offline), &planned); err != nil || len(planned.Interfaces) != 2 {
-		l.Fatalf("%v: %s", err, offline)
+		l.T.Fatalf("%v: %s", err, offline)
 	}
 	for _, e := range planned.Interfaces {
 		found := 0
 		for _, f := range e.Files {
 			if f.Target != "" {
 				if target := strings.TrimSpace(l.want("root", 0, nil, "readlink", f.Path)); target != f.Target {
-					l.Errorf("%s leads to %s, planned was %s", f.Path, target, f.Target)
+					l.T.Errorf("%s leads to %s, planned was %s", f.Path, target, f.Target)
 				}
 				continue
 			}
@@ -205,67 +192,67 @@ func (l *toolLab) plan() {
 			sections := func(text string) []string { return strings.Split(strings.TrimSpace(text), "\n\n") }
 			for _, section := range sections(f.Content) {
 				if !slices.Contains(sections(text), section) {
-					l.Errorf("%s does not have the planned\n%s\nbut\n%s", f.Path, section, text)
+					l.T.Errorf("%s does not have the planned\n%s\nbut\n%s", f.Path, section, text)
 				}
 			}
 		}
 		if found < 3 {
-			l.Errorf("%s: %d files were planned", e.Name, found)
+			l.T.Errorf("%s: %d files were planned", e.Name, found)
 		}
 	}
 	// Something is to be done.
 	drop := plan.NetworkDropIn(l.eni.Name())
 	l.want("root", 0, nil, "systemctl", "stop", "ec2netd.service", "ec2netd.socket")
-	added, err := l.eni.AssignIPv4(l.Context())
+	added, err := l.eni.AssignIPv4(l.T.Context())
 	if err != nil {
-		l.Fatal(err)
+		l.T.Fatal(err)
 	}
 	l.want("root", 0, []string{drop + " (changed)", "+Address=" + added[0].String() + "/32"}, "ec2netctl", "plan")
 	l.want("root", 0, nil, "systemctl", "start", "ec2netd.socket", "ec2netd.service")
 	l.want("root", 0, nil, "ec2netctl", "refresh", "--wait")
 	if out := l.want("root", 0, nil, "ec2netctl", "plan"); out != "Nothing would change.\n" {
-		l.Errorf("after the refresh plan says:\n%s", out)
+		l.T.Errorf("after the refresh plan says:\n%s", out)
 	}
 }
 
 // monitor tells of an address.
 func (l *toolLab) monitor() {
-	ctx, cancel := context.WithCancel(l.Context())
+	ctx, cancel := context.WithCancel(l.T.Context())
 	defer cancel()
-	cmd, err := l.inst.Command(ctx, vpc.Command{Argv: []string{"sh", "-c", "exec ec2netctl monitor >/tmp/monitor"}, User: vpc.OrdinaryUser})
+	cmd, err := l.Inst.Command(ctx, vpc.Command{Argv: []string{"sh", "-c", "exec ec2netctl monitor >/tmp/monitor"}, User: vpc.OrdinaryUser})
 	if err != nil {
-		l.Fatal(err)
+		l.T.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		l.Fatal(err)
+		l.T.Fatal(err)
 	}
 	defer func() {
 		cancel()
 		_ = cmd.Wait()
 	}()
-	says := func(text string) func() bool {
-		return func() bool {
+	says := func(text string) func() (bool, error) {
+		return func() (bool, error) {
 			out, _ := l.run("root", "cat", "/tmp/monitor")
-			return strings.Contains(out, text)
+			return strings.Contains(out, text), nil
 		}
 	}
-	l.until("monitor shows the ENI", says(l.eni.Name()+" ("+l.eni.ID()+"): configured"))
-	added, err := l.eni.AssignIPv4(l.Context())
+	l.Until("monitor shows the ENI", says(l.eni.Name()+" ("+l.eni.ID()+"): configured"))
+	added, err := l.eni.AssignIPv4(l.T.Context())
 	if err != nil {
-		l.Fatal(err)
+		l.T.Fatal(err)
 	}
 	l.want("root", 0, []string{"+ " + added[0].String()}, "ec2netctl", "refresh", "--wait", l.eni.Name())
-	l.until("monitor tells of the address", says("+ "+added[0].String()))
+	l.Until("monitor tells of the address", says("+ "+added[0].String()))
 }
 
 // doctor finds what is broken, and nothing else.
 func (l *toolLab) doctor() {
 	name := l.eni.Name()
-	l.until("there is nothing to do", func() bool {
+	l.Until("there is nothing to do", func() (bool, error) {
 		_, code := l.run("root", "ec2netctl", "doctor")
-		return code == 0
+		return code == 0, nil
 	})
-	l.want("root", 0, []string{"over " + l.inst.Primary().Name() + " answers in", "over " + name + " answers in", "nothing else configures ENIs"}, "ec2netctl", "doctor")
+	l.want("root", 0, []string{"over " + l.Inst.Primary().Name() + " answers in", "over " + name + " answers in", "nothing else configures ENIs"}, "ec2netctl", "doctor")
 	l.want(vpc.OrdinaryUser, 0, []string{"as root each way is tried"}, "ec2netctl", "doctor")
 
 	const shadow = "/etc/systemd/network/10-netplan-shadow.network"
@@ -275,9 +262,9 @@ func (l *toolLab) doctor() {
 	l.want("root", 0, nil, "sysctl", "-qw", "net.ipv4.conf."+name+".rp_filter=1")
 	l.want("root", 0, nil, "networkctl", "reload")
 	l.want("root", 0, nil, "ec2netctl", "refresh")
-	l.until("the ENI is shadowed", func() bool {
+	l.Until("the ENI is shadowed", func() (bool, error) {
 		out, _ := l.run("root", "ec2netctl", "list")
-		return strings.Contains(out, "shadowed")
+		return strings.Contains(out, "shadowed"), nil
 	})
 	out := l.want("root", 1, []string{shadow, "amazon-ec2-net-utils", "systemctl preset ec2netd.socket", "net.ipv4.conf." + name + ".rp_filter=2"}, "ec2netctl", "doctor", "--json=short")
 	var report struct {
@@ -285,11 +272,11 @@ func (l *toolLab) doctor() {
 		Findings []doctor.Finding
 	}
 	if err := json.Unmarshal([]byte(out), &report); err != nil || report.Problems == 0 {
-		l.Errorf("%v: %s", err, out)
+		l.T.Errorf("%v: %s", err, out)
 	}
 	for _, f := range report.Findings {
 		if f.Level != doctor.OK && f.Advice == "" {
-			l.Errorf("nothing is said about what to do: %+v", f)
+			l.T.Errorf("nothing is said about what to do: %+v", f)
 		}
 	}
 	for _, file := range []string{shadow, "/run/udev/rules.d/99-vpc-policy-routes.rules"} {
@@ -299,24 +286,24 @@ func (l *toolLab) doctor() {
 	l.want("root", 0, nil, "sysctl", "-qw", "net.ipv4.conf."+name+".rp_filter=0")
 	l.want("root", 0, nil, "networkctl", "reload")
 	l.want("root", 0, nil, "ec2netctl", "refresh", "--wait")
-	l.until("all is well again", func() bool {
+	l.Until("all is well again", func() (bool, error) {
 		_, code := l.run("root", "ec2netctl", "doctor")
-		return code == 0
+		return code == 0, nil
 	})
 	// Without the daemon it says so.
 	l.want("root", 0, nil, "systemctl", "stop", "ec2netd.socket", "ec2netd.service")
 	said := l.want("root", 1, []string{"does not listen"}, "ec2netctl", "status")
 	_, command, found := strings.Cut(strings.TrimSpace(said), "To start it again: ")
 	if !found || strings.Contains(command, "\n") {
-		l.Fatalf("no command: %s", said)
+		l.T.Fatalf("no command: %s", said)
 	}
 	if out := l.want("root", 1, []string{"does not listen"}, "ec2netctl", "doctor"); !strings.Contains(out, command) {
-		l.Errorf("doctor does not say %q:\n%s", command, out)
+		l.T.Errorf("doctor does not say %q:\n%s", command, out)
 	}
 	l.want("root", 0, nil, "sh", "-c", command)
-	l.until("all is well after "+command, func() bool {
+	l.Until("all is well after "+command, func() (bool, error) {
 		_, code := l.run("root", "ec2netctl", "doctor")
-		return code == 0
+		return code == 0, nil
 	})
 }
 
@@ -325,52 +312,52 @@ func (l *toolLab) doctor() {
 func (l *toolLab) hostname() {
 	const unit = "ec2netd-hostname.service"
 	if out, _ := l.run("root", "systemctl", "is-enabled", unit); strings.TrimSpace(out) != "disabled" {
-		l.Errorf("after the presets %s is %s", unit, out)
+		l.T.Errorf("after the presets %s is %s", unit, out)
 	}
 	if out := l.want("root", 0, nil, "systemd-analyze", "verify", "--man=no", unit); strings.TrimSpace(out) != "" {
-		l.Errorf("systemd-analyze verify: %s", out)
+		l.T.Errorf("systemd-analyze verify: %s", out)
 	}
 	// I5
 	if out, code := l.run("root", "systemd-analyze", "security", "--no-pager", "--threshold=20", unit); code != 0 {
-		l.Errorf("systemd-analyze security:\n%s", out)
+		l.T.Errorf("systemd-analyze security:\n%s", out)
 	}
 	now := func() string { return strings.TrimSpace(l.want("root", 0, nil, "cat", "/proc/sys/kernel/hostname")) }
 	start := func(said string) {
-		l.Helper()
+		l.T.Helper()
 		l.want("root", 0, nil, "systemctl", "restart", unit)
-		l.until("the unit says that "+said, func() bool {
+		l.Until("the unit says that "+said, func() (bool, error) {
 			out, _ := l.run("root", "journalctl", "--boot", "--output=cat", "--unit="+unit)
-			return strings.Contains(out, said)
+			return strings.Contains(out, said), nil
 		})
 	}
 	before := now()
 	start("The hostname stays " + before + ", which is static.")
 	if got := now(); got != before {
-		l.Errorf("the static hostname %s has become %s", before, got)
+		l.T.Errorf("the static hostname %s has become %s", before, got)
 	}
-	want := l.inst.Metadata().Snapshot()["local-hostname"]
+	want := l.Inst.Metadata().Snapshot()["local-hostname"]
 	if want == "" || want == before {
-		l.Fatalf("the metadata has the hostname %q", want)
+		l.T.Fatalf("the metadata has the hostname %q", want)
 	}
 	l.want("root", 0, nil, "rm", "/etc/hostname")
 	l.want("root", 0, nil, "sysctl", "-qw", "kernel.hostname=nobody")
 	start("The hostname is " + want + " now, set by systemd-hostnamed.")
 	if got := now(); got != want {
-		l.Errorf("the hostname is %s, want %s", got, want)
+		l.T.Errorf("the hostname is %s, want %s", got, want)
 	}
 	start("The hostname is " + want + " already.")
 	// networkd does not take it away (UseHostname=no in the base unit).
-	l.want("root", 0, nil, "networkctl", "renew", l.inst.Primary().Name())
+	l.want("root", 0, nil, "networkctl", "renew", l.Inst.Primary().Name())
 
 	l.want("root", 0, nil, "systemctl", "mask", "--quiet", "--now", "systemd-hostnamed.service")
 	l.want("root", 0, nil, "sysctl", "-qw", "kernel.hostname=nobody")
 	start("The hostname is " + want + " now, set by sethostname(2).")
 	if got := now(); got != want {
-		l.Errorf("the hostname is %s, want %s", got, want)
+		l.T.Errorf("the hostname is %s, want %s", got, want)
 	}
 	l.write("/etc/hostname", "mine\n")
 	start("The hostname stays mine, which is static.")
 	if got := now(); got != want {
-		l.Errorf("the hostname is %s", got)
+		l.T.Errorf("the hostname is %s", got)
 	}
 }
