@@ -88,7 +88,7 @@ func TestLabAPI(t *testing.T) { // H1, H2, H3, H4
 		}
 		out := l.AsUser("busctl", "call", "org.ec2netd1", path, "org.ec2netd1.Interface", "Refresh", "b", "true")
 		// The daemon may have seen it by itself before polkit had started.
-		if !strings.Contains(out, `\"settled\":true`) || !slices.Contains(l.Addresses(eni.Name()), added[0]) {
+		if !strings.Contains(out, `\"settled\":true`) || !l.HasAddress(eni.Name(), added[0]) {
 			t.Errorf("a user's refresh of the ENI after %s was assigned: %s", added[0], out)
 		}
 		_, err = l.Inst.Run(t.Context(), vpc.Command{User: vpc.OrdinaryUser, Argv: []string{
@@ -135,7 +135,7 @@ func checkVarlink(l *labtest.Lab, eni *vpc.ENI) {
 	lines := strings.Split(strings.ReplaceAll(out, "\x1e", ""), "\n") // JSON text sequences, RFC 7464
 	var last state.Changes
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || !last.Settled ||
-		!slices.Contains(l.Addresses(eni.Name()), added[0]) {
+		!l.HasAddress(eni.Name(), added[0]) {
 		l.T.Errorf("varlinkctl printed %s: %v", out, err)
 	}
 	if out := l.AsUser("varlinkctl", "call", "--json=short", socket, name+"ListInterfaces", `{"id":"`+eni.Name()+`"}`); !strings.Contains(out, added[0].String()) {

@@ -153,7 +153,7 @@ func checkMasquerades(l *labtest.Lab, enis ...*vpc.ENI) {
 	for _, e := range enis {
 		want := fmt.Sprintf("dev %s proto ra", e.Name())
 		l.Until("a router, and the address", func() (bool, error) {
-			return strings.Contains(l.Run("ip", "-6", "route", "show", "default"), want) && slices.Contains(l.Addresses(e.Name()), e.IPv6()[0]), nil
+			return strings.Contains(l.Run("ip", "-6", "route", "show", "default"), want) && l.HasAddress(e.Name(), e.IPv6()[0]), nil
 		})
 		l.PingFrom(e.IPv6()[0])
 	}
@@ -293,7 +293,7 @@ func TestLabBase(t *testing.T) {
 func checkKeptAddresses(l *labtest.Lab, eni *vpc.ENI) {
 	t := l.T
 	hand := []netip.Addr{netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("2001:db8:99::1")} // see othersOnLink
-	has := func(address netip.Addr) bool { return slices.Contains(l.Addresses(eni.Name()), address) }
+	has := func(address netip.Addr) bool { return l.HasAddress(eni.Name(), address) }
 	events := l.WatchKernel()
 	assigned, err := eni.AssignIPv4(t.Context())
 	if err != nil {

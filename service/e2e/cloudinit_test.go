@@ -135,7 +135,7 @@ func cloudInit(t *testing.T, suite, stock string) {
 	}
 	gone := func(when string) {
 		t.Helper()
-		if slices.Contains(l.Addresses("ens5"), withdrawn) {
+		if l.HasAddress("ens5", withdrawn) {
 			t.Errorf("%s, which EC2 has withdrawn, is there %s", withdrawn, when)
 		}
 	}
@@ -190,7 +190,7 @@ func primaryThere(l *labtest.Lab) {
 	primary := l.Inst.Primary()
 	l.AwaitConfigured(primary.ID())
 	for _, a := range slices.Concat(primary.IPv4(), primary.IPv6()) {
-		l.Until(a.String()+" is there", func() (bool, error) { return slices.Contains(l.Addresses(primary.Name()), a), nil })
+		l.AwaitAddress(primary.Name(), a)
 		l.PingFrom(a)
 	}
 }

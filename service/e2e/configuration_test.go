@@ -107,7 +107,7 @@ func TestLabReload(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.Until(added[0].String()+" is there", func() (bool, error) { return slices.Contains(l.Addresses(eni.Name()), added[0]), nil })
+		l.AwaitAddress(eni.Name(), added[0])
 		if hold := l.Run("cat", "/run/systemd/network/80-ec2-new.network"); !strings.Contains(hold, " tun") {
 			t.Errorf("the unit for new ENIs has other drivers:\n%s", hold)
 		}
@@ -232,7 +232,7 @@ func TestLabOptOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.Run("ec2netctl", "refresh", "--wait")
-		if !slices.Contains(l.Addresses(managed.Name()), added[0]) {
+		if !l.HasAddress(managed.Name(), added[0]) {
 			t.Errorf("%s is not on %s", added[0], managed.Name())
 		}
 		if events := monitor(); events != "" {

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"slices"
 	"strings"
 	"testing"
 
@@ -116,7 +115,7 @@ func TestLabDoctor(t *testing.T) {
 		l.Run("sed", "-i", "/^Address=/d", "/etc/systemd/network/70-ens5.network.d/kept.conf")
 		l.Run("sh", "-c", l.Between("Remove that line and run ", " to have it go")(entry.Reason))
 		l.AwaitConfigured("ens5")
-		l.Until(added[0].String()+" is gone", func() (bool, error) { return !slices.Contains(l.Addresses("ens5"), added[0]), nil })
+		l.AwaitNoAddress("ens5", added[0])
 		l.Until("the drop-in is in force", func() (bool, error) {
 			return strings.Contains(l.Run("ip", "-o", "link", "show", "ens5"), " mtu 1400 "), nil
 		})

@@ -232,7 +232,7 @@ func TestLabInheritedMAC(t *testing.T) {
 		}
 		l.Run("ec2netctl", "refresh", "--wait")
 		l.Run("networkctl", "reload")
-		if !slices.Contains(l.Addresses(eni.Name()), added[0]) {
+		if !l.HasAddress(eni.Name(), added[0]) {
 			t.Errorf("%s lacks %s", eni.Name(), added[0])
 		}
 		if now := look(); now != before {

@@ -41,7 +41,7 @@ func onIfupdown(l *labtest.Lab) {
 	l.UntilOr("ifupdown has "+primary.Name(), func() (bool, error) {
 		last = l.Run("sh", "-c", "cat /run/network/ifstate; ip -4 route show default dev "+primary.Name()) + dhcpClients(l)
 		return strings.Contains(last, "ens5=ens5") && strings.Contains(last, "default via") && strings.Contains(last, "dhc") &&
-			slices.Contains(l.Addresses(primary.Name()), primary.IPv4()[0]), nil
+			l.HasAddress(primary.Name(), primary.IPv4()[0]), nil
 	}, &last)
 	l.PingFrom(primary.IPv4()[0])
 }
@@ -266,7 +266,7 @@ func strayClient(l *labtest.Lab, name, start, pidFile string) {
 	primary := l.Inst.Primary()
 	l.AwaitConfigured(primary.ID())
 	for _, a := range slices.Concat(primary.IPv4(), primary.IPv6()) {
-		l.Until(when+" "+a.String()+" is there", func() (bool, error) { return slices.Contains(l.Addresses(primary.Name()), a), nil })
+		l.Until(when+" "+a.String()+" is there", func() (bool, error) { return l.HasAddress(primary.Name(), a), nil })
 		l.PingFrom(a)
 	}
 	offIfupdown(l, when)
@@ -312,7 +312,7 @@ func TestLabIfupdownTakeover(t *testing.T) { // F8, F10, J3
 			t.Helper()
 			onIfupdown(l)
 			l.Until("ifupdown has "+eni.Name(), func() (bool, error) {
-				return l.Run("sh", "-c", "systemctl is-active ifup@ens6.service || :") == "active" && slices.Contains(l.Addresses("ens6"), eni.IPv4()[0]), nil
+				return l.Run("sh", "-c", "systemctl is-active ifup@ens6.service || :") == "active" && l.HasAddress("ens6", eni.IPv4()[0]), nil
 			})
 		}
 		both()

@@ -91,7 +91,7 @@ func TestLabMainJob(t *testing.T) {
 		}
 		var changes state.Changes
 		l.JSON(&changes, "ec2netctl", "refresh", "--wait", "--json=short")
-		if !slices.Contains(l.Addresses(eni.Name()), added[0]) || !changes.Settled {
+		if !l.HasAddress(eni.Name(), added[0]) || !changes.Settled {
 			t.Errorf("after Refresh the new address is not there: %v; %+v", l.Addresses(eni.Name()), changes)
 		}
 		if len(changes.Interfaces) != 1 || !slices.Equal(changes.Interfaces[0].Added, []string{added[0].String()}) {
@@ -105,9 +105,7 @@ func TestLabMainJob(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.Until("an assigned address arrives by itself", func() (bool, error) {
-			return slices.Contains(l.Addresses(eni.Name()), more[0]), nil
-		})
+		l.AwaitAddress(eni.Name(), more[0])
 		if err := eni.UnassignIPv4(t.Context(), append(added, more...)...); err != nil {
 			t.Fatal(err)
 		}

@@ -144,7 +144,7 @@ func (h *hostile) unknownNames(listing string) {
 	if err != nil {
 		h.T.Fatal(err)
 	}
-	h.Until("the address is there", func() (bool, error) { return slices.Contains(h.Addresses(h.eni.Name()), added[0]), nil })
+	h.AwaitAddress(h.eni.Name(), added[0])
 	for range 3 {
 		h.Run("ec2netctl", "refresh", "--wait")
 	}
@@ -212,7 +212,7 @@ func TestLabMetadataOff(t *testing.T) {
 		// A new ENI gets its lease as one that is not known, and the restarted daemon knows no
 		// less than before.
 		fresh := h.Attach(vpc.ENISpec{IPv4Count: 2})
-		h.Until("the new ENI has its lease", func() (bool, error) { return slices.Contains(h.Addresses(fresh.Name()), fresh.IPv4()[0]), nil })
+		h.AwaitAddress(fresh.Name(), fresh.IPv4()[0])
 		h.Run("systemctl", "restart", "ec2netd.service")
 		isOff("restarted")
 		if now := h.FilesOf(h.eni.Name()); !strings.Contains(now, h.eni.IPv4()[1].String()) {
@@ -223,7 +223,7 @@ func TestLabMetadataOff(t *testing.T) {
 		}
 		service.ClearFaults()
 		h.Until("what was assigned meanwhile is there", func() (bool, error) {
-			return slices.Contains(h.Addresses(h.eni.Name()), added[0]) && slices.Contains(h.Addresses(fresh.Name()), fresh.IPv4()[1]), nil
+			return h.HasAddress(h.eni.Name(), added[0]) && h.HasAddress(fresh.Name(), fresh.IPv4()[1]), nil
 		})
 		h.well()
 		h.CheckKernel(h.eni)

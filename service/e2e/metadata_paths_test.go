@@ -84,7 +84,7 @@ func TestLabMetadataPaths(t *testing.T) {
 	}
 	for _, e := range []*vpc.ENI{primary, eni, other} {
 		for _, address := range slices.Concat(e.IPv4(), e.IPv6()) {
-			if !slices.Contains(l.Addresses(e.Name()), address) {
+			if !l.HasAddress(e.Name(), address) {
 				t.Errorf("%s is not on %s", address, e.Name())
 			}
 		}
@@ -242,9 +242,7 @@ func TestLabMetadataOffAndOn(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.SetEndpoints(vpc.EndpointOn)
-		l.Until("what changed meanwhile arrives", func() (bool, error) {
-			return slices.Contains(l.Addresses(eni.Name()), added[0]), nil
-		})
+		l.AwaitAddress(eni.Name(), added[0])
 		l.AwaitManager(state.Configured)
 		l.AwaitConfigured(eni.ID())
 		files = l.Files()
@@ -269,9 +267,7 @@ func TestLabIPv6OnlyInstance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Until("an assigned address arrives", func() (bool, error) {
-		return slices.Contains(l.Addresses("ens5"), added[0]), nil
-	})
+	l.AwaitAddress("ens5", added[0])
 	for _, r := range l.Inst.Metadata().Requests() {
 		if r.Local.Addr() != vpc.MetadataIPv6 || (r.Status != 200 && r.Status != 0) {
 			t.Errorf("%s %s from %s: %d", r.Method, r.Key, r.Local, r.Status)
@@ -373,7 +369,7 @@ func TestLabWithoutDefaultRoute(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.Run("ec2netctl", "refresh", "--wait")
-		if !slices.Contains(l.Addresses(eni.Name()), added[0]) {
+		if !l.HasAddress(eni.Name(), added[0]) {
 			t.Errorf("the new address is not there: %v", l.Addresses(eni.Name()))
 		}
 		l.AwaitManager(state.Configured)

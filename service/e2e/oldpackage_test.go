@@ -161,7 +161,7 @@ func oldRuns(l *labtest.Lab, number string) {
 func checkEveryAddress(l *labtest.Lab) {
 	l.T.Helper()
 	for _, a := range l.Inst.Primary().IPv4() {
-		l.Until(a.String()+" is there", func() (bool, error) { return slices.Contains(l.Addresses("ens5"), a), nil })
+		l.AwaitAddress("ens5", a)
 		l.PingFrom(a)
 	}
 }

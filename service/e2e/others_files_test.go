@@ -184,7 +184,7 @@ func TestLabOthersFiles(t *testing.T) {
 			// What is called configured is in the kernel.
 			eni := enis[c.link]
 			for _, address := range slices.Concat(eni.IPv4(), eni.IPv6()) {
-				if !slices.Contains(l.Addresses(c.link), address) {
+				if !l.HasAddress(c.link, address) {
 					t.Errorf("%s: %s is not there", c.name, address)
 				}
 			}

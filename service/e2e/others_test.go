@@ -140,7 +140,7 @@ func TestLabThirdPartyReloads(t *testing.T) {
 	labtest.EachSuite(t, func(t *testing.T, suite string) {
 		l := labtest.Boot(t, suite, nil)
 		primary := l.Inst.Primary().IPv4()[0]
-		l.Until("the primary has its address", func() (bool, error) { return slices.Contains(l.Addresses("ens5"), primary), nil })
+		l.AwaitAddress("ens5", primary)
 		monitor := l.Monitor("ens5")
 		ping, err := l.Inst.StartPing(t.Context(), primary, vpc.FarIPv4, 10*time.Millisecond)
 		if err != nil {

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,7 +135,7 @@ func onNetworkd(l *labtest.Lab, file string) {
 	primary := l.Inst.Primary()
 	l.Until("networkd has "+primary.Name()+" by "+file, func() (bool, error) {
 		status := l.Run("networkctl", "--no-pager", "status", primary.Name())
-		if !strings.Contains(status, file) || !slices.Contains(l.Addresses(primary.Name()), primary.IPv4()[0]) {
+		if !strings.Contains(status, file) || !l.HasAddress(primary.Name(), primary.IPv4()[0]) {
 			return false, nil
 		}
 		for _, r := range l.Routes("-4", "main") {

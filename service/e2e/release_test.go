@@ -28,7 +28,7 @@ const strandedKills = 200
 func hasDHCP(l *labtest.Lab, eni *vpc.ENI, since time.Time, when string) {
 	l.T.Helper()
 	l.Until(eni.Name()+" has an address "+when, func() (bool, error) {
-		return slices.Contains(l.Addresses(eni.Name()), eni.IPv4()[0]), nil
+		return l.HasAddress(eni.Name(), eni.IPv4()[0]), nil
 	})
 	if took := time.Since(since); took > dhcpTime {
 		l.T.Errorf("%s has an address %s after %s", eni.Name(), when, took)

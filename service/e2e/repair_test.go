@@ -172,9 +172,7 @@ func TestLabWatchdog(t *testing.T) {
 		l.AwaitENI(muted.ID(), func(i *state.Interface) bool {
 			return i.State == state.ENIDegraded && slices.Contains(i.Missing, "address "+muted.IPv4()[0].String())
 		})
-		l.Until(taken.Name()+" has its address again", func() (bool, error) {
-			return slices.Contains(l.Addresses(taken.Name()), taken.IPv4()[0]), nil
-		})
+		l.AwaitAddress(taken.Name(), taken.IPv4()[0])
 		said := func(eni *vpc.ENI) int {
 			return strings.Count(l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet"), "configure the ENI anew")
 		}

@@ -60,7 +60,7 @@ func TestLabRestartWithoutMetadata(t *testing.T) {
 		}
 		l.SetEndpoints(vpc.EndpointOn)
 		l.Run("ec2netctl", "refresh", "--wait")
-		if !slices.Contains(l.Addresses(eni.Name()), added[0]) {
+		if !l.HasAddress(eni.Name(), added[0]) {
 			t.Errorf("an address assigned while the metadata service was off is not there: %v", l.Addresses(eni.Name()))
 		}
 		l.AwaitManager(state.Configured)
@@ -263,7 +263,7 @@ func TestLabBusRestarted(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.Until("the address is there", func() (bool, error) { return slices.Contains(l.Addresses("ens5"), added[0]), nil })
+			l.AwaitAddress("ens5", added[0])
 			l.AwaitManager(state.Configured)
 			l.AwaitConfigured("ens5")
 			eni := l.Attach(labtest.HotplugSpec())

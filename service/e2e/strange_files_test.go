@@ -120,7 +120,7 @@ func TestLabStrangeFiles(t *testing.T) {
 			reason = s.Reason
 			return s.State == state.Configured && !strings.Contains(reason, "cannot be read"), nil
 		}, &reason)
-		if slices.Contains(l.Addresses("ens6"), added[0]) == false {
+		if !l.HasAddress("ens6", added[0]) {
 			t.Errorf("%v is not there", added[0])
 		}
 	})

@@ -223,9 +223,9 @@ func withAnother(l *labtest.Lab, file string, withdrawn netip.Addr) {
 	l.Put(dropIn, "[Address]\nAddress="+l.Run("grep", "--only-matching", another.String()+"/[0-9]*", source)+"\n")
 	l.Run("sed", "-i", "/"+strings.ReplaceAll(another.String(), ".", `\.`)+"/d", source)
 	l.Reloads(apply)
-	l.Until(withdrawn.String()+" is gone", func() (bool, error) { return !slices.Contains(l.Addresses("ens5"), withdrawn), nil })
+	l.AwaitNoAddress("ens5", withdrawn)
 	l.AwaitENI("ens5", func(i *state.Interface) bool { return i.State == state.ENIConfigured && i.Reason == "" })
-	kept := func() bool { return slices.Contains(l.Addresses("ens5"), another) }
+	kept := func() bool { return l.HasAddress("ens5", another) }
 	for _, then := range []string{"true", "networkctl reload", "networkctl reconfigure ens5", "systemctl restart ec2netd.service"} {
 		l.Reloads(then)
 		l.AwaitConfigured("ens5")
@@ -268,7 +268,7 @@ func TestLabTakeoverCloudInitNetworkd(t *testing.T) { // F8
 		primaryThere(l)
 		withdrawn := primary.IPv4()[1]
 		l.Refreshed(func() error { return primary.UnassignIPv4(t.Context(), withdrawn) })
-		l.Until(withdrawn.String()+" is gone", func() (bool, error) { return !slices.Contains(l.Addresses("ens5"), withdrawn), nil })
+		l.AwaitNoAddress("ens5", withdrawn)
 		withAnother(l, file, withdrawn)
 	})
 }
@@ -346,7 +346,7 @@ func TestLabTakeoverCloudInit(t *testing.T) { // I2, F8
 			}
 			l.Run("sh", "-ec", "sed -i '/addresses:/d; /"+withdrawn.String()+"/d' /etc/netplan/50-cloud-init.yaml; netplan generate && networkctl reload")
 		}
-		l.Until(withdrawn.String()+" is gone", func() (bool, error) { return !slices.Contains(l.Addresses("ens5"), withdrawn), nil })
+		l.AwaitNoAddress("ens5", withdrawn)
 		primaryWhole(l)
 		if suite != "bookworm" {
 			withAnother(l, file, withdrawn)
@@ -381,7 +381,7 @@ func TestLabTakeoverSeveral(t *testing.T) { // J3
 		eni := l.Attach(vpc.ENISpec{IPv4Count: 2, IPv6Count: 1})
 		l.Until("cloud-init has "+eni.Name()+" configured", func() (bool, error) {
 			routes := l.Run("ip", "-4", "route", "show", "default", "dev", eni.Name(), "proto", "dhcp")
-			return routes != "" && slices.Contains(l.Addresses(eni.Name()), eni.IPv4()[0]), nil
+			return routes != "" && l.HasAddress(eni.Name(), eni.IPv4()[0]), nil
 		})
 		awaitCloudInit(l)
 		l.Run("apt-get", "install", "--yes", "--no-install-recommends", "/root/1.deb")

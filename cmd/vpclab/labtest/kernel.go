@@ -10,7 +10,7 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// Addresses are the global addresses of a link, in the order of the kernel.
+// Addresses returns the global addresses of a link, in the order of the kernel.
 func (l *Kernel) Addresses(name string) []netip.Addr {
 	l.T.Helper()
 	prefixes, err := l.Inst.Addrs(name)
@@ -26,7 +26,25 @@ func (l *Kernel) Addresses(name string) []netip.Addr {
 	return out
 }
 
-// Rules are the sources that a table is looked up for, with priority and table of
+// HasAddress reports whether a link has an address.
+func (l *Kernel) HasAddress(name string, address netip.Addr) bool {
+	l.T.Helper()
+	return slices.Contains(l.Addresses(name), address)
+}
+
+// AwaitAddress waits until a link has an address.
+func (l *Kernel) AwaitAddress(name string, address netip.Addr) {
+	l.T.Helper()
+	l.Until(name+" has "+address.String(), func() (bool, error) { return l.HasAddress(name, address), nil })
+}
+
+// AwaitNoAddress waits until a link does not have an address.
+func (l *Kernel) AwaitNoAddress(name string, address netip.Addr) {
+	l.T.Helper()
+	l.Until(name+" does not have "+address.String(), func() (bool, error) { return !l.HasAddress(name, address), nil })
+}
+
+// Rules returns the sources that a table is looked up for, with priority and table of
 // the same number.
 func (l *Kernel) Rules(table int) []string {
 	l.T.Helper()
@@ -189,7 +207,7 @@ func (l *Kernel) checkNames(eni *vpc.ENI) {
 	}
 }
 
-// primaryMetrics are what the best default route of the primary in the main table may have for a
+// primaryMetrics returns what the best default route of the primary in the main table may have for a
 // metric.
 func (l *Kernel) primaryMetrics(family string) []int {
 	l.T.Helper()

@@ -66,9 +66,7 @@ func (l *Lab) CheckArrival(eni *vpc.ENI) {
 	if err != nil {
 		l.T.Fatal(err)
 	}
-	l.Until(added[0].String()+" arrives on "+eni.Name(), func() (bool, error) {
-		return slices.Contains(l.Addresses(eni.Name()), added[0]), nil
-	})
+	l.AwaitAddress(eni.Name(), added[0])
 }
 
 // RestartNetworkd ends networkd by a command, and waits until it is there again and all is as it
