@@ -414,13 +414,13 @@ func timeRequests(l *labtest.Lab, b *testing.B, r *report, suite string, eni *vp
 		if err := eni.UnassignIPv4(b.Context(), eni.IPv4()[len(eni.IPv4())-1]); err != nil {
 			b.Fatal(err)
 		}
-		refreshOverDBus(l, b.Context(), manager)
+		refreshOverDBus(b.Context(), l, manager)
 		added, err := eni.AssignIPv4(b.Context())
 		if err != nil {
 			b.Fatal(err)
 		}
 		began := time.Now()
-		refreshOverDBus(l, b.Context(), manager)
+		refreshOverDBus(b.Context(), l, manager)
 		refresh = append(refresh, ms(time.Since(began)))
 		if !l.HasAddress(eni.Name(), added[0]) {
 			b.Errorf("after Refresh %s is not there", added[0])
@@ -432,7 +432,7 @@ func timeRequests(l *labtest.Lab, b *testing.B, r *report, suite string, eni *vp
 	r.set(suite, figure{Name: "refresh-15x50", What: "an address assigned and Refresh(wait) called, the same", Unit: "ms", Most: most(300)}, median(refresh))
 }
 
-func refreshOverDBus(l *labtest.Lab, ctx context.Context, manager dbus.BusObject) {
+func refreshOverDBus(ctx context.Context, l *labtest.Lab, manager dbus.BusObject) {
 	l.T.Helper()
 	var text string
 	if err := manager.CallWithContext(ctx, "org.ec2netd1.Manager.Refresh", 0, true).Store(&text); err != nil {

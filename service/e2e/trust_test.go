@@ -92,12 +92,10 @@ func TestLabTrust(t *testing.T) { // J1
 			t.Errorf("%d attacks were tried", tried)
 		}
 		t.Run("stray-passes", func(t *testing.T) {
-			sub := l.With(t)
-			ignoresStray(sub)
+			ignoresStray(l.With(t))
 		})
 		t.Run("activation", func(t *testing.T) {
-			sub := l.With(t)
-			staysDisabled(sub)
+			staysDisabled(l.With(t))
 		})
 	})
 }
@@ -105,7 +103,7 @@ func TestLabTrust(t *testing.T) { // J1
 // runAttack runs one attack as an unprivileged user, and returns what it printed. It is the
 // kernel that shares the processor among users; the attack leaves it to the others, so that
 // what is measured is what the daemon makes of the messages.
-func runAttack(l *labtest.Lab, ctx context.Context, name, pid string) (string, error) {
+func runAttack(ctx context.Context, l *labtest.Lab, name, pid string) (string, error) {
 	out, err := l.Inst.Exec(ctx, slices.Concat([]string{"nice", "-n", "19"}, asNobody(), []string{attackProgram, name, pid})...)
 	return strings.TrimSpace(out), err
 }
@@ -134,7 +132,7 @@ func withstands(l *labtest.Lab, name string) {
 	var attackErr error
 	go func() {
 		defer close(done)
-		said, attackErr = runAttack(l, t.Context(), name, pid)
+		said, attackErr = runAttack(t.Context(), l, name, pid)
 	}()
 	refreshed := refreshUntil(l)
 	eni := l.Attach(vpc.ENISpec{IPv4Count: 2})
@@ -274,7 +272,7 @@ func ignoresStray(l *labtest.Lab) {
 	l.T.Helper()
 	l.AwaitConfigured("ens5")
 	before := l.CPU(labtest.DaemonGroup)
-	said, err := runAttack(l, l.T.Context(), "stray", l.DaemonPID())
+	said, err := runAttack(l.T.Context(), l, "stray", l.DaemonPID())
 	if err != nil {
 		l.T.Error(err)
 	}
