@@ -20,7 +20,7 @@ func TestLabGhosts(t *testing.T) {
 		l := labtest.Boot(t, suite, nil)
 		l.AwaitConfigured("ens5")
 		log := func() string {
-			return l.Run("journalctl", "--boot", "--identifier=ec2netd", "--priority=info", "--output=cat", "--no-pager", "--quiet")
+			return l.DaemonLog("--priority=info")
 		}
 		said, began := log(), len(l.Inst.Metadata().Requests())
 		of := func(eni *vpc.ENI) []imds.Request {
@@ -157,7 +157,7 @@ func TestLabVanishing(t *testing.T) {
 			t.Errorf("processes of the service: %q, want %s", procs, pid)
 		}
 		// At most it was configured for a moment.
-		for line := range strings.Lines(l.Run("journalctl", "--boot", "--identifier=ec2netd", "--priority=info", "--output=cat", "--no-pager", "--quiet")) {
+		for line := range strings.Lines(l.DaemonLog("--priority=info")) {
 			if !strings.HasPrefix(line, "ENI configured ") && !strings.HasPrefix(line, "ENI detached ") {
 				t.Errorf("said: %s", line)
 			}

@@ -98,7 +98,7 @@ func TestLabMetadataPaths(t *testing.T) {
 // warningsOf are what the daemon logged with the priority of a warning or a worse one.
 func warningsOf(l *labtest.Lab) string {
 	l.T.Helper()
-	return l.Run("journalctl", "--boot", "--identifier=ec2netd", "--priority=warning", "--output=cat", "--no-pager", "--quiet")
+	return l.DaemonLog("--priority=warning")
 }
 
 // checkWarned checks that the daemon logged lines of the priority of a warning or a worse one, and only

@@ -322,7 +322,7 @@ func checkConflicts(l *labtest.Lab) {
 	if now := shown(); len(now) > 0 {
 		l.T.Errorf("conflicts that are over: %v", now)
 	}
-	said := l.Run("journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager")
+	said := l.DaemonLog()
 	if once := strings.Count(said, "Something else configures ENIs too"); once != 4 {
 		l.T.Errorf("four conflicts were said %d times", once)
 	}

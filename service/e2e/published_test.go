@@ -153,7 +153,7 @@ func TestLabPublishedPort(t *testing.T) {
 			return i.State == state.ENIConfigured && strings.Contains(i.Reason, "that of ens5 is 0x2/0xff")
 		})
 		l.AwaitConfigured("ens5")
-		if out := l.Run("journalctl", "--boot", "--identifier=ec2netd", "--priority=warning", "--output=cat", "--no-pager"); strings.Count(out, "is not in force: that of ens5") != 1 {
+		if out := l.DaemonLog("--priority=warning"); strings.Count(out, "is not in force: that of ens5") != 1 {
 			t.Errorf("the daemon logged:\n%s", out)
 		}
 

@@ -237,7 +237,7 @@ func TestLabReleased(t *testing.T) { // E9
 		l.AwaitHeld(false)
 		l.Until("the release gives up", func() (bool, error) {
 			// Not --unit=: of a process that has ended journald may not know the unit.
-			out := l.Run("journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager")
+			out := l.DaemonLog()
 			return strings.Contains(out, "Failed to let networkd configure new ENIs") && strings.Contains(out, "networkctl reload"), nil
 		})
 		l.Run("systemctl", "unmask", "--runtime", "ec2netd.service")

@@ -58,7 +58,7 @@ func checkRegained(l *labtest.Lab, what, command, named string, eni *vpc.ENI, al
 	l.T.Helper()
 	before := possessionsOf(l, all...)
 	logged := func() string {
-		return l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet")
+		return l.DaemonLog("ENI="+eni.ID(), "--priority=warning")
 	}
 	said := len(logged())
 	var checks []func() *labtest.Losses
@@ -174,7 +174,7 @@ func TestLabWatchdog(t *testing.T) {
 		})
 		l.AwaitAddress(taken.Name(), taken.IPv4()[0])
 		said := func(eni *vpc.ENI) int {
-			return strings.Count(l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--priority=warning", "--output=cat", "--no-pager", "--quiet"), "configure the ENI anew")
+			return strings.Count(l.DaemonLog("ENI="+eni.ID(), "--priority=warning"), "configure the ENI anew")
 		}
 		l.AwaitConfigured(taken.ID())
 		l.Until("networkd was asked to configure the ENI without a DHCP server", func() (bool, error) { return said(muted) > 0, nil })

@@ -386,7 +386,7 @@ func TestLabSystemRestarted(t *testing.T) {
 			l.AwaitManager(state.Configured)
 			l.Until("resolved has the servers of the lease", func() (bool, error) { return l.Run("resolvectl", "dns", "ens5") == dns, nil })
 			l.Until("the log tells of the ENI", func() (bool, error) {
-				return strings.Contains(l.Run("journalctl", "--boot", "--identifier=ec2netd", "ENI="+eni.ID(), "--output=cat", "--no-pager", "--quiet"), "ENI configured"), nil
+				return strings.Contains(l.DaemonLog("ENI="+eni.ID()), "ENI configured"), nil
 			})
 			l.Detach(eni)
 			l.AwaitGone(eni, 1)

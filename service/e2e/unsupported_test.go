@@ -70,7 +70,7 @@ func TestLabUnsupported(t *testing.T) {
 			t.Errorf("the metadata service was asked: %+v", requests)
 		}
 		l.CheckLog("notice")
-		if log := l.Run("journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager"); strings.Count(log, "\n") > 0 || !strings.HasPrefix(log, "Nothing is configured") {
+		if log := l.DaemonLog(); strings.Count(log, "\n") > 0 || !strings.HasPrefix(log, "Nothing is configured") {
 			t.Errorf("the log is not one line:\n%s", log)
 		}
 

@@ -103,21 +103,25 @@ func (l *Daemon) AwaitConfigured(id string) *state.Interface {
 	})
 }
 
+// DaemonLog returns what the daemon has logged since the boot. What is matched in addition are arguments
+// of journalctl(1), as --priority=warning or ENI=eni-….
+func (l *Daemon) DaemonLog(matches ...string) string {
+	l.T.Helper()
+	return l.Run(append([]string{"journalctl", "--boot", "--identifier=ec2netd", "--output=cat", "--no-pager", "--quiet"}, matches...)...)
+}
+
 // CheckLog checks that the daemon has logged nothing of a priority or a worse one since the boot.
 func (l *Daemon) CheckLog(priority string) {
 	l.T.Helper()
-	said := func(priority string) string {
-		return l.Run("journalctl", "--boot", "--identifier=ec2netd", "--priority="+priority, "--output=cat", "--no-pager", "--quiet")
-	}
-	if out := said(priority); out != "" {
+	if out := l.DaemonLog("--priority=" + priority); out != "" {
 		l.T.Errorf("the daemon logged:\n%s", out)
 	}
-	if said("info") == "" {
+	if l.DaemonLog("--priority=info") == "" {
 		l.T.Error("no line of the daemon is found in the journal")
 	}
 }
 
-// Said counts the lines of the daemon's log that say something.
+// Said counts how often something is in the journal of the daemon's unit, which has lines of systemd too.
 func (l *Daemon) Said(what string) int {
 	l.T.Helper()
 	return strings.Count(l.Run("journalctl", "--boot", "--unit=ec2netd", "--output=cat", "--no-pager"), what)
