@@ -163,7 +163,7 @@ func slowPings(l *labtest.Lab, eni *vpc.ENI) (finish func()) {
 func checkStillWhole(l *labtest.Lab, eni *vpc.ENI) {
 	l.T.Helper()
 	l.AwaitConfigured(eni.ID())
-	l.CheckArrival(eni)
+	l.AwaitAssignment(eni)
 	l.AwaitConfigured(eni.ID())
 	l.CheckKernel(eni)
 }
@@ -253,7 +253,7 @@ func inNamedVRF(l *labtest.Lab, eni *vpc.ENI) {
 		}, &last)
 	}
 	whole("named by a file")
-	l.CheckArrival(eni)
+	l.AwaitAssignment(eni)
 	whole("after a change")
 	l.Run("rm", netdev, network, dropIn)
 	l.Run("sh", "-ec", fmt.Sprintf("networkctl reload; ip link delete blue; ip link set %s down; ip link set %[1]s up", name))
@@ -311,5 +311,5 @@ func withoutIPv6(l *labtest.Lab, eni *vpc.ENI) {
 			l.PingFrom(source)
 		}
 	}
-	l.CheckArrival(eni)
+	l.AwaitAssignment(eni)
 }

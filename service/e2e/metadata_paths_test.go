@@ -59,22 +59,22 @@ func TestLabMetadataPaths(t *testing.T) {
 	l.AwaitConfigured(other.ID())
 	files := l.Files()
 	askedFrom(l, eni, eni, vpc.MetadataIPv4)
-	l.CheckArrival(eni)
+	l.AwaitAssignment(eni)
 
 	cutOff(l, eni)
 	askedFrom(l, eni, primary, vpc.MetadataIPv4)
-	l.CheckArrival(eni)
+	l.AwaitAssignment(eni)
 	restore := cutOff(l, primary)
 	askedFrom(l, eni, other, vpc.MetadataIPv4)
 	askedFrom(l, primary, other, vpc.MetadataIPv4)
-	l.CheckArrival(primary)
+	l.AwaitAssignment(primary)
 	restore()
 
 	if err := l.VPC.SetMetadataEndpoint(t.Context(), vpc.IPv4, vpc.EndpointSilent); err != nil {
 		t.Fatal(err)
 	}
 	askedFrom(l, other, other, vpc.MetadataIPv6)
-	l.CheckArrival(other)
+	l.AwaitAssignment(other)
 	if s := l.AwaitManager(state.Configured); s.Metadata.Endpoint != "http://[fd00:ec2::254]" {
 		t.Errorf("the endpoint is said to be %s", s.Metadata.Endpoint)
 	}
@@ -129,7 +129,7 @@ func TestLabMovedDefaultRoute(t *testing.T) {
 	lookAt := func(e *vpc.ENI) {
 		t.Helper()
 		since := time.Now()
-		l.CheckArrival(e)
+		l.AwaitAssignment(e)
 		requests = l.Inst.Metadata().RequestsSince(since)
 	}
 	// They are taken away again and again, since the daemon has them put back (B10).
@@ -202,7 +202,7 @@ func TestLabMetadataOffAndOn(t *testing.T) {
 	}
 	service.ResetRequests()
 	service.RevokeTokens()
-	l.CheckArrival(eni)
+	l.AwaitAssignment(eni)
 	if n := tokens(); n != 1 {
 		t.Errorf("%d tokens were asked for after the old one was revoked, want 1", n)
 	}
@@ -212,7 +212,7 @@ func TestLabMetadataOffAndOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.CheckArrival(eni)
+	l.AwaitAssignment(eni)
 	late := l.Attach(vpc.ENISpec{})
 	l.AwaitConfigured(late.ID())
 	service.ClearFault(slow)
@@ -341,15 +341,15 @@ Environment=SYSTEMD_IMDS_ADDRESS_IPV4=169.254.169.254
 	eni := l.Attach(labtest.HotplugSpec())
 	l.AwaitConfigured(eni.ID())
 	l.CheckKernel(eni)
-	l.CheckArrival(eni)
-	l.CheckArrival(primary)
+	l.AwaitAssignment(eni)
+	l.AwaitAssignment(primary)
 	if endpoint := l.AwaitManager(state.Configured).Metadata.Endpoint; endpoint != "/run/systemd/io.systemd.InstanceMetadata" {
 		t.Errorf("the endpoint is said to be %s", endpoint)
 	}
 	// It goes away.
 	l.Run("sh", "-c", "systemctl stop systemd-imdsd.socket 'systemd-imdsd@*.service'")
 	asks(true)
-	l.CheckArrival(eni)
+	l.AwaitAssignment(eni)
 	l.CheckLog("warning")
 }
 

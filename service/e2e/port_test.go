@@ -87,7 +87,7 @@ func TestLabPort(t *testing.T) {
 			// A port gets no lease: networkd 252, restarted, adds the primary address after the others.
 			t.Error(released.Reason)
 		}
-		l.CheckArrival(eni)
+		l.AwaitAssignment(eni)
 		lost := finish()
 		if suite == "bookworm" {
 			lost.Lost[2], lost.Lost[3] = 0, 0 // 252 gives up its lease of IPv6 addresses when it is restarted
@@ -152,7 +152,7 @@ func TestLabPortRemote(t *testing.T) {
 			return i.State == state.ENIConfigured && !strings.Contains(i.Reason, "port of")
 		})
 		session("true")
-		l.CheckArrival(primary)
+		l.AwaitAssignment(primary)
 		for _, address := range slices.Concat(primary.IPv4(), primary.IPv6()) {
 			l.PingFrom(address)
 		}
@@ -181,7 +181,7 @@ func TestLabSetDown(t *testing.T) {
 		l.Run("sh", "-c", entry.Reason[strings.LastIndex(entry.Reason, "ip link"):])
 		l.AwaitConfigured(eni.ID())
 		l.CheckKernel(eni)
-		l.CheckArrival(eni)
+		l.AwaitAssignment(eni)
 
 		l.Run("systemctl", "stop", "ec2netd.socket", "ec2netd-metrics.socket", "ec2netd.service")
 		l.Run("ip", "link", "set", name, "down")
@@ -201,7 +201,7 @@ func TestLabSetDown(t *testing.T) {
 		}
 		l.AwaitConfigured(eni.ID())
 		l.CheckKernel(eni)
-		l.CheckArrival(eni)
+		l.AwaitAssignment(eni)
 	})
 }
 

@@ -87,7 +87,7 @@ func TestLabRemoved(t *testing.T) {
 		primary, eni := l.Inst.Primary(), l.Attach(labtest.HotplugSpec())
 		l.AwaitSettled(eni)
 		l.AwaitHeld(true)
-		l.CheckArrival(primary)
+		l.AwaitAssignment(primary)
 		l.AwaitConfigured("ens5")
 		for _, r := range []removal{
 			{"a drop-in", "rm /run/systemd/network/70-ens6.network.d/50-ec2netd.conf", false},
@@ -111,7 +111,7 @@ func TestLabRemoved(t *testing.T) {
 			comesBack(l, r, suite, primary, eni)
 		}
 		// It works in what it has got anew, and does nothing by itself.
-		l.CheckArrival(eni)
+		l.AwaitAssignment(eni)
 		l.AwaitSettled(eni)
 		third := l.Attach(labtest.HotplugSpec())
 		l.AwaitSettled(third)

@@ -116,7 +116,7 @@ func TestLabNetworkdMasked(t *testing.T) {
 		l.Follow(s.Reason, "start it with ")
 		l.AwaitManager(state.Configured)
 		l.AwaitConfigured("ens5")
-		l.CheckArrival(l.Inst.Primary())
+		l.AwaitAssignment(l.Inst.Primary())
 		if is := enabled(); is != "enabled" {
 			t.Errorf("started as advised networkd is %s", is)
 		}
@@ -269,7 +269,7 @@ func TestLabBusRestarted(t *testing.T) {
 			eni := l.Attach(labtest.HotplugSpec())
 			l.AwaitConfigured(eni.ID())
 			l.CheckKernel(eni)
-			l.CheckArrival(eni)
+			l.AwaitAssignment(eni)
 			l.Detach(eni)
 			l.AwaitGone(eni, 1)
 			if err := eni.Delete(t.Context()); err != nil {
@@ -378,10 +378,10 @@ func TestLabSystemRestarted(t *testing.T) {
 		} {
 			t.Logf("restarting %s", restart.what)
 			l.Run("sh", "-ec", restart.command)
-			l.CheckArrival(primary)
+			l.AwaitAssignment(primary)
 			eni := l.Attach(labtest.HotplugSpec())
 			l.AwaitSettled(eni)
-			l.CheckArrival(eni)
+			l.AwaitAssignment(eni)
 			l.AwaitSettled(eni)
 			l.AwaitManager(state.Configured)
 			l.Until("resolved has the servers of the lease", func() (bool, error) { return l.Run("resolvectl", "dns", "ens5") == dns, nil })

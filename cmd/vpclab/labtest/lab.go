@@ -1,9 +1,9 @@
 // Package labtest has what tests need that boot instances with ec2netd in the simulated VPC: it
 // boots one, runs commands in it, and looks at its kernel, at networkd and at the daemon.
 //
-// Functions whose names begin with Await wait for a condition, those with Check look once, and both
-// report to the test what does not hold. The package proves nothing by itself: what is expected, and
-// why, is in the tests.
+// Functions whose names begin with Await wait for a condition, and end the test if it does not come to
+// hold within [Patience]; those that begin with Check report what is not as it must be, and the test
+// goes on. The requirements are proven by the tests, which cite them.
 package labtest
 
 import (

@@ -59,8 +59,8 @@ func (l *Lab) AwaitGone(eni *vpc.ENI, left int) {
 	})
 }
 
-// CheckArrival assigns an address to an ENI and waits until it is there, with nobody asking.
-func (l *Lab) CheckArrival(eni *vpc.ENI) {
+// AwaitAssignment assigns an address to an ENI and waits until it is there, with nobody asking.
+func (l *Lab) AwaitAssignment(eni *vpc.ENI) {
 	l.T.Helper()
 	added, err := eni.AssignIPv4(l.T.Context())
 	if err != nil {
