@@ -89,7 +89,13 @@ func mendFiles(l *labtest.Lab, deb string) {
 	// A link to /dev/null is for the administrator to remove.
 	const mask = "/etc/systemd/network/80-ec2.network"
 	l.Put(mask, labtest.Masked)
-	l.Obey(l.AdviceOf(mask + " masks the base unit"))
+	// While the daemon takes that up, networkd refuses to reload for somebody else. A refresh fails
+	// where networkd has just taken the addresses away that the metadata is asked from.
+	_, _ = l.Inst.Exec(l.T.Context(), "ec2netctl", "refresh", "--wait")
+	l.AwaitENI("ens5", func(i *state.Interface) bool {
+		return i.State == state.ENIOverridden && strings.Contains(i.Reason, mask+" masks")
+	})
+	l.Obey(l.AdviceOf(mask + " masks the base unit: "))
 	l.Until("doctor does not know of it any more", func() (bool, error) {
 		return !strings.Contains(l.Run("sh", "-c", "ec2netctl doctor || [ $? = 1 ]"), mask), nil
 	})
