@@ -71,7 +71,7 @@ unit: ## tests that need neither root nor a network
 # What the tests on systemd install.
 LABTEST = EC2NETD_STAGE=$(STAGE) EC2NETD_PACKAGES=$(abspath $(PACKAGES)/test)
 integration: host-packages stage stage-packages $(TOOLS)/gotestsum ## tests on real systemd 252, 257 and 262 in the simulated VPC (root)
-	$(LABTEST) $(TOOLS)/gotestsum --format standard-verbose --rerun-fails=$(RERUNS) --rerun-fails-max-failures=2 --packages ./cmd/... -- \
+	$(LABTEST) $(TOOLS)/gotestsum --format standard-verbose --rerun-fails=$(RERUNS) --rerun-fails-max-failures=2 --packages './cmd/... ./service/e2e' -- \
 	  -count=1 -timeout $(TIMEOUT) -p 1 -parallel $(LABS) -run '^TestLab'
 
 fuzz: ## each fuzzer for a minute (FUZZTIME)
@@ -83,7 +83,7 @@ test-long: test fuzz ## as test, with the fuzzers, the whole matrices and long r
 
 soak: host-packages stage ## the life of an instance by chance, on each systemd (root; SOAK_TIME, SOAK_SEED)
 	@echo 'To have these steps again: make soak SOAK_SEED=$(SOAK_SEED) SOAK_TIME=$(SOAK_TIME)'
-	EC2NETD_STAGE=$(STAGE) EC2NETD_SOAK=$(SOAK_TIME) EC2NETD_SEED=$(SOAK_SEED) $(GO) test -count=1 -timeout 0 -parallel 3 -run '^TestLabSoak$$' -v ./cmd/ec2netd/
+	EC2NETD_STAGE=$(STAGE) EC2NETD_SOAK=$(SOAK_TIME) EC2NETD_SEED=$(SOAK_SEED) $(GO) test -count=1 -timeout 0 -parallel 3 -run '^TestLabSoak$$' -v ./service/e2e/
 
 neighbours: host-packages stage stage-packages ## what other software keeps beside ec2netd: a line for each package, event and systemd (root)
 	@$(LABTEST) GO='$(GO)' .ci/matrix TestLabNeighbours $(BUILD)/$@.log -parallel $(LABS)
@@ -95,7 +95,7 @@ demo: host-packages stage ## the main job in the simulated VPC, step by step; MA
 	$(BUILD)/bin/vpclab demo --suite $(or $(SUITE),trixie) $(if $(MACHINE),--machine) --install-root $(STAGE)
 
 bench: host-packages stage ## all figures on each systemd, as a table and in build/bench.json; a quarter of an hour (root)
-	EC2NETD_STAGE=$(STAGE) EC2NETD_BENCH=$(abspath $(BUILD)/bench.json) $(GO) test -count=1 -timeout 60m -p 1 -run '^$$' -bench '^BenchmarkLab$$' -benchtime 1x ./cmd/ec2netd/
+	EC2NETD_STAGE=$(STAGE) EC2NETD_BENCH=$(abspath $(BUILD)/bench.json) $(GO) test -count=1 -timeout 60m -p 1 -run '^$$' -bench '^BenchmarkLab$$' -benchtime 1x ./service/e2e/
 
 host-packages: ## install what the lab and the tests need besides Go (root, Debian); MACHINE=1 with QEMU
 	@MACHINE='$(MACHINE)' cmd/vpclab/host-packages.sh
