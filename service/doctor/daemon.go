@@ -73,7 +73,7 @@ func enis(f *Facts) []Finding {
 		return nil
 	}
 	if len(s.Interfaces) == 0 {
-		return []Finding{problem(ENIs, "give their driver, which networkctl status NAME shows, as Driver= in [Match] of ec2netd.conf(5), and of a drop-in of 80-ec2.network, then: systemctl reload ec2netd && networkctl reload", "no link is an ENI")}
+		return []Finding{problem(ENIs, "give their driver, which networkctl status NAME shows, as Driver= in [Match] of ec2netd.conf(5), and of a drop-in of 80-ec2.network, then: networkctl reload && systemctl reload ec2netd", "no link is an ENI")}
 	}
 	all := make([]Finding, len(s.Interfaces))
 	for i := range s.Interfaces {
