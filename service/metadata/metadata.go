@@ -2,8 +2,8 @@
 // metadata service (IMDSv2).
 //
 // It turns answers into typed, checked values or into typed errors, and nothing
-// else: what an error means for the configuration is decided in package agent, and
-// what a value means in package plan. No text of the service leaves this package
+// else: when what is read is decided in package poller, what an error means for the
+// configuration in package agent, and what a value means in package plan. No text of the service leaves this package
 // unparsed.
 package metadata
 
@@ -77,6 +77,11 @@ func (e *ENI) Sorted() ENI {
 	s.IPv4Prefixes = slices.SortedFunc(slices.Values(e.IPv4Prefixes), netip.Prefix.Compare)
 	s.IPv6Prefixes = slices.SortedFunc(slices.Values(e.IPv6Prefixes), netip.Prefix.Compare)
 	return s
+}
+
+// Holdings are the addresses and prefixes of the ENI as texts.
+func (e *ENI) Holdings() []string {
+	return slices.Concat(texts(e.IPv4), texts(e.IPv6), texts(e.IPv4Prefixes), texts(e.IPv6Prefixes))
 }
 
 func equalCard(a, b *int) bool {
