@@ -42,6 +42,7 @@ import (
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/platform"
+	"ec2netd/service/poller"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
@@ -268,10 +269,14 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 	bus := &networkd.Client{}
 	defer bus.Close()
 	others := &conflict.Looker{Units: bus.ActiveUnits, Drivers: settings.Drivers}
+	client := metadata.NewClient(metadata.Options{UserAgent: "ec2netd/" + versionText(), Ignored: ignored(log)})
 	options := agent.Options{
-		Version:      versionText(),
-		Kernel:       observer,
-		Metadata:     metadata.NewClient(metadata.Options{UserAgent: "ec2netd/" + versionText(), Ignored: ignored(log)}),
+		Version: versionText(),
+		Kernel:  observer,
+		Poller: poller.New(poller.Options{
+			Client: client, Log: log, Endpoint: settings.Endpoint, Imdsd: metadata.ImdsdSocket, RefreshEvery: settings.Refresh, Views: viewsPlace,
+		}),
+		Metadata:     client,
 		Networkd:     bus,
 		Manager:      bus,
 		Udev:         &udev.Udev{GiveNames: func(ctx context.Context) error { return bus.Run(ctx, orphansUnit) }},
@@ -279,12 +284,9 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		Others:       others,
 		Log:          log,
 		Events:       []<-chan struct{}{watcher.Changed(), bus.Changed()},
-		Endpoint:     settings.Endpoint,
-		Imdsd:        metadata.ImdsdSocket,
 		RefreshEvery: settings.Refresh,
 		Sections:     settings.ENIs,
 		Drivers:      settings.Drivers,
-		Views:        viewsPlace,
 		Hint:         hintPlace,
 		Rules:        orphan.NewRecord(rulesPlace),
 		RemoveOrphans: func(ctx context.Context) error {

@@ -4,8 +4,8 @@
 //
 // It is level-triggered: an event (a link, a timer, a call, networkd coming back)
 // carries no data, it only asks for a pass, and a pass looks at everything that
-// matters. One goroutine does it all but the reading of metadata, so that a slow
-// metadata service delays nothing else.
+// matters. One goroutine does it all but the reading of metadata, which package poller
+// does, so that a slow metadata service delays nothing else.
 package agent
 
 import (
@@ -22,11 +22,11 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/journal"
 	"ec2netd/service/kernel"
-	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
 	"ec2netd/service/networkd"
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
+	"ec2netd/service/poller"
 	"ec2netd/service/schedule"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
@@ -39,15 +39,11 @@ type Kernel interface {
 	Observe() (*kernel.Snapshot, error)
 }
 
-// Metadata reads the instance metadata service.
+// Metadata tells of the requests to the instance metadata service.
 type Metadata interface {
-	ReadInstance(ctx context.Context, paths []metadata.Path) (metadata.Instance, error)
-	ReadENI(ctx context.Context, paths []metadata.Path, want metadata.Wanted) (*metadata.ENI, error)
 	Requests() (sent, failed uint64)
-	SetInstance(id string)
 	Results() (counts map[string]uint64, took time.Duration)
 	Answered() string
-	CloseIdle()
 }
 
 // Networkd is what systemd-networkd shows of itself.
@@ -95,8 +91,10 @@ type Others interface {
 
 // Options of an [Agent]. All fields without a remark are needed.
 type Options struct {
-	Version  string
-	Kernel   Kernel
+	Version string
+	Kernel  Kernel
+	// Poller reads the metadata. The agent starts it, and calls it from then on.
+	Poller   *poller.Poller
 	Metadata Metadata
 	Networkd Networkd
 	// Manager is how networkd is asked to do something.
@@ -111,11 +109,7 @@ type Options struct {
 
 	// Events ask for a pass each time something can be received.
 	Events []<-chan struct{}
-	// Endpoint in place of the two well-known ones, or empty.
-	Endpoint string
-	// Imdsd is the socket of systemd-imdsd, or empty.
-	Imdsd string
-	// Refresh is the longest time between two looks at the metadata.
+	// RefreshEvery is the longest time between two looks at everything but the metadata.
 	RefreshEvery time.Duration
 	// Sections of the configuration, which say how each ENI is treated.
 	Sections []config.Section
@@ -126,8 +120,8 @@ type Options struct {
 	// names that are another ENI's by now; nil for neither.
 	Rules         Rules
 	RemoveOrphans func(ctx context.Context) error
-	// Views keeps the last views over a restart, and Hint what the next boot can begin with.
-	Views, Hint persist.Place
+	// Hint keeps what the next boot can begin with.
+	Hint persist.Place
 	// Problems of the configuration, shown in the state.
 	Problems []string
 	// SetDrivers tells the kernel's watchers of other drivers, see [Agent.Configure]; nil for
@@ -206,9 +200,6 @@ const (
 	slowestLook = 400 * time.Millisecond
 	// waitTime bounds a Refresh that waits.
 	waitTime = 60 * time.Second
-	// silenceTime is how long a Refresh waits for the first answer of the metadata
-	// service. ec2netctl gives up after 30 s.
-	silenceTime = 15 * time.Second
 )
 
 // Agent is the loop. Make one with [New].
@@ -223,8 +214,6 @@ type Agent struct {
 
 	ready    chan struct{}
 	requests chan *request
-	jobs     chan func()
-	results  chan result
 	// cleanings are the ends of runs of RemoveOrphans.
 	cleanings chan cleaned
 	bell      chan struct{}
@@ -234,30 +223,21 @@ type Agent struct {
 	restores chan chan struct{}
 
 	// Below: the loop's alone.
-	instance    metadata.Instance
-	instanceGot bool
-	// presumed is the MAC address of the link that was taken for the primary ENI.
-	presumed string
 	// hint is what the last boot knew, nil for nothing, and hinted the count of the plan that
 	// it was last seen to be right for.
 	hint   *lastBoot
 	hinted uint64
-	// views and hintFile are files of the daemon's own. keepAt is when one that could not be
+	// hintFile keeps the hint. keepAt is when a file of the daemon's own that could not be
 	// written is tried again, zero if there is none, and unstored why it could not.
-	views     persist.File[remembered]
 	hintFile  persist.File[lastBoot]
 	keepAt    time.Time
 	unstored  string
 	technique plan.Technique
 	// prepared is the count of the plan for which files wait for networkd's next start.
-	prepared    uint64
-	instanceTry schedule.Try
-	targets     map[string]*target
-	waiting     []*request
-	reading     int
+	prepared uint64
+	waiting  []*request
 	// begun: the first pass is over.
-	begun  bool
-	outage outage
+	begun bool
 
 	// snapshot is another one only if it says something else, and planned counts the
 	// plans, which are made when input is another one: nothing that follows from what is
@@ -274,13 +254,10 @@ type Agent struct {
 	// linkStates is what networkd has said of links since the last look at the kernel.
 	linkStates map[int]networkd.LinkState
 
-	lastChange  time.Time
-	lastSuccess time.Time
-	// reads by result; attachments and attachTime as in metrics.Numbers.
-	reads       map[string]uint64
+	lastChange time.Time
+	// attachments and attachTime are as in metrics.Numbers.
 	attachments uint64
 	attachTime  time.Duration
-	instanceErr error
 	storeErr    string
 	storeTry    schedule.Try
 	refused     map[string]status.Reason
@@ -314,8 +291,9 @@ type Agent struct {
 	baseStamp string
 
 	// passAt is when a pass is due, nextLook when the kernel shall be looked at
-	// again; zero for not at all.
+	// again, nextRead when the poller wants to run again; zero for not at all.
 	passAt      time.Time
+	nextRead    time.Time
 	nextRefresh time.Time
 	nextLook    time.Time
 	lookDelay   time.Duration
@@ -329,29 +307,6 @@ type Agent struct {
 	// the plan for which that was done last.
 	trimAt  time.Time
 	trimmed uint64
-}
-
-// target is an ENI whose metadata is read: a MAC address on a link.
-type target struct {
-	schedule.Try
-	mac   string
-	index int
-	view  *metadata.ENI
-	err   error
-	// cancel ends the read that is under way, nil before the first.
-	cancel context.CancelFunc
-	// follow is the delay to the next look while the ENI is new or has just
-	// changed, 0 once it is looked at turn by turn.
-	follow time.Duration
-	// look is what is read next, and turn the turn, from 1.
-	look metadata.Look
-	turn int
-	// doubtful: the numbers of the view could not be used when it was read, since doubted.
-	doubtful bool
-	doubted  time.Time
-	// pause is the delay between two looks while much is expected to change, 0 before the
-	// first.
-	pause time.Duration
 }
 
 // link is what the loop remembers of a link.
@@ -418,29 +373,21 @@ func New(options Options) *Agent {
 		watchers:       make(map[chan *state.State]struct{}),
 		ready:          make(chan struct{}),
 		requests:       make(chan *request),
-		jobs:           make(chan func(), readers),
-		results:        make(chan result, readers),
 		cleanings:      make(chan cleaned, 1),
 		bell:           make(chan struct{}, 1),
 		configurations: make(chan configured),
 		restores:       make(chan chan struct{}),
-		targets:        make(map[string]*target),
 		links:          make(map[int]*link),
 		linkStates:     make(map[int]networkd.LinkState),
 		rules:          make(map[plan.Rule]time.Time),
 		addresses:      make(map[plan.OwnAddress]time.Time),
-		reads:          make(map[string]uint64),
 		// As the state tells it: a list, not null.
 		conflicts: []state.Conflict{},
 	}
 	a.session = networkd.NewSession(networkd.SessionOptions{Manager: options.Manager, Hold: a.holdThere, Log: options.Log})
 	a.altnames = udev.NewQueue(options.Udev, options.Log)
 	a.said.Log = options.Log
-	a.views.Place, a.hintFile.Place = options.Views, options.Hint
-	for _, kind := range metadata.Kinds() {
-		a.reads[kind.String()] = 0
-	}
-	a.reads["ok"], a.reads["unchanged"], a.reads["incomplete"] = 0, 0, 0
+	a.hintFile.Place = options.Hint
 	a.counted.Store(a.count())
 	a.current.Store(&state.State{Version: options.Version, State: state.Starting, Conflicts: []state.Conflict{}, Interfaces: []state.Interface{}})
 	return a
@@ -462,9 +409,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, events := range a.Events {
 		go a.forward(reads, events)
 	}
-	for range readers {
-		go a.reader(reads)
-	}
 	var watchdog <-chan time.Time
 	if a.Watchdog != nil && a.WatchdogEvery > 0 {
 		ticker := time.NewTicker(a.WatchdogEvery)
@@ -472,6 +416,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		watchdog = ticker.C
 	}
 
+	a.Poller.Start(reads, time.Now())
 	a.load(time.Now())
 	a.othersDue = true
 	a.session.Begin(ctx)
@@ -490,7 +435,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		a.startReads(reads, time.Now())
+		a.nextRead = a.Poller.Step(reads, time.Now())
 		a.session.Applied.Ask(reads, time.Now())
 		timer.Reset(time.Until(a.wake()))
 		select {
@@ -500,21 +445,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.Watchdog()
 		case <-a.bell:
 			a.ask(0)
-		case r := <-a.results:
-			switch {
-			case !a.take(r):
-				// All is as it was: that is no reason to look at anything else.
-				a.publishCounts()
-			case !a.gather.began.IsZero() && !a.gather.leases && a.unread(time.Now()) == 0:
-				// What was waited for is there, and networkd is not at work on it yet.
-				a.paced = time.Time{}
-				a.ask(0)
-			case a.reading > 0:
-				// Wait a moment for the others, so that all make one reload.
-				a.ask(batchTime)
-			default:
-				a.ask(0)
-			}
+		case r := <-a.Poller.Results():
+			a.takeRead(r, time.Now())
 		case end := <-a.altnames.Ends():
 			a.takeUdev(end)
 			a.ask(0)
@@ -545,6 +477,36 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.finish(time.Now())
 		a.keep(time.Now())
 	}
+}
+
+// takeRead takes the end of a read of the metadata.
+func (a *Agent) takeRead(r poller.Result, now time.Time) {
+	news := a.Poller.Take(r, now)
+	switch {
+	case !news && a.Metadata.Answered() == a.State().Metadata.Endpoint:
+		// All is as it was: that is no reason to look at anything else.
+		a.publishCounts()
+	case !a.gather.began.IsZero() && !a.gather.leases && a.unread(now) == 0:
+		// What was waited for is there, and networkd is not at work on it yet.
+		a.paced = time.Time{}
+		a.ask(0)
+	case a.Poller.Reading():
+		// Wait a moment for the others, so that all make one reload.
+		a.ask(batchTime)
+	default:
+		a.ask(0)
+	}
+}
+
+// refresh has everything but the metadata looked at, which has its own schedule; other
+// software now and then.
+func (a *Agent) refresh(now time.Time) {
+	a.nextRefresh = now.Add(schedule.Jitter(a.RefreshEvery))
+	if now.Sub(a.othersAt) >= othersTime || len(a.conflicts) > 0 {
+		a.othersDue, a.othersAt = true, now
+	}
+	a.askOfLeases()
+	a.ask(0)
 }
 
 // pacedPass makes a pass, and puts the next one off where passes take too much.
@@ -612,13 +574,10 @@ func (a *Agent) wake() time.Time {
 	}
 	earlier(a.trimAt)
 	earlier(a.keepAt)
-	earlier(a.nextRead())
+	earlier(a.nextRead)
 	earlier(a.session.Applied.Next())
 	for _, r := range a.waiting {
 		earlier(r.deadline)
-		if silence := r.began.Add(silenceTime); time.Now().Before(silence) {
-			earlier(silence)
-		}
 	}
 	return at
 }

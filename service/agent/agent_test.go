@@ -21,6 +21,7 @@ import (
 	"ec2netd/service/metrics"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
+	"ec2netd/service/poller"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
 )
@@ -209,15 +210,15 @@ func TestVanishedWhileRead(t *testing.T) {
 		must(t, a, "ens5", state.ENIConfigured)
 		w.set(func() { w.delay = 15 * time.Second })
 		// As many as are read at once.
-		for i := 1; i <= readers; i++ {
+		for i := 1; i <= poller.Readers; i++ {
 			w.attach(i, fmt.Sprintf("ens%d", 5+i), fmt.Sprintf("10.0.1.%d", 20+i))
 		}
 		settle(time.Second)
 		// The primary may be among them.
-		if got := w.underWay(); got < readers-1 {
-			t.Fatalf("%d reads are under way, want %d", got, readers)
+		if got := w.underWay(); got < poller.Readers-1 {
+			t.Fatalf("%d reads are under way, want %d", got, poller.Readers)
 		}
-		for i := 1; i <= readers; i++ {
+		for i := 1; i <= poller.Readers; i++ {
 			w.detach(i)
 		}
 		settle(time.Second)
@@ -1596,12 +1597,12 @@ func TestReadENIsAreNotPutOff(t *testing.T) {
 		defer stop()
 		settle(90 * time.Second) // between two refreshes
 		w.set(func() { w.delay = 50 * time.Millisecond })
-		for i := 1; i <= 3*readers; i++ {
+		for i := 1; i <= 3*poller.Readers; i++ {
 			w.attach(i, fmt.Sprintf("ens%d", 5+i), fmt.Sprintf("10.0.1.%d", 20+i))
 		}
 		// Longer than the reads take that follow one another, and less than the pass would wait.
 		settle(passShare*mostDebt - 2*gatherPause)
-		for i := 1; i <= 3*readers; i++ {
+		for i := 1; i <= 3*poller.Readers; i++ {
 			if name := fmt.Sprintf("ens%d", 5+i); w.store.Read(plan.NetworkDropIn(name)) == "" {
 				t.Fatalf("%s has no file, though its metadata has been read", name)
 			}

@@ -6,12 +6,11 @@ import (
 	"time"
 
 	"ec2netd/service/config"
-	"ec2netd/service/metadata"
 	"ec2netd/service/schedule"
 )
 
 // Configuration is what of the configuration can change while the agent runs, as in
-// [Options].
+// [Options] and [poller.Options].
 type Configuration struct {
 	Endpoint     string
 	RefreshEvery time.Duration
@@ -47,27 +46,13 @@ func (a *Agent) Configure(ctx context.Context, c Configuration) error {
 func (a *Agent) takeUp(ctx context.Context, c configured) {
 	defer close(c.done)
 	now := time.Now()
-	if c.Endpoint != a.Endpoint {
-		// Another service may say otherwise of everything.
-		a.instanceTry.Next = now
-		for _, t := range a.targets {
-			t.Next, t.turn, t.look = now, 0, metadata.Whole
-		}
-	}
-	if c.RefreshEvery < a.RefreshEvery {
-		sooner := now.Add(schedule.Jitter(c.RefreshEvery))
-		for _, t := range a.targets {
-			if t.Next.After(sooner) {
-				t.Next = sooner
-			}
-		}
-		if a.nextRefresh.After(sooner) {
-			a.nextRefresh = sooner
-		}
+	a.Poller.Configure(c.Endpoint, c.RefreshEvery, now)
+	if sooner := now.Add(schedule.Jitter(c.RefreshEvery)); c.RefreshEvery < a.RefreshEvery && a.nextRefresh.After(sooner) {
+		a.nextRefresh = sooner
 	}
 	if !slices.Equal(c.Drivers, a.Drivers) && a.SetDrivers != nil {
 		a.SetDrivers(c.Drivers)
 	}
-	a.Endpoint, a.RefreshEvery, a.Sections, a.Drivers, a.Problems = c.Endpoint, c.RefreshEvery, c.Sections, c.Drivers, c.Problems
+	a.RefreshEvery, a.Sections, a.Drivers, a.Problems = c.RefreshEvery, c.Sections, c.Drivers, c.Problems
 	a.pass(ctx)
 }

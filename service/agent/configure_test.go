@@ -23,7 +23,7 @@ func TestConfigure(t *testing.T) {
 		must(t, a, "ens6", state.ENIConfigured)
 		var drivers []string
 		a.SetDrivers = func(d []string) { drivers = d }
-		configuration := Configuration{Endpoint: a.Endpoint, RefreshEvery: a.RefreshEvery, Sections: a.Sections, Drivers: a.Drivers}
+		configuration := Configuration{RefreshEvery: a.RefreshEvery, Sections: a.Sections, Drivers: a.Drivers}
 		take := func(wantReload bool) {
 			t.Helper()
 			_, before, _ := w.counts()
@@ -75,8 +75,8 @@ func TestConfigure(t *testing.T) {
 		before = reads()
 		configuration.Endpoint = "http://192.0.2.1"
 		take(false)
-		if reads() == before || a.paths("")[0].Endpoint != configuration.Endpoint {
-			t.Errorf("nothing is read from another endpoint: %+v", a.paths(""))
+		if reads() == before || w.path.Endpoint != configuration.Endpoint {
+			t.Errorf("nothing is read from another endpoint: %+v", w.path)
 		}
 	})
 }

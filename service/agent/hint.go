@@ -55,7 +55,7 @@ func (h *lastBoot) check() error {
 
 // planHint is the hint for the plan, nil if there is none or it is another instance's.
 func (a *Agent) planHint() *plan.Hint {
-	if a.hint == nil || (a.instanceGot && a.instance != a.hint.Instance) {
+	if known := a.Poller.Known(); a.hint == nil || (known.Identified && known.Instance != a.hint.Instance) {
 		return nil
 	}
 	hint := &plan.Hint{PrimaryMAC: a.hint.Instance.PrimaryMAC, StaticIPv6: a.hint.StaticIPv6,
@@ -70,7 +70,8 @@ func (a *Agent) planHint() *plan.Hint {
 // saveHint keeps what the next boot can begin with, once that is certain, if it is not
 // what is kept already (E3).
 func (a *Agent) saveHint() {
-	if a.hintFile.Path == "" || !a.instanceGot || len(a.plan.ENIs) == 0 || a.hinted == a.planned {
+	known := a.Poller.Known()
+	if a.hintFile.Path == "" || !known.Identified || len(a.plan.ENIs) == 0 || a.hinted == a.planned {
 		return
 	}
 	technique, _ := plan.Choose(a.networkd())
@@ -78,7 +79,7 @@ func (a *Agent) saveHint() {
 	if technique == plan.Undecided {
 		return
 	}
-	now := lastBoot{Instance: a.instance, StaticIPv6: technique == plan.Static, ENIs: []lastBootOfIt{}}
+	now := lastBoot{Instance: known.Instance, StaticIPv6: technique == plan.Static, ENIs: []lastBootOfIt{}}
 	for i := range a.plan.ENIs {
 		eni := &a.plan.ENIs[i]
 		if !eni.Known || eni.Hinted {

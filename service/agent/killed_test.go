@@ -166,8 +166,8 @@ func TestCycles(t *testing.T) {
 		if diff := cmp.Diff(files, contents(t, w.dir)); diff != "" {
 			t.Error(diff)
 		}
-		if len(a.links) != links || a.said.Len() > said || len(a.targets) != 1 {
-			t.Errorf("%d links, %d targets, said %v", len(a.links), len(a.targets), a.said)
+		if enis := len(a.Poller.Known().ENIs); len(a.links) != links || a.said.Len() > said || enis != 1 {
+			t.Errorf("%d links, %d ENIs, said %v", len(a.links), enis, a.said)
 		}
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
 		settle(time.Minute)

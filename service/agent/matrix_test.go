@@ -23,6 +23,7 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
+	"ec2netd/service/poller"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
 )
@@ -221,7 +222,7 @@ func (s *site) faultCell(a *Agent, when phase, key, victim string, fault imds.Fa
 	s.onlyWithdrawn(faulty)
 
 	s.server.ClearFaults()
-	s.settled(a, 2*time.Minute+readTime)
+	s.settled(a, 2*time.Minute+poller.ReadTime)
 	if when == first {
 		s.forgetMoved(nil)
 	}

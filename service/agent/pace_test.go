@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"ec2netd/service/metadata"
-	"ec2netd/service/schedule"
+	"ec2netd/service/poller"
 	"ec2netd/service/state"
 )
 
@@ -85,80 +85,6 @@ func (s *site) refuse(why func(metadata.Path) error) {
 	s.dial = dial
 	s.mu.Unlock()
 	s.client.CloseIdle()
-}
-
-// macIn is the MAC address of the ENI that a request is about.
-func macIn(key string) string {
-	rest, ok := strings.CutPrefix(key, "network/interfaces/macs/")
-	if !ok {
-		return ""
-	}
-	mac, _, _ := strings.Cut(rest, "/")
-	return mac
-}
-
-// D8: a look makes at most two requests an ENI, all looks no more than the shell package
-// does, and nothing that does not change is read again.
-func TestSteadyRequests(t *testing.T) {
-	t.Parallel()
-	const enis = 4
-	for _, test := range []struct {
-		name   string
-		change func(*imds.Interface)
-		// each is the number of requests an ENI and refresh time, whole those of a view.
-		each, whole int
-	}{
-		{"all keys", nil, 8, 5},
-		{"IPv4", func(i *imds.Interface) {
-			i.IPv6, i.IPv4Prefixes, i.IPv6Prefixes, i.SubnetIPv6 = nil, nil, nil, nil
-		}, 5, 2},
-		{"both families", func(i *imds.Interface) { i.IPv4Prefixes, i.IPv6Prefixes = nil, nil }, 8, 3},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s, a := inTurns(t, enis, test.change)
-				settle(time.Hour)
-				log := s.server.Requests()
-				counts := imds.Count(log)
-				// Looks are up to a twenty-fifth earlier.
-				if most := enis*test.each*63 + counts.Tokens; counts.Total > most || counts.Total > enis*504 || counts.Total < enis*test.each*60 {
-					t.Errorf("%d requests in an hour, want at most %d", counts.Total, most)
-				}
-				if counts.Tokens > 13 || counts.Errors > 0 {
-					t.Errorf("%d requests for a token, %d errors", counts.Tokens, counts.Errors)
-				}
-				for key, n := range counts.ByKey {
-					name := key[strings.LastIndex(key, "/")+1:]
-					if !slices.Contains([]string{"token", "local-ipv4s", "ipv6s", "ipv4-prefix", "ipv6-prefix"}, name) && name != macIn(key) {
-						t.Errorf("%s was read %d times", key, n)
-					}
-				}
-				looks := make(map[string]int)
-				last := make(map[string]time.Time)
-				for _, r := range log {
-					mac := macIn(r.Key)
-					if mac == "" {
-						continue
-					}
-					if r.Time.Sub(last[mac]) > time.Second {
-						looks[mac] = 0
-					}
-					last[mac] = r.Time
-					if looks[mac]++; looks[mac] > 2 {
-						t.Errorf("%d requests in one look at %s, at %s", looks[mac], mac, r.Key)
-					}
-				}
-				// The whole view is read when somebody asks.
-				s.server.ResetRequests()
-				if _, err := a.Refresh(t.Context(), true); err != nil {
-					t.Fatal(err)
-				}
-				if n := imds.Count(s.server.Requests()); n.Total-n.Tokens != enis*test.whole {
-					t.Errorf("%d requests for a Refresh, want %d", n.Total-n.Tokens, enis*test.whole)
-				}
-			})
-		})
-	}
 }
 
 // A1: an address that nobody tells of is in use within ten seconds in the mean, whenever it
@@ -476,54 +402,6 @@ func TestHangingENIsHoldNobodyUp(t *testing.T) {
 	}
 }
 
-// D6: an ENI that has failed once need not wait until all have that never answer.
-func TestFailedOnceGoesFirst(t *testing.T) {
-	t.Parallel()
-	now := time.Now()
-	silent := &metadata.Error{Kind: metadata.Timeout, Err: errSilent}
-	a := New(Options{RefreshEvery: time.Minute})
-	for i := range 4 {
-		a.targets[macOf(i)] = &target{mac: macOf(i), err: silent, Try: schedule.Try{Failures: 2, Next: now.Add(time.Duration(i-10) * time.Second)}}
-	}
-	a.targets[macOf(2)].Failures = 1
-	due := a.dueTargets(now)
-	var order []string
-	for _, t := range due {
-		order = append(order, t.mac)
-	}
-	if want := []string{macOf(2), macOf(0), macOf(1), macOf(3)}; !slices.Equal(order, want) {
-		t.Errorf("read in the order %q, want %q", order, want)
-	}
-}
-
-// D2: a path that gave no answer is not tried first again for a while.
-func TestDeadPathCostsLittle(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s, a := inTurns(t, 3, nil)
-		dead := 0
-		s.refuse(func(path metadata.Path) error {
-			if path.Device == "ens6" {
-				dead++
-				return errSilent
-			}
-			return nil
-		})
-		settle(time.Hour)
-		// ENI 1 over its own link, and others as their last resort.
-		if dead > 30 {
-			t.Errorf("a dead path was tried %d times in an hour", dead)
-		}
-		if dead < 5 {
-			t.Errorf("a dead path was tried %d times in an hour: would one that came back be used?", dead)
-		}
-		must(t, a, "ens6", state.ENIConfigured)
-		if _, _, lines := s.counts(); lines > 10 {
-			t.Errorf("the log: %q", s.log)
-		}
-	})
-}
-
 // D1, D3: a request for a token that hangs on one path keeps nobody from asking for
 // one on another, and an empty token is no silence.
 func TestTokenHeldUp(t *testing.T) {
@@ -570,7 +448,7 @@ func TestRefreshOfSilence(t *testing.T) {
 		}
 		// What nobody answers ends by itself, and before the test does.
 		s.refuse(func(metadata.Path) error { return nil })
-		settle(readTime)
+		settle(poller.ReadTime)
 		if _, err := a.Refresh(t.Context(), true); err != nil {
 			t.Errorf("afterwards: %v", err)
 		}

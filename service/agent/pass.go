@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"path"
 	"reflect"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"ec2netd/service/dropin"
-	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
@@ -79,7 +77,7 @@ type gather struct {
 // that of all.
 func (a *Agent) gathering(now time.Time) bool {
 	expected, step, longest, leases := 0, gatherStep, gatherTime, false
-	if a.session.Running() && a.instanceGot {
+	if a.session.Running() && a.Poller.Known().Identified {
 		expected = a.unread(now)
 		if expected == 0 && a.onlyLeased() {
 			expected, step, longest, leases = a.unleased(now), leaseStep, leaseGatherTime, true
@@ -112,8 +110,8 @@ func (a *Agent) gathering(now time.Time) bool {
 // unread is how many ENIs came just now whose metadata is being read for the first time.
 func (a *Agent) unread(now time.Time) int {
 	n := 0
-	for _, t := range a.targets {
-		if l := a.links[t.index]; t.view == nil && t.Began.IsZero() && l != nil && now.Sub(l.seen) < gatherTime {
+	for _, eni := range a.Poller.Known().ENIs {
+		if l := a.links[eni.Index]; eni.View == nil && !eni.Tried && l != nil && now.Sub(l.seen) < gatherTime {
 			n++
 		}
 	}
@@ -151,7 +149,7 @@ func (a *Agent) unleased(now time.Time) int {
 	return n
 }
 
-// observe looks at the kernel and brings targets and links up to date. It is false
+// observe looks at the kernel and brings the poller and the links up to date. It is false
 // if the kernel cannot be asked.
 func (a *Agent) observe() bool {
 	snapshot, err := a.Kernel.Observe()
@@ -163,41 +161,26 @@ func (a *Agent) observe() bool {
 	running := a.snapshot != nil
 	now := time.Now()
 	if !running || !snapshot.Equal(a.snapshot) {
-		if running {
-			a.readLeased(a.snapshot, snapshot, now)
-		}
 		a.snapshot = snapshot
 	}
 	a.snapshot.Others = snapshot.Others
 	snapshot = a.snapshot
 	clear(a.linkStates)
 	a.generated.seen = false
-	seen := make(map[string]bool)
+	if a.Poller.Observe(snapshot, now) {
+		a.hasten(now)
+	}
 	present := make(map[int]bool)
-	gone := false
 	held := running && a.session.HoldRead() && a.holdThere()
 	for _, l := range snapshot.Links {
-		seen[l.MAC], present[l.Index] = true, true
+		present[l.Index] = true
 		if a.links[l.Index] == nil {
-			// While the daemon was down it was attached anew, if it was another link before.
-			t := a.targets[l.MAC]
-			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: running || (t != nil && t.index != l.Index), held: held, ipv6: l.IPv6}
+			a.links[l.Index] = &link{since: now, entered: now, seen: now, attached: a.Poller.Attached(l.Index), held: held, ipv6: l.IPv6}
 			a.othersAt = time.Time{}
 			a.session.NeedReloadOfRemoved()
 		} else if memory := a.links[l.Index]; memory.ipv6 != l.IPv6 {
 			// DHCPv6 begins anew, and gets its time.
 			memory.since, memory.ipv6 = now, l.IPv6
-		}
-		// Identity is the MAC address and the link: the same MAC on a new link is a
-		// new attachment (C3).
-		t := a.targets[l.MAC]
-		if t == nil || (t.index != l.Index && !present[t.index] && !linkPresent(snapshot, t.index)) {
-			if t != nil {
-				a.drop(t)
-				gone = true
-			}
-			a.targets[l.MAC] = &target{mac: l.MAC, index: l.Index, Try: schedule.Try{Next: now}}
-			a.hasten(now)
 		}
 	}
 	for index, l := range a.links {
@@ -211,18 +194,6 @@ func (a *Agent) observe() bool {
 			say("ENI detached", "eni", l.eni, "mac", l.mac, "interface", l.name)
 		}
 	}
-	for mac, t := range a.targets {
-		if !seen[mac] || !linkPresent(snapshot, t.index) {
-			delete(a.targets, mac)
-			a.drop(t)
-			gone = true
-		}
-	}
-	if gone {
-		a.save()
-		// Connections that are bound to a link that is gone lead nowhere.
-		a.Metadata.CloseIdle()
-	}
 	return true
 }
 
@@ -231,12 +202,7 @@ func (a *Agent) holdThere() bool { return dropin.Ours(a.Store.Read(plan.HoldPath
 
 // holdFor is how long networkd leaves a new ENI alone whose files are not there.
 func (a *Agent) holdFor(mac, name string) time.Duration {
-	t := a.targets[mac]
-	var incomplete *metadata.IncompleteError
-	switch {
-	case t == nil, a.unwritable(name):
-	case t.view == nil && errors.As(t.err, &incomplete) && len(incomplete.Missing) > 0,
-		t.view != nil && t.err == nil:
+	if a.Poller.Known().ENIs[mac].Listed() && !a.unwritable(name) {
 		return listedHoldTime
 	}
 	return holdTime
@@ -261,15 +227,6 @@ func (a *Agent) elsewhere(link *plan.Link, said networkd.LinkState, now time.Tim
 	return memory.elsewhere
 }
 
-// drop ends what goes on for a target: nobody waits for the metadata of a link that is
-// gone (C6), and a reader is free for others.
-func (a *Agent) drop(t *target) {
-	if t.cancel != nil {
-		t.cancel()
-	}
-	a.said.Clear("read " + t.mac)
-}
-
 // linkState is what networkd says of a link, as of the last look at the kernel.
 func (a *Agent) linkState(index int) networkd.LinkState {
 	said, known := a.linkStates[index]
@@ -280,21 +237,18 @@ func (a *Agent) linkState(index int) networkd.LinkState {
 	return said
 }
 
-func linkPresent(snapshot *kernel.Snapshot, index int) bool {
-	return slices.ContainsFunc(snapshot.Links, func(l kernel.Link) bool { return l.Index == index })
-}
-
 // decide makes the plan of what is known now.
 func (a *Agent) decide() {
 	now := time.Now()
-	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections,
+	known := a.Poller.Known()
+	in := plan.Input{PrimaryMAC: known.Instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: known.Presumed, Sections: a.Sections,
 		Networkd: a.networkd(), Locked: plan.Locked(a.snapshot.Rules), Tunnel: a.snapshot.Tunnel, Hint: a.planHint(), Drivers: a.Drivers, Holding: a.holdThere()}
 	in.Base, in.BaseDropIns = a.Store.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
-	in.Assigned = a.Store.Assigned(a.presumed)
-	for mac, t := range a.targets {
-		if t.view != nil {
-			in.Views[mac] = *t.view
+	in.Assigned = a.Store.Assigned(known.Presumed)
+	for mac, eni := range known.ENIs {
+		if eni.View != nil {
+			in.Views[mac] = *eni.View
 		}
 	}
 	policies, networks := a.Store.Policies(), a.Store.Networks()
@@ -370,10 +324,7 @@ func (a *Agent) decide() {
 			presumed = a.plan.ENIs[i].Link.MAC
 		}
 	}
-	if presumed != a.presumed {
-		a.presumed = presumed
-		a.save()
-	}
+	a.Poller.Presume(presumed, now)
 }
 
 // networkd is what is known of the networkd that runs.
@@ -769,7 +720,7 @@ func (a *Agent) judge(eni *plan.ENI, gaps []status.Gap, age time.Duration) (stat
 	if !eni.Settings.Managed && (eni.Known || !eni.Settings.Undecided) {
 		return state.ENIUnmanaged, status.Reason{Code: status.ManagedNo, File: eni.Settings.ManagedBy}
 	}
-	readError := a.readErrorOf(eni.Link.MAC)
+	readError := a.Poller.Known().ENIs[eni.Link.MAC].Err
 	if !eni.Known || eni.Hinted {
 		return state.ENIPending, a.pending(eni, readError)
 	}
@@ -809,20 +760,13 @@ func (a *Agent) judge(eni *plan.ENI, gaps []status.Gap, age time.Duration) (stat
 	return state.ENIDegraded, a.unexplained(eni, gaps)
 }
 
-// readErrorOf is why the metadata of an ENI could not be read, nil if it could.
-func (a *Agent) readErrorOf(mac string) error {
-	if t := a.targets[mac]; t != nil {
-		return t.err
-	}
-	return nil
-}
-
 // pending says why an ENI is not known, or only as the last boot knew it.
 func (a *Agent) pending(eni *plan.ENI, readError error) status.Reason {
+	instanceErr := a.Poller.Known().InstanceErr
 	if eni.Known {
 		reason := status.Reason{Code: status.LastBoot}
 		if readError == nil {
-			readError = a.instanceErr
+			readError = instanceErr
 		}
 		if readError != nil {
 			reason.Cause = readError.Error()
@@ -834,8 +778,8 @@ func (a *Agent) pending(eni *plan.ENI, readError error) status.Reason {
 		return eni.Reason
 	case eni.View.MAC == "" && readError != nil:
 		return failed(readError)
-	case eni.View.MAC == "" && a.instanceErr != nil:
-		return failed(a.instanceErr)
+	case eni.View.MAC == "" && instanceErr != nil:
+		return failed(instanceErr)
 	}
 	reason := eni.Reason
 	reason.Undecided = eni.Settings.Undecided
@@ -845,7 +789,7 @@ func (a *Agent) pending(eni *plan.ENI, readError error) status.Reason {
 // failed says that the metadata could not be read, or does not tell all yet.
 func failed(err error) status.Reason {
 	code := status.MetadataFailed
-	if isIncomplete(err) {
+	if metadata.IsIncomplete(err) {
 		code = status.MetadataIncomplete
 	}
 	return status.Reason{Code: code, Cause: err.Error()}
@@ -963,9 +907,4 @@ func texts[T interface{ String() string }](values []T) []string {
 		out[i] = v.String()
 	}
 	return out
-}
-
-func isIncomplete(err error) bool {
-	var incomplete *metadata.IncompleteError
-	return errors.As(err, &incomplete)
 }

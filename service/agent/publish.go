@@ -2,13 +2,11 @@ package agent
 
 import (
 	"context"
-	"fmt"
-	"maps"
 	"slices"
 	"time"
 
-	"ec2netd/service/metadata"
 	"ec2netd/service/metrics"
+	"ec2netd/service/poller"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 )
@@ -56,7 +54,7 @@ func (a *Agent) publishCounts() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	next := *a.State()
-	next.Metadata.LastSuccess = a.lastSuccess
+	next.Metadata.LastSuccess = a.Poller.Counts().LastSuccess
 	next.Metadata.Requests, next.Metadata.Errors = a.Metadata.Requests()
 	a.current.Store(&next)
 }
@@ -65,11 +63,12 @@ func (a *Agent) publishCounts() {
 // it says anything new.
 func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
 	sent, failed := a.Metadata.Requests()
+	known := a.Poller.Known()
 	next := &state.State{
 		Version:    a.Version,
-		InstanceID: a.instance.ID,
+		InstanceID: known.Instance.ID,
 		Metadata: state.Metadata{
-			Endpoint: a.Metadata.Answered(), LastSuccess: a.lastSuccess, LastError: errorText(a.lastError()), Requests: sent, Errors: failed,
+			Endpoint: a.Metadata.Answered(), LastSuccess: a.Poller.Counts().LastSuccess, LastError: errorText(known.Err), Requests: sent, Errors: failed,
 		},
 		Networkd: state.Networkd{
 			Running: a.session.Running(), Version: a.versionOf(ctx), Reloads: a.session.Reloads(), LastError: a.session.LastError(),
@@ -101,7 +100,7 @@ func (a *Agent) publish(ctx context.Context, interfaces []state.Interface) {
 // count is what was counted so far, without what the client of the metadata service counts.
 func (a *Agent) count() *metrics.Numbers {
 	n := &metrics.Numbers{
-		Reads: maps.Clone(a.reads), Reloads: a.session.Reloads(), Attachments: a.attachments, AttachmentTime: a.attachTime,
+		Reads: a.Poller.Counts().Reads, Reloads: a.session.Reloads(), Attachments: a.attachments, AttachmentTime: a.attachTime,
 		Took: make(map[int]time.Duration),
 	}
 	for index, l := range a.links {
@@ -139,18 +138,16 @@ func (a *Agent) overall(interfaces []state.Interface) (state.Manager, status.Rea
 			return state.Degraded, status.Reason{Code: status.OfENI, Subject: e.ID(), Other: e.Name, State: string(e.State), Of: &reason}
 		}
 	}
+	known := a.Poller.Known()
 	switch {
-	case a.switchedOff() != nil:
-		return state.Offline, status.Reason{Code: status.MetadataOff, Cause: a.switchedOff().Error()}
-	case a.offline():
-		return state.Offline, status.Reason{Code: status.MetadataSilent, Cause: errorText(a.lastError())}
-	case !a.instanceGot && a.instanceErr != nil:
-		return state.Degraded, failed(a.instanceErr)
-	case !a.instanceGot:
+	case known.Off != nil:
+		return state.Offline, status.Reason{Code: status.MetadataOff, Cause: known.Off.Error()}
+	case known.Silent:
+		return state.Offline, status.Reason{Code: status.MetadataSilent, Cause: errorText(known.Err)}
+	case known.Err != nil:
+		return state.Degraded, failed(known.Err)
+	case !known.Identified:
 		return state.Starting, status.Reason{Code: status.MetadataUnread}
-	}
-	if err := a.lastError(); err != nil {
-		return state.Degraded, failed(err)
 	}
 	return state.Configured, a.worthKnowing()
 }
@@ -177,6 +174,8 @@ type request struct {
 	mac      string
 	began    time.Time
 	deadline time.Time
+	// metadata is the wait for the poller.
+	metadata *poller.Refresh
 	before   *state.State
 	written  []string
 	removed  []string
@@ -225,7 +224,7 @@ func (a *Agent) begin(r *request) {
 	a.waiting, a.othersDue = append(a.waiting, r), true
 	a.paced = time.Time{}
 	a.session.Hurry(now)
-	a.hurry(now)
+	r.metadata = a.Poller.Refresh(r.mac, now)
 	a.askOfLeases()
 	for _, l := range a.links {
 		l.gone.hurry = true
@@ -245,7 +244,7 @@ func (a *Agent) begin(r *request) {
 func (a *Agent) finish(now time.Time) {
 	a.waiting = slices.DeleteFunc(a.waiting, func(r *request) bool {
 		late := !now.Before(r.deadline)
-		if !late && !a.readSince(r, now) {
+		if !late && !a.read(r, now) {
 			return false
 		}
 		settled := !a.session.ReloadDue() && !slices.ContainsFunc(a.State().Interfaces, func(i state.Interface) bool {
@@ -255,7 +254,8 @@ func (a *Agent) finish(now time.Time) {
 		if r.wait && !late && !settled {
 			return false
 		}
-		if err := a.readError(r); err != nil {
+		r.metadata.End()
+		if err := r.metadata.Err(); err != nil {
 			r.reply <- reply{err: err}
 			return true
 		}
@@ -267,52 +267,9 @@ func (a *Agent) finish(now time.Time) {
 // of tells whether a Refresh is one of an ENI.
 func (r *request) of(mac string) bool { return r.mac == "" || r.mac == mac }
 
-// readSince tells whether every ENI of a Refresh was read, and the result passed on, by
-// reads that began after it did; or whether there has been no answer for so long that
-// there will be none, which takes a minute to find out of each of 15 ENIs.
-func (a *Agent) readSince(r *request, now time.Time) bool {
-	began := r.began
-	if len(a.paths("")) == 0 {
-		return true
-	}
-	if !a.passAt.IsZero() {
-		return false
-	}
-	if !a.instanceGot {
-		return !a.instanceTry.Busy && !a.instanceTry.Began.Before(began)
-	}
-	all, silent, answered := true, false, a.lastSuccess.After(began)
-	for _, t := range a.targets {
-		if !r.of(t.mac) {
-			continue
-		}
-		none := t.err != nil && !isIncomplete(t.err) && noAnswer(metadata.KindOf(t.err))
-		silent = silent || none
-		if t.Busy || t.Began.Before(began) {
-			all = false
-		} else if !none {
-			answered = true
-		}
-	}
-	return all || (silent && !answered && now.Sub(began) >= silenceTime)
-}
-
-// readError is why nothing, or not all, could be read.
-func (a *Agent) readError(r *request) error {
-	if !a.instanceGot || len(a.paths("")) == 0 {
-		reason := errorText(a.instanceErr)
-		if reason == "" {
-			reason = "no link has an address to ask the metadata service from"
-		}
-		return fmt.Errorf("the metadata was not read: %s", reason)
-	}
-	if r.mac != "" {
-		if t := a.targets[r.mac]; t != nil {
-			return t.err
-		}
-		return fmt.Errorf("the ENI %s was detached", r.mac)
-	}
-	return a.lastError()
+// read reports whether the metadata that a Refresh waits for were read, and the result passed on.
+func (a *Agent) read(r *request, now time.Time) bool {
+	return !a.Poller.Known().Reachable || (a.passAt.IsZero() && r.metadata.Done(now))
 }
 
 func errorText(err error) string {

@@ -22,6 +22,7 @@ import (
 	"ec2netd/service/metadata"
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
+	"ec2netd/service/poller"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
 )
@@ -444,10 +445,12 @@ func (s *site) run() (*Agent, func()) {
 	s.t.Helper()
 	server := &http.Server{Handler: s.server}
 	go server.Serve(s.pipes)
+	log := slog.New(slog.NewTextHandler(logWriter{s.world}, nil))
+	views := persist.Place{Path: filepath.Join(s.dir, "views.json")}
 	a := New(Options{
-		Version: "test", Kernel: s, Metadata: s.client, Networkd: s, Manager: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote},
-		Log: slog.New(slog.NewTextHandler(logWriter{s.world}, nil)), Events: []<-chan struct{}{s.poke},
-		RefreshEvery: time.Minute, Views: persist.Place{Path: filepath.Join(s.dir, "views.json")}, Drivers: s.holding,
+		Version: "test", Kernel: s, Metadata: s.client, Poller: poller.New(poller.Options{Client: s.client, Log: log, RefreshEvery: time.Minute, Views: views}),
+		Networkd: s, Manager: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote},
+		Log: log, Events: []<-chan struct{}{s.poke}, RefreshEvery: time.Minute, Drivers: s.holding,
 	})
 	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan error, 1)

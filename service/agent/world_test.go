@@ -26,6 +26,7 @@ import (
 	"ec2netd/service/orphan"
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
+	"ec2netd/service/poller"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
@@ -107,9 +108,11 @@ type world struct {
 	questions    int
 	denies, dumb bool
 	reading      int
-	log          []string
-	poke         chan struct{}
-	store        *store.Store
+	// path is the first over which an ENI was read last.
+	path  metadata.Path
+	log   []string
+	poke  chan struct{}
+	store *store.Store
 	// restoreErr is why files that somebody has removed cannot be written again.
 	restoreErr error
 }
@@ -313,11 +316,12 @@ func (w *world) ReadInstance(ctx context.Context, _ []metadata.Path) (metadata.I
 
 func (w *world) SetInstance(string) {}
 
-func (w *world) ReadENI(ctx context.Context, _ []metadata.Path, want metadata.Wanted) (*metadata.ENI, error) {
+func (w *world) ReadENI(ctx context.Context, paths []metadata.Path, want metadata.Wanted) (*metadata.ENI, error) {
 	w.pause(ctx, want.MAC)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reads++
+	w.path = paths[0]
 	if err := w.errs[want.MAC]; err != nil {
 		return nil, err
 	}
@@ -566,10 +570,11 @@ func (w *world) place(name string) persist.Place {
 // start runs an agent in the world until the returned function is called.
 func (w *world) start(t testing.TB) (*Agent, func()) {
 	t.Helper()
+	log := slog.New(slog.NewTextHandler(logWriter{w}, nil))
 	a := New(Options{
-		Version: "test", Kernel: w, Metadata: w, Networkd: w, Manager: w, Udev: devices{w}, Store: restorer{w.store, w}, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
-		Log: slog.New(slog.NewTextHandler(logWriter{w}, nil)), Events: []<-chan struct{}{w.poke},
-		RefreshEvery: time.Minute, Views: w.place("views.json"), Hint: w.place("boot.json"), Sections: w.sections,
+		Version: "test", Kernel: w, Metadata: w, Poller: poller.New(poller.Options{Client: w, Log: log, RefreshEvery: time.Minute, Views: w.place("views.json")}), Networkd: w, Manager: w, Udev: devices{w}, Store: restorer{w.store, w}, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
+		Log: log, Events: []<-chan struct{}{w.poke},
+		RefreshEvery: time.Minute, Hint: w.place("boot.json"), Sections: w.sections,
 		CPU: w.cpu, Trim: func() {}, Drivers: w.drivers,
 	})
 	ctx, stop := context.WithCancel(t.Context())

@@ -25,6 +25,7 @@ import (
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/platform"
+	"ec2netd/service/poller"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
@@ -70,11 +71,16 @@ func startDaemon(in *instance) *daemon {
 		part, d.agent = idle, idle
 	} else {
 		d.loop = agent.New(agent.Options{
-			Version: "golden", Kernel: d.kernel, Metadata: client, Networkd: bus, Manager: bus, Udev: &udevOf{in}, Store: files,
+			Version: "golden", Kernel: d.kernel, Metadata: client,
+			Poller: poller.New(poller.Options{
+				Client: client, Log: log, Endpoint: cmp.Or(settings.Endpoint, endpoint), RefreshEvery: settings.Refresh,
+				Views: place("run/ec2netd/views.json", "var/lib/ec2netd/views.void"),
+			}),
+			Networkd: bus, Manager: bus, Udev: &udevOf{in}, Store: files,
 			Others: &conflict.Looker{Root: in.root, Units: func(context.Context, []string) ([]string, error) { return in.units(), nil }},
-			Log:    log, Events: []<-chan struct{}{in.changed}, Endpoint: cmp.Or(settings.Endpoint, endpoint),
+			Log:    log, Events: []<-chan struct{}{in.changed},
 			RefreshEvery: settings.Refresh, Sections: settings.ENIs, Drivers: settings.Drivers, Problems: problems(settings),
-			Views: place("run/ec2netd/views.json", "var/lib/ec2netd/views.void"), Hint: place("var/lib/ec2netd/boot.json", "run/ec2netd/boot.void"),
+			Hint:  place("var/lib/ec2netd/boot.json", "run/ec2netd/boot.void"),
 			Rules: orphan.NewRecord(place("run/ec2netd/rules.json", "var/lib/ec2netd/rules.void")),
 			RemoveOrphans: func(context.Context) error {
 				in.removeOrphans()

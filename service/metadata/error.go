@@ -109,6 +109,12 @@ func (e *IncompleteError) Error() string {
 	return fmt.Sprintf("the metadata of %s is not complete yet: no %s", e.MAC, strings.Join(e.Missing, ", "))
 }
 
+// IsIncomplete reports whether the service answered a read, and does not tell all of an ENI yet.
+func IsIncomplete(err error) bool {
+	var incomplete *IncompleteError
+	return errors.As(err, &incomplete)
+}
+
 func incomplete(mac string, missing ...string) *IncompleteError {
 	slices.Sort(missing)
 	return &IncompleteError{MAC: mac, Missing: missing}

@@ -2,8 +2,8 @@
 // metadata service (IMDSv2).
 //
 // It turns answers into typed, checked values or into typed errors, and nothing
-// else: what an error means for the configuration is decided in package agent, and
-// what a value means in package plan. No text of the service leaves this package
+// else: when what is read is decided in package poller, what an error means for the
+// configuration in package agent, and what a value means in package plan. No text of the service leaves this package
 // unparsed.
 package metadata
 
@@ -54,14 +54,7 @@ type ENI struct {
 // Equal tells whether two views say the same. The order of secondary addresses and
 // of prefixes says nothing (A2, A11).
 func (e *ENI) Equal(o *ENI) bool {
-	return e.MAC == o.MAC && e.ID == o.ID && e.DeviceIndex == o.DeviceIndex &&
-		equalCard(e.NetworkCard, o.NetworkCard) &&
-		equalFirst(e.IPv4, o.IPv4) && equalSets(e.IPv4, o.IPv4, netip.Addr.Compare) &&
-		equalFirst(e.IPv6, o.IPv6) && equalSets(e.IPv6, o.IPv6, netip.Addr.Compare) &&
-		equalSets(e.IPv4Prefixes, o.IPv4Prefixes, netip.Prefix.Compare) &&
-		equalSets(e.IPv6Prefixes, o.IPv6Prefixes, netip.Prefix.Compare) &&
-		equalSets(e.IPv4Subnets, o.IPv4Subnets, netip.Prefix.Compare) &&
-		equalSets(e.IPv6Subnets, o.IPv6Subnets, netip.Prefix.Compare)
+	return e.MAC == o.MAC && !slices.ContainsFunc(eniKeys, func(k eniKey) bool { return !k.same(e, o) })
 }
 
 // Sorted is the view with what has no order sorted, so that equal views have equal texts.
@@ -79,12 +72,23 @@ func (e *ENI) Sorted() ENI {
 	return s
 }
 
+// Holdings are the addresses and prefixes of the ENI as texts.
+func (e *ENI) Holdings() []string {
+	return slices.Concat(texts(e.IPv4), texts(e.IPv6), texts(e.IPv4Prefixes), texts(e.IPv6Prefixes))
+}
+
 func equalCard(a, b *int) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
 	return *a == *b
 }
+
+func equalAddresses(a, b []netip.Addr) bool {
+	return equalFirst(a, b) && equalSets(a, b, netip.Addr.Compare)
+}
+
+func equalPrefixes(a, b []netip.Prefix) bool { return equalSets(a, b, netip.Prefix.Compare) }
 
 func equalFirst(a, b []netip.Addr) bool {
 	if len(a) == 0 || len(b) == 0 {
@@ -110,24 +114,12 @@ func (e *ENI) Check() error {
 	if !eniID.MatchString(e.ID) {
 		return fmt.Errorf("%q is not an ENI ID", clip(e.ID))
 	}
-	if e.DeviceIndex < 0 || e.DeviceIndex > maxNumber || (e.NetworkCard != nil && (*e.NetworkCard < 0 || *e.NetworkCard > maxNumber)) {
-		return fmt.Errorf("device index and network card of %s are out of range", e.ID)
-	}
-	for _, check := range []struct {
-		values []string
-		parse  func(string) error
-	}{
-		{texts(e.IPv4), func(s string) error { _, err := parseAddresses(s, true); return err }},
-		{texts(e.IPv6), func(s string) error { _, err := parseAddresses(s, false); return err }},
-		{texts(e.IPv4Prefixes), func(s string) error { _, err := parseDelegated(s, true); return err }},
-		{texts(e.IPv6Prefixes), func(s string) error { _, err := parseDelegated(s, false); return err }},
-		{texts(e.IPv4Subnets), func(s string) error { _, err := parseSubnets(s, true); return err }},
-		{texts(e.IPv6Subnets), func(s string) error { _, err := parseSubnets(s, false); return err }},
-	} {
-		for _, value := range check.values {
-			if err := check.parse(value); err != nil {
-				return fmt.Errorf("%s: %w", e.ID, err)
-			}
+	for _, k := range eniKeys {
+		if !k.has(e) {
+			continue
+		}
+		if err := k.parse(new(ENI), k.text(e)); err != nil {
+			return fmt.Errorf("%s: %w", e.ID, err)
 		}
 	}
 	if _, err := e.misplaced(); err != nil {

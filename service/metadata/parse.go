@@ -81,7 +81,7 @@ func parseKeys(body string) (exists map[string]bool, unknown []string, err error
 	exists = make(map[string]bool, len(all))
 	for _, line := range all {
 		switch {
-		case knownKeys[line]:
+		case isKnown(line):
 			exists[line] = true
 		case line == "" || !utf8.ValidString(line) || strings.ContainsFunc(line, func(r rune) bool { return !strconv.IsPrint(r) }):
 			return nil, nil, fmt.Errorf("%q is not the name of a key", clip(line))

@@ -4,33 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/netip"
 	"slices"
 	"sync"
 )
-
-// The keys of an ENI that are read, below network/interfaces/macs/MAC/.
-const (
-	keyDeviceNumber = "device-number"
-	keyInterfaceID  = "interface-id"
-	keyNetworkCard  = "network-card"
-	keyIPv4         = "local-ipv4s"
-	keyIPv6         = "ipv6s"
-	keyIPv4Prefixes = "ipv4-prefix"
-	keyIPv6Prefixes = "ipv6-prefix"
-	keyIPv4Subnet   = "subnet-ipv4-cidr-block"
-	keyIPv6Subnets  = "subnet-ipv6-cidr-blocks"
-)
-
-// knownKeys are the keys of an ENI that EC2 is known to have (EC2 User Guide, "Instance metadata
-// categories"). Others are named once and ignored (D13).
-var knownKeys = map[string]bool{
-	keyDeviceNumber: true, keyInterfaceID: true, keyNetworkCard: true, keyIPv4: true, keyIPv6: true,
-	keyIPv4Prefixes: true, keyIPv6Prefixes: true, keyIPv4Subnet: true, keyIPv6Subnets: true,
-	"ipv4-associations/": true, "local-hostname": true, "mac": true, "owner-id": true, "public-hostname": true,
-	"public-ipv4s": true, "security-group-ids": true, "security-groups": true, "subnet-id": true, "vpc-id": true,
-	"vpc-ipv4-cidr-block": true, "vpc-ipv4-cidr-blocks": true, "vpc-ipv6-cidr-blocks": true,
-}
 
 // keyHostname is the private DNS name of the primary ENI.
 const keyHostname = "local-hostname"
@@ -131,9 +107,9 @@ func (w *Wanted) part() []string {
 		return []string{keyDeviceNumber}
 	case w.Look == AtAddresses:
 		part := []string{""}
-		for _, m := range mutable {
-			if m.addresses && m.has(known) {
-				part = append(part, m.key)
+		for _, k := range eniKeys {
+			if k.rank == assigned && k.has(known) {
+				part = append(part, k.name)
 			}
 		}
 		if known.onOtherCard() {
@@ -153,33 +129,6 @@ func (w *Wanted) numbered() bool {
 	return w.Known != nil && !w.Doubtful && (w.Primary || w.Known.DeviceIndex != 0)
 }
 
-// mutable are the keys that change while an ENI is attached, and where a view has
-// them. What else a view holds is read once: it changes with the attachment, or
-// its key appears in the listing.
-var mutable = []struct {
-	key       string
-	addresses bool // rather than prefixes
-	has       func(*ENI) bool
-	same      func(known *ENI, body string) (bool, error)
-}{
-	{keyIPv4, true, func(e *ENI) bool { return len(e.IPv4) > 0 }, func(e *ENI, body string) (bool, error) {
-		now, err := parseAddresses(body, true)
-		return equalFirst(e.IPv4, now) && equalSets(e.IPv4, now, netip.Addr.Compare), err
-	}},
-	{keyIPv6, true, func(e *ENI) bool { return len(e.IPv6) > 0 }, func(e *ENI, body string) (bool, error) {
-		now, err := parseAddresses(body, false)
-		return equalFirst(e.IPv6, now) && equalSets(e.IPv6, now, netip.Addr.Compare), err
-	}},
-	{keyIPv4Prefixes, false, func(e *ENI) bool { return len(e.IPv4Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
-		now, err := parseDelegated(body, true)
-		return equalSets(e.IPv4Prefixes, now, netip.Prefix.Compare), err
-	}},
-	{keyIPv6Prefixes, false, func(e *ENI) bool { return len(e.IPv6Prefixes) > 0 }, func(e *ENI, body string) (bool, error) {
-		now, err := parseDelegated(body, false)
-		return equalSets(e.IPv6Prefixes, now, netip.Prefix.Compare), err
-	}},
-}
-
 // perTurn is how many requests a turn makes (D8).
 const perTurn = 2
 
@@ -193,22 +142,22 @@ func (e *ENI) Turns(often int) int { return len(e.round(often)) }
 
 // round is what is looked at in each turn, the listing as an empty key.
 func (e *ENI) round(often int) [][]string {
-	var addresses []string
+	var repeated []string
 	once := []string{""}
-	for _, m := range mutable {
+	for _, k := range eniKeys {
 		switch {
-		case !m.has(e):
-		case m.addresses:
-			addresses = append(addresses, m.key)
-		default:
-			once = append(once, m.key)
+		case !k.has(e):
+		case k.rank == assigned:
+			repeated = append(repeated, k.name)
+		case k.rank.changes():
+			once = append(once, k.name)
 		}
 	}
 	if e.onOtherCard() {
 		once = append(once, keyDeviceNumber)
 	}
-	turns := (len(addresses) + len(once) + perTurn - 1) / perTurn
-	if len(addresses) > 0 {
+	turns := (len(repeated) + len(once) + perTurn - 1) / perTurn
+	if len(repeated) > 0 {
 		turns = max(turns, often)
 	}
 	round := make([][]string, turns)
@@ -222,8 +171,8 @@ func (e *ENI) round(often int) [][]string {
 			round[turn] = append(round[turn], key)
 		}
 	}
-	room := perTurn*turns - len(once) - len(addresses)
-	for _, key := range addresses {
+	room := perTurn*turns - len(once) - len(repeated)
+	for _, key := range repeated {
 		more := min(max(often, 1)-1, room)
 		room -= more
 		spread(key, 1+more)
@@ -264,41 +213,24 @@ func (r *reader) unchanged(ctx context.Context, known *ENI, part []string) (bool
 }
 
 // check returns what reports whether a key, or the listing, is as known.
-func (r *reader) check(known *ENI, key string) func(body string) (bool, error) {
-	number := func(is *int) func(string) (bool, error) {
-		return func(body string) (bool, error) {
-			n, err := parseNumber(body)
-			return is != nil && n == *is, err
-		}
-	}
-	switch key {
-	case "":
+func (r *reader) check(known *ENI, name string) func(body string) (bool, error) {
+	if name == "" {
 		return func(body string) (bool, error) {
 			exists, err := r.keys(body)
 			return known.has(exists), err
 		}
-	case keyDeviceNumber:
-		return number(&known.DeviceIndex)
-	case keyNetworkCard:
-		return number(known.NetworkCard)
 	}
-	for _, m := range mutable {
-		if m.key == key {
-			return func(body string) (bool, error) { return m.same(known, body) }
-		}
+	return func(body string) (bool, error) {
+		var now ENI
+		k := keyNamed(name)
+		err := k.parse(&now, body)
+		return err == nil && k.same(known, &now), err
 	}
-	return nil
 }
 
 // has tells whether a listing has the keys that the view was read from.
 func (e *ENI) has(exists map[string]bool) bool {
-	for _, m := range mutable {
-		if exists[m.key] != m.has(e) {
-			return false
-		}
-	}
-	return exists[keyInterfaceID] && exists[keyDeviceNumber] && exists[keyNetworkCard] == (e.NetworkCard != nil) &&
-		exists[keyIPv4Subnet] == (len(e.IPv4Subnets) > 0) && exists[keyIPv6Subnets] == (len(e.IPv6Subnets) > 0)
+	return !slices.ContainsFunc(eniKeys, func(k eniKey) bool { return exists[k.name] != k.has(e) })
 }
 
 // ReadENI reads one complete view of an ENI. The directory listing tells which keys
@@ -332,27 +264,21 @@ func (r *reader) eni(ctx context.Context, want Wanted) (*ENI, error) {
 	}
 	eni := &ENI{MAC: mac}
 	settled := want.numbered() && exists[keyNetworkCard] == (known.NetworkCard != nil)
-	if settled {
-		eni.DeviceIndex, eni.NetworkCard = known.DeviceIndex, known.NetworkCard
+	carried, read := make(map[string]bool), make(map[string]bool)
+	for _, k := range eniKeys {
+		if exists[k.name] && known != nil && k.has(known) && !k.rank.changes() && (k.rank != numbers || settled) {
+			k.carry(eni, known)
+			carried[k.name] = true
+		}
 	}
-	if known != nil {
-		eni.ID = known.ID
-	}
-	if known != nil && exists[keyIPv4Subnet] {
-		eni.IPv4Subnets = known.IPv4Subnets
-	}
-	if known != nil && exists[keyIPv6Subnets] {
-		eni.IPv6Subnets = known.IPv6Subnets
-	}
-	// What a known subnet lacks shows once the addresses are read.
-	keys := eni.keys(settled)
 	for range 2 {
 		var needed []keyReader
-		for i := range keys {
-			key := &keys[i]
-			if exists[key.name] && !key.read && (key.lacks == nil || key.lacks()) {
-				key.read = true
-				needed = append(needed, key.keyReader)
+		for i := range eniKeys {
+			k := &eniKeys[i]
+			// What a known subnet lacks shows once the addresses are read.
+			if exists[k.name] && !read[k.name] && (!carried[k.name] || (k.rank == ofSubnet && eni.outside(k))) {
+				read[k.name] = true
+				needed = append(needed, keyReader{k.name, func(body string) error { return k.parse(eni, body) }})
 			}
 		}
 		for i, err := range r.readAll(ctx, needed) {
@@ -411,49 +337,6 @@ type keyReader struct {
 	parse func(body string) error
 }
 
-// eniKey is a key that makes a part of a view.
-type eniKey struct {
-	keyReader
-	// lacks reports whether the view lacks it, after what was read before; nil: always. A
-	// subnet can be given another IPv6 block, and what is outside of a subnet that was read
-	// earlier may be outside of an old one.
-	lacks func() bool
-	read  bool
-}
-
-// keys are those of a view, in the order in which their errors count. Settled: the view has
-// its numbers.
-func (e *ENI) keys(settled bool) []eniKey {
-	ofSubnet := func(subnets *[]netip.Prefix, addresses *[]netip.Addr, prefixes *[]netip.Prefix) func() bool {
-		return func() bool {
-			outside := func(a netip.Addr) bool { _, ok := blockOf(a, *subnets); return !ok }
-			return len(*subnets) == 0 || slices.ContainsFunc(*addresses, outside) ||
-				slices.ContainsFunc(*prefixes, func(p netip.Prefix) bool { return outside(p.Addr()) })
-		}
-	}
-	key := func(name string, lacks func() bool, parse func(body string) error) eniKey {
-		return eniKey{keyReader: keyReader{name, parse}, lacks: lacks}
-	}
-	unsettled := func() bool { return !settled }
-	return []eniKey{
-		key(keyInterfaceID, func() bool { return e.ID == "" }, func(body string) (err error) { e.ID, err = parseENIID(body); return err }),
-		key(keyDeviceNumber, unsettled, func(body string) (err error) { e.DeviceIndex, err = parseNumber(body); return err }),
-		key(keyNetworkCard, unsettled, func(body string) error {
-			card, err := parseNumber(body)
-			e.NetworkCard = &card
-			return err
-		}),
-		key(keyIPv4, nil, func(body string) (err error) { e.IPv4, err = parseAddresses(body, true); return err }),
-		key(keyIPv6, nil, func(body string) (err error) { e.IPv6, err = parseAddresses(body, false); return err }),
-		key(keyIPv4Prefixes, nil, func(body string) (err error) { e.IPv4Prefixes, err = parseDelegated(body, true); return err }),
-		key(keyIPv6Prefixes, nil, func(body string) (err error) { e.IPv6Prefixes, err = parseDelegated(body, false); return err }),
-		key(keyIPv4Subnet, ofSubnet(&e.IPv4Subnets, &e.IPv4, &e.IPv4Prefixes),
-			func(body string) (err error) { e.IPv4Subnets, err = parseSubnets(body, true); return err }),
-		key(keyIPv6Subnets, ofSubnet(&e.IPv6Subnets, &e.IPv6, &e.IPv6Prefixes),
-			func(body string) (err error) { e.IPv6Subnets, err = parseSubnets(body, false); return err }),
-	}
-}
-
 // missingKeys tells what a listing lacks for the ENI to be configured. Which family
 // is in use follows from the keys alone (A7): an IPv4 subnet means an IPv4 address,
 // and every ENI has a subnet of at least one family.
@@ -464,8 +347,11 @@ func missingKeys(exists map[string]bool) []string {
 			missing = append(missing, key)
 		}
 	}
-	need(keyDeviceNumber)
-	need(keyInterfaceID)
+	for _, k := range eniKeys {
+		if k.always {
+			need(k.name)
+		}
+	}
 	if exists[keyIPv4Subnet] || exists[keyIPv4Prefixes] {
 		need(keyIPv4)
 	}

@@ -262,7 +262,7 @@ func TestKinds(t *testing.T) {
 
 // D4: malformed values are refused whole, with the key named.
 func TestMalformedValues(t *testing.T) {
-	for key, values := range map[string][]string{
+	malformed := map[string][]string{
 		"local-ipv4s":             {"10.0.1.20\n10.0.1.256", "2001:db8::1", "10.0.1.20\n[Match]\nName=*", "10.0.1.20 ", "10.0.1.20\r", "127.0.0.1", "169.254.1.1", "0.0.0.0", "10.0.1.20\n10.0.1.20"},
 		"ipv6s":                   {"10.0.1.20", "2001:db8::1%eth0", "::ffff:10.0.1.20", "fe80::1", "::", "ff02::1"},
 		"ipv4-prefix":             {"10.0.1.240", "10.0.1.241/28", "0.0.0.0/0", "2001:db8::/80"},
@@ -272,7 +272,12 @@ func TestMalformedValues(t *testing.T) {
 		"device-number":           {"-1", "one", "1\n2", "4294967297", "01", "+1"},
 		"network-card":            {"100", "x"},
 		"interface-id":            {"eni-../../etc", "eni-0123\n[Match]", "i-0123456789abcdef1", "eni-0123456789ABCDEF1"},
-	} {
+	}
+	for _, key := range metadata.KeyNames() {
+		values := malformed[key]
+		if len(values) == 0 {
+			t.Errorf("no value of %s is tried", key)
+		}
 		for _, value := range values {
 			t.Run(key+"="+value, func(t *testing.T) {
 				service, client, paths := start(t)

@@ -41,8 +41,8 @@ func TestRound(t *testing.T) {
 				t.Errorf("%s, %d: %d turns", name, often, test.view.Turns(often))
 			}
 			// What is not looked at often is looked at once.
-			for _, m := range mutable {
-				if m.has(&test.view) != (keys[m.key] > 0) || (m.key != keyIPv4 && m.key != keyIPv6 && keys[m.key] > 1) {
+			for _, k := range eniKeys {
+				if want := k.rank.changes() && k.has(&test.view); want != (keys[k.name] > 0) || (k.rank != assigned && keys[k.name] > 1) {
 					t.Errorf("%s, %d: %q", name, often, round)
 				}
 			}

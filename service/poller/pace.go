@@ -1,4 +1,4 @@
-package agent
+package poller
 
 import (
 	"cmp"
@@ -42,13 +42,13 @@ const (
 	// up, and a router may take its time to advertise itself.
 	patience     = 5
 	patienceTime = 15 * time.Second
-	// readTime bounds one read of all that is to be known of an ENI: ten requests
+	// ReadTime bounds one read of all that is to be known of an ENI: ten requests
 	// that each take almost all of their two seconds.
-	readTime = 25 * time.Second
-	// readers is how many ENIs are read at once, and retries how many of these may be
+	ReadTime = 25 * time.Second
+	// Readers is how many ENIs are read at once, and retries how many of these may be
 	// ENIs that failed before: the service allows 1024 packets a second an ENI
 	// (facts: packet-limit).
-	readers = 4
+	Readers = 4
 	retries = 2
 	// firstFollow is the time to the next whole view of what has just changed.
 	firstFollow = 2 * time.Second
@@ -75,7 +75,7 @@ const (
 // retry schedules the next try to read something, new or not, that failed.
 func retry(t *schedule.Try, now time.Time, err error, isNew bool, limit time.Duration) {
 	first := firstRetryAnswered
-	if (isNew && isIncomplete(err)) || (!isIncomplete(err) && noAnswer(metadata.KindOf(err))) {
+	if (isNew && metadata.IsIncomplete(err)) || noAnswer(err) {
 		first = firstRetry
 	}
 	t.Failed(now, first, min(limit, slowestRetry))
@@ -96,10 +96,10 @@ type outage struct {
 	probe *target
 }
 
-// ofService tells whether a failure may be that of the service as a whole: it gave no
+// ofService reports whether a failure may be that of the service as a whole: it gave no
 // answer, or refuses, or says that it is broken or asked too often.
 func ofService(err error) bool {
-	if err == nil || isIncomplete(err) {
+	if err == nil || metadata.IsIncomplete(err) {
 		return false
 	}
 	switch metadata.KindOf(err) {
@@ -115,7 +115,7 @@ func (o *outage) note(now time.Time, t *target, err error, limit time.Duration) 
 	o.forget(t)
 	switch {
 	case !ofService(err):
-		if err == nil || isIncomplete(err) {
+		if err == nil || metadata.IsIncomplete(err) {
 			*o = outage{}
 		}
 	case probed || o.Failures == 0:
@@ -131,26 +131,26 @@ func (o *outage) forget(t *target) {
 }
 
 // due is when an ENI may be read next; false if it must wait for another read.
-func (a *Agent) due(t *target) (time.Time, bool) {
-	if t.Busy || a.reading >= readers {
+func (p *Poller) due(t *target) (time.Time, bool) {
+	if t.Busy || p.reading >= Readers {
 		return time.Time{}, false
 	}
-	if !ofService(t.err) || len(a.waiting) > 0 {
-		return t.Next, t.err == nil || len(a.waiting) > 0 || a.retrying() < retries
+	if !ofService(t.err) || len(p.refreshes) > 0 {
+		return t.Next, t.err == nil || len(p.refreshes) > 0 || p.retrying() < retries
 	}
-	if a.outage.probe != nil || a.retrying() >= retries {
+	if p.outage.probe != nil || p.retrying() >= retries {
 		return time.Time{}, false
 	}
-	if a.outage.Next.After(t.Next) {
-		return a.outage.Next, true
+	if p.outage.Next.After(t.Next) {
+		return p.outage.Next, true
 	}
 	return t.Next, true
 }
 
 // retrying is how many ENIs that failed are being read.
-func (a *Agent) retrying() int {
+func (p *Poller) retrying() int {
 	n := 0
-	for _, t := range a.targets {
+	for _, t := range p.targets {
 		if t.Busy && t.err != nil {
 			n++
 		}
@@ -158,22 +158,22 @@ func (a *Agent) retrying() int {
 	return n
 }
 
-// nextRead is when the next read is to begin, zero if none is.
-func (a *Agent) nextRead() time.Time {
+// nextRead is when the next read is to begin, zero if none is to.
+func (p *Poller) nextRead() time.Time {
 	// Where no link has an address there is nothing to read over: an address event
 	// ends that.
-	if a.reading >= readers || len(a.targets) == 0 || len(a.paths("")) == 0 {
+	if p.reading >= Readers || len(p.targets) == 0 || len(p.paths("")) == 0 {
 		return time.Time{}
 	}
-	if !a.instanceGot {
-		if a.instanceTry.Busy {
+	if !p.instance.got {
+		if p.instance.Busy {
 			return time.Time{}
 		}
-		return a.instanceTry.Next
+		return p.instance.Next
 	}
 	var at time.Time
-	for _, t := range a.targets {
-		if when, ok := a.due(t); ok && (at.IsZero() || when.Before(at)) {
+	for _, t := range p.targets {
+		if when, ok := p.due(t); ok && (at.IsZero() || when.Before(at)) {
 			at = when
 		}
 	}
@@ -183,14 +183,14 @@ func (a *Agent) nextRead() time.Time {
 // dueTargets are the ENIs to be read now, those that wait longest first; but one that has
 // failed once does not have to wait until all are through that never answer. Those that
 // are due soon go along, so that one pass does for all.
-func (a *Agent) dueTargets(now time.Time) []*target {
+func (p *Poller) dueTargets(now time.Time) []*target {
 	var due, soon []*target
-	for _, t := range a.targets {
-		when, ok := a.due(t)
+	for _, t := range p.targets {
+		when, ok := p.due(t)
 		switch {
 		case ok && !now.Before(when):
 			due = append(due, t)
-		case ok && t.err == nil && t.turn > 0 && when.Sub(now) < a.RefreshEvery/20:
+		case ok && t.err == nil && t.turn > 0 && when.Sub(now) < p.options.RefreshEvery/20:
 			soon = append(soon, t)
 		}
 	}
@@ -204,11 +204,11 @@ func (a *Agent) dueTargets(now time.Time) []*target {
 }
 
 // often is how often addresses are looked at within the refresh time.
-func (a *Agent) often() int { return int(min(max(a.RefreshEvery/lookTime, 1), often)) }
+func (p *Poller) often() int { return int(min(max(p.options.RefreshEvery/lookTime, 1), often)) }
 
 // schedule says when an ENI that was read is looked at next, and how much of it.
-func (a *Agent) schedule(t *target, now time.Time, changed bool) {
-	if t.doubtful = a.doubts(t); !t.doubtful {
+func (p *Poller) schedule(t *target, now time.Time, changed bool) {
+	if t.doubtful = p.doubts(t); !t.doubtful {
 		t.doubted = time.Time{}
 	} else if t.doubted.IsZero() {
 		t.doubted, t.pause = now, 0
@@ -216,7 +216,7 @@ func (a *Agent) schedule(t *target, now time.Time, changed bool) {
 	if changed {
 		t.follow, t.pause = firstFollow, 0
 	}
-	if doubted := t.doubtful && now.Sub(t.doubted) < doubtTime; doubted || a.young(t, now) {
+	if doubted := t.doubtful && now.Sub(t.doubted) < doubtTime; doubted || p.young(t, now) {
 		t.look = metadata.AtAddresses
 		if doubted {
 			t.look = metadata.AtNumbers // without them nothing else is of use
@@ -228,28 +228,28 @@ func (a *Agent) schedule(t *target, now time.Time, changed bool) {
 	if !changed && t.follow > 0 {
 		t.follow *= 2
 	}
-	if t.follow > 0 && t.follow < a.RefreshEvery/time.Duration(a.often()) {
+	if t.follow > 0 && t.follow < p.options.RefreshEvery/time.Duration(p.often()) {
 		t.look, t.turn = metadata.Whole, 0
 		t.Next = now.Add(schedule.Jitter(t.follow))
 		return
 	}
 	t.follow = 0
-	turns := t.view.Turns(a.often())
+	turns := t.view.Turns(p.often())
 	t.look, t.turn = metadata.InTurn, t.turn%turns+1
-	t.Next = now.Add(schedule.Earlier(a.RefreshEvery/time.Duration(turns), lookJitter))
+	t.Next = now.Add(schedule.Earlier(p.options.RefreshEvery/time.Duration(turns), lookJitter))
 }
 
-// readLeased has the metadata read at once of an ENI to which DHCPv6 has brought an address of
-// which they have not told: the kernel prefers the address that it got last, until the plan says
+// readLeased makes an ENI due to which DHCPv6 has brought an address that the metadata have not
+// told: the kernel prefers the address that it got last, until the plan says
 // otherwise (A11).
-func (a *Agent) readLeased(before, snapshot *kernel.Snapshot, now time.Time) {
+func (p *Poller) readLeased(before, snapshot *kernel.Snapshot, now time.Time) {
 	had := make(map[string]*kernel.Link, len(before.Links))
 	for i := range before.Links {
 		had[before.Links[i].MAC] = &before.Links[i]
 	}
 	for i := range snapshot.Links {
 		l := &snapshot.Links[i]
-		t, last := a.targets[l.MAC], had[l.MAC]
+		t, last := p.targets[l.MAC], had[l.MAC]
 		if t == nil || t.view == nil || last == nil {
 			continue
 		}
@@ -264,45 +264,45 @@ func (a *Agent) readLeased(before, snapshot *kernel.Snapshot, now time.Time) {
 }
 
 // young reports whether an ENI was attached so lately that EC2 is expected to tell more of it.
-func (a *Agent) young(t *target, now time.Time) bool {
-	l := a.links[t.index]
-	return l != nil && l.attached && now.Sub(l.seen) < youngTime
+func (p *Poller) young(t *target, now time.Time) bool {
+	l := p.arrivals[t.index]
+	return l.attached && now.Sub(l.seen) < youngTime
 }
 
 // slowest is the longest delay between two tries to read an ENI. Whether a new one is listed
 // by now takes one request.
-func (a *Agent) slowest(t *target, now time.Time) time.Duration {
+func (p *Poller) slowest(t *target, now time.Time) time.Duration {
 	var incomplete *metadata.IncompleteError
-	if t.view == nil && errors.As(t.err, &incomplete) && !incomplete.Vanished && a.young(t, now) {
+	if t.view == nil && errors.As(t.err, &incomplete) && !incomplete.Vanished && p.young(t, now) {
 		return slowestPause
 	}
-	return a.RefreshEvery
+	return p.options.RefreshEvery
 }
 
 // doubts reports whether the numbers of a view cannot be used yet, by themselves or because
 // another ENI has the same: one of the two has not propagated.
-func (a *Agent) doubts(t *target) bool {
-	numbers, usable := a.numbersOf(t)
+func (p *Poller) doubts(t *target) bool {
+	numbers, usable := p.numbersOf(t)
 	if !usable {
 		return true
 	}
-	for _, other := range a.targets {
+	for _, other := range p.targets {
 		if other != t && other.view != nil {
-			if same, usable := a.numbersOf(other); usable && same == numbers {
-				return t.mac != a.instance.PrimaryMAC
+			if same, usable := p.numbersOf(other); usable && same == numbers {
+				return t.mac != p.instance.PrimaryMAC
 			}
 		}
 	}
 	return false
 }
 
-func (a *Agent) numbersOf(t *target) (plan.Numbers, bool) {
-	return plan.NumbersOf(t.view, t.mac == a.instance.PrimaryMAC, a.cards())
+func (p *Poller) numbersOf(t *target) (plan.Numbers, bool) {
+	return plan.NumbersOf(t.view, t.mac == p.instance.PrimaryMAC, p.cards())
 }
 
 // cards reports whether any ENI of the instance has a network card.
-func (a *Agent) cards() bool {
-	for _, t := range a.targets {
+func (p *Poller) cards() bool {
+	for _, t := range p.targets {
 		if t.view != nil && t.view.NetworkCard != nil {
 			return true
 		}
