@@ -32,6 +32,7 @@ import (
 	"ec2netd/service/status"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
+	"ec2netd/service/unitfile"
 )
 
 // Kernel takes snapshots of the network namespace.
@@ -77,10 +78,10 @@ type Store interface {
 	Base() (unit string, dropIns []string)
 	Target(path string) string
 	Complete(link *plan.Link, networks *store.Networks)
-	Policies() []plan.UnitText
+	Policies() []unitfile.Unit
 	Policy(applied string) string
 	Assigned(presumed string) map[string]plan.Numbers
-	Look(file string) plan.UnitText
+	Look(file string) unitfile.Unit
 	Networks() *store.Networks
 	Rules() ([]plan.Rule, error)
 	Addresses() (map[plan.OwnAddress]bool, error)

@@ -10,6 +10,7 @@ import (
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // explainTime is how long what is missing is waited for before files of somebody else's
@@ -79,7 +80,7 @@ func (a *Agent) onBase(eni *plan.ENI, reason status.Reason, age time.Duration) (
 		return state.ENIOverridden, reason
 	}
 	unit := a.Store.Look(path.Base(reason.Own))
-	if match, culprit := plan.MatchOf(unit, &eni.Link); match != plan.Matches && culprit != "" {
+	if match, culprit := unit.Match(eni.Link.Matchable()); match != unitfile.Matches && culprit != "" {
 		reason.Code, reason.File = status.MatchFails, culprit
 		return state.ENIOverridden, reason
 	}
@@ -125,7 +126,7 @@ func (a *Agent) blameMatch(eni *plan.ENI, reason *status.Reason) {
 		if other == eni || reason.InForce != plan.NetworkPath(other.Link.Name) {
 			continue
 		}
-		if culprit := plan.Matching(a.Store.Look(path.Base(reason.InForce))); culprit != "" {
+		if culprit := a.Store.Look(path.Base(reason.InForce)).Matching(); culprit != "" {
 			reason.Code, reason.File, reason.Other = status.OtherENIsUnit, culprit, other.Link.Name
 			return
 		}
@@ -154,7 +155,7 @@ func (a *Agent) explained(eni *plan.ENI, gaps []status.Gap) status.Reason {
 	if culprit == "" {
 		return status.Reason{}
 	}
-	reason := status.Reason{Code: status.KeptBySetting, Subject: eni.Link.Name, File: culprit, Setting: line, Netplan: plan.FromNetplan(culprit), Gaps: gaps}
+	reason := status.Reason{Code: status.KeptBySetting, Subject: eni.Link.Name, File: culprit, Setting: line, Netplan: unitfile.FromNetplan(culprit), Gaps: gaps}
 	if slices.ContainsFunc(gaps, func(gap status.Gap) bool { return !gap.StillThere }) {
 		reason.Code = status.TakenBySetting
 	}

@@ -15,6 +15,7 @@ import (
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // put makes a file of an administrator, or with no content a mask.
@@ -236,7 +237,7 @@ func TestNetplan(t *testing.T) {
 		a, stop := w.start(t)
 		defer stop()
 		settle(2 * time.Minute)
-		dropIn := plan.GeneratorDir(netplan) + "/" + plan.DropInName
+		dropIn := unitfile.GeneratorDir(netplan) + "/" + plan.DropInName
 		if got := must(t, a, "ens6", state.ENIConfigured); got.NetworkFile != netplan || got.Reason != "" || !slices.Contains(got.Files, dropIn) {
 			t.Errorf("%+v", got)
 		}

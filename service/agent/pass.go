@@ -18,6 +18,7 @@ import (
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // pass observes, decides, acts, verifies and publishes, once.
@@ -463,7 +464,7 @@ func touched(p *plan.Plan, written, removed []string, of func(*plan.Link, string
 func ofNetwork(link *plan.Link, file string) bool {
 	unit := plan.NetworkPath(link.Name)
 	return file == unit || path.Dir(file) == unit+".d" || slices.ContainsFunc(append([]string{link.Generator}, link.Shared...), func(made string) bool {
-		return made != "" && path.Dir(file) == plan.GeneratorDir(made)
+		return made != "" && path.Dir(file) == unitfile.GeneratorDir(made)
 	})
 }
 

@@ -29,6 +29,7 @@ import (
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // world is an instance for failure modes that a real one won't show on demand: a
@@ -590,7 +591,7 @@ type restorer struct {
 	*world
 }
 
-func (r restorer) Look(file string) plan.UnitText { return r.Store.Look(file) }
+func (r restorer) Look(file string) unitfile.Unit { return r.Store.Look(file) }
 
 func (r restorer) Restore() ([]string, error) {
 	r.mu.Lock()

@@ -8,6 +8,7 @@ import (
 
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
+	"ec2netd/service/unitfile"
 )
 
 // OwnAddress is a static address that stands or stood in the generated drop-in of an ENI.
@@ -57,14 +58,9 @@ func AddressesIn(content string) []OwnAddress {
 		return OwnAddresses(dropin.ParseNetwork(content))
 	}
 	var found []OwnAddress
-	for _, s := range settings(content) {
-		text, _, _ := strings.Cut(s.value, "/")
-		if s.key != "Address" {
-			continue
-		}
-		if address, err := netip.ParseAddr(text); err == nil {
-			found = append(found, OwnAddress{Address: address})
-		}
+	text := unitfile.Text{Content: content}
+	for _, address := range text.Addresses() {
+		found = append(found, OwnAddress{Address: address})
 	}
 	return found
 }

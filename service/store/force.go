@@ -13,6 +13,7 @@ import (
 
 	"ec2netd/service/file"
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile"
 )
 
 // Shipped is the base unit as it is installed.
@@ -20,9 +21,9 @@ func Shipped() string { return path.Join(unitDirs[len(unitDirs)-1], BaseName) }
 
 // Extent tells which files of somebody else's stand in the place of the generated ones
 // of a link.
-func (s *Store) Extent(name string) plan.Extent {
+func (s *Store) Extent(name string) unitfile.Extent {
 	network, link := Unit{Name: name, Kind: Network}, Unit{Name: name, Kind: Link}
-	return plan.Extent{Taken: s.taken(network), NetworkHidden: s.hides(network), LinkHidden: s.hides(link)}
+	return unitfile.Extent{Taken: s.taken(network), NetworkHidden: s.hides(network), LinkHidden: s.hides(link)}
 }
 
 // taken is the file that networkd reads in place of a generated unit, or that is where
@@ -109,14 +110,14 @@ func (s *Store) readable(p string) bool {
 }
 
 // Look reads what networkd and udevd read under the name of a unit file.
-func (s *Store) Look(name string) plan.UnitText {
+func (s *Store) Look(name string) unitfile.Unit {
 	return s.look(name, "", func(string, string) bool { return true })
 }
 
 // look is Look; what has no entry in a directory is not looked for there. Absent is read where there
 // is no file of that name, if it is not empty.
-func (s *Store) look(name, absent string, entry func(dir, name string) bool) plan.UnitText {
-	var unit plan.UnitText
+func (s *Store) look(name, absent string, entry func(dir, name string) bool) unitfile.Unit {
+	var unit unitfile.Unit
 	byName := make(map[string]string)
 	for _, dir := range slices.Backward(unitDirs) {
 		if p := path.Join(dir, name); entry(dir, name) && s.exists(p) {
@@ -164,7 +165,7 @@ func (s *Store) look(name, absent string, entry func(dir, name string) bool) pla
 // mostText is how much of a unit file and its drop-ins is read together.
 const mostText = 2 * file.Limit
 
-func (s *Store) text(p string) plan.Text {
+func (s *Store) text(p string) unitfile.Text {
 	source := p
 	if target := s.Target(p); target != "" {
 		source = target
@@ -176,7 +177,7 @@ func (s *Store) text(p string) plan.Text {
 	if err != nil {
 		content = "" // networkd does not read it either
 	}
-	return plan.Text{Path: p, Source: source, Content: content}
+	return unitfile.Text{Path: p, Source: source, Content: content}
 }
 
 // Networks are the .network files of one moment: each is read once at most, however many links are
@@ -185,14 +186,14 @@ type Networks struct {
 	// Names are those of all files, in the order in which networkd looks at them.
 	Names []string
 	store *Store
-	units map[string]plan.UnitText
+	units map[string]unitfile.Unit
 	// entries are what is in the directories of networkd, by path; nil for too many to know.
 	entries map[string]bool
 }
 
 // Networks lists the .network files.
 func (s *Store) Networks() *Networks {
-	n := &Networks{Names: s.names("*.network"), store: s, units: make(map[string]plan.UnitText), entries: make(map[string]bool)}
+	n := &Networks{Names: s.names("*.network"), store: s, units: make(map[string]unitfile.Unit), entries: make(map[string]bool)}
 	for _, dir := range unitDirs {
 		names, err := file.List(s.at(dir), "*")
 		if err != nil {
@@ -207,7 +208,7 @@ func (s *Store) Networks() *Networks {
 }
 
 // Look is [Store.Look]. The texts are not to be changed.
-func (n *Networks) Look(name string) plan.UnitText {
+func (n *Networks) Look(name string) unitfile.Unit {
 	unit, known := n.units[name]
 	if !known {
 		unit = n.store.look(name, "", n.has)
@@ -222,7 +223,7 @@ func (n *Networks) has(dir, entry string) bool { return n.entries == nil || n.en
 // link alone, and the text of it that says so; culprit is empty otherwise. A file counts of which only
 // networkd knows whether it matches. The unit in which a new ENI waits for its own does not, and what
 // completes that does before it is there.
-func (n *Networks) Unmanaged(link *plan.Link) (unit plan.UnitText, culprit string) {
+func (n *Networks) Unmanaged(link *plan.Link) (unit unitfile.Unit, culprit string) {
 	own := path.Base(plan.NetworkPath(link.Name))
 	names := n.Names
 	if i, there := slices.BinarySearch(names, own); !there {
@@ -237,18 +238,18 @@ func (n *Networks) Unmanaged(link *plan.Link) (unit plan.UnitText, culprit strin
 		if unit.Path == "" || unit.Masked || unit.Path == plan.HoldPath {
 			continue
 		}
-		match, _ := plan.MatchOf(unit, link)
-		if match == plan.NoMatch {
+		match, _ := unit.Match(link.Matchable())
+		if match == unitfile.NoMatch {
 			continue
 		}
-		if culprit := plan.Unmanaged(unit); culprit != "" {
+		if culprit := unit.Unmanaged(); culprit != "" {
 			return unit, culprit
 		}
-		if match == plan.Matches && !awaited {
+		if match == unitfile.Matches && !awaited {
 			break
 		}
 	}
-	return plan.UnitText{}, ""
+	return unitfile.Unit{}, ""
 }
 
 // Rules are the policy rules by source that stand in any .network file or drop-in,

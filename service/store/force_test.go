@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile"
 )
 
 func link(t *testing.T, at, target string) {
@@ -21,30 +22,34 @@ func link(t *testing.T, at, target string) {
 	}
 }
 
+func sameText(a, b unitfile.Text) bool {
+	return a.Path == b.Path && a.Source == b.Source && a.Content == b.Content
+}
+
 // F2: what stands in the place of the generated files.
 func TestExtent(t *testing.T) {
 	const etc = "/etc/systemd/network/"
 	unit, dropIn := plan.NetworkPath("ens6"), plan.NetworkDropIn("ens6")
 	for name, c := range map[string]struct {
 		change func(s *Store)
-		want   plan.Extent
+		want   unitfile.Extent
 	}{
-		"nothing":                   {func(*Store) {}, plan.Extent{}},
-		"a file":                    {func(s *Store) { write(t, s.at(etc+"70-ens6.network"), "[Match]\n") }, plan.Extent{Taken: etc + "70-ens6.network"}},
-		"a mask":                    {func(s *Store) { link(t, s.at(etc+"70-ens6.network"), os.DevNull) }, plan.Extent{Taken: etc + "70-ens6.network"}},
-		"a link that leads nowhere": {func(s *Store) { link(t, s.at(etc+"70-ens6.network"), "/nonexistent") }, plan.Extent{}},
-		"another link's":            {func(s *Store) { write(t, s.at(etc+"70-ens7.network"), "[Match]\n") }, plan.Extent{}},
-		"a mask in its place":       {func(s *Store) { link(t, s.at(unit), os.DevNull) }, plan.Extent{Taken: unit}},
+		"nothing":                   {func(*Store) {}, unitfile.Extent{}},
+		"a file":                    {func(s *Store) { write(t, s.at(etc+"70-ens6.network"), "[Match]\n") }, unitfile.Extent{Taken: etc + "70-ens6.network"}},
+		"a mask":                    {func(s *Store) { link(t, s.at(etc+"70-ens6.network"), os.DevNull) }, unitfile.Extent{Taken: etc + "70-ens6.network"}},
+		"a link that leads nowhere": {func(s *Store) { link(t, s.at(etc+"70-ens6.network"), "/nonexistent") }, unitfile.Extent{}},
+		"another link's":            {func(s *Store) { write(t, s.at(etc+"70-ens7.network"), "[Match]\n") }, unitfile.Extent{}},
+		"a mask in its place":       {func(s *Store) { link(t, s.at(unit), os.DevNull) }, unitfile.Extent{Taken: unit}},
 		"a file in its place": {func(s *Store) {
 			_ = os.Remove(s.at(unit))
 			write(t, s.at(unit), "[Match]\n")
-		}, plan.Extent{Taken: unit}},
-		"a link in its place":         {func(s *Store) { link(t, s.at(unit), "/opt/x.network") }, plan.Extent{Taken: unit}},
-		"a mask in the drop-in's":     {func(s *Store) { link(t, s.at(dropIn), os.DevNull) }, plan.Extent{Taken: dropIn}},
-		"a drop-in":                   {func(s *Store) { write(t, s.at(etc+"70-ens6.network.d/x.conf"), "") }, plan.Extent{}},
-		"a drop-in of the same name":  {func(s *Store) { write(t, s.at(etc+"70-ens6.network.d/50-ec2netd.conf"), "") }, plan.Extent{NetworkHidden: etc + "70-ens6.network.d/50-ec2netd.conf"}},
-		"a masked .link drop-in":      {func(s *Store) { link(t, s.at(etc+"70-ens6.link.d/50-ec2netd.conf"), os.DevNull) }, plan.Extent{LinkHidden: etc + "70-ens6.link.d/50-ec2netd.conf"}},
-		"a .link file takes no place": {func(s *Store) { write(t, s.at(etc+"70-ens6.link"), "[Match]\n") }, plan.Extent{}},
+		}, unitfile.Extent{Taken: unit}},
+		"a link in its place":         {func(s *Store) { link(t, s.at(unit), "/opt/x.network") }, unitfile.Extent{Taken: unit}},
+		"a mask in the drop-in's":     {func(s *Store) { link(t, s.at(dropIn), os.DevNull) }, unitfile.Extent{Taken: dropIn}},
+		"a drop-in":                   {func(s *Store) { write(t, s.at(etc+"70-ens6.network.d/x.conf"), "") }, unitfile.Extent{}},
+		"a drop-in of the same name":  {func(s *Store) { write(t, s.at(etc+"70-ens6.network.d/50-ec2netd.conf"), "") }, unitfile.Extent{NetworkHidden: etc + "70-ens6.network.d/50-ec2netd.conf"}},
+		"a masked .link drop-in":      {func(s *Store) { link(t, s.at(etc+"70-ens6.link.d/50-ec2netd.conf"), os.DevNull) }, unitfile.Extent{LinkHidden: etc + "70-ens6.link.d/50-ec2netd.conf"}},
+		"a .link file takes no place": {func(s *Store) { write(t, s.at(etc+"70-ens6.link"), "[Match]\n") }, unitfile.Extent{}},
 	} {
 		s := &Store{Root: t.TempDir()}
 		apply(t, s, files("ens6"))
@@ -73,7 +78,7 @@ func TestLook(t *testing.T) {
 	if got.Path != plan.NetworkPath("ens6") || got.Masked {
 		t.Errorf("%+v", got)
 	}
-	want := []plan.Text{
+	want := []unitfile.Text{
 		{Path: plan.NetworkPath("ens6"), Source: base, Content: "[Match]\nDriver=ena\n"},
 		{Path: etc + "70-ens6.network.d/20-vendor.conf", Source: etc + "70-ens6.network.d/20-vendor.conf", Content: "admin"},
 		{Path: plan.NetworkDropIn("ens6"), Source: plan.NetworkDropIn("ens6"), Content: "[Match]\nName=ens6\n"},
@@ -82,7 +87,7 @@ func TestLook(t *testing.T) {
 	if masks := []string{etc + "70-ens6.network.d/10-vendor.conf", etc + "70-ens6.network.d/60-empty.conf"}; !slices.Equal(got.MaskedDropIns, masks) {
 		t.Errorf("masks: %q", got.MaskedDropIns)
 	}
-	if !slices.Equal(got.Texts, want) {
+	if !slices.EqualFunc(got.Texts, want, sameText) {
 		t.Errorf("%+v", got.Texts)
 	}
 	if !want[2].Generated() || want[1].Generated() || want[3].Generated() {

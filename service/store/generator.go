@@ -11,6 +11,7 @@ import (
 
 	"ec2netd/service/dropin"
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile"
 )
 
 // completion is a directory of drop-ins of a generator's file that this daemon has completed
@@ -130,20 +131,20 @@ func (s *Store) generator(link *plan.Link, networks *Networks) (sole string, sha
 		if unit.Path == "" || unit.Masked {
 			continue
 		}
-		made := plan.FromGenerator(unit.Path) || unit.Path == plan.NetworkPath(link.Name)
+		made := unitfile.FromGenerator(unit.Path) || unit.Path == plan.NetworkPath(link.Name)
 		if made {
-			dir := plan.GeneratorDir(unit.Path)
-			unit.Texts = slices.DeleteFunc(slices.Clone(unit.Texts), func(text plan.Text) bool {
+			dir := unitfile.GeneratorDir(unit.Path)
+			unit.Texts = slices.DeleteFunc(slices.Clone(unit.Texts), func(text unitfile.Text) bool {
 				return path.Dir(text.Path) == dir && (text.Generated() || text.Source != text.Path)
 			})
 		}
-		if match, _ := plan.MatchOf(unit, link); match == plan.NoMatch {
+		if match, _ := unit.Match(link.Matchable()); match == unitfile.NoMatch {
 			continue
 		}
 		switch {
-		case made && plan.Sole(&unit.Texts[0], link):
+		case made && unit.Texts[0].Sole(link.Matchable()):
 			return unit.Path, shared
-		case made && plan.LeavesOut(&unit.Texts[0]):
+		case made && unit.Texts[0].LeavesOut():
 			shared = append(shared, unit.Path)
 		default:
 			return "", shared
@@ -156,7 +157,7 @@ func (s *Store) generator(link *plan.Link, networks *Networks) (sole string, sha
 const cloudInitYAML = "/etc/netplan/50-cloud-init.yaml"
 
 // firstBoot are the static addresses in a generator's file if cloud-init has written all of them.
-func (s *Store) firstBoot(unit plan.UnitText) []netip.Addr {
+func (s *Store) firstBoot(unit unitfile.Unit) []netip.Addr {
 	var all []netip.Addr
 	for _, own := range plan.AddressesIn(unit.Texts[0].Content) {
 		all = append(all, own.Address)
@@ -179,7 +180,7 @@ func (s *Store) firstBoot(unit plan.UnitText) []netip.Addr {
 
 // fromKernelLine reports whether systemd-network-generator has made what is in the place of a unit.
 func (s *Store) fromKernelLine(u Unit) bool {
-	return u.Kind == Network && s.regular(u.unit()) && plan.FromKernelLine(s.Read(u.unit()))
+	return u.Kind == Network && s.regular(u.unit()) && unitfile.FromKernelLine(s.Read(u.unit()))
 }
 
 // ownDropIns are the drop-ins that others have for the own unit of a link.

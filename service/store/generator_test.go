@@ -11,6 +11,7 @@ import (
 
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile"
 )
 
 // completed is a unit with the links by which a generator's files say the same.
@@ -142,7 +143,7 @@ func TestGenerator(t *testing.T) {
 		}
 		// With ENIs left out it is the same one.
 		for _, shared := range c.shared {
-			write(t, s.at(plan.GeneratorDir(shared)+"/"+plan.DropInName), "# Written by ec2netd\n[Match]\nDriver=!ena\n")
+			write(t, s.at(unitfile.GeneratorDir(shared)+"/"+plan.DropInName), "# Written by ec2netd\n[Match]\nDriver=!ena\n")
 		}
 		if l.Generator == "" {
 			if s.Complete(&l, s.Networks()); !slices.Equal(l.Shared, c.shared) {
@@ -154,7 +155,7 @@ func TestGenerator(t *testing.T) {
 			continue // see TestKernelLine
 		}
 		// And with what it is completed by.
-		dir := plan.GeneratorDir(l.Generator)
+		dir := unitfile.GeneratorDir(l.Generator)
 		apply(t, s, append(unit("ens6", l.MAC, ""), plan.File{Path: path.Join(dir, plan.DropInName), Target: plan.NetworkDropIn("ens6")},
 			plan.File{Path: path.Join(dir, plan.BaseLinkName), Target: base}))
 		if s.Complete(&l, s.Networks()); l.Generator != c.want || l.Bytes != c.mtu || !slices.Equal(l.Shared, c.shared) {
@@ -190,7 +191,7 @@ func TestFirstBoot(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, l.Generator, l.FirstBoot)
 		}
 		// Its link among the drop-ins is this daemon's, and changes nothing of that.
-		dir := plan.GeneratorDir(c.file)
+		dir := unitfile.GeneratorDir(c.file)
 		apply(t, s, append(unit("ens6", l.MAC, ""), plan.File{Path: path.Join(dir, plan.DropInName), Target: plan.NetworkDropIn("ens6")},
 			plan.File{Path: path.Join(dir, plan.ClearName), Target: plan.NoAddresses}))
 		if s.Complete(&l, s.Networks()); len(l.FirstBoot) != c.want {

@@ -6,12 +6,13 @@ import (
 	"strings"
 
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile"
 )
 
 // Policies are the .link files that somebody else has made, in the order in which udevd looks at
 // them, with their drop-ins.
-func (s *Store) Policies() []plan.UnitText {
-	var units []plan.UnitText
+func (s *Store) Policies() []unitfile.Unit {
+	var units []unitfile.Unit
 	for _, name := range s.names("*.link") {
 		unit := s.Look(name)
 		generated := path.Dir(unit.Path) == plan.Directory && strings.HasPrefix(name, "70-") && s.Target(unit.Path) != ""

@@ -266,7 +266,7 @@ func (s *Store) Complete(link *plan.Link, networks *Networks) {
 		link.FirstBoot = s.firstBoot(of)
 		unit.Texts = slices.Concat(of.Texts, unit.Texts)
 	}
-	link.MTUSetting, link.PortSetting = plan.MTUOf(unit), plan.PortOf(unit)
+	link.MTUSetting, link.PortSetting = unit.MTU(), unit.Port()
 }
 
 // Assigned are the numbers that stand in generated drop-ins, by MAC address. Those of
