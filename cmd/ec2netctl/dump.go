@@ -14,6 +14,8 @@ import (
 	"ec2netd/service/platform"
 	"ec2netd/service/preview"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
+	"ec2netd/service/unitfile/disk"
 )
 
 // dumpTime bounds the reading of all metadata: 15 ENIs have some 300 keys, which the
@@ -24,6 +26,9 @@ const dumpTime = 60 * time.Second
 type site struct {
 	config config.Config
 	store  *store.Store
+	// files are the unit files of networkd and udevd, which reader has read.
+	files  *unitfile.Tree
+	reader *disk.Reader
 	kernel *kernel.Snapshot
 	// notEC2 says why ec2netd has nothing to do here; empty where it has.
 	notEC2 string
@@ -45,7 +50,7 @@ func (e notEC2Error) Error() string { return string(e) }
 
 // look looks at this machine.
 func (c *ctl) look() (*site, error) {
-	s := &site{config: config.Load("/" + c.root), store: &store.Store{Root: c.root}}
+	s := &site{config: config.Load("/" + c.root), store: &store.Store{Root: c.root}, reader: &disk.Reader{Root: c.root}}
 	observer, err := kernel.NewObserver(s.config.Drivers)
 	if err != nil {
 		return nil, err
@@ -57,6 +62,7 @@ func (c *ctl) look() (*site, error) {
 	if s.kernel, err = observer.Observe(); err != nil {
 		return nil, fmt.Errorf("looking at the links: %w", err)
 	}
+	s.files = s.reader.Tree()
 	return s, nil
 }
 
@@ -67,7 +73,7 @@ func (s *site) paths(primary string) []metadata.Path {
 
 // preview plans with the files of this machine.
 func (s *site) preview() *preview.Site {
-	return &preview.Site{Store: s.store, Sections: s.config.ENIs}
+	return &preview.Site{Store: s.store, Files: s.files, Sections: s.config.ENIs}
 }
 
 // readDump reads the metadata here and now.

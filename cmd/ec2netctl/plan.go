@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 	"ec2netd/service/preview"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile/disk"
 )
 
 // planOptions are the flags of plan.
@@ -66,7 +68,7 @@ func (c *ctl) planOffline(o *planOptions) (*preview.Plan, error) {
 	}
 	settings := config.Load("/" + root)
 	c.warn(settings.Problems)
-	site := &preview.Site{Store: &store.Store{Root: root}, Sections: settings.ENIs}
+	site := &preview.Site{Store: &store.Store{Root: root}, Files: (&disk.Reader{Root: root}).Tree(), Sections: settings.ENIs}
 	result, err := site.Offline(&d.Dump, links)
 	if err != nil {
 		if c.who.elevated && o.metadata != "-" {
@@ -129,7 +131,9 @@ func (c *ctl) planHere(ctx context.Context, o *planOptions) (*preview.Plan, erro
 		return nil, err
 	}
 	// netplan's files are for root and networkd alone.
-	for _, unread := range s.store.Unread() {
+	unread := slices.Concat(s.store.Unread(), s.reader.Unread())
+	slices.Sort(unread)
+	for _, unread := range slices.Compact(unread) {
 		fmt.Fprintf(c.stderr, "ec2netctl: the plan is without what is in %s\n", clean(unread))
 	}
 	return result, nil

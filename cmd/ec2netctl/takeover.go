@@ -116,7 +116,7 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 	}
 	survey := &takeover.Survey{
 		Root: c.root, Units: units, Links: site.kernel.Links,
-		UnitFiles: site.store, Networkd: &networkd.Client{Root: c.root}, Systemctl: takeover.Host{}.Systemctl,
+		UnitFiles: site.files, Networkd: &networkd.Client{Root: c.root}, Systemctl: takeover.Host{}.Systemctl,
 	}
 	p, links, err := survey.Plan(ctx)
 	return p, links, advised(err)

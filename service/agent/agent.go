@@ -19,7 +19,6 @@ import (
 	"ec2netd/service/compare"
 	"ec2netd/service/config"
 	"ec2netd/service/conflict"
-	"ec2netd/service/dropin"
 	"ec2netd/service/journal"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
@@ -67,25 +66,16 @@ type Udev interface {
 // Store keeps the generated files.
 type Store interface {
 	Restore() (written []string, err error)
-	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
-	Withdraw(shall []plan.File) error
-	Prepare(shall []plan.File) error
-	Units() ([]store.Unit, error)
+	Apply(want store.Want) (store.Changes, error)
+	Withdraw(shall []store.File) error
+	Prepare(shall []store.File) error
 	Renew(path string) error
-	Read(path string) string
-	Network(link string) *dropin.Network
-	LinkDropIn(link string) *dropin.Link
-	Base() (unit string, dropIns []string)
-	Target(path string) string
-	Complete(link *plan.Link, networks *store.Networks)
-	Policies() []unitfile.Unit
-	Policy(applied string) string
-	Assigned(presumed string) map[string]plan.Numbers
-	Look(file string) unitfile.Unit
-	Networks() *store.Networks
-	Rules() ([]plan.Rule, error)
-	Addresses() (map[plan.OwnAddress]bool, error)
-	Stamp(files ...string) string
+	Unread() []string
+}
+
+// Files reads the unit files of networkd and udevd.
+type Files interface {
+	Tree() *unitfile.Tree
 	Unread() []string
 }
 
@@ -104,6 +94,7 @@ type Options struct {
 	Manager networkd.Manager
 	Udev    Udev
 	Store   Store
+	Files   Files
 	Log     *slog.Logger
 	// Others is looked at when the daemon or networkd starts, once more in the refresh time
 	// after that and after an attachment, from then on each othersTime, or each refresh time
@@ -264,10 +255,13 @@ type Agent struct {
 	// plans, which are made when input is another one: nothing that follows from what is
 	// the same is worked out again. Neither is ever changed once it is there.
 	snapshot *kernel.Snapshot
-	input    plan.Input
-	plan     plan.Plan
-	planned  uint64
-	links    map[int]*link
+	// files are the unit files as of the last look at the kernel, or as of the last change of them
+	// by this daemon.
+	files   *unitfile.Tree
+	input   plan.Input
+	plan    plan.Plan
+	planned uint64
+	links   map[int]*link
 	// session is the conversation with networkd.
 	session *networkd.Session
 	// altnames are the links that udevd is to give alternative names.
@@ -473,6 +467,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		watchdog = ticker.C
 	}
 
+	a.files = a.Files.Tree()
 	a.load(time.Now())
 	a.othersDue = true
 	a.session.Begin(ctx)

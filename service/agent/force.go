@@ -5,11 +5,11 @@ import (
 	"slices"
 	"time"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
-	"ec2netd/service/store"
 	"ec2netd/service/unitfile"
 )
 
@@ -24,7 +24,7 @@ const takeUp = time.Second
 // watchBase has networkd reload when the base unit or one of its drop-ins has changed:
 // the generated units are made of them, so that nobody else knows what it means.
 func (a *Agent) watchBase(unit string, dropIns []string) {
-	stamp := a.Store.Stamp(append([]string{unit}, dropIns...)...)
+	stamp := a.files.Stamp(append([]string{unit}, dropIns...)...)
 	if a.baseStamp != "" && stamp != a.baseStamp {
 		now := time.Now()
 		a.session.NeedReload()
@@ -45,7 +45,7 @@ func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration
 		why.File = ""
 	}
 	nothing := why.File == "" && why.Administrative == "unmanaged"
-	base := path.Base(why.File) == store.BaseName
+	base := path.Base(why.File) == dropin.BaseName
 	taken := eni.Link.Taken
 	reason := status.Reason{Subject: eni.Link.Name, Own: own, InForce: why.File}
 	switch {
@@ -75,11 +75,11 @@ func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration
 // onBase continues inForce where networkd has the base unit for the link, or none.
 func (a *Agent) onBase(eni *plan.ENI, reason status.Reason, age time.Duration) (state.ENI, status.Reason) {
 	nothing := reason.InForce == ""
-	if base := a.Store.Look(store.BaseName); nothing && base.Masked {
+	if base := a.files.Look(dropin.BaseName); nothing && base.Masked {
 		reason.Code, reason.File = status.BaseMasked, base.Path
 		return state.ENIOverridden, reason
 	}
-	unit := a.Store.Look(path.Base(reason.Own))
+	unit := a.files.Look(path.Base(reason.Own))
 	if match, culprit := unit.Match(eni.Link.Matchable()); match != unitfile.Matches && culprit != "" {
 		reason.Code, reason.File = status.MatchFails, culprit
 		return state.ENIOverridden, reason
@@ -107,7 +107,7 @@ func (a *Agent) onBase(eni *plan.ENI, reason status.Reason, age time.Duration) (
 // takenOver says how another file has the place of the unit.
 func (a *Agent) takenOver(eni *plan.ENI, why networkd.LinkState) status.Code {
 	taken := eni.Link.Taken
-	switch unit := a.Store.Look(path.Base(plan.NetworkPath(eni.Link.Name))); {
+	switch unit := a.files.Look(path.Base(plan.NetworkPath(eni.Link.Name))); {
 	case taken == plan.NetworkDropIn(eni.Link.Name):
 		return status.DropInTaken
 	case unit.Masked:
@@ -126,7 +126,7 @@ func (a *Agent) blameMatch(eni *plan.ENI, reason *status.Reason) {
 		if other == eni || reason.InForce != plan.NetworkPath(other.Link.Name) {
 			continue
 		}
-		if culprit := a.Store.Look(path.Base(reason.InForce)).Matching(); culprit != "" {
+		if culprit := a.files.Look(path.Base(reason.InForce)).Matching(); culprit != "" {
 			reason.Code, reason.File, reason.Other = status.OtherENIsUnit, culprit, other.Link.Name
 			return
 		}
@@ -136,12 +136,12 @@ func (a *Agent) blameMatch(eni *plan.ENI, reason *status.Reason) {
 // unmanagedBy looks for the file that has networkd leave the link alone, which networkd
 // does not tell.
 func (a *Agent) unmanagedBy(eni *plan.ENI) (other state.ENI, why status.Code, culprit string) {
-	unit, culprit := a.Store.Networks().Unmanaged(&eni.Link)
+	unit, culprit := a.files.Unmanaged(eni.Link.Matchable())
 	name := path.Base(unit.Path)
 	switch {
 	case culprit == "":
 		return "", status.None, ""
-	case name == path.Base(plan.NetworkPath(eni.Link.Name)) || culprit != unit.Texts[0].Source || name == store.BaseName:
+	case name == path.Base(plan.NetworkPath(eni.Link.Name)) || culprit != unit.Texts[0].Source || name == dropin.BaseName:
 		return state.ENIOverridden, status.UnmanagedBySetting, culprit
 	}
 	return state.ENIShadowed, status.UnmanagedByUnit, culprit
@@ -150,8 +150,8 @@ func (a *Agent) unmanagedBy(eni *plan.ENI) (other state.ENI, why status.Code, cu
 // explained says what file of somebody else's, read together with the ENI's own, takes
 // away what is missing, or keeps what is still there.
 func (a *Agent) explained(eni *plan.ENI, gaps []status.Gap) status.Reason {
-	unit := a.Store.Look(path.Base(eni.Link.Unit()))
-	culprit, line := plan.TakenAway(unit, gaps, store.Shipped())
+	unit := a.files.Look(path.Base(eni.Link.Unit()))
+	culprit, line := plan.TakenAway(unit, gaps, unitfile.Shipped())
 	if culprit == "" {
 		return status.Reason{}
 	}
@@ -172,10 +172,10 @@ func (a *Agent) namesTaken(eni *plan.ENI) status.Reason {
 		}
 	}
 	applied, ok := a.Udev.LinkFile(eni.Link.Index)
-	if !ok || (applied != "" && a.Store.Read(applied) == "") {
+	if !ok || a.files.Gone(applied) {
 		applied = ""
 	}
-	why, file := plan.KeepsNames(&eni.Link, a.Store.Look(path.Base(own)), applied)
+	why, file := plan.KeepsNames(&eni.Link, a.files.Look(path.Base(own)), applied)
 	if why == status.None {
 		return status.Reason{}
 	}

@@ -11,7 +11,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 	"ec2netd/service/schedule"
-	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // Times of rules that networkd has forgotten.
@@ -146,37 +146,31 @@ type noting struct {
 	snapshot           *kernel.Snapshot
 }
 
-// generated are the rules of the generated files on disk: the drop-ins, what they say, and
-// the count of changes.
+// generated are the rules of the generated files on disk: the drop-ins, what they say, the count of
+// changes, and the files of which that is.
 type generated struct {
 	dropIns   []*dropin.Network
 	rules     []plan.Rule
 	addresses []plan.OwnAddress
 	count     uint64
-	seen      bool
+	of        *unitfile.Tree
 }
 
 // generatedRules are those of the generated files on disk.
-// They are looked at once for each look at the kernel, and after files were written.
 func (a *Agent) generatedRules() []plan.Rule {
-	if a.generated.seen {
+	if a.generated.of == a.files {
 		return a.generated.rules
 	}
-	a.generated.seen = true
-	units, err := a.Store.Units()
-	if err != nil {
-		units = nil
-	}
-	dropIns := make([]*dropin.Network, 0, len(units))
-	for _, unit := range units {
-		if unit.Kind == store.Network {
-			dropIns = append(dropIns, a.Store.Network(unit.Name))
-		}
+	a.generated.of = a.files
+	links := a.files.Generated()
+	dropIns := make([]*dropin.Network, 0, len(links))
+	for _, link := range links {
+		dropIns = append(dropIns, a.files.Network(link))
 	}
 	if slices.Equal(dropIns, a.generated.dropIns) {
 		return a.generated.rules
 	}
-	a.generated = generated{dropIns: dropIns, count: a.generated.count + 1, seen: true}
+	a.generated = generated{dropIns: dropIns, count: a.generated.count + 1, of: a.files}
 	for _, n := range dropIns {
 		a.generated.rules = append(a.generated.rules, plan.RulesOf(n)...)
 		a.generated.addresses = append(a.generated.addresses, plan.OwnAddresses(n)...)
@@ -229,10 +223,10 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) {
 	addresses := a.orphanAddresses()
 	if len(orphans)+len(addresses) > 0 {
 		// What somebody else's file wants is not looked at before it matters.
-		wanted, err := a.Store.Rules()
+		wanted, err := plan.WantedRules(a.files)
 		var kept map[plan.OwnAddress]bool
 		if err == nil {
-			kept, err = a.Store.Addresses()
+			kept, err = plan.WantedAddresses(a.files)
 		}
 		if err != nil {
 			a.said.Warn("orphans", "Rules and addresses that networkd forgot stay", "reason", err.Error())
@@ -331,7 +325,7 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) {
 	if now.Before(a.namesTry.Next) || a.cleaning || a.session.BusSilent() || a.storeErr != "" {
 		return
 	}
-	stale := plan.StaleNames(a.snapshot.Links, a.Store.LinkDropIn)
+	stale := plan.StaleNames(a.snapshot.Links, a.files.LinkDropIn)
 	if len(stale) == 0 {
 		return
 	}

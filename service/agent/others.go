@@ -13,7 +13,9 @@ import (
 // tellUnread says which files of others could not be read (J2). They count as if they were
 // not there.
 func (a *Agent) tellUnread() {
-	a.unreadFiles = slices.Compact(slices.Sorted(slices.Values(slices.Concat(a.Store.Unread(), a.othersUnread))))
+	unread := slices.Concat(a.Store.Unread(), a.Files.Unread(), a.othersUnread)
+	slices.Sort(unread)
+	a.unreadFiles = slices.Compact(unread)
 	if len(a.unreadFiles) > 0 {
 		a.said.Warn("unread", "Failed to read files, which count as if they were not there: remove or mend them", "files", strings.Join(a.unreadFiles, "; "))
 	} else if a.said.Clear("unread") {

@@ -172,7 +172,7 @@ func (a *Agent) observe() bool {
 	a.snapshot.Others = snapshot.Others
 	snapshot = a.snapshot
 	clear(a.linkStates)
-	a.generated.seen = false
+	a.files = a.Files.Tree()
 	seen := make(map[string]bool)
 	present := make(map[int]bool)
 	gone := false
@@ -228,7 +228,7 @@ func (a *Agent) observe() bool {
 }
 
 // holdThere tells whether the unit is on disk that has networkd leave new ENIs alone.
-func (a *Agent) holdThere() bool { return dropin.Ours(a.Store.Read(plan.HoldPath)) }
+func (a *Agent) holdThere() bool { return dropin.Ours(a.files.Read(plan.HoldPath)) }
 
 // holdFor is how long networkd leaves a new ENI alone whose files are not there.
 func (a *Agent) holdFor(mac, name string) time.Duration {
@@ -290,20 +290,20 @@ func (a *Agent) decide() {
 	now := time.Now()
 	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections,
 		Networkd: a.networkd(), Locked: plan.Locked(a.snapshot.Rules), Tunnel: a.snapshot.Tunnel, Hint: a.planHint(), Drivers: a.Drivers, Holding: a.holdThere()}
-	in.Base, in.BaseDropIns = a.Store.Base()
+	in.Base, in.BaseDropIns = a.files.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
-	in.Assigned = a.Store.Assigned(a.presumed)
+	in.Assigned = plan.Assigned(a.files, a.presumed)
 	for mac, t := range a.targets {
 		if t.view != nil {
 			in.Views[mac] = *t.view
 		}
 	}
-	policies, networks := a.Store.Policies(), a.Store.Networks()
+	policies := a.files.Policies()
 	for _, l := range a.snapshot.Links {
 		entry := plan.Observed(l, a.snapshot.Routes)
-		a.Store.Complete(&entry, networks)
+		entry.Complete(a.files)
 		if applied, ok := a.Udev.LinkFile(l.Index); ok {
-			entry.TakePolicy(policies, a.Store.Policy(applied))
+			entry.TakePolicy(policies, a.files.Policy(applied))
 		}
 		memory := a.links[l.Index]
 		if !a.session.Running() || a.unhandled(l.Index) {
@@ -344,7 +344,7 @@ func (a *Agent) decide() {
 		entry.Domains = said.Domains
 		entry.Foreign = plan.Foreign(&entry, a.isOurs)
 		entry.Done = said.Administrative == "configured"
-		entry.OnBase = path.Base(said.File) == store.BaseName
+		entry.OnBase = path.Base(said.File) == dropin.BaseName
 		entry.OffBase = !entry.OnBase && said.File != plan.HoldPath &&
 			(said.Administrative == "unmanaged" || (said.File != "" && !entry.UnitInForce(said.File)))
 		entry.OnOthers = entry.OffBase && said.File != "" && !entry.UnitInForce(said.File)
@@ -385,16 +385,19 @@ func (a *Agent) networkd() plan.Networkd {
 // act brings the disk to the plan and has networkd and udevd take it up. It tells
 // whether either was asked to do something.
 func (a *Agent) act(ctx context.Context) bool {
-	var keep []store.Unit
+	want := store.Want{Files: storeFiles(a.plan.Files)}
 	before := make(map[string]*dropin.Network)
 	for i := range a.plan.ENIs {
 		eni := &a.plan.ENIs[i]
 		before[eni.Link.Name] = eni.Link.Current
-		keep = append(keep, store.Kept(eni)...)
+		want.Keep = append(want.Keep, eni.Kept()...)
+		if eni.Link.StartFile {
+			want.Starts = append(want.Starts, plan.StartDropIn(eni.Link.Name))
+		}
 	}
 	a.noteRules(time.Now())
 	a.prepare(a.Store.Withdraw)
-	changes, err := a.Store.Apply(a.plan.Files, keep)
+	changes, err := a.Store.Apply(want)
 	a.refused = changes.Refused
 	changes.Written = append(changes.Written, a.restored...)
 	a.restored = nil
@@ -402,7 +405,7 @@ func (a *Agent) act(ctx context.Context) bool {
 		a.prepared = a.planned
 	}
 	if changes.Any() {
-		a.generated.seen = false
+		a.files = a.Files.Tree()
 		a.lastChange = time.Now()
 		for _, r := range a.waiting {
 			r.written = append(r.written, changes.Written...)
@@ -434,16 +437,25 @@ func (a *Agent) act(ctx context.Context) bool {
 // prepare withdraws or prepares what networkd is to find at its next start, where the plan is
 // another one. What there is stays while networkd is away: it may be starting.
 // It tells whether that is done.
-func (a *Agent) prepare(do func([]plan.File) error) bool {
+func (a *Agent) prepare(do func([]store.File) error) bool {
 	if a.prepared == a.planned || !a.session.Running() {
 		return a.prepared == a.planned
 	}
-	if err := do(a.plan.AtStart()); err != nil {
+	if err := do(storeFiles(a.plan.AtStart())); err != nil {
 		a.said.Warn("start", "Cannot prepare the next start of networkd, which may interrupt connections", "reason", err.Error())
 		return false
 	}
 	a.said.Clear("start")
 	return true
+}
+
+// storeFiles are files of a plan as the store has them.
+func storeFiles(files []plan.File) []store.File {
+	found := make([]store.File, 0, len(files))
+	for _, f := range files {
+		found = append(found, store.File(f))
+	}
+	return found
 }
 
 // touched are the present links of whose unit something was changed. A detached
@@ -935,7 +947,7 @@ func (a *Agent) describeAnew(eni *plan.ENI) state.Interface {
 	}
 	if eni.Keep && len(eni.Files) == 0 {
 		for _, file := range []string{plan.NetworkDropIn(eni.Link.Name), plan.NetworkPath(eni.Link.Name)} {
-			if a.Store.Read(file) != "" || a.Store.Target(file) != "" {
+			if a.files.Read(file) != "" || a.files.Target(file) != "" {
 				entry.Files = append(entry.Files, file)
 			}
 		}

@@ -24,6 +24,7 @@ import (
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile/disk"
 )
 
 // site is a world whose metadata service and client are the true ones, over a network
@@ -431,8 +432,8 @@ type watchedStore struct {
 	wrote func(store.Changes)
 }
 
-func (w watchedStore) Apply(files []plan.File, keep []store.Unit) (store.Changes, error) {
-	changes, err := w.Store.Apply(files, keep)
+func (w watchedStore) Apply(want store.Want) (store.Changes, error) {
+	changes, err := w.Store.Apply(want)
 	if changes.Any() && w.wrote != nil {
 		w.wrote(changes)
 	}
@@ -445,7 +446,7 @@ func (s *site) run() (*Agent, func()) {
 	server := &http.Server{Handler: s.server}
 	go server.Serve(s.pipes)
 	a := New(Options{
-		Version: "test", Kernel: s, Metadata: s.client, Networkd: s, Manager: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote},
+		Version: "test", Kernel: s, Metadata: s.client, Networkd: s, Manager: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote}, Files: &disk.Reader{Root: s.dir},
 		Log: slog.New(slog.NewTextHandler(logWriter{s.world}, nil)), Events: []<-chan struct{}{s.poke},
 		RefreshEvery: time.Minute, Views: persist.Place{Path: filepath.Join(s.dir, "views.json")}, Drivers: s.holding,
 	})

@@ -51,14 +51,13 @@ func OwnAddresses(n *dropin.Network) []OwnAddress {
 	return found
 }
 
-// AddressesIn returns the addresses that any unit file of networkd has. Which links one of
-// somebody else's is for is not known: MAC is empty then.
-func AddressesIn(content string) []OwnAddress {
-	if dropin.Ours(content) {
-		return OwnAddresses(dropin.ParseNetwork(content))
+// addressesIn returns the addresses that any unit file of networkd has. Which links one of somebody
+// else's is for is not known: MAC is empty then.
+func addressesIn(text *unitfile.Text) []OwnAddress {
+	if dropin.Ours(text.Content) {
+		return OwnAddresses(text.Network())
 	}
 	var found []OwnAddress
-	text := unitfile.Text{Content: content}
 	for _, address := range text.Addresses() {
 		found = append(found, OwnAddress{Address: address})
 	}
@@ -67,8 +66,8 @@ func AddressesIn(content string) []OwnAddress {
 
 // OrphanAddresses are the addresses that networkd has left behind: a link has them, record
 // says that they were in its drop-in, and no file wants them for it any more, see
-// [AddressesIn]. From systemd 257 on
-// ENIs have KeepConfiguration=yes, with which networkd takes an address that was there before
+// [WantedAddresses]. From systemd 257 on ENIs have KeepConfiguration=yes, with which networkd takes
+// an address that was there before
 // it started for somebody else's; 252 takes a deprecated one for DHCP's then.
 func OrphanAddresses(record []OwnAddress, wanted map[OwnAddress]bool, links []kernel.Link) []OwnAddress {
 	var found []OwnAddress

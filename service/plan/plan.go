@@ -361,6 +361,18 @@ type ENI struct {
 	yields bool
 }
 
+// Kept returns the paths of the generated units of which everything stays that is there.
+func (e *ENI) Kept() []string {
+	var kept []string
+	if e.Keep {
+		kept = append(kept, NetworkPath(e.Link.Name))
+	}
+	if e.Keep || e.KeepLink {
+		kept = append(kept, LinkPath(e.Link.Name))
+	}
+	return kept
+}
+
 // Plan is the decision.
 type Plan struct {
 	ENIs  []ENI

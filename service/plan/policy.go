@@ -7,7 +7,7 @@ import (
 )
 
 // TakePolicy notes which .link file holds for a link besides the generated one, which leads to it:
-// the first of those of others that matches, see store.Policies. Applied is the file that udevd has
+// the first of those of others that matches, see [unitfile.Tree.Policies]. Applied is the file that udevd has
 // applied to the link, or that the generated one leads to if it was that; empty for none. Of a file
 // that asks for what only udevd knows, that is the answer.
 func (l *Link) TakePolicy(units []unitfile.Unit, applied string) {

@@ -8,12 +8,15 @@ import (
 	"ec2netd/service/plan"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
+	"ec2netd/service/unitfile"
 )
 
 // Site is the machine that a plan is for, as its files tell of it.
 type Site struct {
-	// Store has the files of networkd and udevd. Its root is that of everything else here, too.
+	// Store has the generated files. Its root is that of everything else here, too.
 	Store *store.Store
+	// Files are the unit files of networkd and udevd.
+	Files *unitfile.Tree
 	// Sections of the configuration.
 	Sections []config.Section
 }
@@ -22,7 +25,7 @@ type Site struct {
 func (s *Site) input() plan.Input {
 	in := plan.Input{Sections: s.Sections}
 	in.Networkd.Keeps = (&networkd.Client{Root: s.Store.Root}).Keeps()
-	in.Base, in.BaseDropIns = s.Store.Base()
+	in.Base, in.BaseDropIns = s.Files.Base()
 	return in
 }
 
@@ -36,12 +39,11 @@ func (s *Site) Offline(d *metadata.Dump, links []plan.Link) (*Plan, error) {
 // Here returns the plan for the metadata of this machine, with what becomes of each file on disk.
 func (s *Site) Here(d *metadata.Dump, seen *kernel.Snapshot) (*Plan, error) {
 	in := s.input()
-	in.Assigned = s.Store.Assigned("")
+	in.Assigned = plan.Assigned(s.Files, "")
 	in.Locked, in.Tunnel = plan.Locked(seen.Rules), seen.Tunnel
-	networks := s.Store.Networks()
 	for i := range seen.Links {
 		entry := plan.Observed(seen.Links[i], seen.Routes)
-		s.Store.Complete(&entry, networks)
+		entry.Complete(s.Files)
 		s.takePolicy(&entry)
 		in.Links = append(in.Links, entry)
 	}
@@ -67,6 +69,6 @@ func (s *Site) LinkFile(l *kernel.Link) string {
 // takePolicy notes which .link file holds for a link, if udevd is done with the link.
 func (s *Site) takePolicy(link *plan.Link) {
 	if applied, ok := (&udev.Udev{Root: s.Store.Root}).LinkFile(link.Index); ok {
-		link.TakePolicy(s.Store.Policies(), s.Store.Policy(applied))
+		link.TakePolicy(s.Files.Policies(), s.Files.Policy(applied))
 	}
 }

@@ -1,7 +1,7 @@
 package unitfile
 
 import (
-	"net"
+	"net" //nolint:depguard // ParseMAC does no I/O
 	"path"
 	"slices"
 	"strings"

@@ -2,8 +2,8 @@
 // written them: .network and .link files with their drop-ins, see systemd.network(5) and
 // systemd.link(5). It knows which file is in force, and for which links.
 //
-// It reads no file itself: everything here is a pure function of the texts. The package takes no
-// decision about an ENI: package plan does.
+// It reads no file itself: package disk takes a [Tree] of the files, and everything here is a pure
+// function of that. The package takes no decision about an ENI: package plan does.
 package unitfile
 
 import (
@@ -11,7 +11,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync"
 
 	"ec2netd/service/dropin"
 )
@@ -23,8 +22,8 @@ type Text struct {
 	Path, Source string
 	Content      string
 
-	// lines returns the settings of Content, nil to parse it.
-	lines func() []Setting
+	// of is Content with what has been parsed of it, nil for a text of no [Tree].
+	of *Content
 }
 
 // Generated reports whether this daemon has written the file.
@@ -35,10 +34,18 @@ func (t *Text) Generated() bool {
 
 // Settings returns the settings of the file in their order. Callers must not change them.
 func (t *Text) Settings() []Setting {
-	if t.lines == nil {
+	if t.of == nil {
 		return Parse(t.Content)
 	}
-	return t.lines()
+	return t.of.settings()
+}
+
+// Network returns the file as a .network drop-in, nil if it is empty. Callers must not change it.
+func (t *Text) Network() *dropin.Network {
+	if t.of == nil {
+		return dropin.ParseNetwork(t.Content)
+	}
+	return t.of.network()
 }
 
 // Addresses returns the static addresses of the file.
@@ -94,11 +101,6 @@ func Parse(content string) []Setting {
 		}
 	}
 	return found
-}
-
-// parseOnce returns a function that parses content when it is first called.
-func parseOnce(content string) func() []Setting {
-	return sync.OnceValue(func() []Setting { return Parse(content) })
 }
 
 // Yes reports whether a value is a boolean that is true (systemd.syntax(7)).
