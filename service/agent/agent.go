@@ -27,6 +27,7 @@ import (
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
 	"ec2netd/service/schedule"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
@@ -251,13 +252,9 @@ type Agent struct {
 	begun  bool
 	outage outage
 
-	// snapshot is another one only if it says something else, and planned counts the
-	// plans, which are made when input is another one: nothing that follows from what is
-	// the same is worked out again. Neither is ever changed once it is there.
-	snapshot *kernel.Snapshot
-	// files are the unit files as of the last look at the kernel, or as of the last change of them
-	// by this daemon.
-	files   *unitfile.Tree
+	// seen is what the pass sees. planned counts the plans, which are made when input is another one:
+	// nothing that follows from what is the same is worked out again.
+	seen    *snapshot.Snapshot
 	input   plan.Input
 	plan    plan.Plan
 	planned uint64
@@ -266,8 +263,6 @@ type Agent struct {
 	session *networkd.Session
 	// altnames are the links that udevd is to give alternative names.
 	altnames *udev.Queue
-	// linkStates is what networkd has said of links since the last look at the kernel.
-	linkStates map[int]networkd.LinkState
 
 	lastChange  time.Time
 	lastSuccess time.Time
@@ -421,7 +416,7 @@ func New(options Options) *Agent {
 		restores:       make(chan chan struct{}),
 		targets:        make(map[string]*target),
 		links:          make(map[int]*link),
-		linkStates:     make(map[int]networkd.LinkState),
+		seen:           &snapshot.Snapshot{},
 		rules:          make(map[plan.Rule]time.Time),
 		addresses:      make(map[plan.OwnAddress]time.Time),
 		reads:          make(map[string]uint64),
@@ -467,7 +462,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		watchdog = ticker.C
 	}
 
-	a.files = a.Files.Tree()
+	a.seen = a.seen.With(a.Files.Tree())
 	a.load(time.Now())
 	a.othersDue = true
 	a.session.Begin(ctx)

@@ -30,14 +30,14 @@ func (a *Agent) lookAtOthers(ctx context.Context) {
 		return
 	}
 	a.othersDue = false
-	links := make([]conflict.Link, 0, len(a.snapshot.Links))
-	for _, l := range a.snapshot.Links {
+	links := make([]conflict.Link, 0, len(a.seen.Kernel.Links))
+	for _, l := range a.seen.Kernel.Links {
 		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
 	}
 	before := a.conflicts
 	facts := a.Others.Look(ctx, links)
 	a.conflicts, a.othersUnread = conflict.Find(facts), facts.Unread
-	for _, l := range a.snapshot.Links {
+	for _, l := range a.seen.Kernel.Links {
 		memory := a.links[l.Index]
 		if memory == nil {
 			continue

@@ -15,6 +15,7 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/schedule"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
@@ -155,24 +156,19 @@ func (a *Agent) unleased(now time.Time) int {
 // observe looks at the kernel and brings targets and links up to date. It is false
 // if the kernel cannot be asked.
 func (a *Agent) observe() bool {
-	snapshot, err := a.Kernel.Observe()
+	last := a.seen.Kernel
+	sources := snapshot.Sources{Kernel: a.Kernel, Networkd: a.Networkd, Udev: a.Udev, Files: a.Files}
+	next, err := sources.Take(snapshot.Settings{Sections: a.Sections, Drivers: a.Drivers}, a.seen)
 	if err != nil {
 		a.said.Warn("kernel", "Cannot look at the kernel; trying again", "reason", err.Error())
 		return false
 	}
 	a.said.Clear("kernel")
-	running := a.snapshot != nil
-	now := time.Now()
-	if !running || !snapshot.Equal(a.snapshot) {
-		if running {
-			a.readLeased(a.snapshot, snapshot, now)
-		}
-		a.snapshot = snapshot
+	a.seen = next
+	snapshot, now, running := next.Kernel, next.Taken, last != nil
+	if running && last != snapshot {
+		a.readLeased(last, snapshot, now)
 	}
-	a.snapshot.Others = snapshot.Others
-	snapshot = a.snapshot
-	clear(a.linkStates)
-	a.files = a.Files.Tree()
 	seen := make(map[string]bool)
 	present := make(map[int]bool)
 	gone := false
@@ -228,7 +224,7 @@ func (a *Agent) observe() bool {
 }
 
 // holdThere tells whether the unit is on disk that has networkd leave new ENIs alone.
-func (a *Agent) holdThere() bool { return dropin.Ours(a.files.Read(plan.HoldPath)) }
+func (a *Agent) holdThere() bool { return dropin.Ours(a.seen.Files.Read(plan.HoldPath)) }
 
 // holdFor is how long networkd leaves a new ENI alone whose files are not there.
 func (a *Agent) holdFor(mac, name string) time.Duration {
@@ -273,12 +269,7 @@ func (a *Agent) drop(t *target) {
 
 // linkState is what networkd says of a link, as of the last look at the kernel.
 func (a *Agent) linkState(index int) networkd.LinkState {
-	said, known := a.linkStates[index]
-	if !known {
-		said = a.Networkd.Link(index)
-		a.linkStates[index] = said
-	}
-	return said
+	return a.seen.Links[index].Networkd
 }
 
 func linkPresent(snapshot *kernel.Snapshot, index int) bool {
@@ -287,24 +278,20 @@ func linkPresent(snapshot *kernel.Snapshot, index int) bool {
 
 // decide makes the plan of what is known now.
 func (a *Agent) decide() {
-	now := time.Now()
-	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.Sections,
-		Networkd: a.networkd(), Locked: plan.Locked(a.snapshot.Rules), Tunnel: a.snapshot.Tunnel, Hint: a.planHint(), Drivers: a.Drivers, Holding: a.holdThere()}
-	in.Base, in.BaseDropIns = a.files.Base()
+	now := a.seen.Taken
+	in := plan.Input{PrimaryMAC: a.instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: a.presumed, Sections: a.seen.Settings.Sections,
+		Networkd: a.networkd(), Locked: plan.Locked(a.seen.Kernel.Rules), Tunnel: a.seen.Kernel.Tunnel, Hint: a.planHint(), Drivers: a.seen.Settings.Drivers, Holding: a.holdThere()}
+	in.Base, in.BaseDropIns = a.seen.Files.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
-	in.Assigned = plan.Assigned(a.files, a.presumed)
+	in.Assigned = plan.Assigned(a.seen.Files, a.presumed)
 	for mac, t := range a.targets {
 		if t.view != nil {
 			in.Views[mac] = *t.view
 		}
 	}
-	policies := a.files.Policies()
-	for _, l := range a.snapshot.Links {
-		entry := plan.Observed(l, a.snapshot.Routes)
-		entry.Complete(a.files)
-		if applied, ok := a.Udev.LinkFile(l.Index); ok {
-			entry.TakePolicy(policies, a.files.Policy(applied))
-		}
+	for i := range a.seen.Kernel.Links {
+		l := &a.seen.Kernel.Links[i]
+		entry := a.seen.Observed(l)
 		memory := a.links[l.Index]
 		if !a.session.Running() || a.unhandled(l.Index) {
 			memory.idle = now
@@ -379,7 +366,7 @@ func (a *Agent) decide() {
 
 // networkd is what is known of the networkd that runs.
 func (a *Agent) networkd() plan.Networkd {
-	return plan.Networkd{Running: a.session.Running(), Varlink: a.session.Varlink(), Keeps: a.Networkd.Keeps()}
+	return plan.Networkd{Running: a.session.Running(), Varlink: a.session.Varlink(), Keeps: a.seen.Keeps}
 }
 
 // act brings the disk to the plan and has networkd and udevd take it up. It tells
@@ -405,7 +392,7 @@ func (a *Agent) act(ctx context.Context) bool {
 		a.prepared = a.planned
 	}
 	if changes.Any() {
-		a.files = a.Files.Tree()
+		a.seen = a.seen.With(a.Files.Tree())
 		a.lastChange = time.Now()
 		for _, r := range a.waiting {
 			r.written = append(r.written, changes.Written...)
@@ -947,7 +934,7 @@ func (a *Agent) describeAnew(eni *plan.ENI) state.Interface {
 	}
 	if eni.Keep && len(eni.Files) == 0 {
 		for _, file := range []string{plan.NetworkDropIn(eni.Link.Name), plan.NetworkPath(eni.Link.Name)} {
-			if a.files.Read(file) != "" || a.files.Target(file) != "" {
+			if a.seen.Files.Read(file) != "" || a.seen.Files.Target(file) != "" {
 				entry.Files = append(entry.Files, file)
 			}
 		}

@@ -239,12 +239,12 @@ func (a *Agent) refresh(now time.Time) {
 // itself, over the primary one, over any other (D2); bound to the device, so that a
 // changed default route or a VPN does not cut the daemon off.
 func (a *Agent) paths(mac string) []metadata.Path {
-	if a.snapshot == nil && a.Endpoint == "" {
+	if a.seen.Kernel == nil && a.Endpoint == "" {
 		return nil
 	}
 	var links []kernel.Link
-	if a.snapshot != nil {
-		links = a.snapshot.Links
+	if a.seen.Kernel != nil {
+		links = a.seen.Kernel.Links
 	}
 	return metadata.Way{Endpoint: a.Endpoint, Imdsd: a.Imdsd}.Paths(links, mac, a.instance.PrimaryMAC)
 }
@@ -315,10 +315,10 @@ func noAnswer(kind metadata.Kind) bool {
 }
 
 func (a *Agent) nameOf(index int) string {
-	if a.snapshot == nil {
+	if a.seen.Kernel == nil {
 		return "" // the kernel has not answered yet
 	}
-	for _, l := range a.snapshot.Links {
+	for _, l := range a.seen.Kernel.Links {
 		if l.Index == index {
 			return l.Name
 		}
