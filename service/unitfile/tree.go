@@ -113,10 +113,10 @@ type Directory struct {
 	Path string
 	// Linked reports whether it is a symbolic link.
 	Linked bool
-	// Files are the unit files or the drop-ins, sorted by name.
+	// Files are the unit files or the drop-ins, and Subs the directories of drop-ins. Those of one
+	// extension are sorted by name.
 	Files []*File
-	// Subs are the directories of drop-ins, sorted by name.
-	Subs []*Directory
+	Subs  []*Directory
 	// Err says why not all of the directory is known, nil if it is. A directory that does not exist
 	// is empty.
 	Err error

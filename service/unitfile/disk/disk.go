@@ -150,17 +150,16 @@ func fail(dir *unitfile.Directory, err error) {
 
 // file reads a file, of whatever kind.
 func (r *reading) file(p string) *unitfile.File {
-	f := &unitfile.File{Path: p}
+	f, at := &unitfile.File{Path: p}, r.at(p)
 	var itself unix.Stat_t
-	switch err := unix.Lstat(r.at(p), &itself); {
+	switch err := unix.Lstat(at, &itself); {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return f
 	case err != nil:
-		f.Kind, f.Leads, f.Err = unitfile.Unknown, unitfile.Unknown, &fs.PathError{Op: "lstat", Path: r.at(p), Err: err}
+		f.Kind, f.Leads, f.Err = unitfile.Unknown, unitfile.Unknown, &fs.PathError{Op: "lstat", Path: at, Err: err}
 		return f
 	}
 	f.Kind = kindOf(itself.Mode)
-	at := r.at(p)
 	if f.Kind == unitfile.Symlink {
 		if at, f.Target = r.resolve(p); at == "" {
 			f.Leads, f.Err = unitfile.Unknown, &fs.PathError{Op: "stat", Path: r.at(p), Err: unix.ELOOP}
