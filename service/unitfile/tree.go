@@ -204,8 +204,23 @@ func (t *Tree) Unread() map[string]error {
 	return maps.Clone(t.unread)
 }
 
-// Lists reports whether there is a file under a path, readable or not.
-func (t *Tree) Lists(p string) bool { return t.files[p] != nil }
+// Lists reports whether there is a file under a path, or a directory of files, and whether it can be
+// read.
+func (t *Tree) Lists(p string) (there, readable bool) {
+	if f := t.files[p]; f != nil {
+		return true, f.Err == nil
+	}
+	dir := t.directory(p)
+	return dir != nil, dir != nil && dir.Err == nil
+}
+
+// directory returns the directory under a path, nil if there is none.
+func (t *Tree) directory(p string) *Directory {
+	if i := slices.IndexFunc(t.dirs, func(d *Directory) bool { return d.Path == p }); i >= 0 {
+		return t.dirs[i]
+	}
+	return t.subs[p]
+}
 
 // dropIns returns the drop-ins in the directory that belongs to a unit file.
 func (t *Tree) dropIns(dir, name string) []*File {

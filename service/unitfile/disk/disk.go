@@ -73,8 +73,9 @@ func (r *Reader) note() {
 	}
 	now, unread := time.Now(), r.last.Unread()
 	maps.DeleteFunc(r.failed, func(p string, f failure) bool {
+		there, readable := r.last.Lists(p)
 		// A file that has gone is told of a while longer.
-		return now.Sub(f.asked) > keepTime || (unread[p] == nil && (!f.file || r.last.Lists(p)))
+		return now.Sub(f.asked) > keepTime || readable || (!there && !f.file)
 	})
 	for _, p := range slices.Sorted(maps.Keys(unread)) {
 		if _, known := r.failed[p]; !known && len(r.failed) >= mostFailures {
@@ -83,7 +84,7 @@ func (r *Reader) note() {
 		if r.failed == nil {
 			r.failed = make(map[string]failure)
 		}
-		r.failed[p] = failure{file.Reason(unread[p]), now, r.last.Lists(p)}
+		r.failed[p] = failure{file.Reason(unread[p]), now, path.Ext(p) != ".d" && !slices.Contains(unitfile.Dirs(), p)}
 	}
 }
 
