@@ -16,6 +16,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/metadata"
 	"ec2netd/service/preview"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
 	"ec2netd/service/unitfile/disk"
@@ -68,8 +69,11 @@ func (c *ctl) planOffline(o *planOptions) (*preview.Plan, error) {
 	}
 	settings := config.Load("/" + root)
 	c.warn(settings.Problems)
-	site := &preview.Site{Store: &store.Store{Root: root}, Files: (&disk.Reader{Root: root}).Tree(), Sections: settings.ENIs}
-	result, err := site.Offline(&d.Dump, links)
+	seen, err := sources(root, nil, &disk.Reader{Root: root}).Take(snapshot.Settings{Sections: settings.ENIs}, nil)
+	if err != nil {
+		return nil, err
+	}
+	result, err := (&preview.Site{Store: &store.Store{Root: root}, Seen: seen}).Offline(&d.Dump, links)
 	if err != nil {
 		if c.who.elevated && o.metadata != "-" {
 			err = errors.New("it is not complete, or has values that cannot be") // see loadDump (J4)
@@ -126,7 +130,7 @@ func (c *ctl) planHere(ctx context.Context, o *planOptions) (*preview.Plan, erro
 	if err != nil {
 		return nil, err
 	}
-	result, err := s.preview().Here(d, s.kernel)
+	result, err := s.preview().Here(d)
 	if err != nil {
 		return nil, err
 	}

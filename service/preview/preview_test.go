@@ -16,8 +16,11 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/store"
+	"ec2netd/service/udev"
 	"ec2netd/service/unitfile/disk"
 )
 
@@ -191,8 +194,7 @@ func TestSite(t *testing.T) { // H5, H6
 		seen.Links = append(seen.Links, l.Link)
 		put("run/udev/data/n"+strconv.Itoa(l.Index), "I:1\nE:ID_NET_LINK_FILE=/usr/lib/systemd/network/99-default.link\n")
 	}
-	reader := &disk.Reader{Root: root}
-	site := &Site{Store: &store.Store{Root: root}, Files: reader.Tree()}
+	site := siteOf(t, root, seen)
 	if got := site.LinkFile(&seen.Links[0]); got != "/usr/lib/systemd/network/99-default.link" {
 		t.Errorf("the .link file is %q", got)
 	}
@@ -215,7 +217,7 @@ func TestSite(t *testing.T) { // H5, H6
 	if got := changes(site.Offline(&d.Dump, links)); len(got) != 1 || got[""] == 0 {
 		t.Errorf("offline: %v", got)
 	}
-	p, err := site.Here(&d.Dump, seen)
+	p, err := site.Here(&d.Dump)
 	if got := changes(p, err); len(got) != 1 || got[New] == 0 {
 		t.Errorf("nothing is there: %v", got)
 	}
@@ -228,8 +230,8 @@ func TestSite(t *testing.T) { // H5, H6
 	if _, err := site.Store.Apply(store.Want{Files: files}); err != nil {
 		t.Fatal(err)
 	}
-	site.Store, site.Files = &store.Store{Root: root}, reader.Tree()
-	p, err = site.Here(&d.Dump, seen)
+	site = siteOf(t, root, seen)
+	p, err = site.Here(&d.Dump)
 	if got := changes(p, err); len(got) != 1 || got[Same] != len(files) || len(p.Removed) > 0 {
 		t.Errorf("all is there: %v, and %q would go", got, p.Removed)
 	}
@@ -280,6 +282,24 @@ func TestParseDump(t *testing.T) { // H6
 	}
 }
 
+// kernelOf is a kernel.
+type kernelOf struct{ *kernel.Snapshot }
+
+func (k kernelOf) Observe() (*kernel.Snapshot, error) { return k.Snapshot, nil }
+
+// siteOf is a machine with the files below a root.
+func siteOf(t *testing.T, root string, seen *kernel.Snapshot) *Site {
+	t.Helper()
+	sources := snapshot.Sources{
+		Kernel: kernelOf{seen}, Networkd: &networkd.Client{Root: root}, Udev: &udev.Udev{Root: root}, Files: &disk.Reader{Root: root},
+	}
+	taken, err := sources.Take(snapshot.Settings{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Site{Store: &store.Store{Root: root}, Seen: taken}
+}
+
 // D9, F13: what others have set in the kernel counts for the plan as it does for the daemon.
 func TestOthersRules(t *testing.T) {
 	d := instance(t)
@@ -302,8 +322,7 @@ func TestOthersRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := t.TempDir()
-	got, err := (&Site{Store: &store.Store{Root: root}, Files: (&disk.Reader{Root: root}).Tree()}).Here(&d.Dump, seen)
+	got, err := siteOf(t, t.TempDir(), seen).Here(&d.Dump)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,6 +77,7 @@ type Files interface {
 
 // Sources are where a snapshot comes from.
 type Sources struct {
+	// Kernel is nil for a snapshot without links.
 	Kernel   Kernel
 	Networkd Networkd
 	Udev     Udev
@@ -86,9 +87,12 @@ type Sources struct {
 // Take looks at everything. last is the snapshot before, nil for none. It fails if the kernel cannot be
 // observed.
 func (s Sources) Take(settings Settings, last *Snapshot) (*Snapshot, error) {
-	seen, err := s.Kernel.Observe()
-	if err != nil {
-		return nil, err
+	seen := &kernel.Snapshot{}
+	if s.Kernel != nil {
+		var err error
+		if seen, err = s.Kernel.Observe(); err != nil {
+			return nil, err
+		}
 	}
 	others := seen.Others
 	if last != nil && last.Kernel != nil && seen.Equal(last.Kernel) {
