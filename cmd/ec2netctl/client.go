@@ -109,7 +109,7 @@ func (c *ctl) untilBoot() doctor.UntilBoot {
 	}
 	files := &networkd.Client{Root: c.root} // nobody is asked, its files are read
 	defer files.Close()
-	return doctor.LookUntilBoot(c.root, s.kernel.Links, files.Link)
+	return doctor.LookUntilBoot(c.root, s.seen.Kernel.Links, files.Link)
 }
 
 // unitFiles are those of this system.

@@ -45,8 +45,8 @@ func (c *ctl) diagnose(ctx context.Context) ([]doctor.Finding, error) {
 	system := &networkd.Client{Root: c.root}
 	defer system.Close()
 	examiner := &doctor.Examiner{
-		Root: c.root, Config: s.config, Kernel: s.kernel, NotEC2: s.notEC2, Elsewhere: c.elsewhere(),
-		System: system, UnitFiles: s.store, NextHops: kernel.NextHops, UserAgent: userAgent(),
+		Root: c.root, Config: s.config, Kernel: s.seen.Kernel, NotEC2: s.notEC2, Elsewhere: c.elsewhere(),
+		System: system, UnitFiles: s.seen.Files, NextHops: kernel.NextHops, UserAgent: userAgent(),
 	}
 	if c.uid == 0 {
 		examiner.Ways = s.paths

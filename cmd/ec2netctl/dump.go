@@ -11,9 +11,13 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
 	"ec2netd/service/platform"
 	"ec2netd/service/preview"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/store"
+	"ec2netd/service/udev"
+	"ec2netd/service/unitfile/disk"
 )
 
 // dumpTime bounds the reading of all metadata: 15 ENIs have some 300 keys, which the
@@ -24,7 +28,9 @@ const dumpTime = 60 * time.Second
 type site struct {
 	config config.Config
 	store  *store.Store
-	kernel *kernel.Snapshot
+	seen   *snapshot.Snapshot
+	// reader has read the unit files.
+	reader *disk.Reader
 	// notEC2 says why ec2netd has nothing to do here; empty where it has.
 	notEC2 string
 }
@@ -45,7 +51,7 @@ func (e notEC2Error) Error() string { return string(e) }
 
 // look looks at this machine.
 func (c *ctl) look() (*site, error) {
-	s := &site{config: config.Load("/" + c.root), store: &store.Store{Root: c.root}}
+	s := &site{config: config.Load("/" + c.root), store: &store.Store{Root: c.root}, reader: &disk.Reader{Root: c.root}}
 	observer, err := kernel.NewObserver(s.config.Drivers)
 	if err != nil {
 		return nil, err
@@ -54,20 +60,27 @@ func (c *ctl) look() (*site, error) {
 	if s.config.Platform != config.PlatformAny {
 		s.notEC2 = platform.Read("/" + c.root).NotEC2()
 	}
-	if s.kernel, err = observer.Observe(); err != nil {
+	settings := snapshot.Settings{Sections: s.config.ENIs, Drivers: s.config.Drivers}
+	if s.seen, err = sources(c.root, observer, s.reader).Take(settings, nil); err != nil {
 		return nil, fmt.Errorf("looking at the links: %w", err)
 	}
 	return s, nil
 }
 
+// sources are where what is seen of the system below a root comes from. observed is nil for a system
+// that does not run.
+func sources(root string, observed snapshot.Kernel, files *disk.Reader) snapshot.Sources {
+	return snapshot.Sources{Kernel: observed, Networkd: &networkd.Client{Root: root}, Udev: &udev.Udev{Root: root}, Files: files}
+}
+
 // paths are the ways to the metadata service from here, the best first.
 func (s *site) paths(primary string) []metadata.Path {
-	return metadata.Way{Endpoint: s.config.Endpoint, Imdsd: metadata.ImdsdSocket}.PathsAnywhere(s.kernel.Links, primary)
+	return metadata.Way{Endpoint: s.config.Endpoint, Imdsd: metadata.ImdsdSocket}.PathsAnywhere(s.seen.Kernel.Links, primary)
 }
 
 // preview plans with the files of this machine.
 func (s *site) preview() *preview.Site {
-	return &preview.Site{Store: s.store, Sections: s.config.ENIs}
+	return &preview.Site{Store: s.store, Seen: s.seen}
 }
 
 // readDump reads the metadata here and now.
@@ -101,8 +114,8 @@ func (c *ctl) dumpMetadata(ctx context.Context) error {
 		return err
 	}
 	out := preview.Dump{Version: currentVersion(), Time: c.now().UTC().Truncate(time.Second), Dump: *read, Links: []preview.Link{}}
-	for i := range s.kernel.Links {
-		l := &s.kernel.Links[i]
+	for i := range s.seen.Kernel.Links {
+		l := &s.seen.Kernel.Links[i]
 		out.Links = append(out.Links, preview.Link{Name: l.Name, MAC: l.MAC, Driver: l.Driver, LinkFile: s.preview().LinkFile(l)})
 	}
 	if !c.wantsJSON() {

@@ -206,27 +206,27 @@ func TestJournalArgs(t *testing.T) { // I1
 // TestPlanCompare: what plan says of files that are on disk.
 func TestPlanCompare(t *testing.T) { // H5
 	on := &store.Store{Root: t.TempDir()}
-	link := func(name string) plan.File {
-		return plan.File{Path: plan.NetworkPath(name), Target: "/usr/lib/systemd/network/80-ec2.network"}
+	link := func(name string) store.File {
+		return store.File{Path: plan.NetworkPath(name), Target: "/usr/lib/systemd/network/80-ec2.network"}
 	}
-	own := func(name, mac, more string) plan.File {
-		return plan.File{Path: plan.NetworkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\n" + more}
+	own := func(name, mac, more string) store.File {
+		return store.File{Path: plan.NetworkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\n" + more}
 	}
 	const first, second, gone = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
 	// What stands beside the drop-in of an ENI that is gone.
-	match := plan.File{Path: plan.NetworkPath("ens7") + ".d/" + plan.MatchDropIn, Content: "[Match]\n"}
-	mtu := plan.File{Path: plan.NetworkPath("ens7") + ".d/mtu.conf", Target: "/etc/systemd/network/80-ec2.network.d/mtu.conf"}
+	match := store.File{Path: plan.NetworkPath("ens7") + ".d/" + plan.MatchDropIn, Content: "[Match]\n"}
+	mtu := store.File{Path: plan.NetworkPath("ens7") + ".d/mtu.conf", Target: "/etc/systemd/network/80-ec2.network.d/mtu.conf"}
 	if err := os.MkdirAll(filepath.Join(on.Root, plan.Directory), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := on.Apply([]plan.File{own("ens5", first, "a=1\n"), link("ens5"), own("ens7", gone, ""), match, mtu, link("ens7"), own("ens8", "02:00:00:00:00:04", ""), link("ens8")}, nil); err != nil {
+	if _, err := on.Apply(store.Want{Files: []store.File{own("ens5", first, "a=1\n"), link("ens5"), own("ens7", gone, ""), match, mtu, link("ens7"), own("ens8", "02:00:00:00:00:04", ""), link("ens8")}}); err != nil {
 		t.Fatal(err)
 	}
 	units, err := on.Units()
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := func(all ...plan.File) (out []preview.File) {
+	files := func(all ...store.File) (out []preview.File) {
 		for _, f := range all {
 			out = append(out, preview.File{Path: f.Path, Content: f.Content, Target: f.Target})
 		}
@@ -236,7 +236,7 @@ func TestPlanCompare(t *testing.T) { // H5
 		{Name: "ens5", MAC: first, Metric: state.Unknown, Table: state.Unknown, DeviceIndex: 0, Files: files(own("ens5", first, "a=2\n"), link("ens5"))},
 		{Name: "ens6", MAC: second, Metric: state.Unknown, Table: state.Unknown, DeviceIndex: 1, Files: files(own("ens6", second, ""), link("ens6"))},
 		{Name: "ens8", MAC: "02:00:00:00:00:04", DeviceIndex: state.Unknown, Metric: state.Unknown, Table: state.Unknown, Reason: "the metadata has not been read yet; what is configured stays",
-			Keep: []store.Unit{{Name: "ens8", Kind: store.Network}, {Name: "ens8", Kind: store.Link}}},
+			Keep: []string{plan.NetworkPath("ens8"), plan.LinkPath("ens8")}},
 	}}
 	if err := p.Compare(on, units); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,8 +16,10 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/metadata"
 	"ec2netd/service/preview"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile/disk"
 )
 
 // planOptions are the flags of plan.
@@ -66,8 +69,11 @@ func (c *ctl) planOffline(o *planOptions) (*preview.Plan, error) {
 	}
 	settings := config.Load("/" + root)
 	c.warn(settings.Problems)
-	site := &preview.Site{Store: &store.Store{Root: root}, Sections: settings.ENIs}
-	result, err := site.Offline(&d.Dump, links)
+	seen, err := sources(root, nil, &disk.Reader{Root: root}).Take(snapshot.Settings{Sections: settings.ENIs}, nil)
+	if err != nil {
+		return nil, err
+	}
+	result, err := (&preview.Site{Store: &store.Store{Root: root}, Seen: seen}).Offline(&d.Dump, links)
 	if err != nil {
 		if c.who.elevated && o.metadata != "-" {
 			err = errors.New("it is not complete, or has values that cannot be") // see loadDump (J4)
@@ -124,12 +130,14 @@ func (c *ctl) planHere(ctx context.Context, o *planOptions) (*preview.Plan, erro
 	if err != nil {
 		return nil, err
 	}
-	result, err := s.preview().Here(d, s.kernel)
+	result, err := s.preview().Here(d)
 	if err != nil {
 		return nil, err
 	}
 	// netplan's files are for root and networkd alone.
-	for _, unread := range s.store.Unread() {
+	unread := slices.Concat(s.store.Unread(), s.reader.Unread())
+	slices.Sort(unread)
+	for _, unread := range slices.Compact(unread) {
 		fmt.Fprintf(c.stderr, "ec2netctl: the plan is without what is in %s\n", clean(unread))
 	}
 	return result, nil

@@ -115,8 +115,8 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 		return nil, nil, err
 	}
 	survey := &takeover.Survey{
-		Root: c.root, Units: units, Links: site.kernel.Links,
-		UnitFiles: site.store, Networkd: &networkd.Client{Root: c.root}, Systemctl: takeover.Host{}.Systemctl,
+		Root: c.root, Units: units, Links: site.seen.Kernel.Links,
+		UnitFiles: site.seen.Files, Networkd: &networkd.Client{Root: c.root}, Systemctl: takeover.Host{}.Systemctl,
 	}
 	p, links, err := survey.Plan(ctx)
 	return p, links, advised(err)

@@ -9,7 +9,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
-	"ec2netd/service/store"
+	"ec2netd/service/unitfile/disk"
 )
 
 // ifupUnit runs this program with --leaves-alone before ifupdown configures a link that has come,
@@ -41,7 +41,7 @@ func leavesAlone(root, name string) (bool, error) {
 // boot networkd does not run yet when that has to be known.
 func networkdLeaves(root string, of kernel.Link) bool {
 	link := plan.Observed(of, nil)
-	_, culprit := (&store.Store{Root: root}).Networks().Unmanaged(&link)
+	_, culprit := (&disk.Reader{Root: root}).Tree().Unmanaged(link.Matchable())
 	return culprit != ""
 }
 

@@ -46,6 +46,7 @@ import (
 	"ec2netd/service/status"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
+	"ec2netd/service/unitfile/disk"
 )
 
 // version is set by the linker, see Makefile.
@@ -197,19 +198,20 @@ func versionText() string {
 }
 
 func removeOrphans(log *slog.Logger) error {
-	removed, err := orphan.Remove(orphan.NewRecord(rulesPlace), &store.Store{})
+	files := &disk.Reader{}
+	removed, err := orphan.Remove(orphan.NewRecord(rulesPlace), files)
 	for _, rule := range removed {
 		log.Debug("removed a rule", "from", rule.From.String(), "table", rule.Table, "priority", rule.Priority)
 	}
-	addresses, addressErr := orphan.RemoveAddresses(orphan.NewRecord(rulesPlace), &store.Store{})
+	addresses, addressErr := orphan.RemoveAddresses(orphan.NewRecord(rulesPlace), files)
 	for _, own := range addresses {
 		log.Debug("removed an address", "mac", own.MAC, "address", own.Address.String())
 	}
-	names, nameErr := orphan.RemoveNames((&store.Store{}).LinkDropIn)
+	names, nameErr := orphan.RemoveNames(files)
 	for _, name := range names {
 		log.Debug("removed an alternative name", "interface", name.Link, "altname", name.Name)
 	}
-	added, addErr := orphan.AddNames((&store.Store{}).LinkDropIn, keepsNames)
+	added, addErr := orphan.AddNames(files, keepsNames)
 	for _, name := range added {
 		log.Debug("added an alternative name", "interface", name.Link, "altname", name.Name)
 	}
@@ -218,11 +220,11 @@ func removeOrphans(log *slog.Logger) error {
 
 // keepsNames reports whether the administrator keeps alternative names away from a link.
 func keepsNames(l *kernel.Link) bool {
-	files := &store.Store{}
+	files := (&disk.Reader{}).Tree()
 	link := plan.Link{Link: *l, Extent: files.Extent(l.Name)}
 	link.Driver = files.LinkDropIn(l.Name).Driver() // that is for this link
 	applied, ok := (&udev.Udev{}).LinkFile(l.Index)
-	if !ok || (applied != "" && files.Read(applied) == "") {
+	if !ok || files.Gone(applied) {
 		applied = ""
 	}
 	why, _ := plan.KeepsNames(&link, files.Look(filepath.Base(plan.LinkPath(l.Name))), applied)
@@ -281,6 +283,7 @@ func serve(ctx context.Context, control *journal.Log, hangups <-chan os.Signal) 
 		Manager:      bus,
 		Udev:         &udev.Udev{GiveNames: func(ctx context.Context) error { return bus.Run(ctx, orphansUnit) }},
 		Store:        &store.Store{},
+		Files:        &disk.Reader{},
 		Others:       others,
 		Log:          log,
 		Events:       []<-chan struct{}{watcher.Changed(), bus.Changed()},

@@ -19,7 +19,6 @@ import (
 	"ec2netd/service/compare"
 	"ec2netd/service/config"
 	"ec2netd/service/conflict"
-	"ec2netd/service/dropin"
 	"ec2netd/service/journal"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metrics"
@@ -28,10 +27,12 @@ import (
 	"ec2netd/service/plan"
 	"ec2netd/service/poller"
 	"ec2netd/service/schedule"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
+	"ec2netd/service/unitfile"
 )
 
 // Kernel takes snapshots of the network namespace.
@@ -62,25 +63,16 @@ type Udev interface {
 // Store keeps the generated files.
 type Store interface {
 	Restore() (written []string, err error)
-	Apply(files []plan.File, keep []store.Unit) (store.Changes, error)
-	Withdraw(shall []plan.File) error
-	Prepare(shall []plan.File) error
-	Units() ([]store.Unit, error)
+	Apply(want store.Want) (store.Changes, error)
+	Withdraw(shall []store.File) error
+	Prepare(shall []store.File) error
 	Renew(path string) error
-	Read(path string) string
-	Network(link string) *dropin.Network
-	LinkDropIn(link string) *dropin.Link
-	Base() (unit string, dropIns []string)
-	Target(path string) string
-	Complete(link *plan.Link, networks *store.Networks)
-	Policies() []plan.UnitText
-	Policy(applied string) string
-	Assigned(presumed string) map[string]plan.Numbers
-	Look(file string) plan.UnitText
-	Networks() *store.Networks
-	Rules() ([]plan.Rule, error)
-	Addresses() (map[plan.OwnAddress]bool, error)
-	Stamp(files ...string) string
+	Unread() []string
+}
+
+// Files reads the unit files of networkd and udevd.
+type Files interface {
+	Tree() *unitfile.Tree
 	Unread() []string
 }
 
@@ -101,6 +93,7 @@ type Options struct {
 	Manager networkd.Manager
 	Udev    Udev
 	Store   Store
+	Files   Files
 	Log     *slog.Logger
 	// Others is looked at when the daemon or networkd starts, once more in the refresh time
 	// after that and after an attachment, from then on each othersTime, or each refresh time
@@ -239,20 +232,17 @@ type Agent struct {
 	// begun: the first pass is over.
 	begun bool
 
-	// snapshot is another one only if it says something else, and planned counts the
-	// plans, which are made when input is another one: nothing that follows from what is
-	// the same is worked out again. Neither is ever changed once it is there.
-	snapshot *kernel.Snapshot
-	input    plan.Input
-	plan     plan.Plan
-	planned  uint64
-	links    map[int]*link
+	// seen is what the pass sees. planned counts the plans, which are made when input is another one:
+	// nothing that follows from what is the same is worked out again.
+	seen    *snapshot.Snapshot
+	input   plan.Input
+	plan    plan.Plan
+	planned uint64
+	links   map[int]*link
 	// session is the conversation with networkd.
 	session *networkd.Session
 	// altnames are the links that udevd is to give alternative names.
 	altnames *udev.Queue
-	// linkStates is what networkd has said of links since the last look at the kernel.
-	linkStates map[int]networkd.LinkState
 
 	lastChange time.Time
 	// attachments and attachTime are as in metrics.Numbers.
@@ -378,7 +368,7 @@ func New(options Options) *Agent {
 		configurations: make(chan configured),
 		restores:       make(chan chan struct{}),
 		links:          make(map[int]*link),
-		linkStates:     make(map[int]networkd.LinkState),
+		seen:           &snapshot.Snapshot{},
 		rules:          make(map[plan.Rule]time.Time),
 		addresses:      make(map[plan.OwnAddress]time.Time),
 		// As the state tells it: a list, not null.
@@ -416,6 +406,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		watchdog = ticker.C
 	}
 
+	a.seen = a.seen.With(a.Files.Tree())
 	a.Poller.Start(reads, time.Now())
 	a.load(time.Now())
 	a.othersDue = true

@@ -23,7 +23,6 @@ import (
 	"ec2netd/service/plan"
 	"ec2netd/service/poller"
 	"ec2netd/service/state"
-	"ec2netd/service/store"
 )
 
 func bubble(t *testing.T, test func(*testing.T, *world)) {
@@ -592,7 +591,7 @@ func swappedNumbers(t *testing.T, w *world) {
 	settle(time.Minute)
 	w.store.Step = func() {
 		held := make(map[plan.Numbers]string)
-		for mac, numbers := range (&store.Store{Root: w.dir}).Assigned("") {
+		for mac, numbers := range plan.Assigned(w.unitFiles(), "") {
 			if other := held[numbers]; other != "" {
 				t.Errorf("%s and %s both have %+v on disk", mac, other, numbers)
 			}
@@ -859,7 +858,7 @@ func TestHoldGivesWay(t *testing.T) {
 			w.set(func() { w.uses = map[int]networkd.LinkState{index: {Administrative: "configured", File: file}} })
 			w.ring()
 		}
-		base, _ := w.store.Base()
+		base, _ := w.unitFiles().Base()
 		uses(3, base)
 		settle(5 * time.Minute)
 		if _, now, _ := w.counts(); w.holds() || now != before+1 {

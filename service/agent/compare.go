@@ -10,7 +10,7 @@ import (
 // nothing else has changed since it was asked.
 func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) *compare.Memo {
 	version := compare.Version{Plan: a.planned, Record: a.noted.count}
-	actual := compare.Actual{Rendered: a.rendered(eni), Kernel: a.snapshot, Withdrawn: l.withdrawn, Ours: a.ours}
+	actual := compare.Actual{Rendered: a.rendered(eni), Kernel: a.seen.Kernel, Withdrawn: l.withdrawn, Ours: a.ours}
 	if a.session.Running() && a.session.Applied.Fresh(l.opinion.changed) {
 		actual.Applied = a.session.Applied.Snapshot()
 	}

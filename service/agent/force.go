@@ -5,11 +5,12 @@ import (
 	"slices"
 	"time"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
-	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // explainTime is how long what is missing is waited for before files of somebody else's
@@ -23,7 +24,7 @@ const takeUp = time.Second
 // watchBase has networkd reload when the base unit or one of its drop-ins has changed:
 // the generated units are made of them, so that nobody else knows what it means.
 func (a *Agent) watchBase(unit string, dropIns []string) {
-	stamp := a.Store.Stamp(append([]string{unit}, dropIns...)...)
+	stamp := a.seen.Files.Stamp(append([]string{unit}, dropIns...)...)
 	if a.baseStamp != "" && stamp != a.baseStamp {
 		now := time.Now()
 		a.session.NeedReload()
@@ -44,7 +45,7 @@ func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration
 		why.File = ""
 	}
 	nothing := why.File == "" && why.Administrative == "unmanaged"
-	base := path.Base(why.File) == store.BaseName
+	base := path.Base(why.File) == dropin.BaseName
 	taken := eni.Link.Taken
 	reason := status.Reason{Subject: eni.Link.Name, Own: own, InForce: why.File}
 	switch {
@@ -74,12 +75,12 @@ func (a *Agent) inForce(eni *plan.ENI, why networkd.LinkState, age time.Duration
 // onBase continues inForce where networkd has the base unit for the link, or none.
 func (a *Agent) onBase(eni *plan.ENI, reason status.Reason, age time.Duration) (state.ENI, status.Reason) {
 	nothing := reason.InForce == ""
-	if base := a.Store.Look(store.BaseName); nothing && base.Masked {
+	if base := a.seen.Files.Look(dropin.BaseName); nothing && base.Masked {
 		reason.Code, reason.File = status.BaseMasked, base.Path
 		return state.ENIOverridden, reason
 	}
-	unit := a.Store.Look(path.Base(reason.Own))
-	if match, culprit := plan.MatchOf(unit, &eni.Link); match != plan.Matches && culprit != "" {
+	unit := a.seen.Files.Look(path.Base(reason.Own))
+	if match, culprit := unit.Match(eni.Link.Matchable()); match != unitfile.Matches && culprit != "" {
 		reason.Code, reason.File = status.MatchFails, culprit
 		return state.ENIOverridden, reason
 	}
@@ -106,7 +107,7 @@ func (a *Agent) onBase(eni *plan.ENI, reason status.Reason, age time.Duration) (
 // takenOver says how another file has the place of the unit.
 func (a *Agent) takenOver(eni *plan.ENI, why networkd.LinkState) status.Code {
 	taken := eni.Link.Taken
-	switch unit := a.Store.Look(path.Base(plan.NetworkPath(eni.Link.Name))); {
+	switch unit := a.seen.Files.Look(path.Base(plan.NetworkPath(eni.Link.Name))); {
 	case taken == plan.NetworkDropIn(eni.Link.Name):
 		return status.DropInTaken
 	case unit.Masked:
@@ -125,7 +126,7 @@ func (a *Agent) blameMatch(eni *plan.ENI, reason *status.Reason) {
 		if other == eni || reason.InForce != plan.NetworkPath(other.Link.Name) {
 			continue
 		}
-		if culprit := plan.Matching(a.Store.Look(path.Base(reason.InForce))); culprit != "" {
+		if culprit := a.seen.Files.Look(path.Base(reason.InForce)).Matching(); culprit != "" {
 			reason.Code, reason.File, reason.Other = status.OtherENIsUnit, culprit, other.Link.Name
 			return
 		}
@@ -135,12 +136,12 @@ func (a *Agent) blameMatch(eni *plan.ENI, reason *status.Reason) {
 // unmanagedBy looks for the file that has networkd leave the link alone, which networkd
 // does not tell.
 func (a *Agent) unmanagedBy(eni *plan.ENI) (other state.ENI, why status.Code, culprit string) {
-	unit, culprit := a.Store.Networks().Unmanaged(&eni.Link)
+	unit, culprit := a.seen.Files.Unmanaged(eni.Link.Matchable())
 	name := path.Base(unit.Path)
 	switch {
 	case culprit == "":
 		return "", status.None, ""
-	case name == path.Base(plan.NetworkPath(eni.Link.Name)) || culprit != unit.Texts[0].Source || name == store.BaseName:
+	case name == path.Base(plan.NetworkPath(eni.Link.Name)) || culprit != unit.Texts[0].Source || name == dropin.BaseName:
 		return state.ENIOverridden, status.UnmanagedBySetting, culprit
 	}
 	return state.ENIShadowed, status.UnmanagedByUnit, culprit
@@ -149,12 +150,12 @@ func (a *Agent) unmanagedBy(eni *plan.ENI) (other state.ENI, why status.Code, cu
 // explained says what file of somebody else's, read together with the ENI's own, takes
 // away what is missing, or keeps what is still there.
 func (a *Agent) explained(eni *plan.ENI, gaps []status.Gap) status.Reason {
-	unit := a.Store.Look(path.Base(eni.Link.Unit()))
-	culprit, line := plan.TakenAway(unit, gaps, store.Shipped())
+	unit := a.seen.Files.Look(path.Base(eni.Link.Unit()))
+	culprit, line := plan.TakenAway(unit, gaps, unitfile.Shipped())
 	if culprit == "" {
 		return status.Reason{}
 	}
-	reason := status.Reason{Code: status.KeptBySetting, Subject: eni.Link.Name, File: culprit, Setting: line, Netplan: plan.FromNetplan(culprit), Gaps: gaps}
+	reason := status.Reason{Code: status.KeptBySetting, Subject: eni.Link.Name, File: culprit, Setting: line, Netplan: unitfile.FromNetplan(culprit), Gaps: gaps}
 	if slices.ContainsFunc(gaps, func(gap status.Gap) bool { return !gap.StillThere }) {
 		reason.Code = status.TakenBySetting
 	}
@@ -170,11 +171,11 @@ func (a *Agent) namesTaken(eni *plan.ENI) status.Reason {
 			return status.Reason{Code: status.NamesRefused, Subject: eni.Link.Name, Own: file, Of: &why}
 		}
 	}
-	applied, ok := a.Udev.LinkFile(eni.Link.Index)
-	if !ok || (applied != "" && a.Store.Read(applied) == "") {
+	applied := a.seen.Links[eni.Link.Index].LinkFile
+	if a.seen.Files.Gone(applied) {
 		applied = ""
 	}
-	why, file := plan.KeepsNames(&eni.Link, a.Store.Look(path.Base(own)), applied)
+	why, file := plan.KeepsNames(&eni.Link, a.seen.Files.Look(path.Base(own)), applied)
 	if why == status.None {
 		return status.Reason{}
 	}
@@ -189,8 +190,8 @@ func (a *Agent) namesTaken(eni *plan.ENI) status.Reason {
 // stays on its link where that index went to another one.
 func (a *Agent) nameElsewhere(eni *plan.ENI) (name, holder string) {
 	for _, name := range eni.Want.Altnames {
-		for i := range a.snapshot.Links {
-			other := &a.snapshot.Links[i]
+		for i := range a.seen.Kernel.Links {
+			other := &a.seen.Kernel.Links[i]
 			if other.Index != eni.Link.Index && (other.Name == name || slices.Contains(other.Altnames, name)) {
 				return name, other.Name
 			}
@@ -203,7 +204,7 @@ func (a *Agent) nameElsewhere(eni *plan.ENI) (name, holder string) {
 // name from these.
 func (a *Agent) nameOfOther(eni *plan.ENI) (name, holder string) {
 	for _, name := range eni.Want.Altnames {
-		if holder := a.snapshot.Others[name]; holder != "" {
+		if holder := a.seen.Others[name]; holder != "" {
 			return name, holder
 		}
 	}

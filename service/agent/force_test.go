@@ -10,11 +10,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
-	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // put makes a file of an administrator, or with no content a mask.
@@ -236,7 +237,7 @@ func TestNetplan(t *testing.T) {
 		a, stop := w.start(t)
 		defer stop()
 		settle(2 * time.Minute)
-		dropIn := plan.GeneratorDir(netplan) + "/" + plan.DropInName
+		dropIn := unitfile.GeneratorDir(netplan) + "/" + plan.DropInName
 		if got := must(t, a, "ens6", state.ENIConfigured); got.NetworkFile != netplan || got.Reason != "" || !slices.Contains(got.Files, dropIn) {
 			t.Errorf("%+v", got)
 		}
@@ -382,8 +383,8 @@ func TestBaseChanges(t *testing.T) {
 			func() { w.put(t, dropIn, "[Link]\nMTUBytes=9001\n") },
 			func() { w.put(t, dropIn, "[Link]\nMTUBytes=1500\n\n") },
 			func() { w.put(t, baseUnit, "[Match]\nDriver=ena vif\n") },
-			func() { w.put(t, admin+store.BaseName, "[Match]\nDriver=ena\n") },
-			func() { _ = os.Remove(filepath.Join(w.dir, admin+store.BaseName)) },
+			func() { w.put(t, admin+dropin.BaseName, "[Match]\nDriver=ena\n") },
+			func() { _ = os.Remove(filepath.Join(w.dir, admin+dropin.BaseName)) },
 			func() { _ = os.Remove(filepath.Join(w.dir, dropIn)) },
 		} {
 			_, before, _ := w.counts()

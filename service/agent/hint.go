@@ -11,6 +11,7 @@ import (
 
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile"
 )
 
 // lastBoot is what a boot leaves for the next one of the same instance, see [plan.Hint].
@@ -112,7 +113,7 @@ func (a *Agent) saveHint() {
 func (a *Agent) tellCleared(written []string) {
 	for i := range a.plan.ENIs {
 		eni := &a.plan.ENIs[i]
-		if made := eni.Link.Generator; made != "" && slices.Contains(written, path.Join(plan.GeneratorDir(made), plan.ClearName)) {
+		if made := eni.Link.Generator; made != "" && slices.Contains(written, path.Join(unitfile.GeneratorDir(made), plan.ClearName)) {
 			a.Log.Info("Taking away the addresses that cloud-init wrote at the first boot, those that the ENI has stay", "eni", eni.View.ID,
 				"mac", eni.Link.MAC, "interface", eni.Link.Name, "file", made, "addresses", strings.Join(texts(eni.Link.FirstBoot), ", "))
 		}

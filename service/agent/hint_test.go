@@ -13,6 +13,7 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/unitfile"
 )
 
 // nextBoot is what a boot finds of the last one: the hint alone.
@@ -181,7 +182,7 @@ func TestTold(t *testing.T) {
 		written("10.0.1.21", "10.0.1.22")
 		cleared := func(when string, want bool, reason string) {
 			t.Helper()
-			p := plan.GeneratorDir(netplan) + "/" + plan.ClearName
+			p := unitfile.GeneratorDir(netplan) + "/" + plan.ClearName
 			if _, got := w.files(t)[p]; got != want {
 				t.Errorf("%s the addresses in the file are taken away: %v", when, got)
 			}

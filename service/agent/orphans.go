@@ -11,7 +11,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/plan"
 	"ec2netd/service/schedule"
-	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // Times of rules that networkd has forgotten.
@@ -42,7 +42,7 @@ func (a *Agent) noteRules(now time.Time) {
 		return
 	}
 	generated := a.generatedRules()
-	of := noting{planned: a.planned, generated: a.generated.count, snapshot: a.snapshot}
+	of := noting{planned: a.planned, generated: a.generated.count, snapshot: a.seen.Kernel}
 	if of == a.noted.of && !a.noted.leaving {
 		a.noted.until = now
 		return
@@ -70,8 +70,8 @@ func (a *Agent) noteRules(now time.Time) {
 			a.rules[rule] = now
 		}
 	}
-	for i := range a.snapshot.Rules {
-		if rule, ok := plan.RuleOf(&a.snapshot.Rules[i]); ok {
+	for i := range a.seen.Kernel.Rules {
+		if rule, ok := plan.RuleOf(&a.seen.Kernel.Rules[i]); ok {
 			if _, known := a.rules[rule]; known {
 				a.rules[rule] = now
 			}
@@ -109,8 +109,8 @@ func (a *Agent) noteAddresses(now time.Time) (changed bool) {
 	}
 	was := a.there
 	a.there = make(map[plan.OwnAddress]bool, len(was))
-	for i := range a.snapshot.Links {
-		l := &a.snapshot.Links[i]
+	for i := range a.seen.Kernel.Links {
+		l := &a.seen.Kernel.Links[i]
 		for _, address := range l.Addresses {
 			own := plan.OwnAddress{MAC: l.MAC, Address: address.Prefix.Addr()}
 			if _, known := a.addresses[own]; known {
@@ -146,37 +146,31 @@ type noting struct {
 	snapshot           *kernel.Snapshot
 }
 
-// generated are the rules of the generated files on disk: the drop-ins, what they say, and
-// the count of changes.
+// generated are the rules of the generated files on disk: the drop-ins, what they say, the count of
+// changes, and the files of which that is.
 type generated struct {
 	dropIns   []*dropin.Network
 	rules     []plan.Rule
 	addresses []plan.OwnAddress
 	count     uint64
-	seen      bool
+	of        *unitfile.Tree
 }
 
 // generatedRules are those of the generated files on disk.
-// They are looked at once for each look at the kernel, and after files were written.
 func (a *Agent) generatedRules() []plan.Rule {
-	if a.generated.seen {
+	if a.generated.of == a.seen.Files {
 		return a.generated.rules
 	}
-	a.generated.seen = true
-	units, err := a.Store.Units()
-	if err != nil {
-		units = nil
-	}
-	dropIns := make([]*dropin.Network, 0, len(units))
-	for _, unit := range units {
-		if unit.Kind == store.Network {
-			dropIns = append(dropIns, a.Store.Network(unit.Name))
-		}
+	a.generated.of = a.seen.Files
+	links := a.seen.Files.Generated()
+	dropIns := make([]*dropin.Network, 0, len(links))
+	for _, link := range links {
+		dropIns = append(dropIns, a.seen.Files.Network(link))
 	}
 	if slices.Equal(dropIns, a.generated.dropIns) {
 		return a.generated.rules
 	}
-	a.generated = generated{dropIns: dropIns, count: a.generated.count + 1, seen: true}
+	a.generated = generated{dropIns: dropIns, count: a.generated.count + 1, of: a.seen.Files}
 	for _, n := range dropIns {
 		a.generated.rules = append(a.generated.rules, plan.RulesOf(n)...)
 		a.generated.addresses = append(a.generated.addresses, plan.OwnAddresses(n)...)
@@ -220,26 +214,26 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) {
 		return
 	}
 	generated := a.generatedRules()
-	of := inOrder{a.noted.count, a.generated.count, a.snapshot}
+	of := inOrder{a.noted.count, a.generated.count, a.seen.Kernel}
 	if a.orphanAt.IsZero() && of == a.inOrder {
 		return
 	}
 	record := slices.Collect(maps.Keys(a.rules))
-	orphans := plan.Orphans(record, generated, a.snapshot.Rules)
+	orphans := plan.Orphans(record, generated, a.seen.Kernel.Rules)
 	addresses := a.orphanAddresses()
 	if len(orphans)+len(addresses) > 0 {
 		// What somebody else's file wants is not looked at before it matters.
-		wanted, err := a.Store.Rules()
+		wanted, err := plan.WantedRules(a.seen.Files)
 		var kept map[plan.OwnAddress]bool
 		if err == nil {
-			kept, err = a.Store.Addresses()
+			kept, err = plan.WantedAddresses(a.seen.Files)
 		}
 		if err != nil {
 			a.said.Warn("orphans", "Rules and addresses that networkd forgot stay", "reason", err.Error())
 			return
 		}
-		orphans = plan.Orphans(record, wanted, a.snapshot.Rules)
-		addresses = plan.OrphanAddresses(addresses, kept, a.snapshot.Links)
+		orphans = plan.Orphans(record, wanted, a.seen.Kernel.Rules)
+		addresses = plan.OrphanAddresses(addresses, kept, a.seen.Kernel.Links)
 	}
 	a.stillThere(addresses)
 	if len(orphans)+len(addresses) == 0 {
@@ -289,7 +283,7 @@ func (a *Agent) orphanAddresses() []plan.OwnAddress {
 	for _, own := range a.generated.addresses {
 		wanted[own] = true
 	}
-	orphans := plan.OrphanAddresses(slices.Collect(maps.Keys(a.addresses)), wanted, a.snapshot.Links)
+	orphans := plan.OrphanAddresses(slices.Collect(maps.Keys(a.addresses)), wanted, a.seen.Kernel.Links)
 	if a.technique == plan.Static {
 		// networkd 252 removes what it has forgotten, but takes a deprecated address (A11) for
 		// one of DHCP, which KeepConfiguration=dhcp keeps (facts: keepconfiguration).
@@ -301,8 +295,8 @@ func (a *Agent) orphanAddresses() []plan.OwnAddress {
 // stillThere has addresses count as withdrawn and still there.
 func (a *Agent) stillThere(addresses []plan.OwnAddress) {
 	for _, own := range addresses {
-		for i := range a.snapshot.Links {
-			link := &a.snapshot.Links[i]
+		for i := range a.seen.Kernel.Links {
+			link := &a.seen.Kernel.Links[i]
 			if l := a.links[link.Index]; link.MAC == own.MAC && l != nil && !slices.Contains(l.withdrawn, own.Address) {
 				l.withdrawn = append(l.withdrawn, own.Address)
 			}
@@ -331,7 +325,7 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) {
 	if now.Before(a.namesTry.Next) || a.cleaning || a.session.BusSilent() || a.storeErr != "" {
 		return
 	}
-	stale := plan.StaleNames(a.snapshot.Links, a.Store.LinkDropIn)
+	stale := plan.StaleNames(a.seen.Kernel.Links, a.seen.Files.LinkDropIn)
 	if len(stale) == 0 {
 		return
 	}

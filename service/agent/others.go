@@ -13,7 +13,9 @@ import (
 // tellUnread says which files of others could not be read (J2). They count as if they were
 // not there.
 func (a *Agent) tellUnread() {
-	a.unreadFiles = slices.Compact(slices.Sorted(slices.Values(slices.Concat(a.Store.Unread(), a.othersUnread))))
+	unread := slices.Concat(a.Store.Unread(), a.Files.Unread(), a.othersUnread)
+	slices.Sort(unread)
+	a.unreadFiles = slices.Compact(unread)
 	if len(a.unreadFiles) > 0 {
 		a.said.Warn("unread", "Failed to read files, which count as if they were not there: remove or mend them", "files", strings.Join(a.unreadFiles, "; "))
 	} else if a.said.Clear("unread") {
@@ -28,14 +30,14 @@ func (a *Agent) lookAtOthers(ctx context.Context) {
 		return
 	}
 	a.othersDue = false
-	links := make([]conflict.Link, 0, len(a.snapshot.Links))
-	for _, l := range a.snapshot.Links {
+	links := make([]conflict.Link, 0, len(a.seen.Kernel.Links))
+	for _, l := range a.seen.Kernel.Links {
 		links = append(links, conflict.Link{Index: l.Index, Name: l.Name, MAC: l.MAC})
 	}
 	before := a.conflicts
 	facts := a.Others.Look(ctx, links)
 	a.conflicts, a.othersUnread = conflict.Find(facts), facts.Unread
-	for _, l := range a.snapshot.Links {
+	for _, l := range a.seen.Kernel.Links {
 		memory := a.links[l.Index]
 		if memory == nil {
 			continue

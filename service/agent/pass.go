@@ -13,9 +13,11 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/schedule"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
 )
 
 // pass observes, decides, acts, verifies and publishes, once.
@@ -152,21 +154,16 @@ func (a *Agent) unleased(now time.Time) int {
 // observe looks at the kernel and brings the poller and the links up to date. It is false
 // if the kernel cannot be asked.
 func (a *Agent) observe() bool {
-	snapshot, err := a.Kernel.Observe()
+	last := a.seen.Kernel
+	sources := snapshot.Sources{Kernel: a.Kernel, Networkd: a.Networkd, Udev: a.Udev, Files: a.Files}
+	next, err := sources.Take(snapshot.Settings{Sections: a.Sections, Drivers: a.Drivers}, a.seen)
 	if err != nil {
 		a.said.Warn("kernel", "Cannot look at the kernel; trying again", "reason", err.Error())
 		return false
 	}
 	a.said.Clear("kernel")
-	running := a.snapshot != nil
-	now := time.Now()
-	if !running || !snapshot.Equal(a.snapshot) {
-		a.snapshot = snapshot
-	}
-	a.snapshot.Others = snapshot.Others
-	snapshot = a.snapshot
-	clear(a.linkStates)
-	a.generated.seen = false
+	a.seen = next
+	snapshot, now, running := next.Kernel, next.Taken, last != nil
 	if a.Poller.Observe(snapshot, now) {
 		a.hasten(now)
 	}
@@ -198,7 +195,7 @@ func (a *Agent) observe() bool {
 }
 
 // holdThere tells whether the unit is on disk that has networkd leave new ENIs alone.
-func (a *Agent) holdThere() bool { return dropin.Ours(a.Store.Read(plan.HoldPath)) }
+func (a *Agent) holdThere() bool { return dropin.Ours(a.seen.Files.Read(plan.HoldPath)) }
 
 // holdFor is how long networkd leaves a new ENI alone whose files are not there.
 func (a *Agent) holdFor(mac, name string) time.Duration {
@@ -229,35 +226,26 @@ func (a *Agent) elsewhere(link *plan.Link, said networkd.LinkState, now time.Tim
 
 // linkState is what networkd says of a link, as of the last look at the kernel.
 func (a *Agent) linkState(index int) networkd.LinkState {
-	said, known := a.linkStates[index]
-	if !known {
-		said = a.Networkd.Link(index)
-		a.linkStates[index] = said
-	}
-	return said
+	return a.seen.Links[index].Networkd
 }
 
 // decide makes the plan of what is known now.
 func (a *Agent) decide() {
-	now := time.Now()
+	now := a.seen.Taken
 	known := a.Poller.Known()
-	in := plan.Input{PrimaryMAC: known.Instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: known.Presumed, Sections: a.Sections,
-		Networkd: a.networkd(), Locked: plan.Locked(a.snapshot.Rules), Tunnel: a.snapshot.Tunnel, Hint: a.planHint(), Drivers: a.Drivers, Holding: a.holdThere()}
-	in.Base, in.BaseDropIns = a.Store.Base()
+	in := plan.Input{PrimaryMAC: known.Instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: known.Presumed, Sections: a.seen.Settings.Sections,
+		Networkd: a.networkd(), Locked: plan.Locked(a.seen.Kernel.Rules), Tunnel: a.seen.Kernel.Tunnel, Hint: a.planHint(), Drivers: a.seen.Settings.Drivers, Holding: a.holdThere()}
+	in.Base, in.BaseDropIns = a.seen.Files.Base()
 	// Numbers are held by MAC address, under whatever name the link had.
-	in.Assigned = a.Store.Assigned(known.Presumed)
+	in.Assigned = plan.Assigned(a.seen.Files, known.Presumed)
 	for mac, eni := range known.ENIs {
 		if eni.View != nil {
 			in.Views[mac] = *eni.View
 		}
 	}
-	policies, networks := a.Store.Policies(), a.Store.Networks()
-	for _, l := range a.snapshot.Links {
-		entry := plan.Observed(l, a.snapshot.Routes)
-		a.Store.Complete(&entry, networks)
-		if applied, ok := a.Udev.LinkFile(l.Index); ok {
-			entry.TakePolicy(policies, a.Store.Policy(applied))
-		}
+	for i := range a.seen.Kernel.Links {
+		l := &a.seen.Kernel.Links[i]
+		entry := a.seen.Observed(l)
 		memory := a.links[l.Index]
 		if !a.session.Running() || a.unhandled(l.Index) {
 			memory.idle = now
@@ -297,7 +285,7 @@ func (a *Agent) decide() {
 		entry.Domains = said.Domains
 		entry.Foreign = plan.Foreign(&entry, a.isOurs)
 		entry.Done = said.Administrative == "configured"
-		entry.OnBase = path.Base(said.File) == store.BaseName
+		entry.OnBase = path.Base(said.File) == dropin.BaseName
 		entry.OffBase = !entry.OnBase && said.File != plan.HoldPath &&
 			(said.Administrative == "unmanaged" || (said.File != "" && !entry.UnitInForce(said.File)))
 		entry.OnOthers = entry.OffBase && said.File != "" && !entry.UnitInForce(said.File)
@@ -329,22 +317,25 @@ func (a *Agent) decide() {
 
 // networkd is what is known of the networkd that runs.
 func (a *Agent) networkd() plan.Networkd {
-	return plan.Networkd{Running: a.session.Running(), Varlink: a.session.Varlink(), Keeps: a.Networkd.Keeps()}
+	return plan.Networkd{Running: a.session.Running(), Varlink: a.session.Varlink(), Keeps: a.seen.Keeps}
 }
 
 // act brings the disk to the plan and has networkd and udevd take it up. It tells
 // whether either was asked to do something.
 func (a *Agent) act(ctx context.Context) bool {
-	var keep []store.Unit
+	want := store.Want{Files: storeFiles(a.plan.Files)}
 	before := make(map[string]*dropin.Network)
 	for i := range a.plan.ENIs {
 		eni := &a.plan.ENIs[i]
 		before[eni.Link.Name] = eni.Link.Current
-		keep = append(keep, store.Kept(eni)...)
+		want.Keep = append(want.Keep, eni.Kept()...)
+		if eni.Link.StartFile {
+			want.Starts = append(want.Starts, plan.StartDropIn(eni.Link.Name))
+		}
 	}
 	a.noteRules(time.Now())
 	a.prepare(a.Store.Withdraw)
-	changes, err := a.Store.Apply(a.plan.Files, keep)
+	changes, err := a.Store.Apply(want)
 	a.refused = changes.Refused
 	changes.Written = append(changes.Written, a.restored...)
 	a.restored = nil
@@ -352,7 +343,7 @@ func (a *Agent) act(ctx context.Context) bool {
 		a.prepared = a.planned
 	}
 	if changes.Any() {
-		a.generated.seen = false
+		a.seen = a.seen.With(a.Files.Tree())
 		a.lastChange = time.Now()
 		for _, r := range a.waiting {
 			r.written = append(r.written, changes.Written...)
@@ -384,16 +375,25 @@ func (a *Agent) act(ctx context.Context) bool {
 // prepare withdraws or prepares what networkd is to find at its next start, where the plan is
 // another one. What there is stays while networkd is away: it may be starting.
 // It tells whether that is done.
-func (a *Agent) prepare(do func([]plan.File) error) bool {
+func (a *Agent) prepare(do func([]store.File) error) bool {
 	if a.prepared == a.planned || !a.session.Running() {
 		return a.prepared == a.planned
 	}
-	if err := do(a.plan.AtStart()); err != nil {
+	if err := do(storeFiles(a.plan.AtStart())); err != nil {
 		a.said.Warn("start", "Cannot prepare the next start of networkd, which may interrupt connections", "reason", err.Error())
 		return false
 	}
 	a.said.Clear("start")
 	return true
+}
+
+// storeFiles are files of a plan as the store has them.
+func storeFiles(files []plan.File) []store.File {
+	found := make([]store.File, 0, len(files))
+	for _, f := range files {
+		found = append(found, store.File(f))
+	}
+	return found
 }
 
 // touched are the present links of whose unit something was changed. A detached
@@ -414,7 +414,7 @@ func touched(p *plan.Plan, written, removed []string, of func(*plan.Link, string
 func ofNetwork(link *plan.Link, file string) bool {
 	unit := plan.NetworkPath(link.Name)
 	return file == unit || path.Dir(file) == unit+".d" || slices.ContainsFunc(append([]string{link.Generator}, link.Shared...), func(made string) bool {
-		return made != "" && path.Dir(file) == plan.GeneratorDir(made)
+		return made != "" && path.Dir(file) == unitfile.GeneratorDir(made)
 	})
 }
 
@@ -878,7 +878,7 @@ func (a *Agent) describeAnew(eni *plan.ENI) state.Interface {
 	}
 	if eni.Keep && len(eni.Files) == 0 {
 		for _, file := range []string{plan.NetworkDropIn(eni.Link.Name), plan.NetworkPath(eni.Link.Name)} {
-			if a.Store.Read(file) != "" || a.Store.Target(file) != "" {
+			if a.seen.Files.Read(file) != "" || a.seen.Files.Target(file) != "" {
 				entry.Files = append(entry.Files, file)
 			}
 		}

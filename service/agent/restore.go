@@ -43,6 +43,7 @@ func (a *Agent) restore() bool {
 	if len(written) > 0 {
 		a.Log.Warn("Somebody has removed generated files: "+status.Few(written)+"; wrote them again", "files", written)
 		a.restored = append(a.restored, written...)
+		a.seen = a.seen.With(a.Files.Tree())
 	}
 	return err == nil || a.stored(err)
 }

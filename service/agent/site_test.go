@@ -25,6 +25,7 @@ import (
 	"ec2netd/service/poller"
 	"ec2netd/service/state"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile/disk"
 )
 
 // site is a world whose metadata service and client are the true ones, over a network
@@ -432,8 +433,8 @@ type watchedStore struct {
 	wrote func(store.Changes)
 }
 
-func (w watchedStore) Apply(files []plan.File, keep []store.Unit) (store.Changes, error) {
-	changes, err := w.Store.Apply(files, keep)
+func (w watchedStore) Apply(want store.Want) (store.Changes, error) {
+	changes, err := w.Store.Apply(want)
 	if changes.Any() && w.wrote != nil {
 		w.wrote(changes)
 	}
@@ -449,7 +450,7 @@ func (s *site) run() (*Agent, func()) {
 	views := persist.Place{Path: filepath.Join(s.dir, "views.json")}
 	a := New(Options{
 		Version: "test", Kernel: s, Metadata: s.client, Poller: poller.New(poller.Options{Client: s.client, Log: log, RefreshEvery: time.Minute, Views: views}),
-		Networkd: s, Manager: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote},
+		Networkd: s, Manager: s, Udev: devices{s.world}, Store: watchedStore{s.store, s.wrote}, Files: &disk.Reader{Root: s.dir},
 		Log: log, Events: []<-chan struct{}{s.poke}, RefreshEvery: time.Minute, Drivers: s.holding,
 	})
 	ctx, cancel := context.WithCancel(s.t.Context())

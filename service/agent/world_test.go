@@ -30,6 +30,8 @@ import (
 	"ec2netd/service/state"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
+	"ec2netd/service/unitfile"
+	"ec2netd/service/unitfile/disk"
 )
 
 // world is an instance for failure modes that a real one won't show on demand: a
@@ -126,6 +128,9 @@ func newWorld(t testing.TB) *world {
 	w.store = &store.Store{Root: w.dir}
 	return w
 }
+
+// unitFiles are the unit files as they are now.
+func (w *world) unitFiles() *unitfile.Tree { return (&disk.Reader{Root: w.dir}).Tree() }
 
 // memory is a directory in memory, as /run is: on a disk each rename waits for it.
 func memory(t testing.TB) string {
@@ -282,9 +287,7 @@ func (w *world) apply() {
 // applyMTU sets the MTU that files say.
 func (w *world) applyMTU(l *kernel.Link) {
 	entry := plan.Link{Link: *l}
-	// Not by the agent's store, which remembers what it has read and is the agent's alone.
-	disk := store.Store{Root: w.store.Root}
-	disk.Complete(&entry, disk.Networks())
+	entry.Complete(w.unitFiles())
 	if l.MTU = 1500; entry.Bytes != 0 {
 		l.MTU = entry.Bytes
 	} else if entry.Current != nil && entry.Current.Link.MTUBytes == 9001 {
@@ -435,14 +438,14 @@ func (w *world) removeOrphans(ctx context.Context) error {
 	if err != nil || w.helpless {
 		return err
 	}
-	for _, stale := range plan.StaleNames(w.links, w.store.LinkDropIn) {
+	for _, stale := range plan.StaleNames(w.links, w.unitFiles().LinkDropIn) {
 		for i := range w.links {
 			if l := &w.links[i]; l.Name == stale.Link {
 				l.Altnames = slices.DeleteFunc(l.Altnames, func(name string) bool { return name == stale.Name })
 			}
 		}
 	}
-	wanted, err := w.store.Rules()
+	wanted, err := plan.WantedRules(w.unitFiles())
 	orphans := plan.Orphans(record, wanted, w.rules)
 	w.rules = slices.DeleteFunc(w.rules, func(k kernel.Rule) bool {
 		rule, ok := plan.RuleOf(&k)
@@ -572,7 +575,7 @@ func (w *world) start(t testing.TB) (*Agent, func()) {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(logWriter{w}, nil))
 	a := New(Options{
-		Version: "test", Kernel: w, Metadata: w, Poller: poller.New(poller.Options{Client: w, Log: log, RefreshEvery: time.Minute, Views: w.place("views.json")}), Networkd: w, Manager: w, Udev: devices{w}, Store: restorer{w.store, w}, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
+		Version: "test", Kernel: w, Metadata: w, Poller: poller.New(poller.Options{Client: w, Log: log, RefreshEvery: time.Minute, Views: w.place("views.json")}), Networkd: w, Manager: w, Udev: devices{w}, Store: restorer{w.store, w}, Files: &disk.Reader{Root: w.dir}, Others: w, Rules: orphan.NewRecord(w.place("rules.json")), RemoveOrphans: w.removeOrphans,
 		Log: log, Events: []<-chan struct{}{w.poke},
 		RefreshEvery: time.Minute, Hint: w.place("boot.json"), Sections: w.sections,
 		CPU: w.cpu, Trim: func() {}, Drivers: w.drivers,
@@ -594,8 +597,6 @@ type restorer struct {
 	*store.Store
 	*world
 }
-
-func (r restorer) Look(file string) plan.UnitText { return r.Store.Look(file) }
 
 func (r restorer) Restore() ([]string, error) {
 	r.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"ec2netd/service/metadata"
 	"ec2netd/service/plan"
 	"ec2netd/service/status"
+	"ec2netd/service/unitfile"
 )
 
 // A9: an MTU that is known and that the link does not have is missing, whoever tells it.
@@ -18,20 +19,20 @@ func TestMTU(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		view  metadata.ENI
-		set   plan.MTUSetting
+		set   unitfile.MTUSetting
 		lease int
 		most  int
 		mtu   int
 	}{
-		{"the lease", ipv4, plan.MTUSetting{Lease: true}, 8500, 65535, 8500},
-		{"the administrator", ipv4, plan.MTUSetting{Bytes: 1400, Lease: true}, 9001, 65535, 1400},
-		{"with a suffix", ipv4, plan.MTUSetting{Bytes: 2048, Lease: true}, 9001, 65535, 2048},
-		{"a lease of the VPC's MTU", ipv4, plan.MTUSetting{Lease: true}, 9001, 65535, 9001},
-		{"IPv6-only", ipv6, plan.MTUSetting{Lease: true}, 0, 65535, 9001},
-		{"IPv6-only, with a link-local lease", ipv6, plan.MTUSetting{Lease: true}, 1500, 65535, 9001},
-		{"IPv6-only and the administrator", ipv6, plan.MTUSetting{Bytes: 1400, Lease: true}, 0, 65535, 1400},
-		{"a link that bears less", ipv6, plan.MTUSetting{Lease: true}, 0, 1500, 1500},
-		{"a link without a limit", ipv6, plan.MTUSetting{Lease: true}, 0, 0, 9001},
+		{"the lease", ipv4, unitfile.MTUSetting{Lease: true}, 8500, 65535, 8500},
+		{"the administrator", ipv4, unitfile.MTUSetting{Bytes: 1400, Lease: true}, 9001, 65535, 1400},
+		{"with a suffix", ipv4, unitfile.MTUSetting{Bytes: 2048, Lease: true}, 9001, 65535, 2048},
+		{"a lease of the VPC's MTU", ipv4, unitfile.MTUSetting{Lease: true}, 9001, 65535, 9001},
+		{"IPv6-only", ipv6, unitfile.MTUSetting{Lease: true}, 0, 65535, 9001},
+		{"IPv6-only, with a link-local lease", ipv6, unitfile.MTUSetting{Lease: true}, 1500, 65535, 9001},
+		{"IPv6-only and the administrator", ipv6, unitfile.MTUSetting{Bytes: 1400, Lease: true}, 0, 65535, 1400},
+		{"a link that bears less", ipv6, unitfile.MTUSetting{Lease: true}, 0, 1500, 1500},
+		{"a link without a limit", ipv6, unitfile.MTUSetting{Lease: true}, 0, 0, 9001},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			link := leased(1, &test.view)

@@ -9,8 +9,8 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/networkd"
-	"ec2netd/service/plan"
 	"ec2netd/service/state"
+	"ec2netd/service/unitfile"
 )
 
 // System asks systemd and networkd; [networkd.Client] implements it.
@@ -25,13 +25,13 @@ type System interface {
 	Link(index int) networkd.LinkState
 }
 
-// UnitFiles reads the unit files of networkd; [store.Store] implements it.
+// UnitFiles reads the unit files of networkd; [unitfile.Tree] implements it.
 type UnitFiles interface {
 	// Base returns the path of the base unit that is in force.
 	Base() (unit string, dropIns []string)
 	// Look returns the unit of a name that is in force.
-	Look(name string) plan.UnitText
-	// Read returns the content of a file, empty if there is none.
+	Look(name string) unitfile.Unit
+	// Read returns the content of a unit file, empty if there is none.
 	Read(path string) string
 }
 
@@ -161,7 +161,7 @@ func (x *Examiner) lookAtKernel(f *Facts) error {
 
 // lookAtFiles collects the facts about the files of the installation and of the administrator.
 func (x *Examiner) lookAtFiles(f *Facts) {
-	f.MissingFiles, f.MaskedBase = missingFiles(x.UnitFiles)
+	f.MissingFiles, f.MaskedBase = missingFiles(x.Root, x.UnitFiles)
 	f.NameServers = readNameServers(x.Root)
 	f.UnmatchedDropIns = findUnmatched(x.Root, f.Links)
 	if x.Daemon.State != nil {

@@ -7,10 +7,10 @@ import (
 	"slices"
 	"strings"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/file"
 	"ec2netd/service/plan"
 	"ec2netd/service/status"
-	"ec2netd/service/store"
 	"ec2netd/service/systemd"
 )
 
@@ -19,15 +19,16 @@ const networkdConf = "/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"
 
 // missingFiles returns the files of the installation that are missing or empty, and the base unit if
 // that is masked.
-func missingFiles(files UnitFiles) (missing []string, masked string) {
-	wanted := []string{networkdConf}
-	if unit := files.Look(store.BaseName); unit.Masked {
+func missingFiles(root string, files UnitFiles) (missing []string, masked string) {
+	if unit := files.Look(dropin.BaseName); unit.Masked {
 		masked = unit.Path
-	} else {
-		base, _ := files.Base()
-		wanted = []string{base, networkdConf}
+	} else if base, _ := files.Base(); files.Read(base) == "" {
+		missing = append(missing, base)
 	}
-	return slices.DeleteFunc(wanted, func(file string) bool { return files.Read(file) != "" }), masked
+	if text, err := file.Read(filepath.Join("/", root, networkdConf), file.Limit); err != nil || text == "" {
+		missing = append(missing, networkdConf)
+	}
+	return missing, masked
 }
 
 // installedFiles lists the files of the installation that are missing or masked.
@@ -43,7 +44,7 @@ func installedFiles(f *Facts) []Finding {
 	}
 	for _, missing := range f.MissingFiles {
 		const again = status.InstallAgain + "; then: "
-		if path.Base(missing) == store.BaseName {
+		if path.Base(missing) == dropin.BaseName {
 			all = append(all, problem(Files, again+"networkctl reload", "%s is missing: networkd has no unit for ENIs", missing))
 		} else {
 			all = append(all, problem(Files, again+"systemctl restart "+systemd.Networkd, "%s is missing: networkd takes away routes and rules of others", missing))

@@ -2,7 +2,7 @@
 // kind has a Render method, which returns its text, and a Parse function, which reads the text back.
 //
 // The package uses the terms of systemd.network(5) and systemd.link(5) and knows nothing about ENIs.
-// Package plan decides what a value says, and package store writes its text. Package plan also reads
+// Package plan decides what a value says, and package store writes its text. Package unitfile reads
 // the unit files of others, except for the policy rules in them.
 //
 // Another version of the daemon may have written a file. Parsing is therefore tolerant: sections and
@@ -17,9 +17,6 @@ import (
 	"strconv"
 	"strings"
 )
-
-// FileName is the file name of generated drop-ins.
-const FileName = "50-ec2netd.conf"
 
 // author is the start of the first comment in every generated file.
 const author = "Written by ec2netd"

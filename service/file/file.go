@@ -153,6 +153,15 @@ func isNull(of fs.FileInfo) bool {
 // directory with more than MostNames of them yields the first ones, and [ErrTooMany]. One
 // that does not exist has none.
 func List(dir, pattern string) ([]string, error) {
+	names, err := ListEach(dir, pattern)
+	if names == nil {
+		return nil, err
+	}
+	return names[0], err
+}
+
+// ListEach is List for several patterns at once: the names that match each of them.
+func ListEach(dir string, patterns ...string) ([][]string, error) {
 	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -161,12 +170,12 @@ func List(dir, pattern string) ([]string, error) {
 		return nil, err
 	}
 	defer f.Close()
-	var names []string
+	names := make([][]string, len(patterns))
 	var many error
-	trim := func() {
-		if len(names) > MostNames {
-			slices.Sort(names)
-			names = slices.Delete(names, MostNames, len(names))
+	trim := func(i int) {
+		if len(names[i]) > MostNames {
+			slices.Sort(names[i])
+			names[i] = slices.Delete(names[i], MostNames, len(names[i]))
 			many = &fs.PathError{Op: "list", Path: dir, Err: fmt.Errorf("%w: the first %d count", ErrTooMany, MostNames)}
 		}
 	}
@@ -176,13 +185,15 @@ func List(dir, pattern string) ([]string, error) {
 			break
 		}
 		some, err := f.Readdirnames(chunk)
-		for _, name := range some {
-			if ok, _ := path.Match(pattern, name); ok {
-				names = append(names, name)
+		for i, pattern := range patterns {
+			for _, name := range some {
+				if ok, _ := path.Match(pattern, name); ok {
+					names[i] = append(names[i], name)
+				}
 			}
-		}
-		if len(names) > 2*MostNames {
-			trim()
+			if len(names[i]) > 2*MostNames {
+				trim(i)
+			}
 		}
 		if errors.Is(err, io.EOF) {
 			break
@@ -191,8 +202,10 @@ func List(dir, pattern string) ([]string, error) {
 			return nil, err
 		}
 	}
-	trim()
-	slices.Sort(names)
+	for i := range names {
+		trim(i)
+		slices.Sort(names[i])
+	}
 	return names, many
 }
 

@@ -60,6 +60,12 @@ const (
 // file without its ctime, which only the kernel sets, or puts another one in its place
 // without another inode.
 func (r *Reader) Read(path string) (string, error) {
+	text, _, err := r.Examine(path)
+	return text, err
+}
+
+// Examine is Read, and returns what the kernel says of the file too, if it can be read.
+func (r *Reader) Examine(path string) (string, syscall.Stat_t, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var now unixStat
@@ -67,20 +73,20 @@ func (r *Reader) Read(path string) (string, error) {
 	if known && last.proven && syscall.Stat(path, &now) == nil && same(&last.of, &now) {
 		last.asked = time.Now()
 		r.read[path] = last
-		return last.text, nil
+		return last.text, now, nil
 	}
 	text, of, err := read(path, Limit, 0)
 	r.note(path, err)
 	if err != nil {
 		r.forget(path)
-		return "", err
+		return "", unixStat{}, err
 	}
 	if last.text != string(text) {
 		last.text = string(text)
 	}
 	now = *of.Sys().(*unixStat)
 	r.keep(path, content{text: last.text, of: now, proven: time.Since(time.Unix(now.Ctim.Unix())) > tick, asked: time.Now()})
-	return last.text, nil
+	return last.text, now, nil
 }
 
 func same(a, b *unixStat) bool {
@@ -143,14 +149,14 @@ func (r *Reader) Unread() []string {
 	maps.DeleteFunc(r.failed, func(_ string, f failure) bool { return time.Since(f.asked) > keepTime })
 	var all []string
 	for _, f := range r.failed {
-		all = append(all, reason(f.err))
+		all = append(all, Reason(f.err))
 	}
 	slices.SortFunc(all, strings.Compare)
 	return all
 }
 
-// reason says why a file could not be read, with its path first.
-func reason(err error) string {
+// Reason says why a file could not be read, with its path first.
+func Reason(err error) string {
 	var at *fs.PathError
 	if !errors.As(err, &at) {
 		return err.Error()

@@ -29,6 +29,7 @@ import (
 	"ec2netd/service/status"
 	"ec2netd/service/store"
 	"ec2netd/service/udev"
+	unitdisk "ec2netd/service/unitfile/disk"
 )
 
 // This file alone knows how the daemon is built out of its packages. It does what the daemon's
@@ -76,7 +77,7 @@ func startDaemon(in *instance) *daemon {
 				Client: client, Log: log, Endpoint: cmp.Or(settings.Endpoint, endpoint), RefreshEvery: settings.Refresh,
 				Views: place("run/ec2netd/views.json", "var/lib/ec2netd/views.void"),
 			}),
-			Networkd: bus, Manager: bus, Udev: &udevOf{in}, Store: files,
+			Networkd: bus, Manager: bus, Udev: &udevOf{in}, Store: files, Files: &unitdisk.Reader{Root: in.root},
 			Others: &conflict.Looker{Root: in.root, Units: func(context.Context, []string) ([]string, error) { return in.units(), nil }},
 			Log:    log, Events: []<-chan struct{}{in.changed},
 			RefreshEvery: settings.Refresh, Sections: settings.ENIs, Drivers: settings.Drivers, Problems: problems(settings),
@@ -317,18 +318,18 @@ func (d *disk) full(path string) error {
 	return fmt.Errorf("writing %s: %w", filepath.Join(plan.Directory, path), syscall.ENOSPC)
 }
 
-func (d *disk) Apply(files []plan.File, keep []store.Unit) (store.Changes, error) {
-	for _, f := range files {
+func (d *disk) Apply(want store.Want) (store.Changes, error) {
+	for _, f := range want.Files {
 		if on := d.Read(f.Path); f.Target == "" && on != f.Content || f.Target != "" && d.Target(f.Path) != f.Target {
 			if err := d.full(filepath.Base(f.Path)); err != nil {
 				return store.Changes{}, err
 			}
 		}
 	}
-	return d.Store.Apply(files, keep)
+	return d.Store.Apply(want)
 }
 
-func (d *disk) Prepare(shall []plan.File) error {
+func (d *disk) Prepare(shall []store.File) error {
 	if len(shall) > 0 {
 		if err := d.full(filepath.Base(shall[0].Path)); err != nil {
 			return err

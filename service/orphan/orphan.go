@@ -20,10 +20,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile"
 )
 
 // Record is the file with the rules that stand or stood in this daemon's files, as long
@@ -99,10 +99,9 @@ func (r *Record) Write(rules []plan.Rule) error {
 	return nil
 }
 
-// Files tells which rules and addresses stand in networkd's files.
+// Files reads the unit files of networkd and udevd.
 type Files interface {
-	Rules() ([]plan.Rule, error)
-	Addresses() (map[plan.OwnAddress]bool, error)
+	Tree() *unitfile.Tree
 }
 
 // Remove removes the orphans of this network namespace and returns them. Whatever it is
@@ -117,7 +116,7 @@ func Remove(record *Record, files Files) ([]plan.Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	wanted, err := files.Rules()
+	wanted, err := plan.WantedRules(files.Tree())
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +164,7 @@ func RemoveAddresses(record *Record, files Files) ([]plan.OwnAddress, error) {
 			continue
 		}
 		// After the look at the link: what a file brings that is written meanwhile stays.
-		wanted, err := files.Addresses()
+		wanted, err := plan.WantedAddresses(files.Tree())
 		if err != nil {
 			return removed, err
 		}
@@ -196,19 +195,19 @@ func listLinks() ([]kernel.Link, error) {
 }
 
 // AddNames gives the links of this network namespace the alternative names that stand in their
-// .link files, and returns them. Read returns the generated .link drop-in of a link, or nil; kept
-// reports whether the administrator keeps the names away from a link.
+// .link files, and returns them. kept reports whether the administrator keeps the names away from a
+// link.
 //
 // udevd gives them only with an "add" event, which programs take for another link that comes
 // (cloud-init configures the network anew), and with which it applies sysctls anew; from 257 on
 // it does nothing with "bind" and "move" (facts: alternative-names).
-func AddNames(read func(link string) *dropin.Link, kept func(link *kernel.Link) bool) ([]plan.Name, error) {
+func AddNames(files Files, kept func(link *kernel.Link) bool) ([]plan.Name, error) {
 	links, err := listLinks()
 	if err != nil {
 		return nil, err
 	}
 	var added []plan.Name
-	for _, name := range plan.LackingNames(links, read) {
+	for _, name := range plan.LackingNames(links, files.Tree().LinkDropIn) {
 		i := slices.IndexFunc(links, func(l kernel.Link) bool { return l.Name == name.Link })
 		if kept(&links[i]) {
 			continue
@@ -227,13 +226,13 @@ func AddNames(read func(link string) *dropin.Link, kept func(link *kernel.Link) 
 }
 
 // RemoveNames removes the stale names of the links of this network namespace and returns
-// them. Read returns the generated .link drop-in of a link, or nil.
-func RemoveNames(read func(link string) *dropin.Link) ([]plan.Name, error) {
+// them.
+func RemoveNames(files Files) ([]plan.Name, error) {
 	links, err := listLinks()
 	if err != nil {
 		return nil, err
 	}
-	stale := plan.StaleNames(links, read)
+	stale := plan.StaleNames(links, files.Tree().LinkDropIn)
 	for i, name := range stale {
 		link, err := netlink.LinkByName(name.Link)
 		if err == nil {

@@ -8,6 +8,7 @@ import (
 
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
+	"ec2netd/service/unitfile"
 )
 
 // OwnAddress is a static address that stands or stood in the generated drop-in of an ENI.
@@ -50,29 +51,23 @@ func OwnAddresses(n *dropin.Network) []OwnAddress {
 	return found
 }
 
-// AddressesIn returns the addresses that any unit file of networkd has. Which links one of
-// somebody else's is for is not known: MAC is empty then.
-func AddressesIn(content string) []OwnAddress {
-	if dropin.Ours(content) {
-		return OwnAddresses(dropin.ParseNetwork(content))
+// addressesIn returns the addresses that any unit file of networkd has. Which links one of somebody
+// else's is for is not known: MAC is empty then.
+func addressesIn(text *unitfile.Text) []OwnAddress {
+	if dropin.Ours(text.Content) {
+		return OwnAddresses(text.Network())
 	}
 	var found []OwnAddress
-	for _, s := range settings(content) {
-		text, _, _ := strings.Cut(s.value, "/")
-		if s.key != "Address" {
-			continue
-		}
-		if address, err := netip.ParseAddr(text); err == nil {
-			found = append(found, OwnAddress{Address: address})
-		}
+	for _, address := range text.Addresses() {
+		found = append(found, OwnAddress{Address: address})
 	}
 	return found
 }
 
 // OrphanAddresses are the addresses that networkd has left behind: a link has them, record
 // says that they were in its drop-in, and no file wants them for it any more, see
-// [AddressesIn]. From systemd 257 on
-// ENIs have KeepConfiguration=yes, with which networkd takes an address that was there before
+// [WantedAddresses]. From systemd 257 on ENIs have KeepConfiguration=yes, with which networkd takes
+// an address that was there before
 // it started for somebody else's; 252 takes a deprecated one for DHCP's then.
 func OrphanAddresses(record []OwnAddress, wanted map[OwnAddress]bool, links []kernel.Link) []OwnAddress {
 	var found []OwnAddress

@@ -10,6 +10,7 @@ import (
 
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
+	"ec2netd/service/unitfile"
 )
 
 // A8, F1: what others have put on a link stays, where networkd can be told so: not on 252.
@@ -125,7 +126,7 @@ func TestOrphanAddresses(t *testing.T) {
 		{"of another link", "", on(), nil},
 	} {
 		wanted := make(map[OwnAddress]bool)
-		for _, address := range AddressesIn(test.wanted) {
+		for _, address := range addressesIn(&unitfile.Text{Content: test.wanted}) {
 			wanted[address] = true
 		}
 		if got := OrphanAddresses(record, wanted, test.links); !slices.Equal(got, test.want) {

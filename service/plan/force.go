@@ -2,54 +2,18 @@ package plan
 
 import (
 	"fmt"
-	"net" //nolint:depguard // ParseMAC does no I/O
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/status"
+	"ec2netd/service/unitfile"
 )
 
-// MatchDropIn is the file name of the generated drop-in that keeps a unit to its one
-// link where somebody else's file hides [DropInName]: the unit that a generated one leads
-// to matches every ENI.
-const MatchDropIn = "40-ec2netd-match.conf"
-
-// Text is a unit file or a drop-in that is read with it.
-type Text struct {
-	// Path under which it is found, and Source where that leads if it is a symbolic
-	// link.
-	Path, Source string
-	Content      string
-}
-
-// Generated tells whether it was written by this daemon.
-func (t *Text) Generated() bool {
-	name := path.Base(t.Path)
-	return path.Dir(path.Dir(t.Path)) == Directory && (name == DropInName || name == MatchDropIn || name == StartDropInName)
-}
-
-// UnitText is all that is read under the name of one .network or .link file.
-type UnitText struct {
-	// Path of the file that wins among the directories, empty if there is none.
-	Path string
-	// Masked: the file that wins is empty or leads to /dev/null, so that none is read.
-	Masked bool
-	// Texts in the order in which they are read, the unit file first.
-	Texts []Text
-	// MaskedDropIns are drop-ins that are empty or lead to /dev/null.
-	MaskedDropIns []string
-}
-
-// Extent tells how far somebody else's files stand in the way of those of one link.
-type Extent struct {
-	// Taken is the file that takes the place of the whole .network unit, or empty.
-	Taken string
-	// NetworkHidden and LinkHidden are the files that hide the drop-in of the .network
-	// unit and of the .link file, or empty.
-	NetworkHidden, LinkHidden string
-}
+// MatchDropIn is [dropin.MatchName].
+const MatchDropIn = dropin.MatchName
 
 // GiveWay makes the plan one that leaves files of somebody else's their effect, and the
 // other ENIs out of it.
@@ -66,7 +30,7 @@ func (p *Plan) GiveWay() {
 		name := eni.Link.Name
 		if eni.Link.Taken != "" {
 			eni.Files = slices.DeleteFunc(eni.Files, func(f File) bool {
-				return f.of(NetworkPath(name)) || (eni.Link.Generator != "" && path.Dir(f.Path) == GeneratorDir(eni.Link.Generator))
+				return f.of(NetworkPath(name)) || (eni.Link.Generator != "" && path.Dir(f.Path) == unitfile.GeneratorDir(eni.Link.Generator))
 			})
 			eni.DropIn = nil
 			// Nothing of the unit is to be kept, but the .link file is.
@@ -98,160 +62,6 @@ func keepToLink(files []File, unit string, link *Link) []File {
 		content = match.Render()
 	}
 	return slices.Insert(files, first+1, File{Path: path.Join(unit+".d", MatchDropIn), Content: content})
-}
-
-// setting is one line of a unit file: a key of a section with its value.
-type setting struct{ section, key, value string }
-
-// settings are the lines of a unit file. What networkd would not understand is left
-// out.
-func settings(content string) []setting {
-	var found []setting
-	section, pending := "", ""
-	for line := range strings.Lines(content) {
-		line = pending + strings.TrimSpace(line)
-		pending = ""
-		if line == "" || line[0] == '#' || line[0] == ';' {
-			continue
-		}
-		if rest, ok := strings.CutSuffix(line, `\`); ok {
-			pending = rest + " "
-			continue
-		}
-		if line[0] == '[' {
-			section = strings.Trim(line, "[]")
-			continue
-		}
-		if key, value, ok := strings.Cut(line, "="); ok {
-			found = append(found, setting{section, strings.TrimSpace(key), strings.TrimSpace(value)})
-		}
-	}
-	return found
-}
-
-// Match is how surely a unit matches a link: [Match] has conditions that only networkd
-// knows the answer to.
-type Match int
-
-// The values of Match, the worse the smaller.
-const (
-	NoMatch Match = iota
-	MayMatch
-	Matches
-)
-
-// MatchOf tells whether a unit matches a link, see systemd.network(5). culprit is the
-// text on account of which it does not, or may not, match.
-func MatchOf(unit UnitText, link *Link) (match Match, culprit string) {
-	conditions := make(map[string][]string)
-	match = Matches
-	for i := range unit.Texts {
-		text := &unit.Texts[i]
-		for _, s := range settings(text.Content) {
-			switch {
-			case s.section != "Match":
-			case s.value == "":
-				delete(conditions, s.key)
-			default:
-				conditions[s.key] = append(conditions[s.key], strings.Fields(s.value)...)
-			}
-		}
-		now := evaluate(conditions, link)
-		if now < match && !text.Generated() {
-			culprit = text.Source
-		}
-		if now == Matches {
-			culprit = ""
-		}
-		match = now
-	}
-	return match, culprit
-}
-
-// evaluate: all conditions must hold. A unit without any is not read.
-func evaluate(conditions map[string][]string, link *Link) Match {
-	if len(conditions) == 0 {
-		return NoMatch
-	}
-	match := Matches
-	for key, values := range conditions {
-		holds := MayMatch
-		switch key {
-		case "Name":
-			holds = listed(values, append([]string{link.Name}, link.Altnames...), glob)
-		case "OriginalName":
-			// The kernel's name is not known, but that anything will do.
-			if slices.Contains(values, "*") {
-				holds = Matches
-			}
-		case "Driver":
-			holds = listed(values, []string{link.Driver}, glob)
-		case "Type":
-			holds = listed(values, []string{"ether"}, glob)
-		case "MACAddress":
-			holds = listed(values, []string{link.Address()}, sameMAC)
-		case "PermanentMACAddress": // that of a link that is no port is taken to be its present one
-			holds = listed(values, []string{link.MAC}, sameMAC)
-		}
-		match = min(match, holds)
-	}
-	return match
-}
-
-func listed(values, names []string, same func(pattern, name string) bool) Match {
-	inverted := strings.HasPrefix(values[0], "!")
-	for i, value := range values {
-		if i == 0 {
-			value = strings.TrimPrefix(value, "!")
-		}
-		if slices.ContainsFunc(names, func(name string) bool { return same(value, name) }) {
-			if inverted {
-				return NoMatch
-			}
-			return Matches
-		}
-	}
-	if inverted {
-		return Matches
-	}
-	return NoMatch
-}
-
-func glob(pattern, name string) bool {
-	matched, err := path.Match(pattern, name)
-	return err == nil && matched
-}
-
-func sameMAC(text, mac string) bool {
-	parsed, err := net.ParseMAC(text)
-	return err == nil && parsed.String() == mac
-}
-
-// Unmanaged tells which text of a unit has networkd leave the link alone, if one does.
-func Unmanaged(unit UnitText) (culprit string) {
-	for i := range unit.Texts {
-		for _, s := range settings(unit.Texts[i].Content) {
-			if s.section == "Link" && s.key == "Unmanaged" {
-				culprit = ""
-				if yes(s.value) {
-					culprit = unit.Texts[i].Source
-				}
-			}
-		}
-	}
-	return culprit
-}
-
-// Matching is a text of a unit that is not this daemon's and says what links the unit
-// is for, or empty.
-func Matching(unit UnitText) (culprit string) {
-	for i := range unit.Texts {
-		text := &unit.Texts[i]
-		if i > 0 && !text.Generated() && slices.ContainsFunc(settings(text.Content), func(s setting) bool { return s.section == "Match" }) {
-			culprit = text.Source
-		}
-	}
-	return culprit
 }
 
 // lacking sums up gaps by what can take it away.
@@ -287,9 +97,14 @@ func lackingOf(gaps []status.Gap) lacking {
 	return l
 }
 
+// Matchable is what unit files can ask of a link.
+func (l *Link) Matchable() *unitfile.Link {
+	return &unitfile.Link{Name: l.Name, Altnames: l.Altnames, Driver: l.Driver, MAC: l.MAC, Address: l.Address()}
+}
+
 // TakenAway names the text of a unit that is not this daemon's and explains gaps, and the line of
 // it; empty if none does. shipped is the base unit as it is installed.
-func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line string) {
+func TakenAway(unit unitfile.Unit, gaps []status.Gap, shipped string) (culprit, line string) {
 	lacks := lackingOf(gaps)
 	ipv4 := lacks.address4 || lacks.route4 || lacks.oldRoute
 	ipv6 := lacks.address6 || lacks.route6
@@ -297,17 +112,17 @@ func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line 
 
 	// What counts is the last line of a key, but for lists, which an empty value clears.
 	type place struct {
-		text *Text
-		setting
+		text *unitfile.Text
+		unitfile.Setting
 	}
 	last := make(map[string]place)
 	cleared := make(map[string]place)
 	for i := range unit.Texts {
 		text := &unit.Texts[i]
-		for _, s := range settings(text.Content) {
-			last[s.section+"."+s.key] = place{text, s}
-			if s.section == "Network" && s.value == "" {
-				cleared[s.key] = place{text, s}
+		for _, s := range text.Settings() {
+			last[s.Section+"."+s.Key] = place{text, s}
+			if s.Section == "Network" && s.Value == "" {
+				cleared[s.Key] = place{text, s}
 			}
 		}
 		if text.Generated() {
@@ -318,10 +133,10 @@ func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line 
 		if culprit != "" || p.text == nil || p.text.Generated() || p.text.Source == shipped {
 			return culprit != ""
 		}
-		culprit, line = p.text.Source, fmt.Sprintf("%s=%s in [%s]", p.key, p.value, p.section)
+		culprit, line = p.text.Source, fmt.Sprintf("%s=%s in [%s]", p.Key, p.Value, p.Section)
 		return true
 	}
-	value := func(key string) (string, place) { return strings.ToLower(last[key].value), last[key] }
+	value := func(key string) (string, place) { return strings.ToLower(last[key].Value), last[key] }
 	when := func(lacking bool, key string, bad func(string) bool) {
 		if v, p := value(key); lacking && p.text != nil && bad(v) {
 			blame(p)
@@ -332,7 +147,7 @@ func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line 
 		return func(v string) bool { return slices.Contains(values, v) }
 	}
 
-	when(something, "Link.Unmanaged", yes)
+	when(something, "Link.Unmanaged", unitfile.Yes)
 	when(something, "Link.ActivationPolicy", oneOf("manual", "always-down", "down"))
 	if lacks.address {
 		blame(cleared["Address"])
@@ -340,12 +155,12 @@ func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line 
 	if lacks.route4 || lacks.route6 {
 		blame(cleared["Gateway"])
 	}
-	when(ipv4, "Network.DHCP", func(v string) bool { return no(v) || v == "ipv6" || v == "" })
+	when(ipv4, "Network.DHCP", func(v string) bool { return unitfile.No(v) || v == "ipv6" || v == "" })
 	if _, ok := last["Network.DHCP"]; !ok && ipv4 && len(unit.Texts) > 0 && unit.Texts[0].Source != shipped && culprit == "" {
 		culprit, line = unit.Texts[0].Source, "no DHCP= in [Network]"
 	}
-	when(ipv6, "Network.DHCP", func(v string) bool { return no(v) || v == "" })
-	when(ipv6, "Network.IPv6AcceptRA", no)
+	when(ipv6, "Network.DHCP", func(v string) bool { return unitfile.No(v) || v == "" })
+	when(ipv6, "Network.IPv6AcceptRA", unitfile.No)
 	when(ipv6, "Network.LinkLocalAddressing", oneOf("no", "false", "0", "off", "n", "f", "ipv4"))
 	when(ipv6, "Link.MTUBytes", func(v string) bool {
 		mtu, err := strconv.Atoi(v)
@@ -355,8 +170,8 @@ func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line 
 		when(something, "Network."+key, whatever)
 	}
 	for _, key := range []string{"UseGateway", "UseRoutes"} {
-		when(lacks.route4, "DHCPv4."+key, no)
-		when(lacks.route6, "IPv6AcceptRA."+key, no)
+		when(lacks.route4, "DHCPv4."+key, unitfile.No)
+		when(lacks.route6, "IPv6AcceptRA."+key, unitfile.No)
 	}
 	for _, key := range []string{"RouteMetric", "RouteTable"} {
 		when(lacks.metric4 || lacks.oldRoute, "DHCPv4."+key, whatever)
@@ -368,8 +183,8 @@ func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line 
 	for _, key := range []string{"RouterAllowList", "RouterDenyList", "DHCPv6Client"} {
 		when(ipv6, "IPv6AcceptRA."+key, whatever)
 	}
-	when(lacks.address6, "DHCPv6.UseAddress", no)
-	when(lacks.oldAddress, "Network.KeepConfiguration", func(v string) bool { return yes(v) || v == "static" })
+	when(lacks.address6, "DHCPv6.UseAddress", unitfile.No)
+	when(lacks.oldAddress, "Network.KeepConfiguration", func(v string) bool { return unitfile.Yes(v) || v == "static" })
 	if text, kept := keeps(unit, gaps); text != nil {
 		blame(place{text, kept})
 	}
@@ -378,28 +193,20 @@ func TakenAway(unit UnitText, gaps []status.Gap, shipped string) (culprit, line 
 
 // keeps returns the line of a text that is not this daemon's by which a link keeps an address, of
 // those that are still there.
-func keeps(unit UnitText, gaps []status.Gap) (*Text, setting) {
+func keeps(unit unitfile.Unit, gaps []status.Gap) (*unitfile.Text, unitfile.Setting) {
 	for i := range unit.Texts {
 		text := &unit.Texts[i]
 		if text.Generated() {
 			continue
 		}
-		for _, s := range settings(text.Content) {
-			address, _, _ := strings.Cut(s.value, "/")
-			if s.key == "Address" && (s.section == "Network" || s.section == "Address") && slices.ContainsFunc(gaps, func(gap status.Gap) bool {
+		for _, s := range text.Settings() {
+			address, _, _ := strings.Cut(s.Value, "/")
+			if s.Key == "Address" && (s.Section == "Network" || s.Section == "Address") && slices.ContainsFunc(gaps, func(gap status.Gap) bool {
 				return gap.StillThere && gap.Kind == status.Address && gap.Value == address
 			}) {
 				return text, s
 			}
 		}
 	}
-	return nil, setting{}
-}
-
-func yes(value string) bool {
-	return slices.Contains([]string{"yes", "true", "1", "on", "y", "t"}, strings.ToLower(value))
-}
-
-func no(value string) bool {
-	return slices.Contains([]string{"no", "false", "0", "off", "n", "f", "none"}, strings.ToLower(value))
+	return nil, unitfile.Setting{}
 }

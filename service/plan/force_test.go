@@ -9,11 +9,12 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/status"
+	"ec2netd/service/unitfile"
 )
 
 // unitOf is a generated unit of ens6 with drop-ins of somebody else's, by name.
-func unitOf(dropIns ...Text) UnitText {
-	u := UnitText{Path: NetworkPath("ens6"), Texts: []Text{
+func unitOf(dropIns ...unitfile.Text) unitfile.Unit {
+	u := unitfile.Unit{Path: NetworkPath("ens6"), Texts: []unitfile.Text{
 		{Path: NetworkPath("ens6"), Source: base, Content: "[Match]\nDriver=ena ixgbevf vif\n[Network]\nDHCP=yes\n[DHCPv4]\nRouteMetric=30000\n"},
 		{Path: NetworkDropIn("ens6"), Source: NetworkDropIn("ens6"),
 			Content: "[Match]\nDriver=\nMACAddress=02:00:00:00:01:11\nName=ens6\n\n[DHCPv4]\nRouteMetric=513\n"},
@@ -24,7 +25,7 @@ func unitOf(dropIns ...Text) UnitText {
 		}
 		u.Texts = append(u.Texts, d)
 	}
-	slices.SortStableFunc(u.Texts[1:], func(a, b Text) int {
+	slices.SortStableFunc(u.Texts[1:], func(a, b unitfile.Text) int {
 		if path.Base(a.Path) < path.Base(b.Path) {
 			return -1
 		}
@@ -33,8 +34,8 @@ func unitOf(dropIns ...Text) UnitText {
 	return u
 }
 
-func admins(name, content string) Text {
-	return Text{Path: "/etc/systemd/network/70-ens6.network.d/" + name, Content: content}
+func admins(name, content string) unitfile.Text {
+	return unitfile.Text{Path: "/etc/systemd/network/70-ens6.network.d/" + name, Content: content}
 }
 
 var ens6 = Link{Link: kernel.Link{Index: 3, Name: "ens6", MAC: "02:00:00:00:01:11", Driver: "ena", Altnames: []string{"eni-0123"}}}
@@ -43,30 +44,30 @@ var ens6 = Link{Link: kernel.Link{Index: 3, Name: "ens6", MAC: "02:00:00:00:01:1
 func TestMatchOf(t *testing.T) {
 	for name, c := range map[string]struct {
 		content string
-		want    Match
+		want    unitfile.Match
 	}{
-		"nothing":             {"[Network]\nAddress=192.0.2.1/32\n", Matches},
-		"the same driver":     {"[Match]\nDriver=ena\n", Matches},
-		"a pattern":           {"[Match]\nName=\nName=e* f*\n", Matches},
-		"an altname":          {"[Match]\nName=\nName=eni-*\n", Matches},
-		"the MAC address":     {"[Match]\nMACAddress=\nMACAddress=02-00-00-00-01-11\n", Matches},
-		"one more name":       {"[Match]\nName=other\n", Matches},
-		"another name":        {"[Match]\nName=\nName=other\n", NoMatch},
-		"not this name":       {"[Match]\nName=\nName=!ens6 ens7\n", NoMatch},
-		"not another name":    {"[Match]\nName=\nName=!ens7\n", Matches},
-		"another driver":      {"[Match]\nDriver=veth\n", NoMatch},
-		"another type":        {"[Match]\nType=wlan\n", NoMatch},
-		"this type":           {"[Match]\nType=ether\n", Matches},
-		"who knows":           {"[Match]\nHost=elsewhere\n", MayMatch},
-		"a continued line":    {"[Match]\nName=\nName=other \\\nanother\n", NoMatch},
-		"comments":            {"# [Match]\n; Name=other\n[Match]\n#Name=\n", Matches},
-		"nothing is left":     {"[Match]\nName=\nMACAddress=\n", NoMatch},
-		"another MAC address": {"[Match]\nMACAddress=\nMACAddress=02:00:00:00:01:12\n", NoMatch},
+		"nothing":             {"[Network]\nAddress=192.0.2.1/32\n", unitfile.Matches},
+		"the same driver":     {"[Match]\nDriver=ena\n", unitfile.Matches},
+		"a pattern":           {"[Match]\nName=\nName=e* f*\n", unitfile.Matches},
+		"an altname":          {"[Match]\nName=\nName=eni-*\n", unitfile.Matches},
+		"the MAC address":     {"[Match]\nMACAddress=\nMACAddress=02-00-00-00-01-11\n", unitfile.Matches},
+		"one more name":       {"[Match]\nName=other\n", unitfile.Matches},
+		"another name":        {"[Match]\nName=\nName=other\n", unitfile.NoMatch},
+		"not this name":       {"[Match]\nName=\nName=!ens6 ens7\n", unitfile.NoMatch},
+		"not another name":    {"[Match]\nName=\nName=!ens7\n", unitfile.Matches},
+		"another driver":      {"[Match]\nDriver=veth\n", unitfile.NoMatch},
+		"another type":        {"[Match]\nType=wlan\n", unitfile.NoMatch},
+		"this type":           {"[Match]\nType=ether\n", unitfile.Matches},
+		"who knows":           {"[Match]\nHost=elsewhere\n", unitfile.MayMatch},
+		"a continued line":    {"[Match]\nName=\nName=other \\\nanother\n", unitfile.NoMatch},
+		"comments":            {"# [Match]\n; Name=other\n[Match]\n#Name=\n", unitfile.Matches},
+		"nothing is left":     {"[Match]\nName=\nMACAddress=\n", unitfile.NoMatch},
+		"another MAC address": {"[Match]\nMACAddress=\nMACAddress=02:00:00:00:01:12\n", unitfile.NoMatch},
 	} {
 		dropIn := admins("x.conf", c.content)
-		match, culprit := MatchOf(unitOf(dropIn), &ens6)
+		match, culprit := unitOf(dropIn).Match(ens6.Matchable())
 		want := ""
-		if c.want != Matches {
+		if c.want != unitfile.Matches {
 			want = dropIn.Path
 		}
 		if match != c.want || culprit != want {
@@ -75,11 +76,11 @@ func TestMatchOf(t *testing.T) {
 	}
 	// Of several it is the one that made the difference; a base unit for other drivers
 	// alone is none, since the own drop-in takes that back.
-	match, culprit := MatchOf(unitOf(admins("60.conf", "[Match]\nHost=elsewhere\n"), admins("70.conf", "[Match]\nType=wlan\n"), admins("80.conf", "[Match]\nType=wwan\n")), &ens6)
-	if match != NoMatch || path.Base(culprit) != "70.conf" {
+	match, culprit := unitOf(admins("60.conf", "[Match]\nHost=elsewhere\n"), admins("70.conf", "[Match]\nType=wlan\n"), admins("80.conf", "[Match]\nType=wwan\n")).Match(ens6.Matchable())
+	if match != unitfile.NoMatch || path.Base(culprit) != "70.conf" {
 		t.Errorf("%d on account of %q", match, culprit)
 	}
-	if match, culprit := MatchOf(UnitText{}, &ens6); match != Matches || culprit != "" {
+	if match, culprit := (unitfile.Unit{}).Match(ens6.Matchable()); match != unitfile.Matches || culprit != "" {
 		t.Errorf("no unit: %d, %q", match, culprit)
 	}
 }
@@ -93,15 +94,15 @@ func TestMatchOfPort(t *testing.T) {
 	if mac := dropin.ParseNetwork(own).MACAddress(); mac != port.MAC {
 		t.Errorf("the drop-in is for %q:\n%s", mac, own)
 	}
-	for content, want := range map[string]Match{
-		own: Matches,
-		"[Match]\nPermanentMACAddress=02:00:00:00:01:11\n": Matches,
-		"[Match]\nPermanentMACAddress=02:00:00:00:01:12\n": NoMatch,
-		"[Match]\nMACAddress=02:00:00:00:01:11\n":          NoMatch,
-		"[Match]\nMACAddress=02:00:00:00:01:12\n":          Matches,
+	for content, want := range map[string]unitfile.Match{
+		own: unitfile.Matches,
+		"[Match]\nPermanentMACAddress=02:00:00:00:01:11\n": unitfile.Matches,
+		"[Match]\nPermanentMACAddress=02:00:00:00:01:12\n": unitfile.NoMatch,
+		"[Match]\nMACAddress=02:00:00:00:01:11\n":          unitfile.NoMatch,
+		"[Match]\nMACAddress=02:00:00:00:01:12\n":          unitfile.Matches,
 	} {
-		unit := UnitText{Path: "/etc/systemd/network/x.network", Texts: []Text{{Path: "/etc/systemd/network/x.network", Content: content}}}
-		if match, _ := MatchOf(unit, &port); match != want {
+		unit := unitfile.Unit{Path: "/etc/systemd/network/x.network", Texts: []unitfile.Text{{Path: "/etc/systemd/network/x.network", Content: content}}}
+		if match, _ := unit.Match(port.Matchable()); match != want {
 			t.Errorf("%q: %d, want %d", content, match, want)
 		}
 	}
@@ -167,7 +168,7 @@ func TestTakenAway(t *testing.T) {
 		t.Errorf("nobody's fault: %q of %q", line, culprit)
 	}
 	// A drop-in of the base unit is named where it is, not where it is linked.
-	linked := Text{Path: NetworkPath("ens6") + ".d/x.conf", Source: "/etc/systemd/network/80-ec2.network.d/x.conf", Content: "[Network]\nDHCP=no\n"}
+	linked := unitfile.Text{Path: NetworkPath("ens6") + ".d/x.conf", Source: "/etc/systemd/network/80-ec2.network.d/x.conf", Content: "[Network]\nDHCP=no\n"}
 	if culprit, _ := TakenAway(unitOf(linked), []status.Gap{four}, base); culprit != linked.Source {
 		t.Errorf("a drop-in of the base unit: %q", culprit)
 	}
@@ -182,24 +183,24 @@ func TestTakenAway(t *testing.T) {
 
 func TestUnmanaged(t *testing.T) {
 	dropIn := admins("x.conf", "[Link]\nUnmanaged=yes\n")
-	if got := Unmanaged(unitOf(dropIn)); got != dropIn.Path {
+	if got := unitOf(dropIn).Unmanaged(); got != dropIn.Path {
 		t.Errorf("%q", got)
 	}
-	if got := Unmanaged(unitOf(dropIn, admins("y.conf", "[Link]\nUnmanaged=no\n"))); got != "" {
+	if got := unitOf(dropIn, admins("y.conf", "[Link]\nUnmanaged=no\n")).Unmanaged(); got != "" {
 		t.Errorf("taken back: %q", got)
 	}
-	if got := Matching(unitOf(dropIn)); got != "" {
+	if got := unitOf(dropIn).Matching(); got != "" {
 		t.Errorf("no [Match]: %q", got)
 	}
 	wide := admins("y.conf", "[Match]\nName=\n")
-	if got := Matching(unitOf(dropIn, wide)); got != wide.Path {
+	if got := unitOf(dropIn, wide).Matching(); got != wide.Path {
 		t.Errorf("%q", got)
 	}
 }
 
 // F2: what is on disk next to files of somebody else's.
 func TestGiveWay(t *testing.T) {
-	paths := func(extent Extent) []string {
+	paths := func(extent unitfile.Extent) []string {
 		v := view(1, addrs("10.0.1.20", "10.0.1.21"), nil)
 		link := leased(1, &v)
 		link.Extent = extent
@@ -219,13 +220,13 @@ func TestGiveWay(t *testing.T) {
 	network := []string{"70-" + name + ".network.d/50-ec2netd.conf", "70-" + name + ".network.d/40-ec2netd-match.conf", "network/70-" + name + ".network"}
 	link := []string{"70-" + name + ".link.d/50-ec2netd.conf", "network/70-" + name + ".link"}
 	for _, c := range []struct {
-		extent Extent
+		extent unitfile.Extent
 		want   []string
 	}{
-		{Extent{}, slices.Concat(network, link)},
-		{Extent{Taken: "/etc/systemd/network/70-" + name + ".network"}, link},
-		{Extent{NetworkHidden: "/etc/x"}, slices.Concat(network, link)},
-		{Extent{LinkHidden: "/etc/x"}, slices.Concat(network, []string{link[0], "70-" + name + ".link.d/40-ec2netd-match.conf", link[1]})},
+		{unitfile.Extent{}, slices.Concat(network, link)},
+		{unitfile.Extent{Taken: "/etc/systemd/network/70-" + name + ".network"}, link},
+		{unitfile.Extent{NetworkHidden: "/etc/x"}, slices.Concat(network, link)},
+		{unitfile.Extent{LinkHidden: "/etc/x"}, slices.Concat(network, []string{link[0], "70-" + name + ".link.d/40-ec2netd-match.conf", link[1]})},
 	} {
 		if got := paths(c.extent); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: %q, want %q", c.extent, got, c.want)

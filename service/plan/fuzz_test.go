@@ -10,6 +10,7 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/metadata"
 	"ec2netd/service/status"
+	"ec2netd/service/unitfile"
 )
 
 // FuzzUnits: whatever stands in a unit file, this daemon's or somebody else's, reading it
@@ -26,14 +27,14 @@ func FuzzUnits(f *testing.F) {
 		for _, content := range []string{own, other} {
 			checkRead(t, content)
 		}
-		unit := UnitText{Path: NetworkPath("ens6"), Texts: []Text{
+		unit := unitfile.Unit{Path: NetworkPath("ens6"), Texts: []unitfile.Text{
 			{Path: NetworkPath("ens6"), Source: base, Content: "[Match]\nDriver=ena\n[Network]\nDHCP=yes\n"},
 			{Path: NetworkDropIn("ens6"), Source: NetworkDropIn("ens6"), Content: own},
 			{Path: "/etc/x.conf", Source: "/etc/x.conf", Content: other},
 		}}
 		link := leased(1, &second)
-		match, culprit := MatchOf(unit, &link)
-		if match < NoMatch || match > Matches || (match == Matches && culprit != "") {
+		match, culprit := unit.Match(link.Matchable())
+		if match < unitfile.NoMatch || match > unitfile.Matches || (match == unitfile.Matches && culprit != "") {
 			t.Errorf("match %d because of %q", match, culprit)
 		}
 		takes, line := TakenAway(unit, []status.Gap{
@@ -43,8 +44,8 @@ func FuzzUnits(f *testing.F) {
 		if (takes == "") != (line == "") || strings.ContainsAny(line, "\n") {
 			t.Errorf("%q by %q", line, takes)
 		}
-		for _, file := range []string{culprit, takes, Unmanaged(unit), Matching(unit)} {
-			if file != "" && !slices.ContainsFunc(unit.Texts, func(t Text) bool { return t.Source == file }) {
+		for _, file := range []string{culprit, takes, unit.Unmanaged(), unit.Matching()} {
+			if file != "" && !slices.ContainsFunc(unit.Texts, func(t unitfile.Text) bool { return t.Source == file }) {
 				t.Errorf("%q is no file of the unit", file)
 			}
 		}

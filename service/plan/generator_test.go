@@ -9,6 +9,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/metadata"
 	"ec2netd/service/status"
+	"ec2netd/service/unitfile"
 )
 
 const netplans = "/run/systemd/network/10-netplan-ens6."
@@ -94,52 +95,11 @@ func TestFirstBoot(t *testing.T) {
 	}
 }
 
-func TestFromGenerator(t *testing.T) {
-	for file, want := range map[string]bool{
-		netplans + "network": true, netplans + "link": true, "/etc/systemd/network/10-cloud-init-ens5.network": true,
-		// An administrator's copy.
-		"/etc/systemd/network/10-netplan-ens6.network": false,
-		"/run/systemd/network/70-ens6.network":         false, "/run/systemd/network/10-mine.network": false,
-	} {
-		if got := FromGenerator(file); got != want {
-			t.Errorf("%s: %v", file, got)
-		}
-	}
-}
-
-// Files that name drivers lose no ENI by naming more.
-func TestLeavesOut(t *testing.T) {
-	for content, want := range map[string]bool{"[Match]\nName=en*\n": true, "[Match]\nDriver=ena\n": false, "[Link]\nDriver=x\n": true} {
-		if got := LeavesOut(&Text{Content: content}); got != want {
-			t.Errorf("%q: %v", content, got)
-		}
-	}
-}
-
 // A .link file of netplan's keeps no names away (G1).
 func TestNamesBesideGenerator(t *testing.T) {
 	for file, want := range map[string]status.Code{netplans + "link": status.None, "/etc/systemd/network/10-mine.link": status.NamesEarlier} {
-		if why, _ := KeepsNames(&ens6, UnitText{}, file); why != want {
+		if why, _ := KeepsNames(&ens6, unitfile.Unit{}, file); why != want {
 			t.Errorf("%s: %s, want %s", file, why, want)
-		}
-	}
-}
-
-// What is said for one link, and what for others too.
-func TestSole(t *testing.T) {
-	for content, want := range map[string]bool{
-		"[Match]\nMACAddress=02:00:00:00:01:11\nName=ens6\n": true,
-		"[Match]\nPermanentMACAddress=02:00:00:00:01:11\n":   true,
-		"[Match]\nName=ens6\n":                               true,
-		"[Match]\nName=en*\n":                                false,
-		"[Match]\nName=ens5 ens6\n":                          false,
-		"[Match]\nMACAddress=02:00:00:00:01:12\n":            false,
-		"[Match]\nDriver=ena\n":                              false,
-		"[Network]\nName=ens6\n":                             false,
-		"":                                                   false,
-	} {
-		if got := Sole(&Text{Content: content}, &ens6); got != want {
-			t.Errorf("%q: %v", content, got)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/status"
+	"ec2netd/service/unitfile"
 )
 
 // Name is an alternative name of a link.
@@ -68,7 +69,7 @@ func LackingNames(links []kernel.Link, read func(link string) *dropin.Link) (lac
 // KeepsNames says what keeps the alternative names of a link away, [status.None] if nothing does, and
 // in which file that stands. Unit is all that is read under the name of its .link file, and applied the file that
 // udevd has applied to the link, empty if that is none or has gone.
-func KeepsNames(link *Link, unit UnitText, applied string) (why status.Code, file string) {
+func KeepsNames(link *Link, unit unitfile.Unit, applied string) (why status.Code, file string) {
 	own := path.Base(LinkPath(link.Name))
 	switch {
 	case unit.Masked:
@@ -76,12 +77,12 @@ func KeepsNames(link *Link, unit UnitText, applied string) (why status.Code, fil
 	case link.LinkHidden != "":
 		return status.NamesHidden, link.LinkHidden
 	case unit.Path != "":
-		if match, culprit := MatchOf(unit, link); match == NoMatch && culprit != "" {
+		if match, culprit := unit.Match(link.Matchable()); match == unitfile.NoMatch && culprit != "" {
 			return status.NamesUnmatched, culprit
 		}
 	}
 	// netplan writes no names, and cannot be told to.
-	if applied != "" && path.Base(applied) < own && !strings.HasPrefix(applied, Directory+"/70-") && !FromGenerator(applied) {
+	if applied != "" && path.Base(applied) < own && !strings.HasPrefix(applied, Directory+"/70-") && !unitfile.FromGenerator(applied) {
 		return status.NamesEarlier, applied
 	}
 	return status.None, ""

@@ -18,6 +18,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
 	"ec2netd/service/status"
+	"ec2netd/service/unitfile"
 )
 
 // Numbers of an ENI (B1). They are those of amazon-ec2-net-utils, which VPC CNI,
@@ -52,21 +53,21 @@ const Group = 3778
 const UnknownMetric = 30000
 
 // Directory in which generated files are looked up by networkd and udevd.
-const Directory = "/run/systemd/network"
+const Directory = dropin.Directory
 
 // DefaultPolicy is the .link file that applies where nothing else does, and NoPolicy
 // one of this daemon that has no policy at all, for links that no .link file applies
 // to.
 const (
 	DefaultPolicy = "/usr/lib/systemd/network/99-default.link"
-	NoPolicy      = "/usr/lib/ec2netd/none.link"
+	NoPolicy      = dropin.NoPolicy
 )
 
 // HoldName is the file name of the unit that has networkd leave an ENI alone that comes
 // while the daemon runs, until the ENI's own files are there a moment later: so networkd
 // configures it once, and need not take away again what the base unit had it ask for. It
 // sorts right before the base unit (decisions/002).
-const HoldName = "80-ec2-new.network"
+const HoldName = dropin.HoldName
 
 // HoldProperty is the udev property, set to 1, of the links that the unit is for. Only the
 // udev rule 80-ec2netd.rules sets it, and only while the daemon runs. So the unit has no
@@ -75,14 +76,14 @@ const HoldName = "80-ec2-new.network"
 const HoldProperty = "EC2NETD_RUNS"
 
 // HoldPath is where that unit is generated.
-const HoldPath = Directory + "/" + HoldName
+const HoldPath = dropin.HoldPath
 
 // DropInName is the file name of every generated drop-in.
 const DropInName = dropin.FileName
 
 // BaseDropIn is the generated drop-in of the base unit. It has no copy among the drop-ins of ENIs,
 // whose own say the same.
-const BaseDropIn = Directory + "/80-ec2.network.d/" + DropInName
+const BaseDropIn = dropin.BaseDropIn
 
 // Numbers are the two coordinates of an ENI on its instance.
 type Numbers struct {
@@ -186,9 +187,9 @@ type Link struct {
 	New bool
 	// MTUSetting is what the files of others say of its MTU, and LeaseMTU the MTU that its
 	// DHCPv4 lease tells, 0 where it tells none or that is not known.
-	MTUSetting
+	unitfile.MTUSetting
 	LeaseMTU int
-	PortSetting
+	unitfile.PortSetting
 	// SetDown: somebody has set the link down, which was up.
 	SetDown bool
 	// Domains are several search domains that networkd has taken for one, see
@@ -220,7 +221,7 @@ type Link struct {
 	// so that its order of addresses can be mended by taking some away for a moment.
 	Fresh bool
 	// Extent of somebody else's files in place of the generated ones.
-	Extent
+	unitfile.Extent
 }
 
 // Observed is a link with what the kernel's routes tell of it.
@@ -358,6 +359,18 @@ type ENI struct {
 
 	// yields: its numbers on disk are to go first, see [settleNumbers].
 	yields bool
+}
+
+// Kept returns the paths of the generated units of which everything stays that is there.
+func (e *ENI) Kept() []string {
+	var kept []string
+	if e.Keep {
+		kept = append(kept, NetworkPath(e.Link.Name))
+	}
+	if e.Keep || e.KeepLink {
+		kept = append(kept, LinkPath(e.Link.Name))
+	}
+	return kept
 }
 
 // Plan is the decision.
@@ -996,15 +1009,14 @@ func Altnames(view *metadata.ENI) []string {
 	return []string{view.ID, number}
 }
 
-// NetworkPath and LinkPath are the generated units of a link, and NetworkDropIn and
-// LinkDropIn their drop-ins.
-func NetworkPath(name string) string { return Directory + "/70-" + name + ".network" }
+// NetworkPath is [dropin.NetworkPath].
+func NetworkPath(name string) string { return dropin.NetworkPath(name) }
 
-// NetworkDropIn is the generated .network drop-in of a link.
-func NetworkDropIn(name string) string { return Directory + "/70-" + name + ".network.d/" + DropInName }
+// NetworkDropIn is [dropin.NetworkDropIn].
+func NetworkDropIn(name string) string { return dropin.NetworkDropIn(name) }
 
-// LinkPath is the generated .link file of a link.
-func LinkPath(name string) string { return Directory + "/70-" + name + ".link" }
+// LinkPath is [dropin.LinkPath].
+func LinkPath(name string) string { return dropin.LinkPath(name) }
 
-// LinkDropIn is the generated .link drop-in of a link.
-func LinkDropIn(name string) string { return Directory + "/70-" + name + ".link.d/" + DropInName }
+// LinkDropIn is [dropin.LinkDropIn].
+func LinkDropIn(name string) string { return dropin.LinkDropIn(name) }

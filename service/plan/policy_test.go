@@ -6,27 +6,28 @@ import (
 
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
+	"ec2netd/service/unitfile"
 )
 
 // G2: the .link file that holds besides the generated one, with its drop-ins.
 func TestPolicy(t *testing.T) {
-	unit := func(path, content string, dropIns ...string) UnitText {
-		u := UnitText{Path: path, Texts: []Text{{Path: path, Source: path, Content: content}}}
+	unit := func(path, content string, dropIns ...string) unitfile.Unit {
+		u := unitfile.Unit{Path: path, Texts: []unitfile.Text{{Path: path, Source: path, Content: content}}}
 		for _, d := range dropIns {
-			u.Texts = append(u.Texts, Text{Path: d, Source: d, Content: "[Link]\nMTUBytes=1400\n"})
+			u.Texts = append(u.Texts, unitfile.Text{Path: d, Source: d, Content: "[Link]\nMTUBytes=1400\n"})
 		}
 		return u
 	}
 	const etc, lib = "/etc/systemd/network/", "/usr/lib/systemd/network/"
 	eks := etc + "99-default.link.d/eks.conf"
 	standard := unit(DefaultPolicy, "[Match]\nOriginalName=*\n", eks)
-	masked := UnitText{Path: etc + "99-default.link", Masked: true}
+	masked := unitfile.Unit{Path: etc + "99-default.link", Masked: true}
 	other := unit(etc+"80-other.link", "[Match]\nMACAddress=02:00:00:00:01:99\n")
 	late := unit(etc+"80-late.link", "[Match]\nMACAddress=02:00:00:00:01:11\n")
 	kernelName := unit(etc+"80-eth.link", "[Match]\nOriginalName=eth*\n")
 	own := unit(etc+"70-ens6.link", "[Match]\nOriginalName=*\n", etc+"70-ens6.link.d/x.conf")
 	for name, test := range map[string]struct {
-		units   []UnitText
+		units   []unitfile.Unit
 		applied string
 		want    string
 		dropIns []string
@@ -34,13 +35,13 @@ func TestPolicy(t *testing.T) {
 	}{
 		"none":                      {nil, "", NoPolicy, nil, 0},
 		"none listed":               {nil, DefaultPolicy, DefaultPolicy, nil, 0},
-		"default":                   {[]UnitText{standard}, DefaultPolicy, DefaultPolicy, []string{eks}, 1400},
-		"default masked":            {[]UnitText{masked}, Directory + "/70-ens6.link", NoPolicy, nil, 0},
-		"of another link":           {[]UnitText{other, standard}, DefaultPolicy, DefaultPolicy, []string{eks}, 1400},
-		"added later":               {[]UnitText{other, late, standard}, Directory + "/70-ens6.link", late.Path, nil, 0},
-		"by a name that is unknown": {[]UnitText{kernelName, standard}, Directory + "/70-ens6.link", DefaultPolicy, []string{eks}, 1400},
-		"which udevd has applied":   {[]UnitText{kernelName, standard}, kernelName.Path, kernelName.Path, nil, 0},
-		"of the generated name":     {[]UnitText{own, standard}, own.Path, own.Path, nil, 1400},
+		"default":                   {[]unitfile.Unit{standard}, DefaultPolicy, DefaultPolicy, []string{eks}, 1400},
+		"default masked":            {[]unitfile.Unit{masked}, Directory + "/70-ens6.link", NoPolicy, nil, 0},
+		"of another link":           {[]unitfile.Unit{other, standard}, DefaultPolicy, DefaultPolicy, []string{eks}, 1400},
+		"added later":               {[]unitfile.Unit{other, late, standard}, Directory + "/70-ens6.link", late.Path, nil, 0},
+		"by a name that is unknown": {[]unitfile.Unit{kernelName, standard}, Directory + "/70-ens6.link", DefaultPolicy, []string{eks}, 1400},
+		"which udevd has applied":   {[]unitfile.Unit{kernelName, standard}, kernelName.Path, kernelName.Path, nil, 0},
+		"of the generated name":     {[]unitfile.Unit{own, standard}, own.Path, own.Path, nil, 1400},
 	} {
 		link := Link{Link: kernel.Link{Name: "ens6", MAC: "02:00:00:00:01:11", Driver: "ena"}, LinkDropIns: []string{"stale"}}
 		link.TakePolicy(test.units, test.applied)
@@ -49,7 +50,7 @@ func TestPolicy(t *testing.T) {
 		}
 	}
 	link := ens6
-	link.TakePolicy([]UnitText{standard}, DefaultPolicy)
+	link.TakePolicy([]unitfile.Unit{standard}, DefaultPolicy)
 	var targets []string
 	for _, file := range linkFiles(&ENI{Link: link}) {
 		targets = append(targets, file.Path+" "+file.Target)

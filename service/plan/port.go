@@ -1,48 +1,9 @@
 package plan
 
 import (
-	"slices"
-
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 )
-
-// PortSetting is what unit files of others than this daemon say of what a link is a port of, and
-// of whether it is up.
-type PortSetting struct {
-	// OthersMaster: they say what the link is a port of, or that it stays one.
-	OthersMaster bool
-	// OthersVRF: they name a VRF. networkd has what comes by DHCP and router advertisements in the
-	// table of that one then.
-	OthersVRF bool
-	// OthersActivation: they say whether networkd sets the link up or down.
-	OthersActivation bool
-}
-
-// PortOf reads a unit and its drop-ins, see systemd.network(5).
-func PortOf(unit UnitText) PortSetting {
-	var found PortSetting
-	for i := range unit.Texts {
-		text := &unit.Texts[i]
-		if text.Generated() {
-			continue
-		}
-		for _, s := range settings(text.Content) {
-			switch {
-			case s.section == "Network" && slices.Contains([]string{"Bridge", "Bond", "VRF", "BatmanAdvanced"}, s.key):
-				found.OthersMaster = s.value != ""
-				if s.key == "VRF" {
-					found.OthersVRF = s.value != ""
-				}
-			case s.section == "Network" && s.key == "KeepMaster":
-				found.OthersMaster = true
-			case s.section == "Link" && s.key == "ActivationPolicy":
-				found.OthersActivation = s.value != ""
-			}
-		}
-	}
-	return found
-}
 
 // refusesRoutes reports whether the kernel refuses the routes of the link's leases: networkd asks for
 // them in the main table where the link is a port of a VRF that none of its files names.

@@ -6,26 +6,6 @@ import (
 	"testing"
 )
 
-// F10: what files of others say of a master, the last of them for good.
-func TestPortOf(t *testing.T) {
-	for _, c := range []struct {
-		lines       string
-		master, vrf bool
-	}{
-		{"[Network]\nDHCP=yes\n", false, false},
-		{"[Network]\nBridge=br0\n", true, false},
-		{"[Network]\nKeepMaster=yes\n", true, false},
-		{"[Network]\nVRF=blue\n", true, true},
-		{"[Network]\nVRF=blue\n[Network]\nVRF=\n", false, false},
-		{"[Link]\nVRF=blue\n", false, false},
-	} {
-		unit := UnitText{Texts: []Text{{Path: "/etc/systemd/network/ens6.network", Content: c.lines}}}
-		if got := PortOf(unit); got.OthersMaster != c.master || got.OthersVRF != c.vrf {
-			t.Errorf("%q: %+v", c.lines, got)
-		}
-	}
-}
-
 // F10: networkd, which knows of a VRF that a file names, has what comes by DHCP and advertisements in
 // the table of that: the drop-in is as for a link outside of it.
 func TestNamedVRF(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"ec2netd/service/config"
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
+	"ec2netd/service/unitfile"
 )
 
 const wholeMark = 1<<32 - 1
@@ -165,8 +166,8 @@ func TestUngrouped(t *testing.T) {
 		"left alone for good":                {link: Link{OffBase: true, Elsewhere: true}},
 		"shadowed":                           {link: Link{OffBase: true, OnOthers: true}},
 		"shadowed, in the group":             {link: Link{Link: kernel.Link{Group: Group}, OffBase: true, OnOthers: true}, local: true},
-		"another unit in its place":          {link: Link{Extent: Extent{Taken: unit}}},
-		"another drop-in in its place":       {link: Link{Extent: Extent{NetworkHidden: unit}}},
+		"another unit in its place":          {link: Link{Extent: unitfile.Extent{Taken: unit}}},
+		"another drop-in in its place":       {link: Link{Extent: unitfile.Extent{NetworkHidden: unit}}},
 		"not managed, on the base unit":      {link: Link{OnBase: true}, sections: no, local: true},
 		"not managed":                        {link: Link{OffBase: true}, sections: no},
 		"not managed, in the group, by hand": {link: Link{Link: kernel.Link{Group: Group}, OffBase: true}, sections: no, local: true},

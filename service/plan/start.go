@@ -2,25 +2,19 @@ package plan
 
 import (
 	"net/netip"
-	"path"
 	"slices"
 
 	"ec2netd/service/dropin"
 )
 
-// StartDirectory has, under their paths below [Directory], files that networkd is to find when
-// it starts the next time, and is not to be told of before: ec2netd-networkd-start.service puts
-// them in place then. What is written for a running networkd costs the next reload a
-// configuration of the link (facts: reload), and some of it is right at a start alone (E1, E7).
-const StartDirectory = "/run/ec2netd/networkd-start"
+// StartDirectory is [dropin.StartDirectory], and StartDropInName is [dropin.StartName].
+const (
+	StartDirectory  = dropin.StartDirectory
+	StartDropInName = dropin.StartName
+)
 
-// StartDropInName is the file name of the drop-in by which networkd 252 keeps all that it finds
-// on a link when it starts. It goes as soon as the lease is back: in a reload it has networkd
-// drop everything and add it again.
-const StartDropInName = "55-ec2netd-start.conf"
-
-// StartDropIn is that drop-in of a link.
-func StartDropIn(name string) string { return path.Join(NetworkPath(name)+".d", StartDropInName) }
+// StartDropIn is [dropin.StartDropIn].
+func StartDropIn(name string) string { return dropin.StartDropIn(name) }
 
 // AtStart are the files for [StartDirectory], with the paths that they will have.
 func (p *Plan) AtStart() []File {

@@ -51,8 +51,8 @@ type ENI struct {
 	Managed bool   `json:"managed"`
 	Reason  string `json:"reason"`
 	Files   []File `json:"files"`
-	// Keep are the units of which all files on disk stay.
-	Keep []store.Unit `json:"-"`
+	// Keep are the paths of the units of which all files on disk stay.
+	Keep []string `json:"-"`
 }
 
 // File is a file that is to be: one with Content, or a symbolic link to Target.
@@ -169,7 +169,7 @@ func describe(eni *plan.ENI, unread error) ENI {
 	case unread != nil:
 		reason = status.Reason{Code: status.MetadataFailed, Cause: unread.Error()}
 	}
-	entry.Reason, entry.Keep = reason.Planned(eni.Keep), store.Kept(eni)
+	entry.Reason, entry.Keep = reason.Planned(eni.Keep), eni.Kept()
 	for _, f := range eni.Files {
 		entry.Files = append(entry.Files, File{Path: f.Path, Content: f.Content, Target: f.Target})
 	}
@@ -180,7 +180,7 @@ func describe(eni *plan.ENI, unread error) ENI {
 // those that are generated now.
 func (p *Plan) Compare(on *store.Store, units []store.Unit) error {
 	wanted := make(map[string]bool)
-	var kept []store.Unit
+	var kept []string
 	for i := range p.Interfaces {
 		e := &p.Interfaces[i]
 		for k := range e.Files {
@@ -200,7 +200,7 @@ func (p *Plan) Compare(on *store.Store, units []store.Unit) error {
 		kept = append(kept, e.Keep...)
 	}
 	for _, unit := range units {
-		if slices.Contains(kept, unit) {
+		if slices.Contains(kept, unit.Path()) {
 			continue
 		}
 		unwanted, err := on.Unwanted(unit, wanted)
@@ -209,6 +209,6 @@ func (p *Plan) Compare(on *store.Store, units []store.Unit) error {
 		}
 		p.Removed = append(p.Removed, unwanted...)
 	}
-	p.Removed = append(p.Removed, on.UnwantedLinks(wanted, func(link string) bool { return slices.Contains(kept, store.Unit{Name: link, Kind: store.Network}) })...)
+	p.Removed = append(p.Removed, on.UnwantedLinks(wanted, func(link string) bool { return slices.Contains(kept, plan.NetworkPath(link)) })...)
 	return nil
 }

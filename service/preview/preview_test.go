@@ -16,8 +16,12 @@ import (
 	"ec2netd/service/dropin"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/store"
+	"ec2netd/service/udev"
+	"ec2netd/service/unitfile/disk"
 )
 
 // instance is a dump of one with two ENIs.
@@ -49,11 +53,14 @@ func apply(t *testing.T, d *Dump, in plan.Input, on *store.Store) store.Changes 
 	}
 	p := plan.Make(in)
 	p.GiveWay()
-	var keep []store.Unit
+	var want store.Want
 	for i := range p.ENIs {
-		keep = append(keep, store.Kept(&p.ENIs[i])...)
+		want.Keep = append(want.Keep, p.ENIs[i].Kept()...)
 	}
-	changes, err := on.Apply(p.Files, keep)
+	for _, f := range p.Files {
+		want.Files = append(want.Files, store.File(f))
+	}
+	changes, err := on.Apply(want)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,10 +96,10 @@ func TestPlanRemoves(t *testing.T) { // H5
 			if err := os.MkdirAll(filepath.Join(on.Root, plan.Directory), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			files := func(name, mac string) (all []plan.File) {
+			files := func(name, mac string) (all []store.File) {
 				for _, unit := range []string{plan.NetworkPath(name), plan.LinkPath(name)} {
-					all = append(all, plan.File{Path: unit + ".d/" + plan.DropInName, Content: "# Written by ec2netd\n[Match]\nMACAddress=" + mac + "\n"},
-						plan.File{Path: unit, Target: "/usr/lib/systemd/network/80-ec2.network"})
+					all = append(all, store.File{Path: unit + ".d/" + plan.DropInName, Content: "# Written by ec2netd\n[Match]\nMACAddress=" + mac + "\n"},
+						store.File{Path: unit, Target: "/usr/lib/systemd/network/80-ec2.network"})
 				}
 				return all
 			}
@@ -100,13 +107,13 @@ func TestPlanRemoves(t *testing.T) { // H5
 			unknown := links[1]
 			unknown.Index, unknown.Name, unknown.MAC = 9, "ens7", "02:00:00:00:01:30"
 			links = append(links, unknown)
-			before := []plan.File{}
+			before := []store.File{}
 			for i := range links {
 				l := &links[i]
 				before = append(before, files(l.Name, l.MAC)...)
 				l.Current = dropin.ParseNetwork(files(l.Name, l.MAC)[0].Content)
 			}
-			if _, err := on.Apply(before, nil); err != nil {
+			if _, err := on.Apply(store.Want{Files: before}); err != nil {
 				t.Fatal(err)
 			}
 			units, err := on.Units()
@@ -187,7 +194,7 @@ func TestSite(t *testing.T) { // H5, H6
 		seen.Links = append(seen.Links, l.Link)
 		put("run/udev/data/n"+strconv.Itoa(l.Index), "I:1\nE:ID_NET_LINK_FILE=/usr/lib/systemd/network/99-default.link\n")
 	}
-	site := &Site{Store: &store.Store{Root: root}}
+	site := siteOf(t, root, seen)
 	if got := site.LinkFile(&seen.Links[0]); got != "/usr/lib/systemd/network/99-default.link" {
 		t.Errorf("the .link file is %q", got)
 	}
@@ -210,21 +217,21 @@ func TestSite(t *testing.T) { // H5, H6
 	if got := changes(site.Offline(&d.Dump, links)); len(got) != 1 || got[""] == 0 {
 		t.Errorf("offline: %v", got)
 	}
-	p, err := site.Here(&d.Dump, seen)
+	p, err := site.Here(&d.Dump)
 	if got := changes(p, err); len(got) != 1 || got[New] == 0 {
 		t.Errorf("nothing is there: %v", got)
 	}
-	var files []plan.File
+	var files []store.File
 	for i := range p.Interfaces {
 		for _, f := range p.Interfaces[i].Files {
-			files = append(files, plan.File{Path: f.Path, Content: f.Content, Target: f.Target})
+			files = append(files, store.File{Path: f.Path, Content: f.Content, Target: f.Target})
 		}
 	}
-	if _, err := site.Store.Apply(files, nil); err != nil {
+	if _, err := site.Store.Apply(store.Want{Files: files}); err != nil {
 		t.Fatal(err)
 	}
-	site.Store = &store.Store{Root: root}
-	p, err = site.Here(&d.Dump, seen)
+	site = siteOf(t, root, seen)
+	p, err = site.Here(&d.Dump)
 	if got := changes(p, err); len(got) != 1 || got[Same] != len(files) || len(p.Removed) > 0 {
 		t.Errorf("all is there: %v, and %q would go", got, p.Removed)
 	}
@@ -275,6 +282,24 @@ func TestParseDump(t *testing.T) { // H6
 	}
 }
 
+// kernelOf is a kernel.
+type kernelOf struct{ *kernel.Snapshot }
+
+func (k kernelOf) Observe() (*kernel.Snapshot, error) { return k.Snapshot, nil }
+
+// siteOf is a machine with the files below a root.
+func siteOf(t *testing.T, root string, seen *kernel.Snapshot) *Site {
+	t.Helper()
+	sources := snapshot.Sources{
+		Kernel: kernelOf{seen}, Networkd: &networkd.Client{Root: root}, Udev: &udev.Udev{Root: root}, Files: &disk.Reader{Root: root},
+	}
+	taken, err := sources.Take(snapshot.Settings{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Site{Store: &store.Store{Root: root}, Seen: taken}
+}
+
 // D9, F13: what others have set in the kernel counts for the plan as it does for the daemon.
 func TestOthersRules(t *testing.T) {
 	d := instance(t)
@@ -297,7 +322,7 @@ func TestOthersRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := (&Site{Store: &store.Store{Root: t.TempDir()}}).Here(&d.Dump, seen)
+	got, err := siteOf(t, t.TempDir(), seen).Here(&d.Dump)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,28 +1,26 @@
 package preview
 
 import (
-	"ec2netd/service/config"
 	"ec2netd/service/kernel"
 	"ec2netd/service/metadata"
-	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
+	"ec2netd/service/snapshot"
 	"ec2netd/service/store"
-	"ec2netd/service/udev"
 )
 
-// Site is the machine that a plan is for, as its files tell of it.
+// Site is the machine that a plan is for.
 type Site struct {
-	// Store has the files of networkd and udevd. Its root is that of everything else here, too.
+	// Store has the generated files.
 	Store *store.Store
-	// Sections of the configuration.
-	Sections []config.Section
+	// Seen is what was seen of the machine.
+	Seen *snapshot.Snapshot
 }
 
 // input returns what a plan follows from besides the metadata and the links.
 func (s *Site) input() plan.Input {
-	in := plan.Input{Sections: s.Sections}
-	in.Networkd.Keeps = (&networkd.Client{Root: s.Store.Root}).Keeps()
-	in.Base, in.BaseDropIns = s.Store.Base()
+	in := plan.Input{Sections: s.Seen.Settings.Sections}
+	in.Networkd.Keeps = s.Seen.Keeps
+	in.Base, in.BaseDropIns = s.Seen.Files.Base()
 	return in
 }
 
@@ -34,16 +32,12 @@ func (s *Site) Offline(d *metadata.Dump, links []plan.Link) (*Plan, error) {
 }
 
 // Here returns the plan for the metadata of this machine, with what becomes of each file on disk.
-func (s *Site) Here(d *metadata.Dump, seen *kernel.Snapshot) (*Plan, error) {
+func (s *Site) Here(d *metadata.Dump) (*Plan, error) {
 	in := s.input()
-	in.Assigned = s.Store.Assigned("")
-	in.Locked, in.Tunnel = plan.Locked(seen.Rules), seen.Tunnel
-	networks := s.Store.Networks()
-	for i := range seen.Links {
-		entry := plan.Observed(seen.Links[i], seen.Routes)
-		s.Store.Complete(&entry, networks)
-		s.takePolicy(&entry)
-		in.Links = append(in.Links, entry)
+	in.Assigned = plan.Assigned(s.Seen.Files, "")
+	in.Locked, in.Tunnel = plan.Locked(s.Seen.Kernel.Rules), s.Seen.Kernel.Tunnel
+	for i := range s.Seen.Kernel.Links {
+		in.Links = append(in.Links, s.Seen.Observed(&s.Seen.Kernel.Links[i]))
 	}
 	p, err := Make(d, in)
 	if err != nil {
@@ -59,14 +53,6 @@ func (s *Site) Here(d *metadata.Dump, seen *kernel.Snapshot) (*Plan, error) {
 // LinkFile returns the .link file that holds for a link besides that of ec2netd, empty if udevd does not
 // tell.
 func (s *Site) LinkFile(l *kernel.Link) string {
-	link := plan.Link{Link: *l}
-	s.takePolicy(&link)
+	link := s.Seen.Observed(l)
 	return link.LinkFile
-}
-
-// takePolicy notes which .link file holds for a link, if udevd is done with the link.
-func (s *Site) takePolicy(link *plan.Link) {
-	if applied, ok := (&udev.Udev{Root: s.Store.Root}).LinkFile(link.Index); ok {
-		link.TakePolicy(s.Store.Policies(), s.Store.Policy(applied))
-	}
 }

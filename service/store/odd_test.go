@@ -13,7 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile/disk"
 )
 
 // strange puts things under the names of files that nobody expects there.
@@ -31,12 +33,12 @@ var strange = map[string]func(p string) error{
 // J2: whatever has the name of a unit file or a drop-in, of ours or of others, the store ends
 // its work in no time, and our files are as they shall be wherever nothing is in their place.
 func TestStrangeFiles(t *testing.T) {
-	const etc, run = "/etc/systemd/network/", plan.Directory + "/"
+	const etc, run = "/etc/systemd/network/", dropin.Directory + "/"
 	for name, put := range strange {
 		for _, at := range []string{
 			etc + "10-other.network", etc + "10-other.network.d/x.conf", etc + "70-ens6.network.d/x.conf", etc + "80-ec2.network.d/x.conf",
-			etc + "70-ens6.network.d", etc + "80-ec2.network.d", etc + "70-ens6.network", etc + BaseName, run + "70-ens6.network",
-			run + "70-ens6.network.d/50-ec2netd.conf", run + "70-ens6.network.d", run + plan.HoldName,
+			etc + "70-ens6.network.d", etc + "80-ec2.network.d", etc + "70-ens6.network", etc + dropin.BaseName, run + "70-ens6.network",
+			run + "70-ens6.network.d/50-ec2netd.conf", run + "70-ens6.network.d", run + dropin.HoldName,
 		} {
 			t.Run(name+" "+strings.ReplaceAll(at, "/", "_"), func(t *testing.T) {
 				s := &Store{Root: t.TempDir()}
@@ -53,38 +55,39 @@ func TestStrangeFiles(t *testing.T) {
 					t.Fatal(err)
 				}
 				began := time.Now()
-				want := slices.Concat(files("ens5"), files("ens6"), []plan.File{{Path: plan.HoldPath, Content: "[X-EC2]\n"}})
-				_, _ = s.Apply(want, nil)
+				want := slices.Concat(files("ens5"), files("ens6"), []File{{Path: dropin.HoldPath, Content: "[X-EC2]\n"}})
+				_, _ = s.Apply(Want{Files: want})
 				_ = s.Release()
-				s.Complete(&plan.Link{}, s.Networks())
-				_, dropIns := s.Base()
-				for _, unit := range append(s.Networks().Names, "70-ens6.network", BaseName, "10-other.network") {
-					s.Look(unit)
+				tree := (&disk.Reader{Root: s.Root}).Tree()
+				(&plan.Link{}).Complete(tree)
+				_, dropIns := tree.Base()
+				for _, unit := range append(tree.Networks(), "70-ens6.network", dropin.BaseName, "10-other.network") {
+					tree.Look(unit)
 				}
-				_, _ = s.Rules()
+				_, _ = plan.WantedRules(tree)
 				_, _ = s.Units()
-				s.Extent("ens6")
-				s.Assigned("")
-				s.Stamp(at)
+				tree.Extent("ens6")
+				plan.Assigned(tree, "")
+				tree.Stamp(at)
 				s.Read(at)
 				if took := time.Since(began); took > 5*time.Second {
 					t.Errorf("it took %v", took)
 				}
 				// A regular file with the name of our drop-in, or an empty directory with that of
 				// ours, is our own.
-				own := name == "a sparse file" && path.Base(at) == plan.DropInName || name == "a directory" && at == run+"70-ens6.network.d"
+				own := name == "a sparse file" && path.Base(at) == dropin.FileName || name == "a directory" && at == run+"70-ens6.network.d"
 				if after, err := os.Lstat(s.at(at)); !own && (err != nil || !os.SameFile(before, after)) {
 					t.Errorf("what was there is gone: %v", err)
 				}
 				// No other ENI is concerned.
-				if text := s.Read(plan.NetworkDropIn("ens5")); text != "[Match]\nName=ens5\n" || s.Target(plan.NetworkPath("ens5")) == "" {
+				if text := s.Read(dropin.NetworkDropIn("ens5")); text != "[Match]\nName=ens5\n" || s.Target(dropin.NetworkPath("ens5")) == "" {
 					t.Errorf("the files of another ENI: %q", text)
 				}
 				if slices.Contains(dropIns, at) && name != "a sparse file" && name != "a link to a device" {
 					t.Errorf("%s is multiplied", at)
 				}
-				if at == etc+"10-other.network.d/x.conf" && strings.HasPrefix(name, "a FIFO") && len(s.Unread()) != 1 {
-					t.Errorf("unread are %q", s.Unread())
+				if at == etc+"10-other.network.d/x.conf" && strings.HasPrefix(name, "a FIFO") && len(tree.Unread())+len(s.Unread()) != 1 {
+					t.Errorf("unread are %q, %q", tree.Unread(), s.Unread())
 				}
 			})
 		}
@@ -97,7 +100,7 @@ func TestManyFiles(t *testing.T) {
 	write(t, s.at(base), "")
 	apply(t, s, files("ens5"))
 	for i := range 10_000 {
-		f, err := os.Create(s.at(path.Join(plan.Directory, fmt.Sprintf("50-%06d.txt", i))))
+		f, err := os.Create(s.at(path.Join(dropin.Directory, fmt.Sprintf("50-%06d.txt", i))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +111,7 @@ func TestManyFiles(t *testing.T) {
 	if err != nil || len(units) != 1 || units[0].Name != "ens5" {
 		t.Errorf("%v, %v", units, err)
 	}
-	if names := s.Networks().Names; !slices.Equal(names, []string{"70-ens5.network", BaseName}) {
+	if names := (&disk.Reader{Root: s.Root}).Tree().Networks(); !slices.Equal(names, []string{"70-ens5.network", dropin.BaseName}) {
 		t.Errorf("%q", names)
 	}
 	apply(t, s, slices.Concat(files("ens5"), files("ens6")))
@@ -120,9 +123,9 @@ func TestManyFiles(t *testing.T) {
 // E10: what keeps a file from being written is named with the file, and with what to do.
 func TestFailureSaysWhatToDo(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
-	write(t, s.at(plan.NetworkPath("ens5")+".d"), "")
-	_, err := s.Apply(files("ens5"), nil)
-	if want := "writing " + plan.NetworkDropIn("ens5") + ": not a directory"; err == nil || err.Error() != want {
+	write(t, s.at(dropin.NetworkPath("ens5")+".d"), "")
+	_, err := s.Apply(Want{Files: files("ens5")})
+	if want := "writing " + dropin.NetworkDropIn("ens5") + ": not a directory"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
 }

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/file"
-	"ec2netd/service/plan"
 )
 
 // Restore writes generated files again that somebody has removed since the last Apply, with the
@@ -54,18 +54,18 @@ func (s *Store) Restore() (written []string, err error) {
 // last the units that make drop-ins effective.
 func rank(p string) int {
 	switch {
-	case path.Dir(p) == plan.Directory:
+	case path.Dir(p) == dropin.Directory:
 		return 2
-	case path.Base(p) == plan.DropInName:
+	case path.Base(p) == dropin.FileName:
 		return 0
 	}
 	return 1
 }
 
 // has notes that a file is in place.
-func (s *Store) has(f plan.File) {
+func (s *Store) has(f File) {
 	if s.had == nil {
-		s.had = make(map[string]plan.File)
+		s.had = make(map[string]File)
 	}
 	s.had[f.Path] = f
 }
@@ -76,7 +76,7 @@ func (s *Store) hasOnly(wanted map[string]bool, keep []Unit) {
 	kept := make(map[string]bool)
 	var unknown []Unit
 	for _, unit := range keep {
-		kept[unit.unit()], kept[unit.dir()] = true, true
+		kept[unit.Path()], kept[unit.dir()] = true, true
 		if _, known := s.had[unit.dropIn()]; !known && !wanted[unit.dropIn()] {
 			unknown = append(unknown, unit)
 		}
@@ -96,7 +96,7 @@ func (s *Store) hasOnly(wanted map[string]bool, keep []Unit) {
 			kept[path.Dir(p)] = true
 		}
 	}
-	maps.DeleteFunc(s.had, func(p string, _ plan.File) bool {
+	maps.DeleteFunc(s.had, func(p string, _ File) bool {
 		return !wanted[p] && !kept[p] && !kept[path.Dir(p)]
 	})
 }
@@ -104,19 +104,19 @@ func (s *Store) hasOnly(wanted map[string]bool, keep []Unit) {
 // hasFound notes files of the daemon's that are on disk.
 func (s *Store) hasFound(found []string) {
 	for _, p := range found {
-		f := plan.File{Path: p, Target: s.Target(p)}
+		f := File{Path: p, Target: s.Target(p)}
 		if f.Target == "" {
 			f.Content = s.Read(p)
 		}
 		// What is for the start of networkd goes by itself.
-		if path.Base(p) != plan.StartDropInName && (f.Target != "" || f.Content != "") {
+		if path.Base(p) != dropin.StartName && (f.Target != "" || f.Content != "") {
 			s.has(f)
 		}
 	}
 }
 
 // symlink makes a symbolic link in the place of whatever is there.
-func (s *Store) symlink(want plan.File) error {
+func (s *Store) symlink(want File) error {
 	// Not renameio.Symlink: what a kill leaves of it is a directory of any name.
 	hidden := s.at(path.Join(path.Dir(want.Path), "."+path.Base(want.Path)+linkSuffix))
 	_ = os.Remove(hidden)

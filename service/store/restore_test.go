@@ -9,24 +9,24 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"ec2netd/service/plan"
+	"ec2netd/service/dropin"
 )
 
 // F12: what somebody removes is there again with its bytes, drop-ins before units, and nothing
 // else is written.
 func TestRestore(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
-	hold := plan.File{Path: plan.HoldPath, Content: "# Written by ec2netd, see ec2netd(8).\n"}
-	apply(t, s, slices.Concat(files("ens5"), files("ens6"), []plan.File{baseDropIn, hold}))
+	hold := File{Path: dropin.HoldPath, Content: "# Written by ec2netd, see ec2netd(8).\n"}
+	apply(t, s, slices.Concat(files("ens5"), files("ens6"), []File{baseDropIn, hold}))
 	before := tree(t, s.Root)
 	for _, removed := range [][]string{
 		nil,
-		{plan.HoldPath},
-		{path.Dir(plan.BaseDropIn)},
-		{plan.NetworkPath("ens5")},
-		{plan.NetworkDropIn("ens6")},
-		{path.Dir(plan.NetworkDropIn("ens6")), plan.NetworkPath("ens6")},
-		{plan.Directory},
+		{dropin.HoldPath},
+		{path.Dir(dropin.BaseDropIn)},
+		{dropin.NetworkPath("ens5")},
+		{dropin.NetworkDropIn("ens6")},
+		{path.Dir(dropin.NetworkDropIn("ens6")), dropin.NetworkPath("ens6")},
+		{dropin.Directory},
 	} {
 		for _, p := range removed {
 			if err := os.RemoveAll(s.at(p)); err != nil {
@@ -65,7 +65,7 @@ func TestRestoreCompletions(t *testing.T) {
 		},
 	} {
 		run()
-		if err := os.RemoveAll(s.at(plan.Directory)); err != nil {
+		if err := os.RemoveAll(s.at(dropin.Directory)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Restore(); err != nil {
@@ -83,20 +83,20 @@ func TestRestoreCompletions(t *testing.T) {
 func TestRestoreOnlyWanted(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
 	apply(t, s, slices.Concat(files("ens5"), files("ens6"), files("ens7")))
-	write(t, s.at(plan.NetworkPath("ens5")+".d/"+plan.StartDropInName), "[Network]\nKeepConfiguration=yes\n")
+	write(t, s.at(dropin.NetworkPath("ens5")+".d/"+dropin.StartName), "[Network]\nKeepConfiguration=yes\n")
 	before := tree(t, s.Root)
 
 	s = &Store{Root: s.Root}
 	apply(t, s, files("ens6"), Unit{"ens5", Network}, Unit{"ens5", Link})
-	if err := os.RemoveAll(s.at(plan.Directory)); err != nil {
+	if err := os.RemoveAll(s.at(dropin.Directory)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Restore(); err != nil {
 		t.Fatal(err)
 	}
 	maps.DeleteFunc(before, func(p, _ string) bool {
-		of7 := slices.ContainsFunc(files("ens7"), func(f plan.File) bool { return f.Path == p })
-		return of7 || path.Base(p) == plan.StartDropInName
+		of7 := slices.ContainsFunc(files("ens7"), func(f File) bool { return f.Path == p })
+		return of7 || path.Base(p) == dropin.StartName
 	})
 	if diff := cmp.Diff(before, tree(t, s.Root)); diff != "" {
 		t.Error(diff)
@@ -111,22 +111,22 @@ func TestRestoreOnlyWanted(t *testing.T) {
 	}
 
 	apply(t, s, files("ens6"))
-	if err := os.Remove(s.at(plan.NetworkPath("ens6"))); err != nil {
+	if err := os.Remove(s.at(dropin.NetworkPath("ens6"))); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("/dev/null", s.at(plan.NetworkPath("ens6"))); err != nil {
+	if err := os.Symlink("/dev/null", s.at(dropin.NetworkPath("ens6"))); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if written, err := s.Restore(); len(written) > 0 || err != nil || s.Target(plan.NetworkPath("ens6")) != "/dev/null" {
+		if written, err := s.Restore(); len(written) > 0 || err != nil || s.Target(dropin.NetworkPath("ens6")) != "/dev/null" {
 			t.Errorf("it wrote over a mask: %v, %v", written, err)
 		}
-		if changes := apply(t, s, files("ens6")); changes.Refused[plan.NetworkPath("ens6")].None() {
+		if changes := apply(t, s, files("ens6")); changes.Refused[dropin.NetworkPath("ens6")].None() {
 			t.Errorf("a mask is written over: %+v", changes)
 		}
 	}
 	// A file that was refused is not this daemon's to bring back.
-	if err := os.Remove(s.at(plan.NetworkPath("ens6"))); err != nil {
+	if err := os.Remove(s.at(dropin.NetworkPath("ens6"))); err != nil {
 		t.Fatal(err)
 	}
 	if written, err := s.Restore(); len(written) > 0 || err != nil {

@@ -10,20 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ec2netd/service/dropin"
-	"ec2netd/service/plan"
 )
 
 // atStart is where a file waits for networkd's start.
 func atStart(p string) string {
-	return path.Join(plan.StartDirectory, path.Base(path.Dir(p)), path.Base(p))
+	return path.Join(dropin.StartDirectory, path.Base(path.Dir(p)), path.Base(p))
 }
 
 // waiting lists the files that wait for networkd's start, with the paths that they will have.
 func (s *Store) waiting() []string {
 	var found []string
-	for _, dir := range s.list(plan.StartDirectory, "70-*."+Network+".d") {
-		for _, name := range []string{plan.DropInName, plan.StartDropInName} {
-			if p := path.Join(plan.Directory, dir, name); s.regular(atStart(p)) {
+	for _, dir := range s.list(dropin.StartDirectory, "70-*."+Network+".d") {
+		for _, name := range []string{dropin.FileName, dropin.StartName} {
+			if p := path.Join(dropin.Directory, dir, name); s.regular(atStart(p)) {
 				found = append(found, p)
 			}
 		}
@@ -34,9 +33,9 @@ func (s *Store) waiting() []string {
 // Withdraw takes away the files that wait for networkd's start and are not, or not with these
 // bytes, among those that shall. It is to come before a change of what they are made of, and
 // [Store.Prepare] after it: whoever kills the daemon in between leaves none that is out of date.
-func (s *Store) Withdraw(shall []plan.File) error {
+func (s *Store) Withdraw(shall []File) error {
 	for _, p := range s.waiting() {
-		if i := slices.IndexFunc(shall, func(f plan.File) bool { return f.Path == p }); i >= 0 && s.Read(atStart(p)) == shall[i].Content {
+		if i := slices.IndexFunc(shall, func(f File) bool { return f.Path == p }); i >= 0 && s.Read(atStart(p)) == shall[i].Content {
 			continue
 		}
 		if err := os.Remove(s.at(atStart(p))); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -49,7 +48,7 @@ func (s *Store) Withdraw(shall []plan.File) error {
 }
 
 // Prepare has files wait for networkd's start.
-func (s *Store) Prepare(shall []plan.File) error {
+func (s *Store) Prepare(shall []File) error {
 	for _, f := range shall {
 		f.Path = atStart(f.Path)
 		if s.Read(f.Path) == f.Content {
@@ -69,7 +68,7 @@ func (s *Store) Prepare(shall []plan.File) error {
 // tidyStart removes the directories of a file that waited, unless others are in them.
 func (s *Store) tidyStart(p string) {
 	if os.Remove(s.at(path.Dir(atStart(p)))) == nil {
-		_ = os.Remove(s.at(plan.StartDirectory))
+		_ = os.Remove(s.at(dropin.StartDirectory))
 	}
 }
 
@@ -77,7 +76,7 @@ func (s *Store) tidyStart(p string) {
 // changed.
 func (s *Store) outdated(p string) error {
 	// On a file system that is read-only the kernel refuses to remove also what is not there.
-	if path.Base(p) != plan.DropInName || !s.there(atStart(p)) {
+	if path.Base(p) != dropin.FileName || !s.there(atStart(p)) {
 		return nil
 	}
 	if err := os.Remove(s.at(atStart(p))); err != nil {
@@ -92,20 +91,20 @@ func (s *Store) outdated(p string) error {
 
 // Start puts the files in place that wait for networkd's start, where their ENI still has its
 // unit. networkd must not run meanwhile. keepAll: those too that somebody must take away again,
-// see [plan.StartDropInName].
+// see [dropin.StartName].
 func (s *Store) Start(keepAll bool) error {
 	var errs []error
 	for _, p := range s.waiting() {
-		if path.Base(p) == plan.StartDropInName && !keepAll {
+		if path.Base(p) == dropin.StartName && !keepAll {
 			continue
 		}
-		content, own := s.Read(atStart(p)), path.Join(path.Dir(p), plan.DropInName)
+		content, own := s.Read(atStart(p)), path.Join(path.Dir(p), dropin.FileName)
 		present := s.Read(own)
 		if !s.regular(own) || !dropin.Ours(present) || (p == own && dropin.ParseNetworkMatch(present).MAC() != dropin.ParseNetworkMatch(content).MAC()) {
 			continue
 		}
 		if (p == own || s.regular(p) || !s.there(p)) && content != s.Read(p) {
-			errs = append(errs, s.replace(plan.File{Path: p, Content: content}))
+			errs = append(errs, s.replace(File{Path: p, Content: content}))
 		}
 	}
 	return errors.Join(errs...)

@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ec2netd/service/kernel"
-	"ec2netd/service/plan"
+	"ec2netd/service/dropin"
+	"ec2netd/service/unitfile/disk"
 )
 
 // E7: files wait for networkd's start, and are put in place where their ENI is still there.
@@ -21,14 +21,14 @@ func TestStart(t *testing.T) {
 	text := func(mac, more string) string {
 		return "# Written by ec2netd, see ec2netd(8).\n\n[Match]\nMACAddress=" + mac + "\n" + more
 	}
-	own := func(name, mac, more string) plan.File {
-		return plan.File{Path: plan.NetworkDropIn(name), Content: text(mac, more)}
+	own := func(name, mac, more string) File {
+		return File{Path: dropin.NetworkDropIn(name), Content: text(mac, more)}
 	}
-	keep := func(name string) plan.File {
-		return plan.File{Path: plan.StartDropIn(name), Content: "[Network]\nKeepConfiguration=yes\n"}
+	keep := func(name string) File {
+		return File{Path: dropin.StartDropIn(name), Content: "[Network]\nKeepConfiguration=yes\n"}
 	}
 	for _, name := range []string{"ens5", "ens6", "ens7"} {
-		write(t, filepath.Join(s.Root, plan.NetworkDropIn(name)), text(mac, ""))
+		write(t, filepath.Join(s.Root, dropin.NetworkDropIn(name)), text(mac, ""))
 	}
 	must := func(err error) {
 		t.Helper()
@@ -40,7 +40,7 @@ func TestStart(t *testing.T) {
 	must(s.Withdraw(nil))
 	must(s.Start(true))
 
-	shall := []plan.File{own("ens5", mac, "[Route]\n"), keep("ens6"), own("ens7", other, "[Route]\n"), own("ens8", mac, ""), keep("ens9")}
+	shall := []File{own("ens5", mac, "[Route]\n"), keep("ens6"), own("ens7", other, "[Route]\n"), own("ens8", mac, ""), keep("ens9")}
 	must(s.Withdraw(shall))
 	must(s.Prepare(shall))
 	steps := 0
@@ -51,11 +51,11 @@ func TestStart(t *testing.T) {
 		t.Errorf("%d changes of what is as it shall be", steps)
 	}
 	s.Step = nil
-	if err := s.Start(false); err != nil || s.there(plan.StartDropIn("ens6")) {
+	if err := s.Start(false); err != nil || s.there(dropin.StartDropIn("ens6")) {
 		t.Errorf("without a daemon: %v", err)
 	}
 	must(s.Start(true))
-	now := tree(t, filepath.Join(s.Root, plan.Directory))
+	now := tree(t, filepath.Join(s.Root, dropin.Directory))
 	want := map[string]string{
 		"/70-ens5.network.d/50-ec2netd.conf":       text(mac, "[Route]\n"),
 		"/70-ens6.network.d/50-ec2netd.conf":       text(mac, ""),
@@ -71,7 +71,7 @@ func TestStart(t *testing.T) {
 		t.Errorf("%v", now)
 	}
 	// What has changed since is no more what it was made of.
-	apply(t, s, []plan.File{own("ens5", mac, "[Network]\n")}, Unit{"ens6", Network}, Unit{"ens7", Network})
+	apply(t, s, []File{own("ens5", mac, "[Network]\n")}, Unit{"ens6", Network}, Unit{"ens7", Network})
 	if slices.Contains(s.waiting(), shall[0].Path) {
 		t.Error("what waits for ens5 is out of date")
 	}
@@ -80,17 +80,17 @@ func TestStart(t *testing.T) {
 	if left := s.waiting(); !slices.Equal(left, []string{shall[0].Path}) {
 		t.Errorf("%v wait", left)
 	}
-	must(s.Withdraw([]plan.File{own("ens5", mac, "[Route]\n\n")}))
-	if s.there(plan.StartDirectory) {
+	must(s.Withdraw([]File{own("ens5", mac, "[Route]\n\n")}))
+	if s.there(dropin.StartDirectory) {
 		t.Error("a directory is left in which nothing waits")
 	}
 
 	// A mask of the administrator's stays.
-	must(os.Remove(filepath.Join(s.Root, plan.StartDropIn("ens6"))))
-	must(os.Symlink(os.DevNull, filepath.Join(s.Root, plan.StartDropIn("ens6"))))
-	must(s.Prepare([]plan.File{keep("ens6")}))
+	must(os.Remove(filepath.Join(s.Root, dropin.StartDropIn("ens6"))))
+	must(os.Symlink(os.DevNull, filepath.Join(s.Root, dropin.StartDropIn("ens6"))))
+	must(s.Prepare([]File{keep("ens6")}))
 	must(s.Start(true))
-	if target := s.Target(plan.StartDropIn("ens6")); target != os.DevNull {
+	if target := s.Target(dropin.StartDropIn("ens6")); target != os.DevNull {
 		t.Errorf("the mask leads to %q", target)
 	}
 }
@@ -99,22 +99,24 @@ func TestStart(t *testing.T) {
 // stays until the next one, which knows of it; but not longer than its ENI.
 func TestStartMeanwhile(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
-	own := plan.File{Path: plan.NetworkDropIn("ens6"), Content: "# Written by ec2netd, see ec2netd(8).\n\n[Match]\nMACAddress=02:00:00:00:01:10\n"}
-	start := plan.File{Path: plan.StartDropIn("ens6"), Content: "[Network]\nKeepConfiguration=yes\n"}
-	apply := func(files ...plan.File) {
+	own := File{Path: dropin.NetworkDropIn("ens6"), Content: "# Written by ec2netd, see ec2netd(8).\n\n[Match]\nMACAddress=02:00:00:00:01:10\n"}
+	start := File{Path: dropin.StartDropIn("ens6"), Content: "[Network]\nKeepConfiguration=yes\n"}
+	var starts []string
+	apply := func(files ...File) {
 		t.Helper()
-		if _, err := s.Apply(files, nil); err != nil {
+		if _, err := s.Apply(Want{Files: files, Starts: starts}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	look := func() (there bool) {
-		link := plan.Link{Link: kernel.Link{Name: "ens6", MAC: "02:00:00:00:01:10"}}
-		s.Complete(&link, s.Networks())
-		return link.StartFile
+		if starts = nil; (&disk.Reader{Root: s.Root}).Tree().Regular(start.Path) {
+			starts = []string{start.Path}
+		}
+		return starts != nil
 	}
 	begin := func() {
 		t.Helper()
-		if err := s.Prepare([]plan.File{start}); err != nil {
+		if err := s.Prepare([]File{start}); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Start(true); err != nil || !s.there(start.Path) {
@@ -151,14 +153,14 @@ func TestStartReadOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &Store{Root: t.TempDir()}
-	waiting := filepath.Join(s.Root, plan.StartDirectory)
-	start := plan.File{Path: plan.StartDropIn("ens6"), Content: "[Network]\nKeepConfiguration=yes\n"}
-	if err := errors.Join(os.MkdirAll(waiting, 0o755), unix.Mount("test", waiting, "tmpfs", 0, ""), s.Prepare([]plan.File{start}),
+	waiting := filepath.Join(s.Root, dropin.StartDirectory)
+	start := File{Path: dropin.StartDropIn("ens6"), Content: "[Network]\nKeepConfiguration=yes\n"}
+	if err := errors.Join(os.MkdirAll(waiting, 0o755), unix.Mount("test", waiting, "tmpfs", 0, ""), s.Prepare([]File{start}),
 		unix.Mount("", waiting, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
 		t.Fatal(err)
 	}
-	own := plan.File{Path: plan.NetworkDropIn("ens6"), Content: "# Written by ec2netd, see ec2netd(8).\n\n[Match]\nMACAddress=02:00:00:00:01:10\n"}
-	if _, err := s.Apply([]plan.File{own}, nil); err != nil {
+	own := File{Path: dropin.NetworkDropIn("ens6"), Content: "# Written by ec2netd, see ec2netd(8).\n\n[Match]\nMACAddress=02:00:00:00:01:10\n"}
+	if _, err := s.Apply(Want{Files: []File{own}}); err != nil {
 		t.Error(err)
 	}
 	if err := unix.Unmount(waiting, 0); err != nil {

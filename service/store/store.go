@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -24,8 +23,8 @@ import (
 
 	"ec2netd/service/dropin"
 	"ec2netd/service/file"
-	"ec2netd/service/plan"
 	"ec2netd/service/status"
+	"ec2netd/service/unitfile"
 )
 
 // Store is the directory of generated files.
@@ -37,20 +36,10 @@ type Store struct {
 	Step func()
 
 	swept bool
-	// starts are the [plan.StartDropIn] that were there when Complete was last called.
-	starts map[string]bool
 	// had are the generated files that are in place, by path, see Restore.
-	had map[string]plan.File
+	had map[string]File
 
 	files file.Reader
-	// parsed are the drop-ins of links by name, see Network.
-	parsed map[string]parsed
-}
-
-// parsed is a drop-in and the text of it.
-type parsed struct {
-	text   string
-	dropIn *dropin.Network
 }
 
 func (s *Store) step() {
@@ -93,25 +82,6 @@ func (s *Store) Read(p string) string {
 	return text
 }
 
-// Network returns the generated .network drop-in of a link, nil if there is none. It is the same
-// one as long as the file has not changed.
-func (s *Store) Network(link string) *dropin.Network {
-	text, last := s.Read(plan.NetworkDropIn(link)), s.parsed[link]
-	if text != last.text {
-		last = parsed{text, dropin.ParseNetwork(text)}
-		if s.parsed == nil {
-			s.parsed = make(map[string]parsed)
-		}
-		s.parsed[link] = last
-	}
-	return last.dropIn
-}
-
-// LinkDropIn returns the generated .link drop-in of a link, nil if there is none.
-func (s *Store) LinkDropIn(link string) *dropin.Link {
-	return dropin.ParseLink(s.Read(plan.LinkDropIn(link)))
-}
-
 // list lists the matching names of a directory of networkd's. What cannot be listed has none;
 // Unread tells of it.
 func (s *Store) list(dir, pattern string) []string {
@@ -131,43 +101,6 @@ func (s *Store) Target(p string) string {
 	return target
 }
 
-// BaseName is the file name of the unit that generated units build upon.
-const BaseName = "80-ec2.network"
-
-// unitDirs are the directories of networkd, the first wins (systemd.network(5)).
-// /usr/local/lib is looked at from 256 on.
-var unitDirs = []string{"/etc/systemd/network", "/run/systemd/network", "/usr/local/lib/systemd/network", "/usr/lib/systemd/network"}
-
-// Base returns the base unit in force and its drop-ins in force, sorted by name.
-// The shipped path is returned also where the file does not exist.
-func (s *Store) Base() (unit string, dropIns []string) {
-	unit = path.Join(unitDirs[len(unitDirs)-1], BaseName)
-	byName := make(map[string]string)
-	for _, dir := range slices.Backward(unitDirs) {
-		if of, err := os.Stat(s.at(path.Join(dir, BaseName))); err == nil && (of.Mode().IsRegular() || of.Mode()&fs.ModeDevice != 0) {
-			unit = path.Join(dir, BaseName)
-		}
-		for _, name := range s.list(path.Join(dir, BaseName+".d"), "*.conf") {
-			if name != plan.DropInName {
-				byName[name] = path.Join(dir, BaseName+".d", name)
-			}
-		}
-	}
-	for _, p := range byName {
-		// A mask only takes away one of lower directories, which is not here any more. Of what
-		// is no file there is no copy among the drop-ins of ENIs: networkd drops a unit that has
-		// a link to itself there, and waits for a FIFO (facts: file-in-force).
-		if !s.masked(p) && s.readable(p) {
-			dropIns = append(dropIns, p)
-		}
-	}
-	slices.SortFunc(dropIns, func(a, b string) int { return strings.Compare(path.Base(a), path.Base(b)) })
-	if len(dropIns) > file.MostNames {
-		dropIns = dropIns[:file.MostNames]
-	}
-	return unit, dropIns
-}
-
 // The kinds of units.
 const (
 	Network = "network"
@@ -182,21 +115,17 @@ type Unit struct {
 	Kind string
 }
 
-// Kept are the units of an ENI of which all stays that is there.
-func Kept(eni *plan.ENI) []Unit {
-	var kept []Unit
-	if eni.Keep {
-		kept = append(kept, Unit{Name: eni.Link.Name, Kind: Network})
-	}
-	if eni.Keep || eni.KeepLink {
-		kept = append(kept, Unit{Name: eni.Link.Name, Kind: Link})
-	}
-	return kept
+// Path returns the path of the unit.
+func (u Unit) Path() string { return dropin.Directory + "/70-" + u.Name + "." + u.Kind }
+
+// unitAt returns the generated unit with a path.
+func unitAt(p string) Unit {
+	kind := path.Ext(p)
+	return Unit{Name: strings.TrimSuffix(strings.TrimPrefix(path.Base(p), "70-"), kind), Kind: strings.TrimPrefix(kind, ".")}
 }
 
-func (u Unit) unit() string   { return plan.Directory + "/70-" + u.Name + "." + u.Kind }
-func (u Unit) dir() string    { return u.unit() + ".d" }
-func (u Unit) dropIn() string { return u.unit() + ".d/" + plan.DropInName }
+func (u Unit) dir() string    { return u.Path() + ".d" }
+func (u Unit) dropIn() string { return u.Path() + ".d/" + dropin.FileName }
 
 // mac returns the MAC address of the link that a text of the drop-in is for.
 func (u Unit) mac(text string) string {
@@ -209,15 +138,15 @@ func (u Unit) mac(text string) string {
 // Units lists the generated units.
 func (s *Store) Units() ([]Unit, error) {
 	// More than count there are none of this daemon's.
-	names, err := s.files.List(s.at(plan.Directory), "70-*.d")
+	names, err := s.files.List(s.at(dropin.Directory), "70-*.d")
 	if err != nil && !errors.Is(err, file.ErrTooMany) {
-		return nil, fmt.Errorf("listing %s: %w", plan.Directory, err)
+		return nil, fmt.Errorf("listing %s: %w", dropin.Directory, err)
 	}
 	var units []Unit
 	for _, found := range names {
 		rest := strings.TrimPrefix(found, "70-")
 		var dir unix.Stat_t
-		if err := unix.Lstat(s.at(plan.Directory+"/"+found), &dir); err != nil || dir.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if err := unix.Lstat(s.at(dropin.Directory+"/"+found), &dir); err != nil || dir.Mode&unix.S_IFMT != unix.S_IFDIR {
 			continue
 		}
 		for _, kind := range []string{Network, Link} {
@@ -231,7 +160,7 @@ func (s *Store) Units() ([]Unit, error) {
 			switch {
 			case err == nil && there.Mode&unix.S_IFMT == unix.S_IFREG:
 				units = append(units, unit)
-			case err == nil && kind == Network && unit.leadsTo(s.Target(unit.unit())):
+			case err == nil && kind == Network && unit.leadsTo(s.Target(unit.Path())):
 				// Something was put in the drop-in's place, and the unit, which is ours, is
 				// left. Without the drop-in it matches every ENI.
 				units = append(units, unit)
@@ -241,62 +170,32 @@ func (s *Store) Units() ([]Unit, error) {
 	return units, nil
 }
 
-// Complete fills in what the disk has for a link: the drop-in, and files of somebody
-// else's.
-func (s *Store) Complete(link *plan.Link, networks *Networks) {
-	link.Current, link.Extent = s.Network(link.Name), s.Extent(link.Name)
-	link.StartFile = s.regular(plan.StartDropIn(link.Name))
-	if s.starts == nil {
-		s.starts = make(map[string]bool)
-	}
-	s.starts[plan.StartDropIn(link.Name)] = link.StartFile
-	if link.Current.MACAddress() != link.MAC {
-		// It is of another ENI that had the name.
-		link.Current = nil
-	}
-	unit := networks.Look(path.Base(plan.NetworkPath(link.Name)))
-	if unit.Path == "" {
-		unit = networks.Look(BaseName)
-	}
-	link.FirstBoot = nil
-	if link.Generator, link.Shared = s.generator(link, networks); link.Generator != "" {
-		link.DropIns = s.ownDropIns(link.Name)
-		// What is read under its name, and as long as nothing of this daemon's is, what will be.
-		of := networks.Look(path.Base(link.Generator))
-		link.FirstBoot = s.firstBoot(of)
-		unit.Texts = slices.Concat(of.Texts, unit.Texts)
-	}
-	link.MTUSetting, link.PortSetting = plan.MTUOf(unit), plan.PortOf(unit)
+// File is one file to be: a regular one with Content, or a symbolic link to Target.
+type File struct {
+	Path    string
+	Content string
+	Target  string
 }
 
-// Assigned are the numbers that stand in generated drop-ins, by MAC address. Those of
-// presumed are left out: it was taken for the primary ENI.
-func (s *Store) Assigned(presumed string) map[string]plan.Numbers {
-	held := make(map[string]plan.Numbers)
-	units, err := s.Units()
-	if err != nil {
-		return held
-	}
-	for _, unit := range units {
-		if unit.Kind != Network {
-			continue
-		}
-		dropIn := s.Network(unit.Name)
-		mac := dropIn.MACAddress()
-		if numbers, ok := plan.NumbersIn(dropIn); ok && mac != "" && mac != presumed {
-			held[mac] = numbers
-		}
-	}
-	maps.DeleteFunc(s.parsed, func(link string, _ parsed) bool {
-		return !slices.Contains(units, Unit{link, Network}) && !s.there(plan.NetworkDropIn(link))
-	})
-	return held
+// Want is what the disk shall have.
+type Want struct {
+	// Files in the order in which they are to be written.
+	Files []File
+	// Keep are the paths of generated units of which everything stays that is there.
+	Keep []string
+	// Starts are the drop-ins for a start of networkd that were there when Files was decided on.
+	// Others have been put in place since, for a networkd that is about to read them: they stay.
+	Starts []string
 }
 
-// Apply makes the disk have files, in their order, and nothing else of its own but
-// the units in keep. On an error what was done so far stays, and is
-// told.
-func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
+// Apply makes the disk have what is wanted, and nothing else of its own. On an error what was done so
+// far stays, and is told.
+func (s *Store) Apply(want Want) (Changes, error) {
+	files := want.Files
+	keep := make([]Unit, 0, len(want.Keep))
+	for _, p := range want.Keep {
+		keep = append(keep, unitAt(p))
+	}
 	changes := Changes{Refused: make(map[string]status.Reason)}
 	if !s.swept {
 		s.sweep()
@@ -313,7 +212,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 		links[file.Path] = file.Target != ""
 	}
 	// Before the units of ENIs that shall have the base unit, which this one keeps from them.
-	if !wanted[plan.HoldPath] {
+	if !wanted[dropin.HoldPath] {
 		if err := s.release(&changes); err != nil {
 			return changes, err
 		}
@@ -329,24 +228,24 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 		if present := s.Read(own); wanted[own] && present != content[own] && unit.mac(present) != unit.mac(content[own]) {
 			stays = nil
 		}
-		if err := s.prune(unit, stays, &changes); err != nil {
+		if err := s.prune(unit, stays, want.Starts, &changes); err != nil {
 			return changes, err
 		}
 	}
 	if err := s.pruneGenerators(links, content, keep, &changes); err != nil {
 		return changes, err
 	}
-	if !wanted[plan.BaseDropIn] {
+	if !wanted[dropin.BaseDropIn] {
 		if err := s.pruneBase(&changes); err != nil {
 			return changes, err
 		}
 	}
 	for _, file := range files {
 		dir := path.Dir(file.Path)
-		if dir == plan.Directory {
+		if dir == dropin.Directory {
 			dir = file.Path + ".d"
 		}
-		own := path.Join(dir, plan.DropInName)
+		own := path.Join(dir, dropin.FileName)
 		if !changes.Refused[own].None() {
 			// Without the drop-in the unit would match other links.
 			continue
@@ -356,7 +255,7 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 		}
 		for _, unit := range units {
 			if !changes.Refused[own].None() && unit.dir() == dir {
-				if err := s.prune(unit, nil, &changes); err != nil {
+				if err := s.prune(unit, nil, nil, &changes); err != nil {
 					return changes, err
 				}
 			}
@@ -370,22 +269,22 @@ func (s *Store) Apply(files []plan.File, keep []Unit) (Changes, error) {
 func (s *Store) Release() error { return s.release(&Changes{}) }
 
 func (s *Store) release(changes *Changes) error {
-	if !dropin.Ours(s.Read(plan.HoldPath)) {
+	if !dropin.Ours(s.Read(dropin.HoldPath)) {
 		return nil
 	}
-	return s.remove(plan.HoldPath, changes)
+	return s.remove(dropin.HoldPath, changes)
 }
 
 // pruneBase removes the drop-in of the base unit, if it is this daemon's.
 func (s *Store) pruneBase(changes *Changes) error {
-	if !s.regular(plan.BaseDropIn) || !dropin.Ours(s.Read(plan.BaseDropIn)) {
+	if !s.regular(dropin.BaseDropIn) || !dropin.Ours(s.Read(dropin.BaseDropIn)) {
 		return nil
 	}
-	if err := s.remove(plan.BaseDropIn, changes); err != nil {
+	if err := s.remove(dropin.BaseDropIn, changes); err != nil {
 		return err
 	}
 	// Drop-ins of others in it keep the directory.
-	if os.Remove(s.at(path.Dir(plan.BaseDropIn))) == nil {
+	if os.Remove(s.at(path.Dir(dropin.BaseDropIn))) == nil {
 		s.step()
 	}
 	return nil
@@ -393,11 +292,11 @@ func (s *Store) pruneBase(changes *Changes) error {
 
 // sweepBase removes what a run that was killed while writing the drop-in of the base unit left.
 func (s *Store) sweepBase() {
-	dir := path.Dir(plan.BaseDropIn)
+	dir := path.Dir(dropin.BaseDropIn)
 	if of, err := os.Lstat(s.at(dir)); err != nil || !of.IsDir() {
 		return
 	}
-	for _, name := range s.list(dir, "."+plan.DropInName+"*") {
+	for _, name := range s.list(dir, "."+dropin.FileName+"*") {
 		_ = os.Remove(s.at(path.Join(dir, name)))
 	}
 	// One that has something in it stays.
@@ -410,9 +309,9 @@ func (s *Store) sweepBase() {
 func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
 	var unwanted []string
 	own := unit.dropIn()
-	if !wanted[unit.unit()] {
-		if target, err := os.Readlink(s.at(unit.unit())); err == nil && unit.leadsTo(target) {
-			unwanted = append(unwanted, unit.unit())
+	if !wanted[unit.Path()] {
+		if target, err := os.Readlink(s.at(unit.Path())); err == nil && unit.leadsTo(target) {
+			unwanted = append(unwanted, unit.Path())
 		}
 	}
 	names, err := s.files.List(s.at(unit.dir()), "*")
@@ -424,7 +323,7 @@ func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
 		if p == own || wanted[p] {
 			continue
 		}
-		if unit.mirrored(p, s.Target(p)) || ((name == plan.MatchDropIn || name == plan.StartDropInName) && s.regular(p)) {
+		if unit.mirrored(p, s.Target(p)) || ((name == dropin.MatchName || name == dropin.StartName) && s.regular(p)) {
 			unwanted = append(unwanted, p)
 		}
 	}
@@ -434,15 +333,14 @@ func (s *Store) Unwanted(unit Unit, wanted map[string]bool) ([]string, error) {
 	return unwanted, nil
 }
 
-// prune removes what is not wanted of a unit.
-func (s *Store) prune(unit Unit, wanted map[string]bool, changes *Changes) error {
+// prune removes what is not wanted of a unit. starts is [Want].Starts.
+func (s *Store) prune(unit Unit, wanted map[string]bool, starts []string, changes *Changes) error {
 	unwanted, err := s.Unwanted(unit, wanted)
 	if err != nil {
 		return err
 	}
 	for _, p := range unwanted {
-		// Put in place since the plan was made, for a networkd that is about to read it.
-		if path.Base(p) == plan.StartDropInName && !s.starts[p] && wanted[unit.dropIn()] {
+		if path.Base(p) == dropin.StartName && !slices.Contains(starts, p) && wanted[unit.dropIn()] {
 			continue
 		}
 		if err := s.remove(p, changes); err != nil {
@@ -467,20 +365,20 @@ const linkSuffix = ".ec2netd"
 // not renamed yet, which networkd and udevd never look at, and directories without
 // anything in them.
 func (s *Store) sweep() {
-	for _, pattern := range []string{".70-*" + linkSuffix, "." + plan.HoldName + "*"} {
-		for _, name := range s.list(plan.Directory, pattern) {
-			_ = os.Remove(s.at(path.Join(plan.Directory, name)))
+	for _, pattern := range []string{".70-*" + linkSuffix, "." + dropin.HoldName + "*"} {
+		for _, name := range s.list(dropin.Directory, pattern) {
+			_ = os.Remove(s.at(path.Join(dropin.Directory, name)))
 		}
 	}
 	s.sweepBase()
 	s.sweepCompletions()
 	for _, kind := range []string{Network, Link} {
-		for _, dir := range s.list(plan.Directory, "70-*."+kind+".d") {
-			dir = path.Join(plan.Directory, dir)
+		for _, dir := range s.list(dropin.Directory, "70-*."+kind+".d") {
+			dir = path.Join(dropin.Directory, dir)
 			if of, err := os.Lstat(s.at(dir)); err != nil || !of.IsDir() {
 				continue
 			}
-			for _, pattern := range []string{"." + plan.DropInName + "*", "." + plan.MatchDropIn + "*", "." + plan.StartDropInName + "*", ".*" + linkSuffix} {
+			for _, pattern := range []string{"." + dropin.FileName + "*", "." + dropin.MatchName + "*", "." + dropin.StartName + "*", ".*" + linkSuffix} {
 				for _, name := range s.list(dir, pattern) {
 					_ = os.Remove(s.at(path.Join(dir, name)))
 				}
@@ -495,22 +393,22 @@ func (s *Store) sweep() {
 // unit, or the .link file that was in force. Any other link is somebody else's.
 func (u Unit) leadsTo(target string) bool {
 	if u.Kind == Network {
-		return path.Base(target) == BaseName
+		return path.Base(target) == dropin.BaseName
 	}
-	return target == plan.NoPolicy || (path.Ext(target) == ".link" && slices.Contains(unitDirs, path.Dir(target)))
+	return target == dropin.NoPolicy || (path.Ext(target) == ".link" && slices.Contains(unitfile.Dirs(), path.Dir(target)))
 }
 
 // mirrored reports whether a link among the drop-ins of a unit is this daemon's: to a drop-in of the
-// base unit, or to that itself, see [plan.BaseLinkName].
+// base unit, or to that itself, see [dropin.BaseLinkName].
 func (u Unit) mirrored(p, target string) bool {
-	return mirrored(target) || (path.Base(p) == plan.BaseLinkName && u.Kind == Network && u.leadsTo(target))
+	return mirrored(target) || (path.Base(p) == dropin.BaseLinkName && u.Kind == Network && u.leadsTo(target))
 }
 
 // mirrored tells whether a link in a drop-in directory leads to a drop-in of the base
 // unit, or of a .link file, as this daemon makes them.
 func mirrored(target string) bool {
 	dir := path.Dir(target)
-	return (path.Base(dir) == BaseName+".d" || strings.HasSuffix(dir, ".link.d")) && slices.Contains(unitDirs, path.Dir(dir))
+	return (path.Base(dir) == dropin.BaseName+".d" || strings.HasSuffix(dir, ".link.d")) && slices.Contains(unitfile.Dirs(), path.Dir(dir))
 }
 
 func (s *Store) remove(p string, changes *Changes) error {
@@ -527,7 +425,7 @@ func (s *Store) remove(p string, changes *Changes) error {
 }
 
 // write brings a file to the disk, unless something of somebody else's is in its place.
-func (s *Store) write(want plan.File, units []Unit, changes *Changes) error {
+func (s *Store) write(want File, units []Unit, changes *Changes) error {
 	err := s.writeFile(want, units, changes)
 	switch {
 	case !changes.Refused[want.Path].None():
@@ -538,7 +436,7 @@ func (s *Store) write(want plan.File, units []Unit, changes *Changes) error {
 	return err
 }
 
-func (s *Store) writeFile(want plan.File, units []Unit, changes *Changes) error {
+func (s *Store) writeFile(want File, units []Unit, changes *Changes) error {
 	if want.Target != "" {
 		return s.link(want, units, changes)
 	}
@@ -574,14 +472,14 @@ func (s *Store) writeFile(want plan.File, units []Unit, changes *Changes) error 
 }
 
 // makeDir makes the directory of a file, if it is not there.
-func (s *Store) makeDir(want plan.File) error {
+func (s *Store) makeDir(want File) error {
 	dir := s.at(path.Dir(want.Path))
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		// In the daemon's sandbox a directory above it that somebody has removed cannot be made.
-		if _, gone := os.Stat(s.at(plan.Directory)); errors.Is(gone, fs.ErrNotExist) {
+		if _, gone := os.Stat(s.at(dropin.Directory)); errors.Is(gone, fs.ErrNotExist) {
 			err = gone
 		}
 		return file.Failed("making the directory of", want.Path, err)
@@ -598,14 +496,14 @@ func (s *Store) Renew(p string) error {
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", p, err)
 	}
-	if err := s.replace(plan.File{Path: p, Content: content}); err != nil {
+	if err := s.replace(File{Path: p, Content: content}); err != nil {
 		return file.Failed("writing", p, err)
 	}
 	return nil
 }
 
 // replace writes a file under a hidden name and renames it.
-func (s *Store) replace(want plan.File) error {
+func (s *Store) replace(want File) error {
 	pending, err := renameio.NewPendingFile(s.at(want.Path), renameio.WithTempDir(s.at(path.Dir(want.Path))),
 		renameio.WithPermissions(0o644), renameio.IgnoreUmask())
 	if err != nil {
@@ -620,7 +518,7 @@ func (s *Store) replace(want plan.File) error {
 	return pending.CloseAtomicallyReplace()
 }
 
-func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
+func (s *Store) link(want File, units []Unit, changes *Changes) error {
 	target, err := os.Readlink(s.at(want.Path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -655,6 +553,12 @@ func (s *Store) link(want plan.File, units []Unit, changes *Changes) error {
 // known tells whether a link was made by this daemon before this Apply.
 func known(p, target string, units []Unit) bool {
 	return slices.ContainsFunc(units, func(u Unit) bool {
-		return (p == u.unit() && u.leadsTo(target)) || (path.Dir(p) == u.dir() && u.mirrored(p, target))
+		return (p == u.Path() && u.leadsTo(target)) || (path.Dir(p) == u.dir() && u.mirrored(p, target))
 	})
+}
+
+// regular reports whether something is a regular file and no link.
+func (s *Store) regular(p string) bool {
+	info, err := os.Lstat(s.at(p))
+	return err == nil && info.Mode().IsRegular()
 }

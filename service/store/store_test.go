@@ -12,15 +12,16 @@ import (
 
 	"ec2netd/service/dropin"
 	"ec2netd/service/plan"
+	"ec2netd/service/unitfile/disk"
 )
 
 const base = "/usr/lib/systemd/network/80-ec2.network"
 
-func files(name string) []plan.File {
-	return []plan.File{
-		{Path: plan.NetworkDropIn(name), Content: "[Match]\nName=" + name + "\n"},
-		{Path: plan.NetworkPath(name) + ".d/lab.conf", Target: "/etc/systemd/network/80-ec2.network.d/lab.conf"},
-		{Path: plan.NetworkPath(name), Target: base},
+func files(name string) []File {
+	return []File{
+		{Path: dropin.NetworkDropIn(name), Content: "[Match]\nName=" + name + "\n"},
+		{Path: dropin.NetworkPath(name) + ".d/lab.conf", Target: "/etc/systemd/network/80-ec2.network.d/lab.conf"},
+		{Path: dropin.NetworkPath(name), Target: base},
 	}
 }
 
@@ -59,9 +60,13 @@ func write(t *testing.T, path, content string) {
 	}
 }
 
-func apply(t *testing.T, s *Store, want []plan.File, keep ...Unit) Changes {
+func apply(t *testing.T, s *Store, want []File, keep ...Unit) Changes {
 	t.Helper()
-	changes, err := s.Apply(want, keep)
+	paths := make([]string, 0, len(keep))
+	for _, unit := range keep {
+		paths = append(paths, unit.Path())
+	}
+	changes, err := s.Apply(Want{Files: want, Keep: paths})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +103,7 @@ func TestApply(t *testing.T) {
 	if changes := apply(t, s, files("ens5")); len(changes.Removed) != 3 || len(changes.Written) != 0 {
 		t.Errorf("detach: %+v", changes)
 	}
-	if _, err := os.Stat(s.at(filepath.Dir(plan.NetworkDropIn("ens6")))); !os.IsNotExist(err) {
+	if _, err := os.Stat(s.at(filepath.Dir(dropin.NetworkDropIn("ens6")))); !os.IsNotExist(err) {
 		t.Error("the directory of ens6 is still there")
 	}
 	if got := len(tree(t, s.Root)); got != 3 {
@@ -122,38 +127,38 @@ func TestKeep(t *testing.T) {
 // F1, F2: nothing of somebody else's is written over or removed.
 func TestOthersFiles(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
-	dir := s.at(plan.Directory)
+	dir := s.at(dropin.Directory)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	// A mask, a file, a link, and drop-ins of others.
-	if err := os.Symlink("/dev/null", s.at(plan.NetworkPath("ens5"))); err != nil {
+	if err := os.Symlink("/dev/null", s.at(dropin.NetworkPath("ens5"))); err != nil {
 		t.Fatal(err)
 	}
-	write(t, s.at(plan.NetworkPath("ens6")), "[Match]\nName=ens6\n")
-	if err := os.Symlink("/opt/other.network", s.at(plan.NetworkPath("ens7"))); err != nil {
+	write(t, s.at(dropin.NetworkPath("ens6")), "[Match]\nName=ens6\n")
+	if err := os.Symlink("/opt/other.network", s.at(dropin.NetworkPath("ens7"))); err != nil {
 		t.Fatal(err)
 	}
-	write(t, s.at(plan.NetworkPath("ens8")+".d/admin.conf"), "[Network]\nLLMNR=no\n")
-	write(t, s.at(plan.NetworkPath("old")+".d/eni.conf"), "[Network]\nDHCP=no\n")
-	if err := os.Symlink("/opt/agent/networkd.d/60-agent.conf", s.at(plan.NetworkPath("ens8")+".d/60-agent.conf")); err != nil {
+	write(t, s.at(dropin.NetworkPath("ens8")+".d/admin.conf"), "[Network]\nLLMNR=no\n")
+	write(t, s.at(dropin.NetworkPath("old")+".d/eni.conf"), "[Network]\nDHCP=no\n")
+	if err := os.Symlink("/opt/agent/networkd.d/60-agent.conf", s.at(dropin.NetworkPath("ens8")+".d/60-agent.conf")); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(s.at(plan.NetworkPath("ens9")+".d"), 0o755); err != nil {
+	if err := os.MkdirAll(s.at(dropin.NetworkPath("ens9")+".d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("/dev/null", s.at(plan.NetworkDropIn("ens9"))); err != nil {
+	if err := os.Symlink("/dev/null", s.at(dropin.NetworkDropIn("ens9"))); err != nil {
 		t.Fatal(err)
 	}
 	before := tree(t, s.Root)
 
 	want := slices.Concat(files("ens5"), files("ens6"), files("ens7"), files("ens8"), files("ens9")[:1])
 	changes := apply(t, s, want)
-	if changes.Refused[plan.NetworkDropIn("ens9")].None() {
+	if changes.Refused[dropin.NetworkDropIn("ens9")].None() {
 		t.Error("a masked drop-in: not refused")
 	}
 	for _, name := range []string{"ens5", "ens6", "ens7"} {
-		if changes.Refused[plan.NetworkPath(name)].None() {
+		if changes.Refused[dropin.NetworkPath(name)].None() {
 			t.Errorf("%s: not refused", name)
 		}
 	}
@@ -164,23 +169,23 @@ func TestOthersFiles(t *testing.T) {
 }
 
 // hold is the unit that belongs to no ENI.
-var hold = plan.File{Path: plan.HoldPath, Content: "# Written by ec2netd, a test.\n"}
+var hold = File{Path: dropin.HoldPath, Content: "# Written by ec2netd, a test.\n"}
 
 // What has networkd leave new ENIs alone goes when it is not wanted, and not if it is
 // somebody else's.
 func TestHold(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
-	if changes := apply(t, s, append(files("ens5"), hold)); !slices.Contains(changes.Written, plan.HoldPath) {
+	if changes := apply(t, s, append(files("ens5"), hold)); !slices.Contains(changes.Written, dropin.HoldPath) {
 		t.Errorf("%+v", changes)
 	}
 	if changes := apply(t, s, append(files("ens5"), hold)); changes.Any() {
 		t.Errorf("again: %+v", changes)
 	}
-	if changes := apply(t, s, files("ens5")); !slices.Equal(changes.Removed, []string{plan.HoldPath}) {
+	if changes := apply(t, s, files("ens5")); !slices.Equal(changes.Removed, []string{dropin.HoldPath}) {
 		t.Errorf("%+v", changes)
 	}
-	write(t, s.at(plan.HoldPath), "[Match]\nName=eth9\n")
-	for _, want := range [][]plan.File{files("ens5"), append(files("ens5"), hold)} {
+	write(t, s.at(dropin.HoldPath), "[Match]\nName=eth9\n")
+	for _, want := range [][]File{files("ens5"), append(files("ens5"), hold)} {
 		if changes := apply(t, s, want); changes.Any() {
 			t.Errorf("somebody else's: %+v", changes)
 		}
@@ -188,51 +193,51 @@ func TestHold(t *testing.T) {
 }
 
 // baseDropIn belongs to no ENI either.
-var baseDropIn = plan.File{Path: plan.BaseDropIn, Content: "# Written by ec2netd, a test.\n"}
+var baseDropIn = File{Path: dropin.BaseDropIn, Content: "# Written by ec2netd, a test.\n"}
 
 // F6: the drop-in of the base unit is written and removed, is no drop-in of an ENI's, and leaves
 // alone what others have in its place and beside it.
 func TestBaseDropIn(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
 	want := append(files("ens5"), baseDropIn)
-	if changes := apply(t, s, want); !slices.Contains(changes.Written, plan.BaseDropIn) {
+	if changes := apply(t, s, want); !slices.Contains(changes.Written, dropin.BaseDropIn) {
 		t.Errorf("%+v", changes)
 	}
 	if changes := apply(t, s, want); changes.Any() {
 		t.Errorf("again: %+v", changes)
 	}
-	if _, dropIns := s.Base(); len(dropIns) > 0 {
+	if _, dropIns := (&disk.Reader{Root: s.Root}).Tree().Base(); len(dropIns) > 0 {
 		t.Errorf("linked into those of ENIs: %v", dropIns)
 	}
-	if changes := apply(t, s, files("ens5")); !slices.Equal(changes.Removed, []string{plan.BaseDropIn}) || s.there(filepath.Dir(plan.BaseDropIn)) {
+	if changes := apply(t, s, files("ens5")); !slices.Equal(changes.Removed, []string{dropin.BaseDropIn}) || s.there(filepath.Dir(dropin.BaseDropIn)) {
 		t.Errorf("%+v", changes)
 	}
-	beside := filepath.Join(filepath.Dir(plan.BaseDropIn), "mine.conf")
+	beside := filepath.Join(filepath.Dir(dropin.BaseDropIn), "mine.conf")
 	write(t, s.at(beside), "[Link]\n")
 	apply(t, s, want)
 	apply(t, s, files("ens5"))
-	if s.Read(beside) != "[Link]\n" || s.there(plan.BaseDropIn) {
+	if s.Read(beside) != "[Link]\n" || s.there(dropin.BaseDropIn) {
 		t.Errorf("%v", tree(t, s.Root))
 	}
-	write(t, s.at(plan.BaseDropIn), "[Link]\n")
-	for _, want := range [][]plan.File{files("ens5"), want} {
+	write(t, s.at(dropin.BaseDropIn), "[Link]\n")
+	for _, want := range [][]File{files("ens5"), want} {
 		if changes := apply(t, s, want); changes.Any() {
 			t.Errorf("somebody else's: %+v", changes)
 		}
 	}
-	if changes := apply(t, s, want); changes.Refused[plan.BaseDropIn].None() {
+	if changes := apply(t, s, want); changes.Refused[dropin.BaseDropIn].None() {
 		t.Errorf("somebody else's: %+v", changes)
 	}
 }
 
 // unit is what a generated unit of this ENI looks like to the store.
-func unit(name, mac, text string) []plan.File {
-	return []plan.File{
-		{Path: plan.NetworkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\nName=" + name + "\n" + text},
-		{Path: plan.NetworkPath(name) + ".d/lab.conf", Target: "/etc/systemd/network/80-ec2.network.d/lab.conf"},
-		{Path: plan.NetworkPath(name), Target: base},
-		{Path: plan.LinkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\n" + text},
-		{Path: plan.LinkPath(name), Target: plan.DefaultPolicy},
+func unit(name, mac, text string) []File {
+	return []File{
+		{Path: dropin.NetworkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\nName=" + name + "\n" + text},
+		{Path: dropin.NetworkPath(name) + ".d/lab.conf", Target: "/etc/systemd/network/80-ec2.network.d/lab.conf"},
+		{Path: dropin.NetworkPath(name), Target: base},
+		{Path: dropin.LinkDropIn(name), Content: "[Match]\nMACAddress=" + mac + "\n" + text},
+		{Path: dropin.LinkPath(name), Target: plan.DefaultPolicy},
 	}
 }
 
@@ -271,7 +276,7 @@ func everything(t *testing.T, root string) []string {
 
 // whole checks what networkd and udevd see of a root at one moment: each unit with its
 // drop-in, each file as one of those that were ever wanted, no MAC address in two units.
-func whole(t *testing.T, root string, ever []plan.File) {
+func whole(t *testing.T, root string, ever []File) {
 	t.Helper()
 	units := map[string]string{}
 	for p, text := range tree(t, root) {
@@ -282,19 +287,19 @@ func whole(t *testing.T, root string, ever []plan.File) {
 			}
 			continue
 		}
-		if !slices.ContainsFunc(ever, func(f plan.File) bool { return f.Path == p && f.Content+f.Target == text }) {
+		if !slices.ContainsFunc(ever, func(f File) bool { return f.Path == p && f.Content+f.Target == text }) {
 			t.Errorf("%s is %q, which was never wanted", p, text)
 		}
 		switch {
-		case filepath.Base(p) == plan.DropInName && dropin.ParseLinkMatch(text).MAC() != "": // or it is a link to such a one
+		case filepath.Base(p) == dropin.FileName && dropin.ParseLinkMatch(text).MAC() != "": // or it is a link to such a one
 			unit := filepath.Dir(p)
 			key := filepath.Ext(strings.TrimSuffix(unit, ".d")) + dropin.ParseLinkMatch(text).MAC()
 			if other, ok := units[key]; ok {
 				t.Errorf("%s and %s are for the same MAC address", other, unit)
 			}
 			units[key] = unit
-		case !strings.HasSuffix(filepath.Dir(p), ".d") && p != plan.HoldPath:
-			if _, err := os.Stat(filepath.Join(root, p+".d", plan.DropInName)); err != nil {
+		case !strings.HasSuffix(filepath.Dir(p), ".d") && p != dropin.HoldPath:
+			if _, err := os.Stat(filepath.Join(root, p+".d", dropin.FileName)); err != nil {
 				t.Errorf("%s without its drop-in", p)
 			}
 		}
@@ -308,7 +313,7 @@ func TestKilled(t *testing.T) {
 	const a, b = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 	relinked := unit("ens6", a, "one")
 	relinked[2].Target = "/etc/systemd/network/80-ec2.network"
-	states := map[string][]plan.File{
+	states := map[string][]File{
 		"nothing":  nil,
 		"one":      unit("ens6", a, "one"),
 		"changed":  unit("ens6", a, "two"),
@@ -372,7 +377,7 @@ func TestKilled(t *testing.T) {
 func TestKilledThenDetached(t *testing.T) {
 	const mac = "02:00:00:00:00:0a"
 	s := &Store{Root: filepath.Join(memory(t), "root")}
-	if err := os.MkdirAll(s.at(plan.Directory), 0o755); err != nil {
+	if err := os.MkdirAll(s.at(dropin.Directory), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	empty := everything(t, s.Root)
@@ -402,42 +407,19 @@ func TestRelink(t *testing.T) {
 	apply(t, s, files("ens6"))
 	want := files("ens6")
 	want[2].Target = "/etc/systemd/network/80-ec2.network"
-	if changes := apply(t, s, want); !slices.Equal(changes.Written, []string{plan.NetworkPath("ens6")}) {
+	if changes := apply(t, s, want); !slices.Equal(changes.Written, []string{dropin.NetworkPath("ens6")}) {
 		t.Errorf("%+v", changes)
-	}
-}
-
-func TestBase(t *testing.T) {
-	s := &Store{Root: t.TempDir()}
-	if unit, dropIns := s.Base(); unit != base || len(dropIns) != 0 {
-		t.Errorf("nothing there: %s, %v", unit, dropIns)
-	}
-	write(t, s.at(base), "")
-	write(t, s.at(base+".d/a.conf"), "[Link]\n")
-	write(t, s.at("/run/systemd/network/80-ec2.network.d/b.conf"), "[Link]\n")
-	write(t, s.at("/etc/systemd/network/80-ec2.network.d/a.conf"), "[Link]\n")
-	write(t, s.at("/etc/systemd/network/80-ec2.network.d/readme"), "")
-	write(t, s.at(base+".d/c.conf"), "[Link]\n")
-	link(t, s.at("/etc/systemd/network/80-ec2.network.d/c.conf"), os.DevNull)
-	unit, dropIns := s.Base()
-	want := []string{"/etc/systemd/network/80-ec2.network.d/a.conf", "/run/systemd/network/80-ec2.network.d/b.conf"}
-	if unit != base || !slices.Equal(dropIns, want) {
-		t.Errorf("%s, %v", unit, dropIns)
-	}
-	write(t, s.at("/etc/systemd/network/80-ec2.network"), "")
-	if unit, _ := s.Base(); unit != "/etc/systemd/network/80-ec2.network" {
-		t.Errorf("an administrator's copy does not win: %s", unit)
 	}
 }
 
 // E5, E3: a renewed file has the same bytes and is another one to networkd.
 func TestRenew(t *testing.T) {
 	s := &Store{Root: t.TempDir()}
-	p := plan.NetworkDropIn("ens6")
+	p := dropin.NetworkDropIn("ens6")
 	if err := s.Renew(p); err == nil {
 		t.Error("a file that is not there was renewed")
 	}
-	if _, err := s.Apply([]plan.File{{Path: p, Content: "[Match]\n"}}, nil); err != nil {
+	if _, err := s.Apply(Want{Files: []File{{Path: p, Content: "[Match]\n"}}}); err != nil {
 		t.Fatal(err)
 	}
 	// Held open, its inode is not used again.

@@ -53,11 +53,11 @@ func PresetUnits(root string) ([]string, error) {
 	return units, nil
 }
 
-// UnitFiles reads the unit files of networkd; [store.Store] implements it.
+// UnitFiles reads the unit files of networkd; [unitfile.Tree] implements it.
 type UnitFiles interface {
 	// Base returns the path of the base unit that is in force.
 	Base() (unit string, dropIns []string)
-	// Read returns the content of a file, empty if there is none.
+	// Read returns the content of a unit file, empty if there is none.
 	Read(path string) string
 }
 

@@ -14,7 +14,7 @@ import (
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/networkd"
-	"ec2netd/service/store"
+	"ec2netd/service/unitfile/disk"
 )
 
 // fakeNetworkd says the same of each link.
@@ -40,7 +40,7 @@ func survey(t *testing.T) (s *Survey, enabled map[string]bool) {
 	active := map[string]bool{manager: true, "ifup@ens5.service": true, "ifup@ens6.service": true}
 	return &Survey{
 		Root: root, Units: units, Links: []kernel.Link{{Index: 2, Name: "ens5"}, {Index: 3, Name: "ens6", Down: true}},
-		UnitFiles: &store.Store{Root: root}, Networkd: fakeNetworkd{varlink: true},
+		UnitFiles: (&disk.Reader{Root: root}).Tree(), Networkd: fakeNetworkd{varlink: true},
 		Systemctl: func(_ context.Context, args ...string) (string, error) {
 			of := map[string]map[string]bool{"is-enabled": enabled, "is-active": active}[args[0]]
 			if !of[args[len(args)-1]] {
@@ -103,6 +103,7 @@ func TestRefused(t *testing.T) { // J3
 	} {
 		s, enabled := survey(t)
 		c.change(s, enabled)
+		s.UnitFiles = (&disk.Reader{Root: s.Root}).Tree()
 		_, _, err := s.Plan(t.Context())
 		var refused *RefusedError
 		if !errors.As(err, &refused) || !strings.HasPrefix(refused.Error(), c.text) || !strings.Contains(refused.Advice, c.advice) {

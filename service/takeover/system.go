@@ -21,7 +21,7 @@ import (
 	"ec2netd/service/orphan"
 	"ec2netd/service/persist"
 	"ec2netd/service/plan"
-	"ec2netd/service/store"
+	"ec2netd/service/unitfile/disk"
 )
 
 // Host is this machine: its [System] and its [Kernel].
@@ -131,7 +131,7 @@ func rulesOfAddresses(links []string) ([]plan.Rule, error) {
 
 // RemoveRules implements [Kernel].
 func (Host) RemoveRules(file string) error {
-	_, err := orphan.Remove(orphan.NewRecord(persist.Place{Path: file}), &store.Store{})
+	_, err := orphan.Remove(orphan.NewRecord(persist.Place{Path: file}), &disk.Reader{})
 	return err
 }
 

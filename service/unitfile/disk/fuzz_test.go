@@ -1,4 +1,4 @@
-package store
+package disk
 
 import (
 	"os"
@@ -6,7 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"ec2netd/service/plan"
+	"ec2netd/service/dropin"
+	"ec2netd/service/unitfile"
 )
 
 // FuzzLook: wherever somebody else's file leads and whatever stands in it, looking at it
@@ -26,8 +27,8 @@ func FuzzLook(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(secret), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s := &Store{Root: filepath.Join(dir, "root")}
-		file := plan.NetworkPath("ens6")
+		s := &Reader{Root: filepath.Join(dir, "root")}
+		file := dropin.NetworkPath("ens6")
 		above := s.at("/etc/systemd/network/70-ens6.network")
 		for _, p := range []string{s.at("/opt/x.network"), s.at(file + ".d/60-x.conf"), above} {
 			if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
@@ -42,7 +43,7 @@ func FuzzLook(f *testing.F) {
 		if os.Symlink(target, above) != nil {
 			return
 		}
-		unit := s.Look("70-ens6.network")
+		unit := s.Tree().Look("70-ens6.network")
 		for _, text := range unit.Texts {
 			if strings.Contains(text.Content, secret) {
 				t.Errorf("%q led out of the root by %s", target, text.Path)
@@ -51,7 +52,8 @@ func FuzzLook(f *testing.F) {
 		if unit.Masked && len(unit.Texts) > 0 {
 			t.Errorf("a mask has %v", unit.Texts)
 		}
-		if taken := s.Extent("ens6").Taken; (taken == "/etc/systemd/network/70-ens6.network") != s.exists("/etc/systemd/network/70-ens6.network") {
+		there := (&reading{Reader: s, contents: make(map[string]*unitfile.Content), left: mostText}).file("/etc/systemd/network/70-ens6.network").Exists()
+		if taken := s.Tree().Extent("ens6").Taken; (taken == "/etc/systemd/network/70-ens6.network") != there {
 			t.Errorf("%q: taken by %q", target, taken)
 		}
 	})
