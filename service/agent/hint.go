@@ -56,7 +56,7 @@ func (h *lastBoot) check() error {
 
 // planHint is the hint for the plan, nil if there is none or it is another instance's.
 func (a *Agent) planHint() *plan.Hint {
-	if known := a.Poller.Known(); a.hint == nil || (known.Identified && known.Instance != a.hint.Instance) {
+	if known := a.seen.Metadata; a.hint == nil || (known.Identified && known.Instance != a.hint.Instance) {
 		return nil
 	}
 	hint := &plan.Hint{PrimaryMAC: a.hint.Instance.PrimaryMAC, StaticIPv6: a.hint.StaticIPv6,
@@ -71,7 +71,7 @@ func (a *Agent) planHint() *plan.Hint {
 // saveHint keeps what the next boot can begin with, once that is certain, if it is not
 // what is kept already (E3).
 func (a *Agent) saveHint() {
-	known := a.Poller.Known()
+	known := a.seen.Metadata
 	if a.hintFile.Path == "" || !known.Identified || len(a.plan.ENIs) == 0 || a.hinted == a.planned {
 		return
 	}

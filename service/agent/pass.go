@@ -79,7 +79,7 @@ type gather struct {
 // that of all.
 func (a *Agent) gathering(now time.Time) bool {
 	expected, step, longest, leases := 0, gatherStep, gatherTime, false
-	if a.session.Running() && a.Poller.Known().Identified {
+	if a.session.Running() && a.seen.Metadata.Identified {
 		expected = a.unread(now)
 		if expected == 0 && a.onlyLeased() {
 			expected, step, longest, leases = a.unleased(now), leaseStep, leaseGatherTime, true
@@ -167,6 +167,7 @@ func (a *Agent) observe() bool {
 	if a.Poller.Observe(snapshot, now) {
 		a.hasten(now)
 	}
+	a.seen = a.seen.Knowing(a.Poller.Known())
 	present := make(map[int]bool)
 	held := running && a.session.HoldRead() && a.holdThere()
 	for _, l := range snapshot.Links {
@@ -199,7 +200,7 @@ func (a *Agent) holdThere() bool { return dropin.Ours(a.seen.Files.Read(plan.Hol
 
 // holdFor is how long networkd leaves a new ENI alone whose files are not there.
 func (a *Agent) holdFor(mac, name string) time.Duration {
-	if a.Poller.Known().ENIs[mac].Listed() && !a.unwritable(name) {
+	if a.seen.Metadata.ENIs[mac].Listed() && !a.unwritable(name) {
 		return listedHoldTime
 	}
 	return holdTime
@@ -232,7 +233,7 @@ func (a *Agent) linkState(index int) networkd.LinkState {
 // decide makes the plan of what is known now.
 func (a *Agent) decide() {
 	now := a.seen.Taken
-	known := a.Poller.Known()
+	known := a.seen.Metadata
 	in := plan.Input{PrimaryMAC: known.Instance.PrimaryMAC, Views: make(map[string]metadata.ENI), Presumed: known.Presumed, Sections: a.seen.Settings.Sections,
 		Networkd: a.networkd(), Locked: plan.Locked(a.seen.Kernel.Rules), Tunnel: a.seen.Kernel.Tunnel, Hint: a.planHint(), Drivers: a.seen.Settings.Drivers, Holding: a.holdThere()}
 	in.Base, in.BaseDropIns = a.seen.Files.Base()
@@ -720,7 +721,7 @@ func (a *Agent) judge(eni *plan.ENI, gaps []status.Gap, age time.Duration) (stat
 	if !eni.Settings.Managed && (eni.Known || !eni.Settings.Undecided) {
 		return state.ENIUnmanaged, status.Reason{Code: status.ManagedNo, File: eni.Settings.ManagedBy}
 	}
-	readError := a.Poller.Known().ENIs[eni.Link.MAC].Err
+	readError := a.seen.Metadata.ENIs[eni.Link.MAC].Err
 	if !eni.Known || eni.Hinted {
 		return state.ENIPending, a.pending(eni, readError)
 	}
@@ -762,7 +763,7 @@ func (a *Agent) judge(eni *plan.ENI, gaps []status.Gap, age time.Duration) (stat
 
 // pending says why an ENI is not known, or only as the last boot knew it.
 func (a *Agent) pending(eni *plan.ENI, readError error) status.Reason {
-	instanceErr := a.Poller.Known().InstanceErr
+	instanceErr := a.seen.Metadata.InstanceErr
 	if eni.Known {
 		reason := status.Reason{Code: status.LastBoot}
 		if readError == nil {

@@ -1,5 +1,5 @@
 // Package snapshot defines what a pass sees: the kernel, what networkd and udevd say of each link, the
-// unit files and the configuration, all of one moment.
+// unit files, what is known of the metadata and the configuration, all of one moment.
 //
 // [Sources.Take] is the only place that asks. Whatever follows from a [Snapshot] reads no file and asks
 // nobody, so that one pass never sees two states of the same thing. ec2netctl takes the same one.
@@ -12,6 +12,7 @@ import (
 	"ec2netd/service/kernel"
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
+	"ec2netd/service/poller"
 	"ec2netd/service/unitfile"
 )
 
@@ -30,6 +31,8 @@ type Snapshot struct {
 	Keeps bool
 	// Files are the unit files.
 	Files *unitfile.Tree
+	// Metadata is what is known of them, nil if nobody reads them, see [Snapshot.Knowing].
+	Metadata *poller.Known
 	// Settings of the daemon.
 	Settings Settings
 
@@ -114,6 +117,13 @@ func (s Sources) Take(settings Settings, last *Snapshot) (*Snapshot, error) {
 func (s *Snapshot) With(files *unitfile.Tree) *Snapshot {
 	now := *s
 	now.Files, now.policies = files, files.Policies()
+	return &now
+}
+
+// Knowing returns the snapshot with what is known of the metadata, which follows from the links.
+func (s *Snapshot) Knowing(known *poller.Known) *Snapshot {
+	now := *s
+	now.Metadata = known
 	return &now
 }
 
