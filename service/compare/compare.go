@@ -23,8 +23,8 @@ type Rendered struct {
 	Link    *dropin.Link
 }
 
-// Actual is what an ENI has, and what tells whose that is. What the metadata says of it is in the
-// plan.
+// Actual is what an ENI has, and the facts that show who owns it. What the metadata says of it is in
+// the plan.
 type Actual struct {
 	Rendered Rendered
 	// Applied is what networkd counts as its own, in the shape of a snapshot, or nil if networkd
@@ -51,7 +51,7 @@ type Result struct {
 	// Lost is what the files ask for and the kernel does not have.
 	Lost Lost
 	// Disputed: networkd does not count as its own something that the files ask for and the
-	// kernel has. That is so for a moment while networkd is at work.
+	// kernel has. This happens briefly while networkd is at work.
 	Disputed bool
 
 	entries []entry

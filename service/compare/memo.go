@@ -27,7 +27,7 @@ type Memo struct {
 	gaps  []string
 }
 
-// Version counts the changes of what a comparison depends on and what is too much to compare.
+// Version identifies inputs that are too large to compare: it changes whenever they do.
 type Version struct {
 	// Plan counts the plans: the ENI is the same as long as it is.
 	Plan uint64

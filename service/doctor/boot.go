@@ -17,7 +17,8 @@ type UntilBoot struct {
 }
 
 const (
-	// takeOverNow is what to do where ec2netd waits for the next boot and somebody does not.
+	// takeOverNow is what to do where ec2netd waits for the next boot, for a user who does not want to
+	// wait.
 	takeOverNow = "To have it take over now: sudo ec2netctl takeover"
 	// leftAdvice is what to do about links that ifupdown does not configure any more.
 	leftAdvice = "have networkd configure them; or, to keep ifupdown for them, take the ENIs out of /etc/network/interfaces, " +

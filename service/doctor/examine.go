@@ -44,8 +44,8 @@ type Examiner struct {
 	Kernel *kernel.Snapshot
 	// NotEC2 says why this machine is no EC2 instance; empty for one that is.
 	NotEC2 string
-	// Daemon is what ec2netd has answered. Elsewhere reports that it is another ec2netd than that of
-	// this system.
+	// Daemon is what ec2netd has answered. Elsewhere reports whether Daemon is another system's
+	// ec2netd.
 	Daemon    Daemon
 	Elsewhere bool
 

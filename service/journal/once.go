@@ -6,7 +6,7 @@ import (
 )
 
 // Once logs a condition when it begins or changes, not each time that it is seen: an error that
-// repeats is one line (I1). Its methods are not for several goroutines.
+// repeats is one line (I1). Its methods must not be called concurrently.
 type Once struct {
 	// Log is where it is written to.
 	Log *slog.Logger

@@ -1,8 +1,8 @@
 // Package preview tells in advance what ec2netd would make of an instance: which files, and what becomes
 // of those that there are.
 //
-// It takes for granted that DHCP has brought what it brings. It writes nothing, and asks neither ec2netd
-// nor the metadata service.
+// The preview is the final plan, as it will be once DHCP has configured its part. The package writes
+// nothing, and asks neither ec2netd nor the metadata service.
 package preview
 
 import (

@@ -147,7 +147,8 @@ func TestPlanRemoves(t *testing.T) { // H5
 	}
 }
 
-// TestSettle: the plan of an ENI whose lease is not there yet is that of the end.
+// TestSettle: the plan of an ENI whose lease is not there yet is the final one, as it will be once DHCP
+// has configured its part.
 func TestSettle(t *testing.T) { // H6
 	d := instance(t)
 	links, err := d.PlanLinks(nil, "")

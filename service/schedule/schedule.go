@@ -1,6 +1,6 @@
 // Package schedule has the times at which something that failed is tried again, and the small
-// arithmetic of times that every part of the daemon's loop needs. It does not tell the time: what
-// the time is now is an argument.
+// arithmetic of times that every part of the daemon's loop needs. It does not tell the time: callers
+// pass the current time.
 package schedule
 
 import (

@@ -53,7 +53,7 @@ func (f UnitFiles) AnyMasked(units ...string) bool {
 }
 
 // EnableCommand returns the command that enables units, so that each boot starts them. It works for
-// units that are masked, which systemctl preset changes nothing of.
+// masked units too: systemctl preset has no effect on those.
 func (f UnitFiles) EnableCommand(units ...string) string { return f.enable("", units) }
 
 // enable returns the command that enables units. Now is "--now " to start them too.

@@ -151,8 +151,8 @@ func (s *Survey) facts(ctx context.Context) Facts {
 }
 
 // asPresetsSay is the advice about a unit that is not enabled or disabled as the presets have it. The
-// advice is not systemctl preset, which changes nothing of a unit that is masked, or that a preset of
-// the administrator's has as it is.
+// advice is not systemctl preset, which has no effect on a unit that is masked, or that one of the
+// administrator's presets has as it is.
 func asPresetsSay(files systemd.UnitFiles, not *NotEnabledError) string {
 	if not.Enabled {
 		return "To have it disabled as the presets say: systemctl disable " + not.Unit
