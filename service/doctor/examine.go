@@ -49,6 +49,8 @@ type Examiner struct {
 	Daemon    Daemon
 	Elsewhere bool
 
+	// System asks systemd and networkd of this machine, and UnitFiles reads networkd's unit files below
+	// Root.
 	System    System
 	UnitFiles UnitFiles
 	// NextHops counts the next hop objects that are not networkd's.

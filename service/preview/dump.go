@@ -90,8 +90,9 @@ func (l *Link) check() error {
 
 // UnknownENIError says that a dump has no ENI with a MAC address.
 type UnknownENIError struct {
+	// MAC is the address that no ENI of the dump has.
 	MAC string
-	// Known are those that it has.
+	// Known are the MAC addresses of the ENIs in the dump.
 	Known []string
 }
 
@@ -99,7 +100,12 @@ type UnknownENIError struct {
 func (e *UnknownENIError) Error() string { return "the dump has no ENI " + e.MAC }
 
 // SameNameError says that the links of two ENIs would have the same name.
-type SameNameError struct{ Name, MAC, Other string }
+type SameNameError struct {
+	// Name is the name that both links would have.
+	Name string
+	// MAC is the address of the link that comes first in the dump, and Other that of the later one.
+	MAC, Other string
+}
 
 // Error implements error.
 func (e *SameNameError) Error() string {
