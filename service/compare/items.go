@@ -301,7 +301,7 @@ func rulesOf(s *kernel.Snapshot, table int, wanted map[plan.Rule]bool) map[plan.
 	for i := range s.Rules {
 		k := &s.Rules[i]
 		own := k.Plain && k.Table == table && (k.Priority == table || (k.Priority == plan.MarkPriority && k.Mark != 0))
-		rule, _ := plan.RuleOf(k)
+		rule, _ := plan.RuleOf(k) // of any protocol
 		if (own || wanted[rule]) && found[rule] != kernel.ProtocolStatic {
 			found[rule] = k.Protocol
 		}

@@ -308,7 +308,8 @@ func (p *Plan) Rules() []Rule {
 }
 
 // RuleOf returns a rule of the kernel as a generated drop-in would have it, and reports whether one
-// could have it and the rule is networkd's.
+// could have it and the rule is networkd's. The rule is set even if it reports false: it has what the
+// kernel's rule has, so that a rule of another protocol can be compared with one of a drop-in.
 func RuleOf(k *kernel.Rule) (Rule, bool) {
 	rule := Rule{
 		From: k.From, Table: k.Table, Priority: k.Priority, Guard: k.Guard, Group: k.Group,

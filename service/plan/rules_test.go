@@ -99,6 +99,34 @@ DHCP=yes`
 	}
 }
 
+// H4: a rule of another protocol, or of a kind that no drop-in has, is not this daemon's, and can be
+// compared with one that is.
+func TestRuleOf(t *testing.T) {
+	own := ruleOf("10.0.1.99/32")
+	there := kernel.Rule{From: own.From, Table: 10001, Priority: 10001, Protocol: kernel.ProtocolStatic, Plain: true, IPv4: true}
+	all, marked := netip.MustParsePrefix("::/0"), dropin.Mark{Value: 7, Mask: wholeMark}
+	for name, c := range map[string]struct {
+		change func(*kernel.Rule)
+		want   Rule
+		ours   bool
+	}{
+		"networkd's":                {func(*kernel.Rule) {}, own, true},
+		"of another protocol":       {func(r *kernel.Rule) { r.Protocol = 3 }, own, false},
+		"neither plain nor a guard": {func(r *kernel.Rule) { r.Plain = false }, own, false},
+		"a guard": {func(r *kernel.Rule) { r.Plain, r.Guard, r.Group = false, true, Group },
+			Rule{From: own.From, Table: 10001, Priority: 10001, Guard: true, Group: Group}, true},
+		"by mark, of another protocol": {func(r *kernel.Rule) {
+			r.From, r.IPv4, r.Mark, r.Mask, r.Protocol = netip.Prefix{}, false, 7, wholeMark, 3
+		}, Rule{From: all, Table: 10001, Priority: 10001, Mark: marked}, false},
+	} {
+		k := there
+		c.change(&k)
+		if rule, ours := RuleOf(&k); rule != c.want || ours != c.ours {
+			t.Errorf("%s: %+v, %v; want %+v, %v", name, rule, ours, c.want, c.ours)
+		}
+	}
+}
+
 // F1: only what is surely this daemon's is an orphan.
 func TestOrphans(t *testing.T) {
 	own := ruleOf("10.0.1.99/32")
