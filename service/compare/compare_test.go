@@ -112,12 +112,46 @@ func TestENI(t *testing.T) {
 	if len(result.Missing)+len(result.Late)+len(result.Unwanted) > 0 || result.Disputed {
 		t.Errorf("%q, %q, %q", result.Missing, result.Late, result.Unwanted)
 	}
+}
 
-	for name, test := range map[string]struct {
-		change func(eni *plan.ENI, applied, snapshot *kernel.Snapshot)
-		// wants are the lines with a reason.
-		wants []string
-	}{
+// networkd has not told: that is no gap (H4).
+func TestNetworkdUntold(t *testing.T) {
+	eni, snapshot := known(t)
+	result := against(&eni, nil, snapshot)
+	for _, i := range result.Items(status.Reason{}) {
+		if i.Networkd != state.Untold || i.Reason != "" {
+			t.Errorf("networkd was not asked: %s", side(i))
+		}
+	}
+}
+
+// difference is a change of an ENI that has all that it shall have.
+type difference struct {
+	change func(eni *plan.ENI, applied, snapshot *kernel.Snapshot)
+	// wants are the lines with a reason.
+	wants []string
+}
+
+// check compares the ENI after the change. 10.0.1.99 was taken out of its drop-in.
+func (d *difference) check(t *testing.T) {
+	eni, snapshot := known(t)
+	applied := whole(&eni)
+	d.change(&eni, applied, snapshot)
+	result := against(&eni, applied, snapshot, addrs("10.0.1.99")...)
+	var got []string
+	for _, i := range result.Items(status.Reason{}) {
+		if i.Reason != "" {
+			got = append(got, side(i))
+		}
+	}
+	if diff := cmp.Diff(d.wants, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// H4: of what is missing the reason says who has not brought it.
+func TestMissing(t *testing.T) {
+	for name, test := range map[string]difference{
 		"lost in the kernel": {
 			func(eni *plan.ENI, _, snapshot *kernel.Snapshot) {
 				eni.Link.Addresses = eni.Link.Addresses[:1]
@@ -142,14 +176,6 @@ func TestENI(t *testing.T) {
 				"MR-- address 10.0.1.21: networkd has not brought it",
 			},
 		},
-		"nobody's": {
-			func(_ *plan.ENI, applied, _ *kernel.Snapshot) { applied.Links[0].Addresses = nil },
-			[]string{
-				"MR-K address 10.0.1.20: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
-				"MR-K address 10.0.1.21: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
-				"MR-K address 2001:db8:1::20: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
-			},
-		},
 		"late": {
 			func(_ *plan.ENI, applied, snapshot *kernel.Snapshot) {
 				for _, s := range []*kernel.Snapshot{applied, snapshot} {
@@ -157,6 +183,33 @@ func TestENI(t *testing.T) {
 				}
 			},
 			[]string{"MR-- route ::/0 metric 513: it comes with the next router advertisement; the one in the ENI's own table does until then"},
+		},
+		"tentative": {
+			func(eni *plan.ENI, applied, _ *kernel.Snapshot) {
+				eni.Link.Addresses[2].Tentative = true
+				applied.Links[0].Addresses = applied.Links[0].Addresses[:2]
+			},
+			[]string{"MR-- address 2001:db8:1::20: the kernel is looking whether anybody else has it (duplicate address detection)"},
+		},
+		"no names": {
+			func(eni *plan.ENI, _, _ *kernel.Snapshot) { eni.Link.Altnames = nil },
+			[]string{"MR?- altname eni-0123456789abcdef1: it has not been added yet", "MR?- altname device-number-1: it has not been added yet"},
+		},
+	} {
+		t.Run(name, test.check)
+	}
+}
+
+// H4: of what is there without the metadata, or without networkd, the reason says whose it may be.
+func TestNotOurs(t *testing.T) {
+	for name, test := range map[string]difference{
+		"nobody's": {
+			func(_ *plan.ENI, applied, _ *kernel.Snapshot) { applied.Links[0].Addresses = nil },
+			[]string{
+				"MR-K address 10.0.1.20: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
+				"MR-K address 10.0.1.21: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
+				"MR-K address 2001:db8:1::20: networkd does not count it as its own: it is at work on it, or somebody else has added it too",
+			},
 		},
 		"too much": {
 			func(eni *plan.ENI, applied, snapshot *kernel.Snapshot) {
@@ -181,41 +234,8 @@ func TestENI(t *testing.T) {
 				"---K rule from 10.0.1.99/32 lookup 10001: the metadata has withdrawn it; networkd has not taken it away",
 			},
 		},
-		"tentative": {
-			func(eni *plan.ENI, applied, _ *kernel.Snapshot) {
-				eni.Link.Addresses[2].Tentative = true
-				applied.Links[0].Addresses = applied.Links[0].Addresses[:2]
-			},
-			[]string{"MR-- address 2001:db8:1::20: the kernel is looking whether anybody else has it (duplicate address detection)"},
-		},
-		"no names": {
-			func(eni *plan.ENI, _, _ *kernel.Snapshot) { eni.Link.Altnames = nil },
-			[]string{"MR?- altname eni-0123456789abcdef1: it has not been added yet", "MR?- altname device-number-1: it has not been added yet"},
-		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			eni, snapshot := known(t)
-			applied := whole(&eni)
-			test.change(&eni, applied, snapshot)
-			result := against(&eni, applied, snapshot, addrs("10.0.1.99")...)
-			var got []string
-			for _, i := range result.Items(status.Reason{}) {
-				if i.Reason != "" {
-					got = append(got, side(i))
-				}
-			}
-			if diff := cmp.Diff(test.wants, got); diff != "" {
-				t.Error(diff)
-			}
-		})
-	}
-
-	// networkd has not told: that is no gap.
-	result = against(&eni, nil, snapshot)
-	for _, i := range result.Items(status.Reason{}) {
-		if i.Networkd != state.Untold || i.Reason != "" {
-			t.Errorf("networkd was not asked: %s", side(i))
-		}
+		t.Run(name, test.check)
 	}
 }
 
