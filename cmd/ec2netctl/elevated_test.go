@@ -169,7 +169,7 @@ func TestElevatedArguments(t *testing.T) { // J4
 		{[]string{"plan", "--metadata", keyed}, "it is not complete"},
 		{[]string{"plan", "--metadata", fifo}, "invalid argument"},
 		{[]string{"plan", "--metadata", "/dev/zero"}, "invalid argument"},
-		{[]string{"plan", "--metadata", dumps + "instance.json", "--root", "/"}, "--root is not for sudo"},
+		{[]string{"plan", "--metadata", instanceDump, "--root", "/"}, "--root is not for sudo"},
 		{[]string{"status", "--address", "/run/other"}, "--address is not for sudo"},
 	} {
 		var out bytes.Buffer
@@ -180,7 +180,7 @@ func TestElevatedArguments(t *testing.T) { // J4
 	}
 	// What needs no more rights than the user has goes on working.
 	var out bytes.Buffer
-	if code := run([]string{"plan", "--metadata", dumps + "instance.json", "--address", api.VarlinkSocket},
+	if code := run([]string{"plan", "--metadata", instanceDump, "--address", api.VarlinkSocket},
 		environment{stdout: &out, stderr: &out, who: caller{elevated: true}}); code != exitOK {
 		t.Errorf("plan of a dump: exit code %d: %s", code, out.String())
 	}

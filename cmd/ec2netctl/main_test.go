@@ -76,8 +76,11 @@ func invoke(agent string, colour bool, uid int, args ...string) (stdout, stderr 
 	return out.String(), errs.String(), code
 }
 
-// dumps is where saved metadata is.
-const dumps = "testdata/dumps/"
+// dumps is where saved metadata is, and instanceDump that of an instance, which package preview has.
+const (
+	dumps        = "testdata/dumps/"
+	instanceDump = "../../service/preview/testdata/instance.json"
+)
 
 func golden(t *testing.T, got string) {
 	t.Helper()
@@ -267,10 +270,10 @@ func TestOutput(t *testing.T) { // H5
 		{name: "help-show", args: []string{"show", "--help"}},
 		{name: "help-doctor", args: []string{"doctor", "--help"}},
 		{name: "help-set-hostname", args: []string{"set-hostname", "--help"}},
-		{name: "plan", args: []string{"plan", "--metadata", dumps + "instance.json"}},
+		{name: "plan", args: []string{"plan", "--metadata", instanceDump}},
 		{name: "plan-colour", colour: true, args: []string{"plan", "--metadata", dumps + "keys.json"}},
 		{name: "plan-named", args: []string{"plan", "--metadata", dumps + "keys.json", "--link=02:00:00:00:01:20=eth1", "--driver=vif"}},
-		{name: "plan-json", args: []string{"plan", "--metadata", dumps + "instance.json", "--json"}},
+		{name: "plan-json", args: []string{"plan", "--metadata", instanceDump, "--json"}},
 		{name: "plan-configured", args: []string{"plan", "--metadata", dumps + "keys.json", "--root", "testdata/root"}},
 		{name: "plan-no-root", args: []string{"plan", "--metadata", dumps + "keys.json", "--root", "testdata/none"}, code: 1},
 		{name: "plan-no-file", args: []string{"plan", "--metadata", dumps + "none.json"}, code: 1},
@@ -435,6 +438,7 @@ func TestScripts(t *testing.T) { // H5
 				return err
 			}
 			e.Setenv("DUMPS", filepath.Join(here, dumps))
+			e.Setenv("INSTANCE", filepath.Join(here, instanceDump))
 			e.Setenv("SOCKET", serve(e.T().(testing.TB), e.WorkDir, apitest.NewAgent(apitest.State()), denyAll{}))
 			return nil
 		},

@@ -27,7 +27,7 @@ import (
 // instance is a dump of one with two ENIs.
 func instance(t *testing.T) *Dump {
 	t.Helper()
-	text, err := os.ReadFile("../../cmd/ec2netctl/testdata/dumps/instance.json")
+	text, err := os.ReadFile("testdata/instance.json")
 	if err != nil {
 		t.Fatal(err)
 	}
