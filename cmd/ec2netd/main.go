@@ -45,6 +45,7 @@ import (
 	"ec2netd/service/poller"
 	"ec2netd/service/status"
 	"ec2netd/service/store"
+	"ec2netd/service/systemd"
 	"ec2netd/service/udev"
 	"ec2netd/service/unitfile/disk"
 )
@@ -65,7 +66,7 @@ var (
 // names, by running this program with --remove-orphans.
 const (
 	orphansUnit = "ec2netd-orphans.service"
-	ownUnit     = "ec2netd.service"
+	ownUnit     = systemd.Daemon
 )
 
 // runsLink is what 80-ec2netd.rules looks at, and releaseUnit runs this program with

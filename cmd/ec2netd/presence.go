@@ -9,12 +9,13 @@ import (
 	"ec2netd/service/networkd"
 	"ec2netd/service/plan"
 	"ec2netd/service/presence"
+	"ec2netd/service/systemd"
 	"ec2netd/service/udev"
 )
 
 // Files that the units make: socketUnits are the sockets by their name for the service, and
 // registryLink is Symlinks= of ec2netd.socket.
-var socketUnits = map[string]string{socketName: "ec2netd.socket", metricsName: "ec2netd-metrics.socket"}
+var socketUnits = map[string]string{socketName: systemd.Socket, metricsName: systemd.MetricsSocket}
 
 const registryLink = "/run/varlink/registry/org.ec2netd.Network"
 

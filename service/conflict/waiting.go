@@ -5,10 +5,12 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"ec2netd/service/systemd"
 )
 
 // The units that a boot must start for ec2netd to be in charge after it.
-var inCharge = []string{"systemd-networkd.service", "ec2netd.service"}
+var inCharge = []string{systemd.Networkd, systemd.Daemon}
 
 // runDirectory is there once ec2netd, or its socket, has been started in this boot.
 const runDirectory = "/run/ec2netd"

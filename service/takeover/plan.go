@@ -13,14 +13,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"ec2netd/service/systemd"
 )
 
-// The units that own the links.
+// The units that may own the links in place of networkd and the daemon.
 const (
-	networkdUnit = "systemd-networkd.service"
-	daemonUnit   = "ec2netd.service"
-	manager      = "NetworkManager.service"
-	ifupdown     = "networking.service"
+	manager  = "NetworkManager.service"
+	ifupdown = "networking.service"
 )
 
 // Plan says what has to be done for the running system to be as after a boot: units that are
@@ -79,7 +79,7 @@ func (e *NotEnabledError) Error() string {
 // It is a pure function.
 func Make(f Facts) (*Plan, error) {
 	p := &Plan{Stop: []string{}, TakenDown: []string{}, Start: []string{}, Restart: []string{}, Remove: []string{}, LeaveAlone: []string{}, Flush: []string{}}
-	for _, unit := range []string{networkdUnit, daemonUnit} {
+	for _, unit := range []string{systemd.Networkd, systemd.Daemon} {
 		if !f.Enabled(unit) {
 			return nil, &NotEnabledError{Unit: unit}
 		}
@@ -92,7 +92,7 @@ func Make(f Facts) (*Plan, error) {
 	}
 	for _, unit := range f.Units {
 		switch {
-		case unit == networkdUnit && f.Active(unit):
+		case unit == systemd.Networkd && f.Active(unit):
 			p.Restart = append(p.Restart, unit)
 		case strings.Contains(unit, "wait-online"):
 			// They are for boots only.
@@ -119,7 +119,7 @@ func Make(f Facts) (*Plan, error) {
 		// Its files have the secondary addresses of links that were configured. networkd would set
 		// them before it has a lease: the daemon that starts has them wait.
 		if len(p.Restart) > 0 && !p.startsDaemon() {
-			p.Restart = append([]string{daemonUnit}, p.Restart...)
+			p.Restart = append([]string{systemd.Daemon}, p.Restart...)
 		}
 	}
 	return p, nil
@@ -143,7 +143,7 @@ func (p *Plan) quiet() []string {
 }
 
 // startsDaemon reports whether the daemon does not run yet, so that its files come with it.
-func (p *Plan) startsDaemon() bool { return slices.Contains(p.Start, daemonUnit) }
+func (p *Plan) startsDaemon() bool { return slices.Contains(p.Start, systemd.Daemon) }
 
 // Words says what is done, one line for each kind of thing.
 func (p *Plan) Words(would string) string {

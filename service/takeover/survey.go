@@ -158,8 +158,8 @@ func asPresetsSay(files systemd.UnitFiles, not *NotEnabledError) string {
 		return "To have it disabled as the presets say: systemctl disable " + not.Unit
 	}
 	units := []string{not.Unit}
-	if not.Unit == daemonUnit {
-		units = []string{systemd.Socket, daemonUnit}
+	if not.Unit == systemd.Daemon {
+		units = []string{systemd.Socket, systemd.Daemon}
 	}
 	return "To have it enabled as the presets say: " + files.EnableCommand(units...)
 }

@@ -14,6 +14,7 @@ import (
 
 	"ec2netd/service/kernel"
 	"ec2netd/service/networkd"
+	"ec2netd/service/systemd"
 	"ec2netd/service/unitfile/disk"
 )
 
@@ -36,7 +37,7 @@ func survey(t *testing.T) (s *Survey, enabled map[string]bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	enabled = map[string]bool{networkdUnit: true, daemonUnit: true}
+	enabled = map[string]bool{systemd.Networkd: true, systemd.Daemon: true}
 	active := map[string]bool{manager: true, "ifup@ens5.service": true, "ifup@ens6.service": true}
 	return &Survey{
 		Root: root, Units: units, Links: []kernel.Link{{Index: 2, Name: "ens5"}, {Index: 3, Name: "ens6", Down: true}},
@@ -60,7 +61,7 @@ func TestSurvey(t *testing.T) { // J3
 		t.Fatal(err)
 	}
 	want := &Plan{
-		Stop: []string{manager, "ifup@ens5.service"}, Start: []string{daemonUnit, networkdUnit}, Flush: []string{"ens5"},
+		Stop: []string{manager, "ifup@ens5.service"}, Start: []string{systemd.Daemon, systemd.Networkd}, Flush: []string{"ens5"},
 		LeaveAlone: []string{networkFiles + "70-ens5.network.d/eni.conf"},
 	}
 	if diff := cmp.Diff(want, p, cmpopts.EquateEmpty()); diff != "" {
@@ -94,9 +95,9 @@ func TestRefused(t *testing.T) { // J3
 		"masked socket": {func(s *Survey, _ map[string]bool) {
 			put(t, s.Root, map[string]string{"etc/systemd/system/ec2netd.socket": ""})
 		}, "ec2netd.socket is masked", "systemctl unmask ec2netd.socket && systemctl enable ec2netd.socket"},
-		"daemon not enabled": {func(_ *Survey, enabled map[string]bool) { enabled[daemonUnit] = false },
+		"daemon not enabled": {func(_ *Survey, enabled map[string]bool) { enabled[systemd.Daemon] = false },
 			"ec2netd.service is not enabled", "systemctl enable ec2netd.socket ec2netd.service"},
-		"networkd not enabled": {func(_ *Survey, enabled map[string]bool) { enabled[networkdUnit] = false },
+		"networkd not enabled": {func(_ *Survey, enabled map[string]bool) { enabled[systemd.Networkd] = false },
 			"systemd-networkd.service is not enabled", "systemctl enable systemd-networkd.service"},
 		"NetworkManager enabled": {func(_ *Survey, enabled map[string]bool) { enabled[manager] = true },
 			"NetworkManager.service is enabled", "systemctl disable NetworkManager.service"},

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ec2netd/service/plan"
+	"ec2netd/service/systemd"
 )
 
 // killed is what a process meets that is killed: nothing runs after it.
@@ -86,7 +87,7 @@ func (w *world) Systemctl(_ context.Context, args ...string) (string, error) {
 				return errors.New("it does not start")
 			}
 			w.active[pattern] = true
-			if _, err := os.Stat(filepath.Join(w.root, runtimeFiles, "views.json")); pattern == daemonUnit && err != nil {
+			if _, err := os.Stat(filepath.Join(w.root, runtimeFiles, "views.json")); pattern == systemd.Daemon && err != nil {
 				dir := filepath.Join(w.root, networkFiles)
 				const completed = "/10-netplan-ens6.network.d"
 				return errors.Join(os.MkdirAll(dir+"/70-ens5.network.d", 0o755), os.MkdirAll(dir+completed, 0o755),
@@ -181,19 +182,19 @@ func scenarios() []scenario {
 	const dir = "/run/systemd/network/"
 	return []scenario{
 		{"NetworkManager", []string{manager}, nil,
-			Plan{Stop: []string{manager}, Start: []string{daemonUnit, networkdUnit}, Flush: []string{"ens5"}}, []string{daemonUnit, networkdUnit}},
+			Plan{Stop: []string{manager}, Start: []string{systemd.Daemon, systemd.Networkd}, Flush: []string{"ens5"}}, []string{systemd.Daemon, systemd.Networkd}},
 		{"ifupdown", []string{ifupdown, "ifup@ens6.service"}, nil,
-			Plan{Stop: []string{ifupdown, "ifup@ens6.service"}, Start: []string{daemonUnit, networkdUnit}, Flush: []string{"ens5"}}, []string{daemonUnit, networkdUnit}},
-		{"ifupdown beside networkd", []string{ifupdown, networkdUnit, daemonUnit}, map[string]string{
+			Plan{Stop: []string{ifupdown, "ifup@ens6.service"}, Start: []string{systemd.Daemon, systemd.Networkd}, Flush: []string{"ens5"}}, []string{systemd.Daemon, systemd.Networkd}},
+		{"ifupdown beside networkd", []string{ifupdown, systemd.Networkd, systemd.Daemon}, map[string]string{
 			runtimeFiles + "views.json": "", dir + "70-ens5.network": "->" + baseUnit, dir + "70-ens5.network.d/" + plan.DropInName: "",
 		},
-			Plan{Stop: []string{ifupdown}, Restart: []string{daemonUnit, networkdUnit}, Flush: []string{"ens5"}}, []string{daemonUnit, networkdUnit}},
-		{"amazon-ec2-net-utils on 257", []string{networkdUnit, "refresh-policy-routes@ens5.timer", "policy-routes@ens5.service"}, map[string]string{
+			Plan{Stop: []string{ifupdown}, Restart: []string{systemd.Daemon, systemd.Networkd}, Flush: []string{"ens5"}}, []string{systemd.Daemon, systemd.Networkd}},
+		{"amazon-ec2-net-utils on 257", []string{systemd.Networkd, "refresh-policy-routes@ens5.timer", "policy-routes@ens5.service"}, map[string]string{
 			dir + "07-ens5.network": "->" + baseUnit, dir + "07-ens5.network.d/eni.conf": eniConf, oldRuntime + "/flag": "",
-		}, Plan{Start: []string{daemonUnit}, Restart: []string{networkdUnit}}, []string{daemonUnit, networkdUnit}},
-		{"amazon-ec2-net-utils on 252", []string{networkdUnit, "systemd-networkd.socket"}, map[string]string{
+		}, Plan{Start: []string{systemd.Daemon}, Restart: []string{systemd.Networkd}}, []string{systemd.Daemon, systemd.Networkd}},
+		{"amazon-ec2-net-utils on 252", []string{systemd.Networkd, "systemd-networkd.socket"}, map[string]string{
 			dir + "70-ens5.network.d/eni.conf": eniConf, dir + "70-ens5.network.d/admin.conf": "[Link]\n",
-		}, Plan{Start: []string{daemonUnit}, Restart: []string{networkdUnit}, Flush: []string{"ens5"}}, []string{daemonUnit, networkdUnit}},
+		}, Plan{Start: []string{systemd.Daemon}, Restart: []string{systemd.Networkd}, Flush: []string{"ens5"}}, []string{systemd.Daemon, systemd.Networkd}},
 	}
 }
 
