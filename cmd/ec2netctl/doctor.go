@@ -46,7 +46,7 @@ func (c *ctl) diagnose(ctx context.Context) ([]doctor.Finding, error) {
 	defer system.Close()
 	examiner := &doctor.Examiner{
 		Root: c.root, Config: s.config, Kernel: s.seen.Kernel, NotEC2: s.notEC2, Elsewhere: c.elsewhere(),
-		System: system, UnitFiles: s.seen.Files, NextHops: kernel.NextHops, UserAgent: userAgent(),
+		System: system, NetworkFiles: s.seen.Files, NextHops: kernel.NextHops, UserAgent: userAgent(),
 	}
 	if c.uid == 0 {
 		examiner.Ways = s.paths

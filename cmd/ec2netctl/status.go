@@ -169,7 +169,7 @@ func (c *ctl) statusTable(s *state.State) string {
 // not apply.
 func worthKnowing(e *state.Interface) string {
 	if e.Reason == "" && e.IPv6NotApplicable != "" {
-		return status.NotApplicable(e.IPv6NotApplicable)
+		return status.IPv6NotApplicable(e.IPv6NotApplicable)
 	}
 	return e.Reason
 }

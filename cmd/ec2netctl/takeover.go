@@ -46,7 +46,7 @@ func (c *ctl) takeover(ctx context.Context, o *takeoverOptions) error {
 	case phaseDo:
 		return c.unitOfTakeover().Do(ctx)
 	case phaseSettle:
-		return c.unitOfTakeover().Settle(ctx, takeover.HowItDied(os.Getenv))
+		return c.unitOfTakeover().Settle(ctx, takeover.ProcessEnd(os.Getenv))
 	case "":
 	default:
 		return &usageError{"there is no phase " + o.phase}
@@ -116,7 +116,7 @@ func (c *ctl) planTakeover(ctx context.Context) (*takeover.Plan, []string, error
 	}
 	survey := &takeover.Survey{
 		Root: c.root, Units: units, Links: site.seen.Kernel.Links,
-		UnitFiles: site.seen.Files, Networkd: &networkd.Client{Root: c.root}, Systemctl: takeover.Host{}.Systemctl,
+		NetworkFiles: site.seen.Files, Networkd: &networkd.Client{Root: c.root}, Systemctl: takeover.Host{}.Systemctl,
 	}
 	p, links, err := survey.Plan(ctx)
 	return p, links, advised(err)

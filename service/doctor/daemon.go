@@ -96,7 +96,7 @@ func ofENI(e *state.Interface) Finding {
 	switch e.State {
 	case state.ENIConfigured:
 		if e.IPv6NotApplicable != "" {
-			text += "; " + status.NotApplicable(e.IPv6NotApplicable)
+			text += "; " + status.IPv6NotApplicable(e.IPv6NotApplicable)
 		}
 		if e.Reason != "" {
 			return warning(ENIs, "", "%s", text)

@@ -25,8 +25,8 @@ type System interface {
 	Link(index int) networkd.LinkState
 }
 
-// UnitFiles reads the unit files of networkd; [unitfile.Tree] implements it.
-type UnitFiles interface {
+// NetworkFiles reads the unit files of networkd; [unitfile.Tree] implements it.
+type NetworkFiles interface {
 	// Base returns the path of the base unit that is in force.
 	Base() (unit string, dropIns []string)
 	// Look returns the unit of a name that is in force.
@@ -49,10 +49,9 @@ type Examiner struct {
 	Daemon    Daemon
 	Elsewhere bool
 
-	// System asks systemd and networkd of this machine, and UnitFiles reads networkd's unit files below
-	// Root.
-	System    System
-	UnitFiles UnitFiles
+	// System asks systemd and networkd of this machine. NetworkFiles reads networkd's unit files below Root.
+	System       System
+	NetworkFiles NetworkFiles
 	// NextHops counts the next hop objects that are not networkd's.
 	NextHops func() (int, error)
 	// Ways returns the ways to the metadata service, the best first. Primary is the MAC address of the
@@ -163,7 +162,7 @@ func (x *Examiner) lookAtKernel(f *Facts) error {
 
 // lookAtFiles collects the facts about the files of the installation and of the administrator.
 func (x *Examiner) lookAtFiles(f *Facts) {
-	f.MissingFiles, f.MaskedBase = missingFiles(x.Root, x.UnitFiles)
+	f.MissingFiles, f.MaskedBase = missingFiles(x.Root, x.NetworkFiles)
 	f.NameServers = readNameServers(x.Root)
 	f.UnmatchedDropIns = findUnmatched(x.Root, f.Links)
 	if x.Daemon.State != nil {

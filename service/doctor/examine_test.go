@@ -38,7 +38,7 @@ func (s *fakeSystem) Link(index int) networkd.LinkState { return s.links[index] 
 // examiner looks at the files below a root, with ens5 and ens6 as links of ENIs.
 func examiner(root string) *Examiner {
 	return &Examiner{
-		Root: root, UnitFiles: (&disk.Reader{Root: root}).Tree(), System: &fakeSystem{version: "257"}, NextHops: func() (int, error) { return 2, nil },
+		Root: root, NetworkFiles: (&disk.Reader{Root: root}).Tree(), System: &fakeSystem{version: "257"}, NextHops: func() (int, error) { return 2, nil },
 		Kernel: &kernel.Snapshot{
 			Links: []kernel.Link{{Index: 2, Name: "ens5", Group: plan.Group}, {Index: 3, Name: "ens6"}},
 			Rules: []kernel.Rule{{Mark: 7, Table: 10001}, {Table: 10002}},

@@ -19,7 +19,7 @@ const networkdConf = "/usr/lib/systemd/networkd.conf.d/80-ec2netd.conf"
 
 // missingFiles returns the files of the installation that are missing or empty, and the base unit if
 // that is masked.
-func missingFiles(root string, files UnitFiles) (missing []string, masked string) {
+func missingFiles(root string, files NetworkFiles) (missing []string, masked string) {
 	if unit := files.Look(dropin.BaseName); unit.Masked {
 		masked = unit.Path
 	} else if base, _ := files.Base(); files.Read(base) == "" {

@@ -13,8 +13,8 @@ const PlatformAdvice = "on a cloud that is compatible with EC2 set Platform=any 
 // ec2netd installed does nothing when it is told to install it.
 const InstallAgain = "install ec2netd again: apt-get install --reinstall PACKAGE, dnf reinstall PACKAGE, or make install"
 
-// NotApplicable says of an ENI that its IPv6 does not apply, for the reason in why.
-func NotApplicable(why string) string { return "IPv6 is not applicable: " + why }
+// IPv6NotApplicable says of an ENI that its IPv6 does not apply, for the reason in why.
+func IPv6NotApplicable(why string) string { return "IPv6 is not applicable: " + why }
 
 // Parts of several reasons.
 const (

@@ -53,8 +53,8 @@ func PresetUnits(root string) ([]string, error) {
 	return units, nil
 }
 
-// UnitFiles reads the unit files of networkd; [unitfile.Tree] implements it.
-type UnitFiles interface {
+// NetworkFiles reads the unit files of networkd; [unitfile.Tree] implements it.
+type NetworkFiles interface {
 	// Base returns the path of the base unit that is in force.
 	Base() (unit string, dropIns []string)
 	// Read returns the content of a unit file, empty if there is none.
@@ -77,8 +77,8 @@ type Survey struct {
 	Units []string
 	Links []kernel.Link
 
-	UnitFiles UnitFiles
-	Networkd  Networkd
+	NetworkFiles NetworkFiles
+	Networkd     Networkd
 	// Systemctl runs systemctl(1), see [System].
 	Systemctl func(ctx context.Context, args ...string) (string, error)
 }
@@ -114,9 +114,9 @@ func (s *Survey) Plan(ctx context.Context) (p *Plan, links []string, err error) 
 
 // checkBase refuses a takeover where networkd has no unit for ENIs.
 func (s *Survey) checkBase() error {
-	base, _ := s.UnitFiles.Base()
+	base, _ := s.NetworkFiles.Base()
 	switch {
-	case s.UnitFiles.Read(base) != "":
+	case s.NetworkFiles.Read(base) != "":
 		return nil
 	case strings.HasPrefix(base, "/usr/lib/"):
 		return refused("To have it again "+status.InstallAgain+".", "%s is missing, so that networkd has no unit for ENIs", base)

@@ -41,7 +41,7 @@ func survey(t *testing.T) (s *Survey, enabled map[string]bool) {
 	active := map[string]bool{manager: true, "ifup@ens5.service": true, "ifup@ens6.service": true}
 	return &Survey{
 		Root: root, Units: units, Links: []kernel.Link{{Index: 2, Name: "ens5"}, {Index: 3, Name: "ens6", Down: true}},
-		UnitFiles: (&disk.Reader{Root: root}).Tree(), Networkd: fakeNetworkd{varlink: true},
+		NetworkFiles: (&disk.Reader{Root: root}).Tree(), Networkd: fakeNetworkd{varlink: true},
 		Systemctl: func(_ context.Context, args ...string) (string, error) {
 			of := map[string]map[string]bool{"is-enabled": enabled, "is-active": active}[args[0]]
 			if !of[args[len(args)-1]] {
@@ -104,7 +104,7 @@ func TestRefused(t *testing.T) { // J3
 	} {
 		s, enabled := survey(t)
 		c.change(s, enabled)
-		s.UnitFiles = (&disk.Reader{Root: s.Root}).Tree()
+		s.NetworkFiles = (&disk.Reader{Root: s.Root}).Tree()
 		_, _, err := s.Plan(t.Context())
 		var refused *RefusedError
 		if !errors.As(err, &refused) || !strings.HasPrefix(refused.Error(), c.text) || !strings.Contains(refused.Advice, c.advice) {
@@ -117,8 +117,8 @@ func TestRefused(t *testing.T) { // J3
 	}
 }
 
-// TestHowItDied: what systemd says of the end of a process is put in words.
-func TestHowItDied(t *testing.T) { // J3
+// TestProcessEnd: what systemd says of the end of a process is put in words.
+func TestProcessEnd(t *testing.T) { // J3
 	for _, c := range [][3]string{
 		{"killed", "TERM", "it was interrupted"},
 		{"killed", "KILL", "its process was killed by SIGKILL"},
@@ -126,7 +126,7 @@ func TestHowItDied(t *testing.T) { // J3
 		{"exited", "1", "its process ended (1)"},
 		{"", "", "its process ended (nobody knows how)"},
 	} {
-		if got := HowItDied(func(name string) string { return map[string]string{"EXIT_CODE": c[0], "EXIT_STATUS": c[1]}[name] }); got != c[2] {
+		if got := ProcessEnd(func(name string) string { return map[string]string{"EXIT_CODE": c[0], "EXIT_STATUS": c[1]}[name] }); got != c[2] {
 			t.Errorf("%q: %q", c, got)
 		}
 	}

@@ -217,9 +217,9 @@ func UnitRuns(ctx context.Context) (bool, error) {
 	return !slices.Contains([]string{"inactive", "failed", ""}, strings.TrimSpace(state)), nil
 }
 
-// HowItDied says how the process of the unit ended, as systemd tells those that it runs afterwards, see
+// ProcessEnd says how the process of the unit ended, as systemd tells those that it runs afterwards, see
 // $EXIT_STATUS in systemd.exec(5). Getenv returns a variable of the environment.
-func HowItDied(getenv func(string) string) string {
+func ProcessEnd(getenv func(string) string) string {
 	code, end := getenv("EXIT_CODE"), getenv("EXIT_STATUS")
 	switch {
 	case code == "killed" && end == "TERM":
