@@ -167,11 +167,11 @@ func (c *comparison) routes() {
 // routesOf adds the routes of one family: those to everywhere, to EC2's services and to the subnets.
 func (c *comparison) routesOf(family status.Family, everywhere, services netip.Prefix, subnets []netip.Prefix) {
 	want := &c.eni.Want
-	inTable := false
+	inOwnTable := false
 	if want.Table != 0 {
 		e := c.route(c.inTable(everywhere), status.Gap{Kind: status.TableDefaultRoute, Family: family, Table: want.Table},
 			c.files.routes[tableRoute{everywhere, want.Table}], want.Table, 0, everywhere)
-		inTable, e.byRouter = e.Kernel, everywhere.Addr().Is6()
+		inOwnTable, e.byRouter = e.Kernel, everywhere.Addr().Is6()
 	}
 	if want.Services {
 		c.route(withMetric(services, want.Metric), status.Gap{Kind: status.ServicesRoute, Family: family},
@@ -181,7 +181,7 @@ func (c *comparison) routesOf(family status.Family, everywhere, services netip.P
 		e := c.route(withMetric(everywhere, want.Metric), status.DefaultRouteGap(family, want.Metric),
 			c.files.metric == want.Metric, kernel.MainTable, want.Metric, everywhere)
 		e.byRouter = everywhere.Addr().Is6()
-		e.late = inTable && e.byRouter
+		e.late = inOwnTable && e.byRouter
 	}
 	if want.Table == 0 {
 		return
