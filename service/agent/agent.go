@@ -349,7 +349,7 @@ type link struct {
 	opinion opinion
 	// compared is the last comparison of it, and described what of its state follows from
 	// the plan of the count.
-	compared  compare.Memo
+	compared  compare.Cache
 	described state.Interface
 	planned   uint64
 	// eni, mac and name are what it was last known by.

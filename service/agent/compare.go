@@ -8,7 +8,7 @@ import (
 
 // compare compares what an ENI shall have with what it has. What networkd says counts as long as
 // nothing else has changed since it was asked.
-func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) *compare.Memo {
+func (a *Agent) compare(eni *plan.ENI, l *link, entry *state.Interface) *compare.Cache {
 	version := compare.Version{Plan: a.planned, Record: a.noted.count}
 	actual := compare.Actual{Rendered: a.rendered(eni), Kernel: a.seen.Kernel, Withdrawn: l.withdrawn, Ours: a.ours}
 	if a.session.Running() && a.session.Applied.Fresh(l.opinion.changed) {

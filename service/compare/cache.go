@@ -10,10 +10,10 @@ import (
 	"ec2netd/service/status"
 )
 
-// Memo keeps the last comparison of one ENI, and what it was made of. With 15 ENIs of 50
+// Cache keeps the last comparison of one ENI, and what it was made of. With 15 ENIs of 50
 // addresses the comparison is most of what a pass takes, and most often nothing has changed. The
-// zero Memo is ready for use.
-type Memo struct {
+// zero Cache is ready for use.
+type Cache struct {
 	Result
 	// MissingNames and UnwantedNames are Missing and Unwanted as the API shows them.
 	MissingNames, UnwantedNames []string
@@ -45,14 +45,14 @@ type sources struct {
 
 // Update compares the ENI, unless the last comparison was made of the same, and reports whether
 // any item has changed in more than what networkd says of it.
-func (m *Memo) Update(eni *plan.ENI, version Version, actual Actual) (changed bool) {
+func (c *Cache) Update(eni *plan.ENI, version Version, actual Actual) (changed bool) {
 	of := sources{version: version, rendered: actual.Rendered, applied: actual.Applied, kernel: actual.Kernel}
-	if m.made && m.of == of && slices.Equal(m.withdrawn, actual.Withdrawn) {
+	if c.made && c.of == of && slices.Equal(c.withdrawn, actual.Withdrawn) {
 		return false
 	}
-	result, before := ENI(eni, actual), m.items
+	result, before := ENI(eni, actual), c.items
 	items := result.Items(status.Reason{})
-	*m = Memo{
+	*c = Cache{
 		Result: result, MissingNames: status.Names(result.Missing), UnwantedNames: status.Names(result.Unwanted),
 		made: true, of: of, withdrawn: slices.Clone(actual.Withdrawn),
 		items: items, gaps: state.GapsOf(items),
@@ -61,12 +61,12 @@ func (m *Memo) Update(eni *plan.ENI, version Version, actual Actual) (changed bo
 }
 
 // Shown returns the items, see [Result.Items], and the gaps among them as the API shows them.
-func (m *Memo) Shown(whole status.Reason) ([]state.Item, []string) {
-	if !m.whole.Equal(whole) {
-		m.whole, m.items = whole, m.Items(whole)
-		m.gaps = state.GapsOf(m.items)
+func (c *Cache) Shown(whole status.Reason) ([]state.Item, []string) {
+	if !c.whole.Equal(whole) {
+		c.whole, c.items = whole, c.Items(whole)
+		c.gaps = state.GapsOf(c.items)
 	}
-	return m.items, m.gaps
+	return c.items, c.gaps
 }
 
 // same reports whether an item is the same, whatever networkd says of it.

@@ -10,14 +10,14 @@ import (
 
 // H4: an ENI is compared anew if anything that matters is another one, and what networkd alone says
 // of it is no change.
-func TestMemo(t *testing.T) {
+func TestCache(t *testing.T) {
 	eni, snapshot := known(t)
 	less, other := *snapshot, *snapshot
 	less.Rules = slices.DeleteFunc(slices.Clone(snapshot.Rules), func(r kernel.Rule) bool { return r.From.String() == "10.0.1.21/32" })
 	const missing = "rule from 10.0.1.21/32 lookup 10001"
 	files := rendered(&eni)
 	actual := Actual{Rendered: files, Kernel: snapshot, Ours: anyRule}
-	var m Memo
+	var c Cache
 	for _, step := range []struct {
 		name    string
 		change  func()
@@ -41,34 +41,34 @@ func TestMemo(t *testing.T) {
 		{"as before", func() {}, Version{2, 2}, false, false, nil},
 	} {
 		step.change()
-		was := m.items
-		if changed := m.Update(&eni, step.version, actual); changed != step.changed {
+		was := c.items
+		if changed := c.Update(&eni, step.version, actual); changed != step.changed {
 			t.Errorf("%s: changed %v", step.name, changed)
 		}
-		if anew := len(was) == 0 || &was[0] != &m.items[0]; anew != step.anew {
+		if anew := len(was) == 0 || &was[0] != &c.items[0]; anew != step.anew {
 			t.Errorf("%s: compared anew %v", step.name, anew)
 		}
-		if !slices.Equal(m.MissingNames, step.missing) || len(m.UnwantedNames) > 0 {
-			t.Errorf("%s: missing %q, unwanted %q", step.name, m.MissingNames, m.UnwantedNames)
+		if !slices.Equal(c.MissingNames, step.missing) || len(c.UnwantedNames) > 0 {
+			t.Errorf("%s: missing %q, unwanted %q", step.name, c.MissingNames, c.UnwantedNames)
 		}
 	}
 }
 
 // H4: of an ENI that is not configured all items have the reason, and those that were shown stay as
 // they were.
-func TestMemoShown(t *testing.T) {
+func TestCacheShown(t *testing.T) {
 	eni, snapshot := known(t)
 	less := *snapshot
 	less.Rules = nil
-	var m Memo
-	m.Update(&eni, Version{}, Actual{Rendered: rendered(&eni), Kernel: &less, Ours: anyRule})
-	plain, gaps := m.Shown(status.Reason{})
-	if want := m.Items(status.Reason{}); !slices.Equal(sides(plain), sides(want)) || len(gaps) != len(m.Missing) {
+	var c Cache
+	c.Update(&eni, Version{}, Actual{Rendered: rendered(&eni), Kernel: &less, Ours: anyRule})
+	plain, gaps := c.Shown(status.Reason{})
+	if want := c.Items(status.Reason{}); !slices.Equal(sides(plain), sides(want)) || len(gaps) != len(c.Missing) {
 		t.Errorf("%q, gaps %q", sides(plain), gaps)
 	}
 	before := sides(plain)
 	why := status.Reason{Code: status.ManagedNo, File: "FILE"}
-	items, gaps := m.Shown(why)
+	items, gaps := c.Shown(why)
 	for i := range items {
 		want := ""
 		if !items[i].Kernel {
@@ -78,14 +78,14 @@ func TestMemoShown(t *testing.T) {
 			t.Errorf("%s, want the reason %q", side(items[i]), want)
 		}
 	}
-	if len(gaps) != len(m.Missing) || !slices.Equal(sides(plain), before) {
+	if len(gaps) != len(c.Missing) || !slices.Equal(sides(plain), before) {
 		t.Errorf("gaps %q", gaps)
 	}
-	again, _ := m.Shown(why)
+	again, _ := c.Shown(why)
 	if &again[0] != &items[0] {
 		t.Error("the same is worked out again")
 	}
-	if back, _ := m.Shown(status.Reason{}); !slices.Equal(sides(back), before) {
+	if back, _ := c.Shown(status.Reason{}); !slices.Equal(sides(back), before) {
 		t.Errorf("%q", sides(back))
 	}
 }
