@@ -15,6 +15,9 @@ import (
 
 	"ec2netd/service/config"
 	"ec2netd/service/metadata"
+	"ec2netd/service/networkd"
+	"ec2netd/service/orphan"
+	"ec2netd/service/plan"
 	"ec2netd/service/preview"
 	"ec2netd/service/snapshot"
 	"ec2netd/service/state"
@@ -130,7 +133,10 @@ func (c *ctl) planHere(ctx context.Context, o *planOptions) (*preview.Plan, erro
 	if err != nil {
 		return nil, err
 	}
-	result, err := s.preview().Here(d)
+	site := s.preview()
+	site.Running, site.Varlink = c.lookAtNetworkd(ctx)
+	site.Ours = c.ownAddresses()
+	result, err := site.Here(d)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +147,24 @@ func (c *ctl) planHere(ctx context.Context, o *planOptions) (*preview.Plan, erro
 		fmt.Fprintf(c.stderr, "ec2netctl: the plan is without what is in %s\n", clean(unread))
 	}
 	return result, nil
+}
+
+// lookAtNetworkd reports whether networkd is on the bus, and whether it has its Varlink socket.
+func (c *ctl) lookAtNetworkd(ctx context.Context) (running, varlink bool) {
+	system := &networkd.Client{Root: c.root}
+	defer system.Close()
+	owner, err := system.Owner(ctx)
+	return err == nil && owner != "", system.Varlink()
+}
+
+// ownAddresses returns a function that reports whether an address is in ec2netd's record of its own. It
+// returns nil if the record cannot be read: only root may.
+func (c *ctl) ownAddresses() func(plan.OwnAddress) bool {
+	addresses, err := orphan.NewRecord(orphan.PlaceOf(c.root)).ReadAddresses()
+	if err != nil {
+		return nil
+	}
+	return func(own plan.OwnAddress) bool { return slices.Contains(addresses, own) }
 }
 
 // warn tells of mistakes in the configuration, which are none of the plan.

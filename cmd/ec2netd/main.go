@@ -58,7 +58,7 @@ var version = ""
 // directories, which lie in two file systems: each has the marks of what is void in the other.
 var (
 	viewsPlace = persist.Place{Path: "/run/ec2netd/views.json", Mark: "/var/lib/ec2netd/views.void"}
-	rulesPlace = persist.Place{Path: "/run/ec2netd/rules.json", Mark: "/var/lib/ec2netd/rules.void"}
+	rulesPlace = orphan.PlaceOf("")
 	hintPlace  = persist.Place{Path: "/var/lib/ec2netd/boot.json", Mark: "/run/ec2netd/boot.void"}
 )
 

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -40,6 +41,11 @@ type content struct {
 	Rules []plan.Rule `json:"rules"`
 	// Addresses that stand or stood in drop-ins.
 	Addresses []plan.OwnAddress `json:"addresses,omitempty"`
+}
+
+// PlaceOf returns where the daemon keeps its record on the system below root, empty for this one.
+func PlaceOf(root string) persist.Place {
+	return persist.Place{Path: filepath.Join("/", root, "run/ec2netd/rules.json"), Mark: filepath.Join("/", root, "var/lib/ec2netd/rules.void")}
 }
 
 // NewRecord returns the record that is kept in a place.

@@ -2,6 +2,7 @@ package preview
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -242,6 +243,73 @@ func TestSite(t *testing.T) { // H5, H6
 	p, err = site.Here(&d.Dump)
 	if got := changes(p, err); len(got) != 1 || got[Same] != len(files) || len(p.Removed) > 0 {
 		t.Errorf("all is there: %v, and %q would go", got, p.Removed)
+	}
+}
+
+// A8: an address of the metadata that somebody else has added is left alone, as the daemon does, where
+// its record can be read and networkd does not take the address away.
+func TestForeignAddress(t *testing.T) {
+	d := instance(t)
+	links, err := d.PlanLinks(nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, plan.Directory), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	seen := &kernel.Snapshot{}
+	for _, l := range links {
+		seen.Links = append(seen.Links, l.Link)
+	}
+	ours := func(all bool) func(plan.OwnAddress) bool { return func(plan.OwnAddress) bool { return all } }
+	// here returns the drop-in of the second ENI, and writes all of its files if it is told to.
+	here := func(running, varlink bool, ours func(plan.OwnAddress) bool, write bool) File {
+		t.Helper()
+		site := siteOf(t, root, seen)
+		site.Running, site.Varlink, site.Ours = running, varlink, ours
+		p, err := site.Here(&d.Dump)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var files []store.File
+		for _, f := range p.Interfaces[1].Files {
+			files = append(files, store.File{Path: f.Path, Content: f.Content, Target: f.Target})
+		}
+		if write {
+			if _, err := site.Store.Apply(store.Want{Files: files}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return p.Interfaces[1].Files[0]
+	}
+	const key, section = "network/interfaces/macs/02:00:00:00:01:20/local-ipv4s", "[Address]\nAddress=10.0.1.9/32"
+	complete := d.Keys[key]
+	d.Keys[key] = "10.0.1.20"
+	if f := here(true, true, ours(false), true); f.Change != New || strings.Contains(f.Content, section) {
+		t.Fatalf("before the metadata lists it: %+v", f)
+	}
+	d.Keys[key] = complete
+	seen.Links[1].Addresses = []kernel.Address{{Prefix: netip.MustParsePrefix("10.0.1.9/32"), Global: true}}
+	for _, step := range []struct {
+		name    string
+		running bool
+		varlink bool
+		ours    func(plan.OwnAddress) bool
+		write   bool
+		change  Change
+		has     bool
+	}{
+		{"its policy rules are new", true, true, ours(false), true, Changed, false},
+		{"nothing would change", true, true, ours(false), false, Same, false},
+		{"it was the daemon's", true, true, ours(true), false, Changed, true},
+		{"the record cannot be read", true, true, nil, false, Changed, true},
+		{"networkd does not run", false, true, ours(false), false, Changed, true},
+		{"networkd 252 would take it away", true, false, ours(false), false, Changed, true},
+	} {
+		if f := here(step.running, step.varlink, step.ours, step.write); f.Change != step.change || strings.Contains(f.Content, section) != step.has {
+			t.Errorf("%s: %s\n%s", step.name, f.Change, f.Content)
+		}
 	}
 }
 

@@ -14,6 +14,11 @@ type Site struct {
 	Store *store.Store
 	// Seen is what was seen of the machine.
 	Seen *snapshot.Snapshot
+	// Running reports whether networkd is on the bus, and Varlink whether it has its Varlink socket.
+	Running, Varlink bool
+	// Ours reports whether an address stands or stood in a drop-in of the daemon's. Nil if its record
+	// cannot be read: then no address counts as somebody else's.
+	Ours func(plan.OwnAddress) bool
 }
 
 // input returns what a plan follows from besides the metadata and the links.
@@ -34,10 +39,15 @@ func (s *Site) Offline(d *metadata.Dump, links []plan.Link) (*Plan, error) {
 // Here returns the plan for the metadata of this machine, with what becomes of each file on disk.
 func (s *Site) Here(d *metadata.Dump) (*Plan, error) {
 	in := s.input()
+	in.Networkd.Running, in.Networkd.Varlink = s.Running, s.Varlink
 	in.Assigned = plan.Assigned(s.Seen.Files, "")
 	in.Locked, in.Tunnel = plan.Locked(s.Seen.Kernel.Rules), s.Seen.Kernel.Tunnel
 	for i := range s.Seen.Kernel.Links {
-		in.Links = append(in.Links, s.Seen.Observed(&s.Seen.Kernel.Links[i]))
+		entry := s.Seen.Observed(&s.Seen.Kernel.Links[i])
+		if s.Ours != nil {
+			entry.Foreign = plan.Foreign(&entry, s.Ours)
+		}
+		in.Links = append(in.Links, entry)
 	}
 	p, err := Make(d, in)
 	if err != nil {
