@@ -56,7 +56,8 @@ func TestManPage(t *testing.T) {
 	}
 }
 
-// configuration.md has every key with the default that the shipped file has, and no other.
+// TestConfigurationPage: configuration.md has every key with the default of the shipped
+// file, and no other.
 func TestConfigurationPage(t *testing.T) {
 	page, err := os.ReadFile("../docs/configuration.md")
 	if err != nil {
