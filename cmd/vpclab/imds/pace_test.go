@@ -11,7 +11,7 @@ import (
 	"ec2netd/cmd/vpclab/imds"
 )
 
-// latencies serves requests at a pace and returns how long each took.
+// latencies serves requests at a pace and returns the duration of each.
 func latencies(t *testing.T, pace imds.Pace, seed uint64) []time.Duration {
 	t.Helper()
 	s := newService(t, imds.Options{})
@@ -63,8 +63,8 @@ func TestPace(t *testing.T) {
 	})
 }
 
-// A server that writes headers and body separately stalls a kept connection, by the
-// delayed acknowledgements of the client (facts: delayed-acknowledgements).
+// TestPaceSplit: a server that writes headers and body separately stalls a kept connection,
+// because the client delays its acknowledgements (facts: delayed-acknowledgements).
 func TestPaceSplit(t *testing.T) {
 	s := newService(t, imds.Options{})
 	paced := imds.NewPaced(s, 1)
@@ -97,7 +97,7 @@ func TestPaceSplit(t *testing.T) {
 	stalled := read()
 	paced.SetPace(imds.Pace{})
 	t.Logf("20 keys on a kept connection: split %s, whole %s", stalled, read())
-	// 40 ms each but for some that the kernel acknowledges quickly; the whole
+	// 40 ms each, except for some that the kernel acknowledges quickly; complete
 	// answers take no more than a ms each.
 	if stalled < 10*40*time.Millisecond {
 		t.Errorf("20 split answers took only %s", stalled)
