@@ -244,8 +244,8 @@ func TestPropagation(t *testing.T) {
 	})
 }
 
-// TestPropagationStages: a new ENI is listed late, its secondary addresses later, and its number
-// last.
+// TestPropagationStages: a new ENI is listed late, its secondary addresses later, and
+// its number last.
 func TestPropagationStages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newService(t, imds.Options{})

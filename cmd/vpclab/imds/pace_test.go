@@ -63,8 +63,9 @@ func TestPace(t *testing.T) {
 	})
 }
 
-// TestPaceSplit: a server that writes headers and body separately stalls a kept connection,
-// because the client delays its acknowledgements (facts: delayed-acknowledgements).
+// TestPaceSplit: a server that writes headers and body separately stalls a kept
+// connection, because the client delays its acknowledgements (facts:
+// delayed-acknowledgements).
 func TestPaceSplit(t *testing.T) {
 	s := newService(t, imds.Options{})
 	paced := imds.NewPaced(s, 1)
