@@ -65,7 +65,7 @@ func waitFor[T any](t testing.TB, c <-chan T) (v T) {
 	select {
 	case v = <-c:
 	case <-time.After(20 * time.Second):
-		t.Fatal("waited in vain")
+		t.Fatal("timeout while waiting")
 	}
 	return v
 }

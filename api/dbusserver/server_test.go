@@ -170,7 +170,7 @@ func TestErrors(t *testing.T) {
 		}
 		var d dbus.Error
 		if !errors.As(err, &d) || len(d.Body) != 1 || d.Body[0] == "" {
-			t.Errorf("%s on %s: an error without words", test.method, test.path)
+			t.Errorf("%s on %s: an error without a message", test.method, test.path)
 		}
 	}
 	// The connection still works after all that.

@@ -599,7 +599,7 @@ func TestStorm(t *testing.T) { // H2
 					}
 				case 2:
 					if got, err := c.GetInterfaceDescription(t.Context(), "org.example.Nobody"); err == nil {
-						t.Errorf("GetInterfaceDescription of what is not there: %s", got)
+						t.Errorf("GetInterfaceDescription of an unknown interface: %s", got)
 					}
 				case 3:
 					var noSuch *orgec2netdnetwork.NoSuchInterface
@@ -651,7 +651,7 @@ func TestNew(t *testing.T) {
 	defer l.Close()
 	for _, o := range []varlinkserver.Options{{}, {Listeners: []net.Listener{l}, Agent: apitest.NewAgent(apitest.State())}} {
 		if _, err := varlinkserver.New(o); err == nil {
-			t.Errorf("New(%+v) has no objection", o)
+			t.Errorf("New(%+v) returns no error", o)
 		}
 	}
 }

@@ -97,7 +97,7 @@ func wait[T any](t *testing.T, c <-chan T) (v T) {
 	select {
 	case v = <-c:
 	case <-time.After(20 * time.Second):
-		t.Fatal("waited in vain")
+		t.Fatal("timeout while waiting")
 	}
 	return v
 }
@@ -135,7 +135,7 @@ func (v *victims) unharmed(what string) {
 	}
 	select {
 	case <-v.network.Changed():
-		v.t.Errorf("%s: there is a pass", what)
+		v.t.Errorf("%s: a pass was requested", what)
 	default:
 	}
 }
@@ -473,10 +473,10 @@ func TestReplies(t *testing.T) { // J1
 	select {
 	case <-c.Context().Done():
 	case <-ctx.Done():
-		t.Fatal("the connection outlives the bus")
+		t.Fatal("the connection did not end with the bus")
 	}
 	if err := c.Err(); err == nil {
-		t.Error("the connection ended for no reason")
+		t.Error("the connection ended without a reason")
 	}
 }
 
@@ -518,7 +518,7 @@ func TestSilentBus(t *testing.T) {
 	cancel()
 	started := time.Now()
 	if _, err := l.Get(hasty); err == nil || time.Since(started) > time.Second {
-		t.Errorf("a caller without time waits %v: %v", time.Since(started), err)
+		t.Errorf("a caller with an expired deadline waits %v: %v", time.Since(started), err)
 	}
 	if err := wait(t, patient); err == nil || !strings.Contains(err.Error(), socket) {
 		t.Errorf("dialing: %v", err)
@@ -619,7 +619,7 @@ func TestHandshake(t *testing.T) { // J1
 		go leave()
 		_, err = bus.Dial(t.Context(), bus.Options{Address: "unix:path=" + socket})
 		if err == nil || (!errors.Is(err, bus.ErrEnd) && !errors.Is(err, syscall.EPIPE)) {
-			t.Errorf("a bus that leaves: %v", err)
+			t.Errorf("a bus that closes the connection: %v", err)
 		}
 		if got := wait(t, said); !strings.HasPrefix(got, "\x00AUTH\r\nAUTH EXTERNAL") || !strings.HasSuffix(got, "\r\nBEGIN\r\n") || strings.Contains(got, "UNIX_FD") {
 			t.Fatalf("the handshake is %q", got)

@@ -81,7 +81,7 @@ func TestFind(t *testing.T) {
 			for _, c := range conflict.Find(c.facts) {
 				got[c.Name] = c.Evidence
 				if c.Advice == "" {
-					t.Errorf("%s: nothing says what to do", c.Name)
+					t.Errorf("%s: there is no advice", c.Name)
 				}
 			}
 			want := c.want

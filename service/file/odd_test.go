@@ -79,7 +79,7 @@ func TestOdd(t *testing.T) {
 			t.Fatal(err)
 		}
 		if text, err := r.Read(p); text != "mended" || err != nil || len(r.Unread()) > 0 {
-			t.Errorf("%s: mended it is %q, %v; unread are %q", name, text, err, r.Unread())
+			t.Errorf("%s: after the repair it is %q, %v; unread are %q", name, text, err, r.Unread())
 		}
 	}
 }
@@ -126,7 +126,7 @@ func TestKeepsLittle(t *testing.T) {
 		t.Errorf("%d files of %d bytes are kept", len(r.read), r.size)
 	}
 	if n := len(r.Unread()); n != mostFailures {
-		t.Errorf("%d failures are told of", n)
+		t.Errorf("%d failures are reported", n)
 	}
 }
 

@@ -178,7 +178,7 @@ func TestWrittenOnce(t *testing.T) {
 		}
 	}
 	if d.writes > 0 {
-		t.Errorf("%d writes of what is there", d.writes)
+		t.Errorf("%d writes of an unchanged value", d.writes)
 	}
 	if err := os.RemoveAll(filepath.Dir(d.place.Path)); err != nil {
 		t.Fatal(err)

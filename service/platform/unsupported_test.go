@@ -93,7 +93,7 @@ func TestUnsupported(t *testing.T) {
 		select {
 		case <-pings:
 		case <-ctx.Done():
-			t.Errorf("%s: the watchdog is not told", name)
+			t.Errorf("%s: the watchdog is not called", name)
 		}
 		stop()
 		if err := <-ended; err != nil {

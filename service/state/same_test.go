@@ -52,7 +52,7 @@ func TestSame(t *testing.T) {
 			case reflect.Struct:
 				f.Set(reflect.ValueOf(time.Now()))
 			default:
-				t.Fatalf("%s: what is a change of %s?", name, f.Type())
+				t.Fatalf("%s: the test knows no change of %s", name, f.Type())
 			}
 			if got, want := sample().Same(s), quiet[name]; got != want {
 				t.Errorf("%s changed: Same says %v", name, got)

@@ -57,7 +57,7 @@ func TestPace(t *testing.T) {
 		}
 		for _, wrong := range []imds.Pace{{Latency: -1}, {Jitter: 1}, {Latency: 1, Jitter: 2}, {Latency: 2, Jitter: -1}} {
 			if wrong.Check() == nil {
-				t.Errorf("%+v is taken", wrong)
+				t.Errorf("%+v is accepted", wrong)
 			}
 		}
 	})
