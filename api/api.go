@@ -1,6 +1,6 @@
 // Package api is the contract of ec2netd with its clients: the names, the D-Bus and
-// Varlink interface descriptions that stand beside this file, and what both servers
-// ask of the daemon. It serves nothing itself: see api/dbusserver and
+// Varlink interface descriptions beside this file, and the functions that both servers
+// require of the daemon. It serves nothing itself: see api/dbusserver and
 // api/varlinkserver.
 package api
 
@@ -14,8 +14,8 @@ import (
 
 // The names that clients use (H1).
 const (
-	// BusName is the well-known name on the system bus. The digit is the version
-	// of the interfaces: what breaks a client gets another name.
+	// BusName is the well-known name on the system bus. The digit is the version of the
+	// interfaces: an incompatible change requires another name.
 	BusName = "org.ec2netd1"
 	// ObjectPath is the path of the manager object; an ObjectManager is there too.
 	ObjectPath = "/org/ec2netd1"
@@ -29,18 +29,18 @@ const (
 	VarlinkInterface = "org.ec2netd.Network"
 	// VarlinkSocket is where ec2netd.socket listens.
 	VarlinkSocket = "/run/ec2netd/org.ec2netd.Network"
-	// MetricsInterface is the name of systemd's Varlink interface for numbers.
+	// MetricsInterface is the name of systemd's Varlink interface for metrics.
 	MetricsInterface = "io.systemd.Metrics"
 )
 
-// The D-Bus errors of org.ec2netd1. Varlink has the last part of the name under
+// The D-Bus errors of org.ec2netd1. Varlink uses the last part of the name, under
 // [VarlinkInterface].
 const (
 	ErrorNoSuchInterface = "org.ec2netd1.Error.NoSuchInterface"
 	ErrorRefreshFailed   = "org.ec2netd1.Error.RefreshFailed"
 )
 
-// The interface descriptions, word for word as introspection serves them.
+// The interface descriptions, verbatim as introspection returns them.
 var (
 	//go:embed org.ec2netd.Network.varlink
 	NetworkVarlink string
@@ -52,28 +52,28 @@ var (
 	InterfaceXML string
 )
 
-// Agent is what the servers ask of the daemon. All methods may be called from
-// several goroutines at once.
+// Agent is the interface of the daemon that the servers use. All methods may be called
+// concurrently.
 type Agent interface {
-	// State returns the state of now: never nil, and never changed afterwards.
+	// State returns the current state, which is never nil and never changes afterwards.
 	State() *state.State
-	// Watch sends the state of now, and then the latest state after each change.
-	// A reader that is slow misses steps in between, never the last one. The
-	// channel is closed when ctx is done.
+	// Watch sends the current state, and then the latest state after each change. A
+	// slow reader misses intermediate states, but never the last one. The channel is
+	// closed when ctx is done.
 	Watch(ctx context.Context) <-chan *state.State
-	// Refresh reads the metadata now and applies what changed. With wait it
-	// returns when the kernel has the change or the agent gives up waiting
-	// (Changes.Settled tells which); it returns early with ctx's error when ctx is
-	// done. An error means that nothing was changed or that it is not known what.
+	// Refresh reads the metadata now and applies the changes. With wait it returns when
+	// the kernel has the changes or the agent stops waiting (Changes.Settled tells
+	// which); it returns early with ctx's error when ctx is done. An error means that
+	// nothing was changed or that the changes are unknown.
 	Refresh(ctx context.Context, wait bool) (*state.Changes, error)
-	// RefreshInterface does that for the ENI with a MAC address alone.
+	// RefreshInterface does the same only for the ENI with a MAC address.
 	RefreshInterface(ctx context.Context, mac string, wait bool) (*state.Changes, error)
-	// Metrics returns the numbers of now.
+	// Metrics returns the current metrics.
 	Metrics() []metrics.Metric
 }
 
-// NonNil returns s with an empty slice wherever it has a nil one: the contracts
-// know no null for a list. s itself is not changed.
+// NonNil returns s with empty slices in place of nil ones: the contracts have no null
+// for a list. It does not change s itself.
 func NonNil(s *state.State) *state.State {
 	c := *s
 	c.Conflicts = make([]state.Conflict, len(s.Conflicts))

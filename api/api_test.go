@@ -24,8 +24,8 @@ import (
 	"ec2netd/service/state"
 )
 
-// TestFieldNames holds the Varlink IDL to the model: the same names in the same
-// order, everywhere.
+// TestFieldNames compares the Varlink IDL with the model: both must have the same names
+// in the same order.
 func TestFieldNames(t *testing.T) { // H2
 	d, err := idl.New(api.NetworkVarlink)
 	if err != nil {
@@ -132,8 +132,8 @@ func typeName(t *idl.Type) string {
 	}
 }
 
-// TestGenerated holds the generated code to the IDL: regenerating changes nothing,
-// and no method was swallowed on the way.
+// TestGenerated compares the generated code with the IDL: regenerating changes nothing,
+// and no method is missing.
 func TestGenerated(t *testing.T) {
 	dir := t.TempDir()
 	source := filepath.Join(dir, "org.ec2netd.Network.varlink")
@@ -234,9 +234,9 @@ func TestRootOnly(t *testing.T) {
 	}
 }
 
-// TestManPage holds org.ec2netd1(5) to the XML: every method with its arguments, every
-// property with its type and whether it tells of changes, in the order of the XML, and
-// no other; and every error and polkit action.
+// TestManPage compares org.ec2netd1(5) with the XML: the page has every method with its
+// arguments, and every property with its type and its signal, in the order of the XML,
+// and no other; and every error and polkit action.
 func TestManPage(t *testing.T) { // H1
 	text, err := os.ReadFile("org.ec2netd1.5")
 	if err != nil {

@@ -7,8 +7,7 @@ import (
 	"ec2netd/service/state"
 )
 
-// NoSuchInterfaceError says that no ENI goes by that name, which do, and so what to
-// try instead.
+// NoSuchInterfaceError says that no ENI has a name, and lists the existing ones.
 type NoSuchInterfaceError struct {
 	// ID as the caller gave it.
 	ID string
@@ -35,7 +34,7 @@ func Find(s *state.State, id string) (*state.Interface, error) {
 
 // Error implements error.
 func (e *NoSuchInterfaceError) Error() string {
-	const most = 64 // an ID of any length comes from anybody, and goes into logs
+	const most = 64 // anybody can send an ID of any length, and it is logged
 	id := e.ID
 	if len(id) > most {
 		id = id[:most] + "…"

@@ -1,5 +1,5 @@
 // Package apitest has a fake of the daemon's agent, for tests of the servers and of
-// ec2netctl. It keeps no network.
+// ec2netctl. It configures no network.
 package apitest
 
 import (
@@ -19,11 +19,11 @@ type Agent struct {
 	current   *state.State
 	watchers  map[chan *state.State]bool
 	refreshed []string
-	// OnRefresh, if set, is what Refresh does. Set it before the agent is used.
+	// OnRefresh, if set, implements Refresh. Set it before the agent is used.
 	OnRefresh func(ctx context.Context, wait bool) (*state.Changes, error)
 }
 
-// NewAgent returns an agent that shows s.
+// NewAgent returns an agent with the state s.
 func NewAgent(s *state.State) *Agent {
 	return &Agent{current: s, watchers: map[chan *state.State]bool{}}
 }
@@ -35,7 +35,7 @@ func (a *Agent) State() *state.State {
 	return a.current
 }
 
-// Set shows s from now on.
+// Set replaces the state by s.
 func (a *Agent) Set(s *state.State) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -61,7 +61,7 @@ func (a *Agent) Watch(ctx context.Context) <-chan *state.State {
 	return w
 }
 
-// Told returns a channel that is closed when no watcher has s still to take.
+// Told returns a channel that is closed when all watchers have received s.
 func (a *Agent) Told(s *state.State) <-chan struct{} {
 	told := make(chan struct{})
 	go func() {
@@ -83,7 +83,7 @@ func (a *Agent) Told(s *state.State) <-chan struct{} {
 	return told
 }
 
-// Watchers tells how many watch now.
+// Watchers returns the current number of watchers.
 func (a *Agent) Watchers() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -118,14 +118,14 @@ func (a *Agent) Metrics() []metrics.Metric {
 	}, a.State())
 }
 
-// Refreshed are the MAC addresses that RefreshInterface was called with.
+// Refreshed returns the MAC addresses of all calls of RefreshInterface.
 func (a *Agent) Refreshed() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.refreshed)
 }
 
-// replace puts s into w in place of what is there.
+// replace puts s into w in place of the old state.
 func replace(w chan *state.State, s *state.State) {
 	select {
 	case <-w:
@@ -134,9 +134,9 @@ func replace(w chan *state.State, s *state.State) {
 	w <- s
 }
 
-// State returns an instance as it may be: a primary ENI, a secondary one with
-// several addresses and prefixes that is being configured, and a third that the
-// metadata does not know yet. Each call returns a new one.
+// State returns an example of an instance: a primary ENI, a secondary ENI with several
+// addresses and prefixes that is being configured, and a third one that is not in the
+// metadata yet. Each call returns a new one.
 func State() *state.State {
 	at := time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC)
 	return &state.State{

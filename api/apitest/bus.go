@@ -12,10 +12,10 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// Bus is a private dbus-daemon. It listens in a directory of its own, so that no test
-// ever speaks to the machine's.
+// Bus is a private dbus-daemon. It listens in its own directory, so that tests never
+// use the bus of the machine.
 type Bus struct {
-	// Socket is the file that the bus listens on, and Address the same as an address.
+	// Socket is the file on which the bus listens, and Address its address.
 	Socket, Address string
 
 	t      testing.TB
@@ -44,7 +44,7 @@ const busConfig = `<busconfig>
 </busconfig>
 `
 
-// NewBus makes a bus that does not run yet. It is gone when the test ends.
+// NewBus returns a bus that does not run yet. It ends with the test.
 func NewBus(t testing.TB) *Bus {
 	t.Helper()
 	if _, err := exec.LookPath("dbus-daemon"); err != nil {
@@ -55,7 +55,7 @@ func NewBus(t testing.TB) *Bus {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	// Other users are to connect too.
+	// Other users must be able to connect.
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func NewBus(t testing.TB) *Bus {
 	return b
 }
 
-// Start starts the bus and waits until it takes connections.
+// Start starts the bus and waits until it accepts connections.
 func (b *Bus) Start() {
 	b.t.Helper()
 	b.daemon = exec.CommandContext(context.Background(), "dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--print-address")
@@ -99,7 +99,7 @@ func (b *Bus) Stop() {
 	_ = os.Remove(b.Socket)
 }
 
-// Dial connects a client of somebody else's, which has no guard, until the test ends.
+// Dial connects a client without a guard, until the test ends.
 func (b *Bus) Dial() *dbus.Conn {
 	b.t.Helper()
 	c, err := dbus.Connect(b.Address, dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))

@@ -23,7 +23,7 @@ import (
 	"ec2netd/service/journal"
 )
 
-// authority is a polkit that lets one caller do what is asked.
+// authority is a polkit that permits everything to one caller.
 type authority struct {
 	mu     sync.Mutex
 	allows string
@@ -65,7 +65,7 @@ func TestPolkit(t *testing.T) { // H1, H2
 	var refused *api.NotPermittedError
 	user := api.Caller{UID: 1000, PID: 77}
 
-	// Without polkit it is for root.
+	// Without polkit only root is permitted.
 	if err := p.Authorize(t.Context(), user, api.ActionRefresh); !errors.As(err, &refused) {
 		t.Errorf("without polkit: %v", err)
 	}
@@ -87,7 +87,7 @@ func TestPolkit(t *testing.T) { // H1, H2
 	if err := p.Authorize(t.Context(), api.Caller{UID: 1000, BusName: ":1.7", Interactive: true}, api.ActionSetLog); err != nil {
 		t.Errorf("who may: %v", err)
 	}
-	// The bus restarts, and takes polkit with it: nobody may by mistake.
+	// The bus restarts, which ends polkit too: nobody is permitted by mistake.
 	b.Stop()
 	if err := p.Authorize(t.Context(), api.Caller{UID: 1000, BusName: ":1.7"}, api.ActionRefresh); err == nil {
 		t.Error("without a bus")
@@ -119,7 +119,7 @@ func TestPolicyFile(t *testing.T) {
 	}
 }
 
-// I1: the level and the target can be changed while the daemon runs, by root.
+// I1: root can change the level and the target of the log while the daemon runs.
 func TestLogControl(t *testing.T) {
 	b := newBus(t)
 	b.Start()
@@ -166,7 +166,7 @@ func TestLogControl(t *testing.T) {
 	}
 }
 
-// Refresh of one ENI is of that one.
+// TestRefreshInterface: Refresh of one ENI reads only that ENI.
 func TestRefreshInterface(t *testing.T) { // H1, H3
 	b := newBus(t)
 	b.Start()
@@ -181,7 +181,7 @@ func TestRefreshInterface(t *testing.T) { // H1, H3
 	}
 }
 
-// silent is a polkit that answers nobody until it is told to.
+// silent is a polkit that does not answer until it is told to.
 type silent struct {
 	asked  chan polkitSubject
 	answer chan struct{}
@@ -193,8 +193,8 @@ func (s silent) CheckAuthorization(subject polkitSubject, _ string, _ map[string
 	return polkitResult{Authorized: true}, nil
 }
 
-// One user's callers who wait for polkit leave the places of others free, and root waits for
-// nobody.
+// TestPolkitPlaces: callers of one user that wait for polkit leave places for others, and
+// root does not wait.
 func TestPolkitPlaces(t *testing.T) { // J1
 	b := newBus(t)
 	b.Start()
@@ -246,7 +246,7 @@ func TestPolkitPlaces(t *testing.T) { // J1
 	}
 }
 
-// A bus that says nothing holds up neither root nor a caller whose time is up.
+// TestPolkitSilentBus: a silent bus delays neither root nor a caller after its deadline.
 func TestPolkitSilentBus(t *testing.T) { // J1
 	socket := filepath.Join(t.TempDir(), "bus")
 	l, err := net.Listen("unix", socket)
@@ -257,7 +257,7 @@ func TestPolkitSilentBus(t *testing.T) { // J1
 	p := &polkit.Authorizer{Address: "unix:path=" + socket}
 	dialed := make(chan error, 1)
 	go func() { dialed <- p.Authorize(t.Context(), api.Caller{UID: 1000}, api.ActionRefresh) }()
-	taken, err := l.Accept() // it is dialing now
+	taken, err := l.Accept() // it is connecting now
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,20 +13,20 @@ import (
 	"ec2netd/api/dbusserver"
 )
 
-// bus is a private dbus-daemon that ec2netd's server can run on.
+// bus is a private dbus-daemon for ec2netd's server.
 type bus struct {
 	*apitest.Bus
 	t testing.TB
 }
 
-// newBus makes a bus that does not run yet.
+// newBus returns a bus that does not run yet.
 func newBus(t testing.TB) *bus {
 	t.Helper()
 	return &bus{apitest.NewBus(t), t}
 }
 
-// serve runs a server on the bus until the test ends, and waits until it owns its
-// name if the bus runs. What o leaves out is filled in.
+// serve runs a server on the bus until the test ends, and waits until it owns its name
+// if the bus runs. It fills in missing options.
 func (b *bus) serve(o dbusserver.Options) *dbusserver.Server {
 	b.t.Helper()
 	o.Address = b.Address
@@ -65,17 +65,17 @@ func waitFor[T any](t testing.TB, c <-chan T) (v T) {
 	select {
 	case v = <-c:
 	case <-time.After(20 * time.Second):
-		t.Fatal("waited in vain")
+		t.Fatal("timeout while waiting")
 	}
 	return v
 }
 
-// object is the object of ec2netd at path, as c sees it.
+// object returns the object of ec2netd at path, for c.
 func object(c *dbus.Conn, path dbus.ObjectPath) dbus.BusObject {
 	return c.Object(api.BusName, path)
 }
 
-// call calls a method and returns the reply's body.
+// call calls a method and returns the body of the reply.
 func call(o dbus.BusObject, method string, args ...any) ([]any, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

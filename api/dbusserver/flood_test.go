@@ -20,7 +20,7 @@ import (
 	"ec2netd/api/dbusserver"
 )
 
-// dialAs connects a client of another user, whom the bus knows by the thread that connects.
+// dialAs connects a client as another user, by the user of the thread that connects.
 func dialAs(t *testing.T, b *bus, uid int) *dbus.Conn {
 	t.Helper()
 	runtime.LockOSThread()
@@ -50,7 +50,7 @@ func dialAs(t *testing.T, b *bus, uid int) *dbus.Conn {
 	return c
 }
 
-// TestFlood: root's calls are answered while users call as much as they can, on many
+// TestFlood: root's calls are answered while users make as many calls as they can, on many
 // connections.
 func TestFlood(t *testing.T) { // J1
 	if os.Getuid() != 0 {
@@ -65,7 +65,7 @@ func TestFlood(t *testing.T) { // J1
 	var clients sync.WaitGroup
 	stop := make(chan struct{})
 	for n := range 30 {
-		c := dialAs(t, b, []int{65534, 1, 2}[n%3]) // users that every system has
+		c := dialAs(t, b, []int{65534, 1, 2}[n%3]) // users that exist on every system
 		clients.Go(func() {
 			flood(c, n, stop, &answered, &refused)
 		})
@@ -84,7 +84,7 @@ func TestFlood(t *testing.T) { // J1
 		}
 		c := root
 		if n%3 == 0 {
-			c = b.Dial() // one that the server does not know yet
+			c = b.Dial() // a connection that the server does not know yet
 		}
 		started := time.Now()
 		if _, err := call(object(c, api.ObjectPath), method, args...); err != nil {
@@ -95,14 +95,14 @@ func TestFlood(t *testing.T) { // J1
 	close(stop)
 	clients.Wait()
 	t.Logf("%d answers and %d refusals for users; root waited %v at most", answered.Load(), refused.Load(), slowest)
-	// What the bus itself takes is in it: it has the flood to deliver. With the race detector
-	// and on a busy machine that is seconds; TestLabTrust measures on a quiet one.
+	// This includes the time of the bus itself, which has to deliver the flood. With the race
+	// detector and on a busy machine that is seconds; TestLabTrust measures on an idle one.
 	if slowest > 20*time.Second {
 		t.Errorf("root waited %v", slowest)
 	}
 }
 
-// flood has 120 calls under way on a connection until it is to stop.
+// flood keeps 120 calls in progress on a connection until it is told to stop.
 func flood(c *dbus.Conn, n int, stop <-chan struct{}, answered, refused *atomic.Int64) {
 	done := make(chan *dbus.Call, 1000)
 	underway := 0

@@ -20,8 +20,8 @@ import (
 	"ec2netd/service/state"
 )
 
-// TestContract holds the code to the XML: each method has a handler and each handler
-// a method; the properties have the names and types that the XML says.
+// TestContract compares the code with the XML: each method has a handler and each handler a
+// method; the properties have the names and types in the XML.
 func TestContract(t *testing.T) { // H1
 	c, err := newContract()
 	if err != nil {
@@ -48,7 +48,7 @@ func TestContract(t *testing.T) { // H1
 	v := newView(apitest.State())
 	for name, p := range map[string]properties{
 		api.ManagerInterface:   v.manager,
-		api.InterfaceInterface: newENIObject(&v.state.Interfaces[2]).properties, // the one of nil slices
+		api.InterfaceInterface: newENIObject(&v.state.Interfaces[2]).properties, // the one with nil slices
 	} {
 		documented := map[string]string{}
 		for _, d := range c.interfaces[name].Properties {
@@ -90,7 +90,7 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// C3: two links with one MAC address have an object each.
+// C3: two links with the same MAC address have separate objects.
 func TestSameMAC(t *testing.T) {
 	s := &state.State{Interfaces: []state.Interface{
 		{MAC: "02:00:00:00:00:0a", Name: "ens5"}, {MAC: "02:00:00:00:00:0b", Name: "ens6"}, {MAC: "02:00:00:00:00:0b", Name: "v0"},
@@ -137,7 +137,7 @@ func methodCall(member string, body ...any) *dbus.Message {
 	}
 }
 
-// noted is a log that says whether a call panicked.
+// noted is a log that records whether a call panicked.
 type noted struct {
 	slog.Handler
 	said *bool
@@ -149,14 +149,14 @@ func (n noted) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// refuses lets nobody do anything.
+// refuses permits nothing to anybody.
 type refuses struct{}
 
 func (refuses) Authorize(context.Context, api.Caller, string) error { return errors.New("no") }
 
-// FuzzArguments: whatever object, method and arguments a call has, the answer is an error
-// of D-Bus or values that can be sent, whatever bytes a text has; no call panics, and nothing
-// is refreshed for somebody who may not (D4).
+// FuzzArguments: whatever object, method and arguments a call has, the answer is a D-Bus
+// error or values that can be sent, whatever bytes a text contains. No call panics, and no
+// unauthorized call causes a refresh (D4).
 func FuzzArguments(f *testing.F) {
 	for _, seed := range [][5]string{
 		{api.ObjectPath, api.ManagerInterface, "GetInterface", "ens5", ""},
@@ -177,7 +177,7 @@ func FuzzArguments(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	// Nobody answers on it: who calls is not known.
+	// Nothing answers on it, so the caller is unknown.
 	ours, theirs := net.Pipe()
 	conn, err := dbus.NewConn(ours)
 	if err != nil {
@@ -198,7 +198,7 @@ func FuzzArguments(f *testing.F) {
 		}
 		var raw, sent bytes.Buffer
 		if in.EncodeTo(&raw, binary.LittleEndian) != nil {
-			return // the bus lets nobody send that
+			return // the bus does not permit such a call
 		}
 		msg, err := dbus.DecodeMessage(&raw)
 		if err != nil {

@@ -14,7 +14,7 @@ import (
 )
 
 // The interfaces of the D-Bus specification that the objects here have. Peer is
-// godbus's own and there on every path.
+// implemented by godbus, on every path.
 const (
 	peerInterface          = "org.freedesktop.DBus.Peer"
 	introspectInterface    = "org.freedesktop.DBus.Introspectable"
@@ -26,17 +26,18 @@ const (
 //go:embed standard.xml
 var standardXML string
 
-// contract is what the XML says, in the forms that serving needs.
+// contract is the content of the XML, in the forms that the server needs.
 type contract struct {
 	// interfaces by name.
 	interfaces map[string]introspect.Interface
-	// text of each interface as it stands in the XML, comments included.
+	// text is the XML of each interface, verbatim with its comments.
 	text map[string]string
-	// quiet: by interface, the properties whose change sends no signal.
+	// quiet: by interface, the properties whose changes cause no signal.
 	quiet map[string]map[string]bool
 }
 
-// newContract reads the XML. It fails only if that is broken, which a test prevents.
+// newContract parses the XML. It fails only if the XML is invalid, which a test
+// prevents.
 func newContract() (*contract, error) {
 	c := &contract{
 		interfaces: map[string]introspect.Interface{},
@@ -85,7 +86,7 @@ func interfacesOf(k kind) []string {
 	}
 }
 
-// introspectXML describes the object at path, which must be one.
+// introspectXML returns the description of the object at path, which must exist.
 func (c *contract) introspectXML(v *view, path dbus.ObjectPath) string {
 	var b strings.Builder
 	b.WriteString(strings.TrimLeft(introspect.IntrospectDeclarationString, "\n\t"))
@@ -100,7 +101,7 @@ func (c *contract) introspectXML(v *view, path dbus.ObjectPath) string {
 	return b.String()
 }
 
-// children lists the next path elements below path, sorted.
+// children returns the next path elements below path, sorted.
 func (v *view) children(path dbus.ObjectPath) []string {
 	switch path {
 	case "/":

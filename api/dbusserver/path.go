@@ -9,7 +9,7 @@ import (
 	"ec2netd/service/state"
 )
 
-// interfacePath is the object path of an ENI.
+// interfacePath returns the object path of an ENI.
 func interfacePath(e *state.Interface) dbus.ObjectPath {
 	return namedPath(e.ID())
 }
@@ -18,9 +18,9 @@ func namedPath(id string) dbus.ObjectPath {
 	return dbus.ObjectPath(api.InterfacePath + "/" + escapeLabel(id))
 }
 
-// escapeLabel makes any string an element of an object path, as systemd does for
-// its units (sd_bus_path_encode(3)): each byte that is no ASCII letter or digit, and
-// a digit in front, becomes _ and two hex digits; the empty string becomes _.
+// escapeLabel turns any string into an element of an object path, as systemd does for
+// its units (sd_bus_path_encode(3)): each byte that is not an ASCII letter or digit,
+// and a leading digit, becomes _ and two hex digits; the empty string becomes _.
 func escapeLabel(s string) string {
 	if s == "" {
 		return "_"

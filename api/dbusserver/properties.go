@@ -17,17 +17,17 @@ import (
 // properties maps the name of a property to its value.
 type properties map[string]dbus.Variant
 
-// managerProperties are the properties of the manager object.
+// managerProperties returns the properties of the manager object.
 func managerProperties(s *state.State) properties {
 	p := properties{}
 	p.add("", reflect.ValueOf(*s))
 	return p
 }
 
-// eniObject is what the object of an ENI shows.
+// eniObject is the content of the object of an ENI.
 type eniObject struct {
 	properties properties
-	// describe returns the ENI as JSON. It is kept, so that describing often costs
+	// describe returns the ENI as JSON. The result is cached, so that repeated calls cost
 	// little.
 	describe func() (string, error)
 }
@@ -43,10 +43,10 @@ func newENIObject(e *state.Interface) *eniObject {
 }
 
 // add adds a property for each field of a struct: the JSON name with a capital first
-// letter, prefixed by that of the structs around it. ENIs are left out, which are objects,
-// and items, of which there can be hundreds: Describe alone tells those. That it is done
-// by reflection is what keeps the names of D-Bus
-// and JSON the same; the tests hold the result to the XML.
+// letter, prefixed by the names of the enclosing structs. It leaves out ENIs, which are
+// objects, and items, of which there can be hundreds: only Describe returns those. It uses
+// reflection to keep the names of D-Bus and JSON equal; the tests compare the result with
+// the XML.
 func (p properties) add(prefix string, v reflect.Value) {
 	for i := range v.NumField() {
 		tag, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
@@ -85,8 +85,8 @@ func (p properties) add(prefix string, v reflect.Value) {
 	}
 }
 
-// text makes a string fit for D-Bus, which knows UTF-8 without NUL only and ends the
-// connection of a sender of anything else. Link names and errors may have any byte.
+// text makes a string valid for D-Bus, which only permits UTF-8 without NUL and
+// disconnects the sender of anything else. Link names and errors may contain any byte.
 func text(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
@@ -99,15 +99,15 @@ func texts(all []string) []string {
 	return list
 }
 
-// conflict is a [state.Conflict] as D-Bus has it.
+// conflict is a [state.Conflict] in the form of D-Bus.
 type conflict struct {
 	Name     string
 	Evidence []string
 	Advice   string
 }
 
-// changed returns the properties of now that before has not, or has otherwise, but
-// for those that quiet names.
+// changed returns the properties of now that are missing or different in before, except
+// those in quiet.
 func changed(before, now properties, quiet map[string]bool) properties {
 	diff := properties{}
 	for name, value := range now {
@@ -118,7 +118,7 @@ func changed(before, now properties, quiet map[string]bool) properties {
 	return diff
 }
 
-// view is all that the objects show at one moment. It is never changed.
+// view is the content of all objects at one moment. It never changes.
 type view struct {
 	state   *state.State
 	manager properties
@@ -126,8 +126,8 @@ type view struct {
 	interfaces map[dbus.ObjectPath]*eniObject
 	// paths of the interfaces of state.
 	paths map[*state.Interface]dbus.ObjectPath
-	// describe returns the state as JSON. It is kept, so that describing often
-	// costs little.
+	// describe returns the state as JSON. The result is cached, so that repeated calls
+	// cost little.
 	describe func() (string, error)
 }
 
@@ -141,7 +141,7 @@ func newView(s *state.State) *view {
 		e := &s.Interfaces[i]
 		p := interfacePath(e)
 		if _, taken := v.interfaces[p]; taken {
-			// Two links with one MAC address: a name is the link's alone.
+			// Two links have the same MAC address, but each has its own name.
 			p = namedPath(e.Name)
 		}
 		v.interfaces[p], v.paths[e] = newENIObject(e), p
@@ -149,22 +149,22 @@ func newView(s *state.State) *view {
 	return v
 }
 
-// kind is what an object path stands for.
+// kind is the kind of an object path.
 type kind int
 
 const (
 	none       kind = iota // no object
-	node                   // only a step on the way to one
+	node                   // only a parent of objects
 	manager                // the daemon
 	anENI                  // an ENI
 	logControl             // the log
 )
 
-// logControlPath is where systemctl service-log-level looks, see
+// logControlPath is the path that systemctl service-log-level uses, see
 // org.freedesktop.LogControl1(5).
 const logControlPath = "/org/freedesktop/LogControl1"
 
-// kindOf tells what path stands for.
+// kindOf returns the kind of path.
 func (v *view) kindOf(path dbus.ObjectPath) kind {
 	switch path {
 	case "/", "/org", "/org/freedesktop", api.InterfacePath:
@@ -180,8 +180,8 @@ func (v *view) kindOf(path dbus.ObjectPath) kind {
 	return none
 }
 
-// propertiesOf returns the interface that the object at path has its properties in,
-// and them; "" and nil if it has none.
+// propertiesOf returns the interface that contains the properties of the object at path,
+// and these properties; "" and nil if it has none.
 func (v *view) propertiesOf(path dbus.ObjectPath) (name string, p properties) {
 	switch v.kindOf(path) {
 	case manager:

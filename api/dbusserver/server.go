@@ -1,6 +1,6 @@
 // Package dbusserver serves org.ec2netd1 on the system bus: the contract of
-// api/org.ec2netd1.Manager.xml and api/org.ec2netd1.Interface.xml. It shows what
-// the agent says and passes Refresh on to it; it decides nothing about the network.
+// api/org.ec2netd1.Manager.xml and api/org.ec2netd1.Interface.xml. It serves the state
+// of the agent and passes Refresh on to it; it makes no decisions about the network.
 package dbusserver
 
 import (
@@ -21,26 +21,27 @@ import (
 	"ec2netd/service/state"
 )
 
-// How patient the server is with the bus.
+// Timeouts and delays of the connection to the bus.
 const (
-	// setupTimeout is for the connection to be ready for use. At boot that waits
-	// for dbus.service, and so for basic.target.
+	// setupTimeout bounds the setup of the connection. At boot this waits for
+	// dbus.service, and so for basic.target.
 	setupTimeout = 2 * time.Minute
-	// firstRetry and lastRetry bound the time between attempts to connect: short
-	// enough that nobody waits for ec2netd when the bus is there.
+	// firstRetry and lastRetry bound the time between attempts to connect. They are
+	// short enough that nobody has to wait for ec2netd when the bus is available.
 	firstRetry = 50 * time.Millisecond
 	lastRetry  = 2 * time.Second
-	// patience is how long the bus may be away without a word in the log.
+	// patience is how long the bus may be unavailable before this is logged.
 	patience = time.Minute
 )
 
-// Options are what a [Server] needs.
+// Options of a [Server].
 type Options struct {
 	// Agent is the daemon; required.
 	Agent api.Agent
-	// Log is served as org.freedesktop.LogControl1; nil for one that shows nothing.
+	// Log is served as org.freedesktop.LogControl1; nil for a log without content.
 	Log Log
-	// Authorizer decides on Refresh and on changes of the log; nil means [api.RootOnly].
+	// Authorizer decides on Refresh and on changes of the log settings; nil means
+	// [api.RootOnly].
 	Authorizer api.Authorizer
 	// Logger; nil means none.
 	Logger *slog.Logger
@@ -50,7 +51,7 @@ type Options struct {
 	RefreshTimeout time.Duration
 }
 
-// Log is what org.freedesktop.LogControl1 shows and sets.
+// Log is the object that org.freedesktop.LogControl1 shows and changes.
 type Log interface {
 	Level() string
 	SetLevel(name string) error
@@ -59,7 +60,7 @@ type Log interface {
 	Identifier() string
 }
 
-// noLog is a Log that shows nothing.
+// noLog is a Log without content.
 type noLog struct{}
 
 func (noLog) Level() string          { return "" }
@@ -68,16 +69,16 @@ func (noLog) Target() string         { return "" }
 func (noLog) SetTarget(string) error { return errors.New("there is no log") }
 func (noLog) Identifier() string     { return "" }
 
-// Server serves D-Bus. It owns its connection to the bus and makes a new one when
-// the bus restarts.
+// Server serves D-Bus. It owns its connection to the bus and connects again when the bus
+// restarts.
 type Server struct {
 	options  Options
 	contract *contract
 	ready    chan struct{}
 }
 
-// New makes a Server; nothing happens before Run. The error is that of an interface
-// description that cannot be read.
+// New returns a Server; nothing happens before Run. New fails if an interface
+// description is invalid.
 func New(o Options) (*Server, error) {
 	if o.Agent == nil {
 		return nil, errors.New("D-Bus server: no agent given")
@@ -99,16 +100,16 @@ func New(o Options) (*Server, error) {
 	return &Server{options: o, contract: c, ready: make(chan struct{})}, nil
 }
 
-// String names the task for the log.
+// String returns the name of the task for the log.
 func (s *Server) String() string { return "D-Bus server " + api.BusName }
 
-// Ready is closed when the name was owned for the first time. At boot that is after
-// the bus has started: what the bus waits for must not wait for this.
+// Ready is closed when the server owns the name for the first time. At boot this is
+// after the start of the bus: units before the bus must not wait for it.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// Run serves until ctx is done, and returns nil then. That there is no bus, or that
-// it goes away, is no error: Run tries again, soon and without a word at first.
-// Run must be called once only.
+// Run serves until ctx is done, and then returns nil. A missing bus, or a lost
+// connection, is no error: Run tries again soon, and logs nothing at first. Run must be
+// called only once.
 func (s *Server) Run(ctx context.Context) error {
 	watch := s.options.Agent.Watch(ctx)
 	retry := backoff.NewExponentialBackOff()
@@ -144,7 +145,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// nameTakenError: somebody else is org.ec2netd1 on this bus.
+// nameTakenError: another connection owns the name org.ec2netd1 on this bus.
 type nameTakenError struct{ reply dbus.RequestNameReply }
 
 func (e *nameTakenError) Error() string {
@@ -152,7 +153,7 @@ func (e *nameTakenError) Error() string {
 		api.BusName, e.reply, api.BusName)
 }
 
-// connect dials the bus, makes everything callable, and only then takes the name.
+// connect dials the bus, prepares for all calls, and only then requests the name.
 func (s *Server) connect(ctx context.Context) (_ *connection, err error) {
 	calls := bus.NewCalls(s.contract.inSignatures())
 	t := newTree(&s.options, s.contract, calls)
@@ -180,8 +181,8 @@ func (s *Server) connect(ctx context.Context) (_ *connection, err error) {
 	return c, nil
 }
 
-// inSignatures lists the argument signatures that the methods have, Set's apart: its
-// value can be anything, and is refused whatever it is.
+// inSignatures lists the argument signatures of the methods, except that of Set, whose
+// value can have any type and is always refused.
 func (c *contract) inSignatures() map[string]bool {
 	signatures := map[string]bool{}
 	for _, i := range c.interfaces {
@@ -194,8 +195,7 @@ func (c *contract) inSignatures() map[string]bool {
 	return signatures
 }
 
-// serve tells the bus of each change until the connection ends, which is at the
-// latest when ctx is done.
+// serve signals each change until the connection ends, at the latest when ctx is done.
 func (s *Server) serve(ctx context.Context, c *connection, watch <-chan *state.State) {
 	defer c.close()
 	select {
@@ -215,7 +215,7 @@ func (s *Server) serve(ctx context.Context, c *connection, watch <-chan *state.S
 			if !ok {
 				return
 			}
-			// What the channel holds may be older than what connect saw.
+			// The state in the channel may be older than the one that connect used.
 			if err := c.publish(s.options.Agent.State()); err != nil {
 				s.options.Logger.Debug("Could not signal a change on the bus", "error", err)
 				return
@@ -235,7 +235,7 @@ func (c *connection) close() {
 	c.tree.close()
 }
 
-// publish shows now to callers, and then signals what is different.
+// publish makes now available to callers, and then signals the differences.
 func (c *connection) publish(now *state.State) error {
 	before := c.tree.view.Load()
 	if before.state == now {
@@ -269,7 +269,7 @@ func (c *connection) publish(now *state.State) error {
 	return c.emitChanged(api.ObjectPath, api.ManagerInterface, before.manager, after.manager)
 }
 
-// emitChanged signals the properties of one object that changed, if any did.
+// emitChanged signals the changed properties of one object, if there are any.
 func (c *connection) emitChanged(path dbus.ObjectPath, iface string, before, after properties) error {
 	diff := changed(before, after, c.tree.contract.quiet[iface])
 	if len(diff) == 0 {

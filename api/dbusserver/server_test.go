@@ -47,7 +47,7 @@ const (
 	pendingPath = "/org/ec2netd1/interface/_302_3a00_3a00_3a00_3a00_3a03"
 )
 
-// denyAll is an Authorizer that refuses everybody.
+// denyAll is an Authorizer that permits nothing to anybody.
 type denyAll struct{}
 
 func (denyAll) Authorize(_ context.Context, c api.Caller, action string) error {
@@ -120,13 +120,13 @@ func TestReading(t *testing.T) { // H1
 	if _, err := call(object(c, "/any/where"), "org.freedesktop.DBus.Peer.Ping"); err != nil {
 		t.Errorf("Ping: %v", err)
 	}
-	// A client may leave the interface out.
+	// A client may omit the interface.
 	if c := c.Object(api.BusName, api.ObjectPath).Call("Describe", 0); c.Err != nil {
 		t.Errorf("Describe without interface: %v", c.Err)
 	}
 }
 
-// TestErrors calls what is not there and what is not right.
+// TestErrors makes calls that are unknown or invalid.
 func TestErrors(t *testing.T) {
 	b := newBus(t)
 	b.Start()
@@ -170,10 +170,10 @@ func TestErrors(t *testing.T) {
 		}
 		var d dbus.Error
 		if !errors.As(err, &d) || len(d.Body) != 1 || d.Body[0] == "" {
-			t.Errorf("%s on %s: an error without words", test.method, test.path)
+			t.Errorf("%s on %s: an error without a message", test.method, test.path)
 		}
 	}
-	// The connection has survived all that.
+	// The connection still works after all that.
 	if _, err := call(object(c, api.ObjectPath), describe); err != nil {
 		t.Error(err)
 	}
@@ -205,7 +205,7 @@ func TestIntrospection(t *testing.T) { // H1
 			t.Fatal(err)
 		}
 		var interfaces, children []string
-		for _, i := range n.Interfaces[2:] { // Peer and Introspectable are everywhere
+		for _, i := range n.Interfaces[2:] { // every path has Peer and Introspectable
 			interfaces = append(interfaces, i.Name)
 		}
 		for _, child := range n.Children {
@@ -267,7 +267,7 @@ func TestRefreshTimeout(t *testing.T) {
 	}
 	b.serve(dbusserver.Options{Agent: agent, RefreshTimeout: 50 * time.Millisecond, Authorizer: allowAll{}})
 	c := b.Dial()
-	// Readers do not wait for it, nor does a seventeenth refresh.
+	// Readers do not wait for the refreshes, and a seventeenth refresh fails at once.
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
@@ -297,7 +297,7 @@ func TestDenied(t *testing.T) { // H1
 	}
 }
 
-// TestPanic: a fault in one call is that caller's error only.
+// TestPanic: a panic in one call only causes an error for its caller.
 func TestPanic(t *testing.T) {
 	b := newBus(t)
 	b.Start()
@@ -312,10 +312,10 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// maxRefreshes is the limit of the package; a slot that is not given back shows.
+// maxRefreshes is the limit of the package; a slot that is not returned would show.
 const maxRefreshes = 16
 
-// signals subscribes to all that ec2netd sends.
+// signals subscribes to all signals of ec2netd.
 func signals(t *testing.T, c *dbus.Conn) <-chan *dbus.Signal {
 	t.Helper()
 	if err := c.AddMatchSignal(dbus.WithMatchSender(api.BusName)); err != nil {
@@ -334,7 +334,7 @@ func TestSignals(t *testing.T) { // H1
 	c := b.Dial()
 	ch := signals(t, c)
 
-	// The counters move, and nobody is woken up; the marker behind shows it.
+	// The counters change without a signal; the marker that follows shows this.
 	s := apitest.State()
 	s.Metadata.Requests++
 	s.Metadata.LastSuccess = time.Now()
@@ -351,7 +351,7 @@ func TestSignals(t *testing.T) { // H1
 		t.Errorf("signal %s of %s: %v", got.Name, got.Path, got.Body)
 	}
 
-	// An ENI gets its ID: its object moves. Another one changes.
+	// An ENI gets its ID, so its object moves. Another ENI changes.
 	next := *s
 	next.Interfaces = slices.Clone(s.Interfaces)
 	next.Interfaces[1].State, next.Interfaces[1].Reason, next.Interfaces[1].Missing = state.ENIConfigured, "", nil
@@ -380,7 +380,8 @@ func TestSignals(t *testing.T) { // H1
 	}
 }
 
-// TestBusComesAndGoes: the server is there before the bus, and after it restarts.
+// TestBusComesAndGoes: the server starts before the bus, and works again after the bus
+// restarts.
 func TestBusComesAndGoes(t *testing.T) {
 	b := newBus(t)
 	agent := apitest.NewAgent(apitest.State())
@@ -416,8 +417,9 @@ func TestBusComesAndGoes(t *testing.T) {
 	}
 }
 
-// TestSocketBeforeBus: systemd has the socket open long before the bus runs, and who
-// connects waits. Nothing is logged at that, and the server ends when it is told to.
+// TestSocketBeforeBus: systemd opens the socket long before the bus runs, and clients
+// that connect have to wait. The server logs nothing meanwhile, and ends when it is
+// told to.
 func TestSocketBeforeBus(t *testing.T) {
 	dir := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, "bus"))
@@ -441,8 +443,8 @@ func TestSocketBeforeBus(t *testing.T) {
 	}
 }
 
-// run runs a server that logs to a writer. The caller ends it by cancel; done tells
-// how it ended.
+// run runs a server that logs to a writer. The caller ends it by cancel; done returns
+// its result.
 func run(t *testing.T, address string, log io.Writer) (s *dbusserver.Server, cancel func(), done <-chan error) {
 	t.Helper()
 	s, err := dbusserver.New(dbusserver.Options{
@@ -457,7 +459,8 @@ func run(t *testing.T, address string, log io.Writer) (s *dbusserver.Server, can
 	return s, cancel, ended
 }
 
-// TestNameTaken: another owner of the name is told of once, and outlived.
+// TestNameTaken: the server logs once that the name has another owner, and gets it
+// later.
 func TestNameTaken(t *testing.T) {
 	b := newBus(t)
 	b.Start()
@@ -501,8 +504,8 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
-// TestStorm: twenty clients introspect and read paths that are there, that vanish and
-// that never were, while ENIs come and go. With godbus's own table this ends the
+// TestStorm: twenty clients introspect and read existing, disappearing and unknown
+// paths, while ENIs are added and removed. With godbus's own table this ends the
 // process (facts: godbus).
 func TestStorm(t *testing.T) {
 	b := newBus(t)
@@ -562,12 +565,13 @@ func TestStorm(t *testing.T) {
 	}
 }
 
-// unwatched is an agent whose watchers are told of nothing.
+// unwatched is an agent that sends no states to its watchers.
 type unwatched struct{ *apitest.Agent }
 
 func (unwatched) Watch(context.Context) <-chan *state.State { return make(chan *state.State) }
 
-// TestAheadOfSignals: a call shows what is, also where its signals are still to come.
+// TestAheadOfSignals: a call returns the current state, even before its signals are
+// sent.
 func TestAheadOfSignals(t *testing.T) {
 	b := newBus(t)
 	b.Start()
@@ -590,7 +594,8 @@ func TestAheadOfSignals(t *testing.T) {
 }
 
 // TestCrowd: two hundred clients at once, each with its own connection, are all served
-// while the state changes; those that subscribe and never read cost the others nothing.
+// while the state changes. Clients that subscribe and never read do not affect the
+// others.
 func TestCrowd(t *testing.T) { // H1
 	b := newBus(t)
 	b.Start()
@@ -605,7 +610,7 @@ func TestCrowd(t *testing.T) { // H1
 		c := b.Dial()
 		wg.Go(func() {
 			for _, method := range []string{describe, getManaged, introspectCall} {
-				// No limit of time: how long a crowd takes is the machine's affair.
+				// There is no time limit: the duration depends on the machine.
 				if err := object(c, api.ObjectPath).CallWithContext(t.Context(), method, 0).Err; err != nil {
 					t.Errorf("client %d: %s: %v", i, method, err)
 				}
@@ -616,20 +621,20 @@ func TestCrowd(t *testing.T) { // H1
 	wg.Wait()
 }
 
-// TestDeaf: clients that ask much and never read an answer keep nobody else waiting.
+// TestDeaf: clients that make many calls and never read a reply do not delay others.
 func TestDeaf(t *testing.T) {
 	b := newBus(t)
 	b.Start()
 	b.serve(dbusserver.Options{Agent: apitest.NewAgent(apitest.Many(15))})
 	for range 10 {
 		deaf := b.Dial()
-		deaf.Eavesdrop(make(chan *dbus.Message)) // nothing is taken from it
+		deaf.Eavesdrop(make(chan *dbus.Message)) // nothing is received from this channel
 		for range 300 {
 			object(deaf, api.ObjectPath).Go(describe, dbus.FlagNoReplyExpected, nil)
 			object(deaf, api.ObjectPath).Go(introspectCall, 0, make(chan *dbus.Call, 1))
 		}
 	}
-	// One that does not even read its socket.
+	// A client that does not even read its socket.
 	stuck := rawClient(t, b)
 	for range 300 {
 		m := &dbus.Message{Type: dbus.TypeMethodCall, Headers: map[dbus.HeaderField]dbus.Variant{
@@ -644,13 +649,13 @@ func TestDeaf(t *testing.T) {
 	if _, err := call(object(b.Dial(), api.ObjectPath), describe); err != nil {
 		t.Fatal(err)
 	}
-	// With the race detector on a busy machine the 6000 calls before it take seconds.
+	// With the race detector on a busy machine the 6000 earlier calls take seconds.
 	if d := time.Since(started); d > time.Minute {
 		t.Errorf("Describe took %v meanwhile", d)
 	}
 }
 
-// rawClient is a client whose socket nobody reads once it is connected.
+// rawClient is a client that does not read its socket after it has connected.
 func rawClient(t *testing.T, b *bus) *dbus.Conn {
 	t.Helper()
 	conn, err := net.Dial("unix", b.Socket)
@@ -673,7 +678,7 @@ func rawClient(t *testing.T, b *bus) *dbus.Conn {
 	return c
 }
 
-// halting is a connection whose reader can be made to stand still.
+// halting is a connection whose reader can be stopped.
 type halting struct {
 	net.Conn
 	halted atomic.Bool
@@ -695,7 +700,7 @@ func (h *halting) Close() error {
 	return h.Conn.Close()
 }
 
-// TestHostile: what any local user can send to a bus connection directly.
+// TestHostile: messages that any local user can send directly to a bus connection.
 func TestHostile(t *testing.T) {
 	b := newBus(t)
 	b.Start()
@@ -739,7 +744,7 @@ func TestHostile(t *testing.T) {
 	}
 }
 
-// TestNothingLeft: neither goroutines nor watchers stay behind.
+// TestNothingLeft: no goroutines and no watchers are left.
 func TestNothingLeft(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
 	agent := apitest.NewAgent(apitest.State())
@@ -770,7 +775,7 @@ func busctl(t *testing.T, b *bus, uid uint32, args ...string) (string, error) {
 	return string(out), err
 }
 
-// TestBusctl uses the client that people use.
+// TestBusctl uses the command that people use.
 func TestBusctl(t *testing.T) { // H1
 	if _, err := exec.LookPath("busctl"); err != nil {
 		t.Skip("needs busctl: apt-get install systemd")
@@ -807,7 +812,7 @@ func TestBusctl(t *testing.T) { // H1
 		t.Errorf("GetInterface: %v\n%s", err, out)
 	}
 	out, err = busctl(t, b, uid, "call", api.BusName, api.ObjectPath, api.ManagerInterface, "Refresh", "b", "false")
-	if err == nil || !strings.Contains(out, "Access denied") { // busctl has words of its own for it
+	if err == nil || !strings.Contains(out, "Access denied") { // busctl has its own words for it
 		t.Errorf("Refresh as uid %d: %v\n%s", uid, err, out)
 	}
 	if os.Getuid() == 0 {
@@ -818,8 +823,8 @@ func TestBusctl(t *testing.T) { // H1
 	}
 }
 
-// BenchmarkDescribe describes 15 ENIs of 50 addresses, a state that nobody has
-// described yet each time.
+// BenchmarkDescribe describes 15 ENIs of 50 addresses, each time a state that nobody
+// has described yet.
 func BenchmarkDescribe(b *testing.B) {
 	bus := newBus(b)
 	bus.Start()

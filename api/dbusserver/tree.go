@@ -19,16 +19,15 @@ import (
 	"ec2netd/service/state"
 )
 
-// maxRefreshes is how many refreshes of users may run or wait; root's always may. What else
-// clients can have under way is for [bus.Calls] to limit.
+// maxRefreshes is how many refreshes of users may run or wait; those of root are not
+// limited. [bus.Calls] limits the other calls.
 const maxRefreshes = 16
 
 // tree answers every method call that arrives on one bus connection.
 //
-// It stands in place of godbus's own table of exported objects. In that table any
-// local user can end the process: Introspect on a path that is not exported walks a
-// map without a lock. Here a path is looked up in an immutable view, so that ENIs
-// may come and go while anyone asks for anything.
+// It replaces godbus's own table of exported objects, with which any local user can end the
+// process: Introspect on a path that is not exported walks a map without a lock. tree looks
+// up a path in an immutable view, so that ENIs may be added and removed during any call.
 type tree struct {
 	agent      api.Agent
 	authorizer api.Authorizer
@@ -37,7 +36,8 @@ type tree struct {
 	contract   *contract
 	timeout    time.Duration
 	handlers   map[string]map[string]handlerFunc
-	// view is what was signalled last. ahead is a later one, of which no signal tells yet.
+	// view is the state of the latest signals. ahead is a later one, which is not signalled
+	// yet.
 	view, ahead atomic.Pointer[view]
 
 	admitted  *bus.Calls
@@ -78,11 +78,11 @@ type call struct {
 	sender string
 }
 
-// handlerFunc answers one method: the values of its out arguments, or a dbus.Error.
+// handlerFunc implements one method: it returns the values of its out arguments, or a
+// dbus.Error.
 type handlerFunc func(*call) ([]any, error)
 
-// handlers maps interface and method to what answers it. The tests hold it to the
-// XML.
+// handlers maps interface and method to the handler. The tests compare it with the XML.
 func handlers() map[string]map[string]handlerFunc {
 	return map[string]map[string]handlerFunc{
 		introspectInterface:    {"Introspect": (*call).introspect},
@@ -101,8 +101,8 @@ func handlers() map[string]map[string]handlerFunc {
 	}
 }
 
-// LookupObject implements [dbus.Handler]. Every path is an object here; it is
-// answered when it is called, under the limits.
+// LookupObject implements [dbus.Handler]. Every path is an object here; its calls are
+// answered later, within the limits.
 func (t *tree) LookupObject(path dbus.ObjectPath) (dbus.ServerObject, bool) {
 	return &call{tree: t, path: path}, true
 }
@@ -128,20 +128,20 @@ func (c *call) DecodeArguments(conn *dbus.Conn, sender string, msg *dbus.Message
 // Call, NumArguments and so on implement [dbus.Method].
 func (c *call) Call(...any) (out []any, err error) { return c.tree.answer(c) }
 
-// NumArguments is not asked for: see DecodeArguments.
+// NumArguments is not called: see DecodeArguments.
 func (c *call) NumArguments() int { return 0 }
 
-// NumReturns is not asked for.
+// NumReturns is not called.
 func (c *call) NumReturns() int { return 0 }
 
-// ArgumentValue is not asked for.
+// ArgumentValue is not called.
 func (c *call) ArgumentValue(int) any { return nil }
 
-// ReturnValue is not asked for.
+// ReturnValue is not called.
 func (c *call) ReturnValue(int) any { return nil }
 
-// answer finds and runs the handler of a call. A panic in it costs the caller an
-// error, not everyone the daemon.
+// answer finds and runs the handler of a call. If it panics, only the caller gets an error,
+// and the daemon goes on.
 func (t *tree) answer(c *call) (out []any, err error) {
 	if !t.enter() {
 		return nil, failure("org.freedesktop.DBus.Error.Failed", "ec2netd is leaving the bus")
@@ -164,7 +164,7 @@ func (t *tree) answer(c *call) (out []any, err error) {
 			"no object %s: ask GetManagedObjects on %s for those there are", clip(string(c.path)), api.ObjectPath)
 	}
 	if c.iface == "" {
-		// The interface may be left out of a call; the method names are unambiguous.
+		// A call may omit the interface; the method names are unique.
 		for _, name := range available {
 			if t.handlers[name][c.member] != nil {
 				c.iface = name
@@ -191,8 +191,7 @@ func (t *tree) answer(c *call) (out []any, err error) {
 	}
 	switch c.member {
 	case "Refresh":
-		// It takes its time, as the question whether it may be done does: that must not
-		// keep readers waiting.
+		// The call and its authorization take some time, which must not delay readers.
 		t.admitted.Slow(c.sender, c.msg.Serial())
 		if err := c.authorize(api.ActionRefresh); err != nil {
 			return nil, err
@@ -202,14 +201,15 @@ func (t *tree) answer(c *call) (out []any, err error) {
 	}
 	out, err = handler(c)
 	if t.admitted.Quiet(c.sender, c.msg.Serial()) {
-		out = nil // nobody reads it
+		out = nil // the caller does not read it
 	}
 	return out, err
 }
 
-// now is what is described. The signals of a change may still be to come, but whoever has
-// been told of its end, as by the answer to a Refresh over Varlink, sees it. Properties are
-// as signalled: who keeps them would miss what is the same again by then.
+// now returns the state that Describe shows. The signals of a change may not have been sent
+// yet, but a client that knows of the change, for example from the reply to a Refresh over
+// Varlink, sees it. Properties have the values of the latest signals: a client that caches
+// them would otherwise miss a value that changes back in between.
 func (t *tree) now() *view {
 	v, current := t.view.Load(), t.agent.State()
 	if v.state == current || v.state.Same(current) {
@@ -237,7 +237,7 @@ func (c *contract) inSignature(iface, member string) string {
 	return s
 }
 
-// enter begins a call, unless the connection is being closed.
+// enter begins a call, unless the connection is closing.
 func (t *tree) enter() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -256,7 +256,7 @@ func (t *tree) leave() {
 	}
 }
 
-// close refuses further calls and waits for those under way.
+// close refuses further calls and waits for those in progress.
 func (t *tree) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -266,7 +266,7 @@ func (t *tree) close() {
 	}
 }
 
-// caller is the user who calls, as the bus told when the call arrived.
+// caller returns the calling user, as reported by the bus when the call arrived.
 func (c *call) caller() (uid uint32, err error) {
 	uid, ok := c.tree.admitted.User(c.sender, c.msg.Serial())
 	if !ok {
@@ -275,7 +275,7 @@ func (c *call) caller() (uid uint32, err error) {
 	return uid, nil
 }
 
-// authorize asks the Authorizer whether the caller may.
+// authorize asks the Authorizer whether the caller is permitted.
 func (c *call) authorize(action string) error {
 	uid, err := c.caller()
 	if err != nil {
@@ -318,7 +318,7 @@ func (c *call) getAll() ([]any, error) {
 }
 
 func (c *call) set() ([]any, error) {
-	// The guard passes texts on only.
+	// The guard only passes on strings.
 	if len(c.msg.Body) != 3 || c.path != logControlPath || c.msg.Body[0] != logControlInterface {
 		return nil, failure("org.freedesktop.DBus.Error.PropertyReadOnly",
 			"the properties of ec2netd tell what is, and cannot be set, but for the level and the target of the log, which are texts; see ec2netd.conf(5) for what can be configured")
@@ -338,7 +338,8 @@ func (c *call) set() ([]any, error) {
 	return nil, nil
 }
 
-// properties of the interface of c's object; "" stands for the one there is.
+// properties returns the properties of an interface of c's object; "" stands for its only
+// one.
 func (c *call) properties(iface string) (properties, error) {
 	name, p := c.view.propertiesOf(c.path)
 	if c.path == logControlPath {
@@ -425,12 +426,12 @@ func (c *call) refresh() ([]any, error) {
 	return []any{string(b)}, nil
 }
 
-// failure makes a D-Bus error with a text for people.
+// failure returns a D-Bus error with a text for people.
 func failure(name, format string, args ...any) error {
 	return dbus.Error{Name: name, Body: []any{text(fmt.Sprintf(format, args...))}}
 }
 
-// clip keeps what a caller sent from filling an error or a log.
+// clip shortens text from a caller for errors and logs.
 func clip(s string) string {
 	const most = 256
 	if len(s) > most {

@@ -1,5 +1,5 @@
-// Package polkit asks polkit who may change something. It decides nothing itself, but
-// that root may do everything; where polkit does not run, nobody else may do anything.
+// Package polkit asks polkit who may change something. The only decision of its own is that
+// root may do everything. If polkit does not run, nobody else may do anything.
 package polkit
 
 import (
@@ -25,28 +25,27 @@ const (
 	allowInteraction = 1
 )
 
-// How long an answer may take: polkit's own, and that of a user who is asked for a
-// password.
+// Timeouts of an answer: of polkit's own, and of a user who is asked for a password.
 const (
 	patience            = 10 * time.Second
 	interactivePatience = 2 * time.Minute
 )
 
-// How many callers may wait for polkit at once: of one user, so that nobody's use up those of
-// others, and of all. Root never waits for it.
+// Limits of the callers that wait for polkit at once: of one user, so that no user can block
+// others, and of all users. Root never waits for polkit.
 const (
 	mostOfOne = 4
 	mostOfAll = 32
 )
 
-// Authorizer implements [api.Authorizer]. It connects to the bus when it is needed, and
-// again when that went away. The zero value is ready for use.
+// Authorizer implements [api.Authorizer]. It connects to the bus when necessary, and again
+// when the connection has ended. The zero value is ready for use.
 type Authorizer struct {
-	// Address of the bus; empty for the system's.
+	// Address of the bus; empty for the system bus.
 	Address string
 
-	// conn is a connection of its own: what polkit sends has nothing to do with what
-	// clients send.
+	// conn is a separate connection, which keeps the messages of polkit apart from those of
+	// clients.
 	conn bus.Lazy
 	once sync.Once
 
@@ -94,23 +93,22 @@ func (a *Authorizer) Authorize(ctx context.Context, caller api.Caller, action st
 	return nil
 }
 
-// absent are the errors of the bus where there is no polkit: not installed, masked, or
-// not to be started.
+// absent are the errors of the bus if polkit is not installed, is masked, or cannot be
+// started.
 var absent = []string{
 	"org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
 	"org.freedesktop.systemd1.UnitMasked", "org.freedesktop.systemd1.NoSuchUnit",
 }
 
-// polkitSubject is whom polkit is asked about.
+// polkitSubject is the subject of a question to polkit.
 type polkitSubject struct {
 	Kind    string
 	Details map[string]dbus.Variant
 }
 
-// subject names a caller: on the bus by its unique name, which no other connection ever
-// has; of a socket by the process that connected. That polkit looks the start time up
-// by itself where it is 0 leaves a moment in which the process may have been replaced,
-// by one of the same user only.
+// subject identifies a caller: on the bus by its unique name, which is never reused, and on a
+// socket by the process that connected. With a start time of 0 polkit looks it up itself. By
+// that moment another process may have the number, but only one of the same user.
 func subject(caller api.Caller) polkitSubject {
 	if caller.BusName != "" {
 		return polkitSubject{"system-bus-name", map[string]dbus.Variant{"name": dbus.MakeVariant(caller.BusName)}}

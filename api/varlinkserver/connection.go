@@ -18,11 +18,11 @@ import (
 	"ec2netd/service/state"
 )
 
-// hangupPoll is how often a connection is looked at that is in a call and is not
-// being read from, to see whether the client has gone.
+// hangupPoll is how often the server checks whether a client has disconnected if a call
+// is running and nothing is read from the connection.
 const hangupPoll = time.Second
 
-// Why a connection ends.
+// Reasons why a connection ends.
 var (
 	errIdle     = errors.New("no call for too long")
 	errTooLarge = errors.New("the request is too large")
@@ -31,18 +31,19 @@ var (
 	errNoRaw    = errors.New("reading is the server's, not a method's")
 )
 
-// connection is one client.
+// connection is the connection of one client.
 type connection struct {
 	net    *net.UnixConn
 	peer   api.Caller
 	server *Server
 	limits Limits
-	// drop ends the connection from outside; it is set while the connection is served.
+	// drop ends the connection from another goroutine; it is set while the connection is
+	// served.
 	drop context.CancelCauseFunc
 }
 
-// newConnection asks the kernel who the client is, once and for all: the process may
-// pass the socket on or execute another program later.
+// newConnection asks the kernel for the client's identity once: the process may later
+// pass the socket on or execute another program.
 func (s *Server) newConnection(nc *net.UnixConn) (*connection, error) {
 	raw, err := nc.SyscallConn()
 	if err != nil {
@@ -64,20 +65,20 @@ func (s *Server) newConnection(nc *net.UnixConn) (*connection, error) {
 	}, nil
 }
 
-// request is one message of a client, or the last thing that it sent.
+// request is one message of a client, or the end of its messages.
 type request struct {
 	message []byte
-	// tooLarge: the message was not read to its end, and nothing after it will be.
+	// tooLarge: the message was not read completely, and nothing after it is read.
 	tooLarge bool
 }
 
-// serve answers the calls of a client, one after the other, until it has gone or ctx
-// is done.
+// serve answers the calls of a client, one after the other, until it has disconnected or
+// ctx is done.
 func (c *connection) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(withConnection(ctx, c))
 	defer cancel(nil)
 	c.drop = cancel
-	// Unblocks the reader and any writer; of a closed socket there is none.
+	// Unblocks the reader and any writer, of which a closed socket has none.
 	stop := context.AfterFunc(ctx, func() { _ = c.net.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	requests := make(chan request)
@@ -155,13 +156,13 @@ func (c *connection) reply(ctx context.Context, e errorReply) error {
 	return err
 }
 
-// refuse tells the client in place of a reply that a limit is reached.
+// refuse replies that a limit is reached.
 func (c *connection) refuse(ctx context.Context, reason string) error {
 	return c.reply(ctx, errorReply{api.VarlinkInterface + ".LimitsExceeded", map[string]string{"reason": reason}})
 }
 
-// turnAway tells a client that is not served why, if that can be done without waiting
-// for it, and returns the reason.
+// turnAway tells a client that is not served the reason, if this does not require
+// waiting, and returns the reason.
 func (c *connection) turnAway(reason string) error {
 	text, err := json.Marshal(errorReply{api.VarlinkInterface + ".LimitsExceeded", map[string]string{"reason": reason}})
 	if err != nil {
@@ -171,20 +172,20 @@ func (c *connection) turnAway(reason string) error {
 	if err != nil {
 		return errors.New(reason)
 	}
-	// The buffer of a new socket has room for it. A short write deadline instead would
-	// pass before the write begins on a machine that has much else to do.
+	// The buffer of a new socket has room for it. On a busy machine a short write
+	// deadline could expire before the write begins.
 	_ = raw.Control(func(fd uintptr) {
 		_, _ = unix.SendmsgN(int(fd), append(text, 0), nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	})
 	return errors.New(reason)
 }
 
-// read sends each request of the client to requests. It goes on while a call runs,
-// which is how it learns that the client has gone, and then ends the call by cancel.
+// read sends each request of the client to requests. It continues while a call runs, so
+// that it notices when the client disconnects, and then ends the call by cancel.
 func (c *connection) read(ctx context.Context, cancel context.CancelCauseFunc, requests chan<- request) {
 	poll := time.NewTicker(hangupPoll)
 	defer poll.Stop()
-	// wait hands over to taken; it gives up when there is nobody to read for.
+	// wait passes a request to taken; it gives up when nobody receives it.
 	wait := func(r request, taken chan<- request) (more bool) {
 		for {
 			select {
@@ -219,7 +220,7 @@ func (c *connection) read(ctx context.Context, cancel context.CancelCauseFunc, r
 			}
 			return
 		case errors.Is(err, io.EOF) && !c.hungUp():
-			// The client says no more, but still listens: it gets its answer.
+			// The client sends no more, but still reads: it gets its reply.
 			close(requests)
 			wait(request{}, nil)
 			return
@@ -233,8 +234,8 @@ func (c *connection) read(ctx context.Context, cancel context.CancelCauseFunc, r
 	}
 }
 
-// hungUp reports whether the client has closed the connection, as opposed to having
-// said its last word.
+// hungUp reports whether the client has closed the connection, not only its sending
+// side.
 func (c *connection) hungUp() bool {
 	raw, err := c.net.SyscallConn()
 	if err != nil {
@@ -249,8 +250,7 @@ func (c *connection) hungUp() bool {
 	return err != nil || gone
 }
 
-// Write implements varlink.ReadWriterContext for the replies that are made for this
-// client alone.
+// Write implements varlink.ReadWriterContext for replies to this client only.
 func (c *connection) Write(ctx context.Context, b []byte) (int, error) {
 	if !c.server.bytes.take(c.peer.UID, len(b)) {
 		return 0, c.turnAway(fmt.Sprintf("too many bytes wait for UID %d, or for users like it: read the replies", c.peer.UID))
@@ -262,8 +262,8 @@ func (c *connection) Write(ctx context.Context, b []byte) (int, error) {
 	return c.net.Write(b)
 }
 
-// sendState sends the state of now as a reply to call, and returns it. The clients share
-// the text, see [publisher].
+// sendState sends the current state as a reply to call, and returns it. The clients
+// share the text, see [publisher].
 func (c *connection) sendState(ctx context.Context, call *varlink.Call) (*state.State, error) {
 	e, r, err := c.server.published.acquire(func() { c.drop(errBehind) })
 	if err != nil {
@@ -282,16 +282,16 @@ func (c *connection) sendState(ctx context.Context, call *varlink.Call) (*state.
 	return e.state, err
 }
 
-// startWriting sets how long the client may take to read.
+// startWriting sets the deadline for the client to read.
 func (c *connection) startWriting(ctx context.Context) error {
 	if err := c.net.SetWriteDeadline(time.Now().Add(c.limits.Write)); err != nil {
 		return err
 	}
-	// Looked at after the deadline is set: the end of ctx sets one too.
+	// Check this after setting the deadline, since the end of ctx sets one too.
 	return ctx.Err()
 }
 
-// Read and ReadBytes are for methods that take the connection over; there is none.
+// Read and ReadBytes are for methods that take over the connection; there are none.
 func (c *connection) Read(context.Context, []byte) (int, error) { return 0, errNoRaw }
 
 // ReadBytes implements varlink.ReadWriterContext; see Read.

@@ -16,7 +16,7 @@ import (
 	"ec2netd/api/apitest"
 )
 
-// noted is a log that says whether a call panicked.
+// noted is a log that records whether a call panicked.
 type noted struct {
 	slog.Handler
 	said *bool
@@ -29,8 +29,8 @@ func (n noted) Handle(_ context.Context, r slog.Record) error {
 }
 
 // FuzzConnection: whatever bytes a client sends, in whatever pieces, each message is answered
-// in JSON or ends the connection; no call panics, nothing is refreshed for somebody who may
-// not, and nothing of what was set aside for the client stays taken (D4, J1).
+// in JSON or ends the connection. No call panics, no unauthorized call causes a refresh, and
+// all resources of the client are returned (D4, J1).
 func FuzzConnection(f *testing.F) {
 	const limit = 1 << 10
 	for _, seed := range []string{
@@ -88,7 +88,7 @@ func FuzzConnection(f *testing.F) {
 	})
 }
 
-// refuses lets nobody do anything.
+// refuses permits nothing to anybody.
 type refuses struct{}
 
 func (refuses) Authorize(context.Context, api.Caller, string) error { return errors.New("no") }

@@ -31,7 +31,7 @@ func TestClassOf(t *testing.T) { // J1
 	}
 }
 
-// J1: a user cannot take what is another's, nor a class what is for those above it.
+// J1: a user cannot use the share of another, nor a class the share of a higher one.
 func TestPool(t *testing.T) {
 	p := newPool(32) // 16 for ordinary users, 2 each; 24 with system users, 3 each
 	take := func(uid uint32, want int) {
@@ -56,7 +56,7 @@ func TestPool(t *testing.T) {
 	take(0, 100)
 	p.give(1003, 1)
 	take(1000, 0)
-	take(103, 1) // what an ordinary user gave back is for system users too
+	take(103, 1) // system users can also use what an ordinary user returned
 	take(2000, 0)
 	for uid := range uint32(8) {
 		for p.users[1000+uid] > 0 {
@@ -69,7 +69,7 @@ func TestPool(t *testing.T) {
 	}
 }
 
-// J1: how often a user may connect, and that users who do not are forgotten.
+// J1: the rate of a user's connections is limited, and inactive users are forgotten.
 func TestPace(t *testing.T) {
 	p, now := newPace(10), time.Now()
 	allowed := func(uid uint32) (n int) {
@@ -102,7 +102,7 @@ func TestPace(t *testing.T) {
 	}
 }
 
-// newServer makes a Server that does not listen: see [client.connect].
+// newServer returns a Server that does not listen: see [client.connect].
 func newServer(t testing.TB, o Options) *Server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ec2netd-varlink")
@@ -146,16 +146,16 @@ func pair(t testing.TB) (server, client *net.UnixConn) {
 	return ends[0], ends[1]
 }
 
-// client is a client of a user that the test chooses.
+// client is a client of a given user.
 type client struct {
 	t testing.TB
 	*net.UnixConn
 	r *bufio.Reader
-	// ended is closed when the server is done with the client.
+	// ended is closed when the server has finished with the client.
 	ended chan struct{}
 }
 
-// connect connects to s as a user, as accept would have it.
+// connect connects to s as a user, like accept.
 func connect(t testing.TB, s *Server, uid uint32) *client {
 	t.Helper()
 	server, own := pair(t)
@@ -210,8 +210,8 @@ const (
 	monitor        = `{"method":"org.ec2netd.Network.Monitor","more":true}`
 )
 
-// J1: connections, of each user and of each class, with an error for those that are
-// refused.
+// J1: limits of connections, of each user and of each class, with an error for refused
+// ones.
 func TestConnectionLimits(t *testing.T) {
 	s := newServer(t, Options{Limits: Limits{Connections: 32}})
 	for uid := range uint32(8) {
@@ -233,7 +233,7 @@ func TestConnectionLimits(t *testing.T) {
 	}
 }
 
-// J1: calls that run, of which a Monitor is one; the connection stays.
+// J1: limits of running calls, of which a Monitor is one; the connection stays.
 func TestCallLimits(t *testing.T) {
 	s := newServer(t, Options{Limits: Limits{Calls: 16}})
 	m := connect(t, s, 1000)
@@ -254,7 +254,8 @@ func TestCallLimits(t *testing.T) {
 	c.expect(`"version"`)
 }
 
-// patient is an Authorizer that has root pass, and everybody else wait.
+// patient is an Authorizer that permits everything to root, and makes everybody else
+// wait.
 type patient struct{ waiting chan uint32 }
 
 func (p patient) Authorize(ctx context.Context, c api.Caller, action string) error {
@@ -266,7 +267,7 @@ func (p patient) Authorize(ctx context.Context, c api.Caller, action string) err
 	return api.RootOnly{}.Authorize(ctx, c, action)
 }
 
-// J1: refreshes that run or wait for polkit.
+// J1: limits of refreshes that run or wait for polkit.
 func TestRefreshLimits(t *testing.T) {
 	p := patient{make(chan uint32, 100)}
 	s := newServer(t, Options{Authorizer: p, Limits: Limits{Refreshes: 16}})
@@ -287,8 +288,8 @@ func TestRefreshLimits(t *testing.T) {
 	admin.expect(`"settled":true`)
 }
 
-// J1: who is turned away learns why, also when the server's own writes may take no more
-// time, and a client whose buffer is full is not waited for.
+// J1: a client that is turned away gets the reason, even after the deadline for
+// writing. The server does not wait for a client with a full buffer.
 func TestTurnAway(t *testing.T) {
 	s := newServer(t, Options{})
 	server, own := pair(t)
@@ -317,7 +318,7 @@ func TestTurnAway(t *testing.T) {
 	}
 }
 
-// J1: requests that do not end cost what was set aside for them, and no more.
+// J1: incomplete requests only cost what was reserved for them.
 func TestEndless(t *testing.T) {
 	s := newServer(t, Options{Limits: Limits{ConnectionsPerSecond: 1000}})
 	var before, after runtime.MemStats
@@ -328,7 +329,7 @@ func TestEndless(t *testing.T) {
 	for uid := range uint32(400) {
 		c := connect(t, s, 1000+uid/8)
 		_ = c.SetWriteDeadline(time.Now().Add(20 * time.Second))
-		// Just less than is too much, so that it is kept.
+		// As much as the limit permits, so that it is kept.
 		_, _ = c.Write(flood[:s.options.Limits.Message])
 		clients = append(clients, c)
 	}
@@ -358,7 +359,7 @@ func TestEndless(t *testing.T) {
 	s.idle(t)
 }
 
-// idle checks that all that was taken was given back.
+// idle checks that all resources were returned.
 func (s *Server) idle(t testing.TB) {
 	t.Helper()
 	for name, p := range map[string]*pool{"connections": s.connections, "calls": s.calls, "refreshes": s.refreshes, "bytes": s.bytes} {
@@ -371,7 +372,7 @@ func (s *Server) idle(t testing.TB) {
 	}
 }
 
-// J1: the largest request passes, and the next larger one does not.
+// J1: the largest request is accepted, and one byte more is not.
 func TestMessageLimit(t *testing.T) {
 	s := newServer(t, Options{Limits: Limits{Message: 100}})
 	c := connect(t, s, 1000)
@@ -380,7 +381,7 @@ func TestMessageLimit(t *testing.T) {
 		c.send(whole)
 		c.expect(`"version"`)
 	}
-	c.send(describe + "\x00" + whole + " ") // after an answer to what came before it
+	c.send(describe + "\x00" + whole + " ") // after the answer to the previous request
 	c.expect(`"version"`)
 	c.expect("100 bytes at most")
 	if got := c.reply(); got != "" {
@@ -388,7 +389,7 @@ func TestMessageLimit(t *testing.T) {
 	}
 }
 
-// J1: all clients are sent one encoded state, and it is encoded once.
+// J1: all clients are sent the same encoded state, which is encoded once.
 func TestShared(t *testing.T) {
 	agent := apitest.NewAgent(apitest.Many(15))
 	s := newServer(t, Options{Agent: agent})
@@ -417,7 +418,7 @@ func TestShared(t *testing.T) {
 	if s.published.current != first {
 		t.Error("the same state was encoded again")
 	}
-	// What clients get costs them nothing of their share.
+	// Replies with it do not count towards the clients' shares.
 	if s.bytes.users[1000] != 2*s.options.Limits.held() {
 		t.Errorf("UID 1000 holds %d bytes", s.bytes.users[1000])
 	}
@@ -429,15 +430,15 @@ func TestShared(t *testing.T) {
 	}
 }
 
-// J1: those who do not read are dropped once too much is kept for them, the furthest
-// behind first; those who read are not.
+// J1: clients that do not read are dropped when too much is kept for them, the slowest
+// first. Clients that read are not dropped.
 func TestBehind(t *testing.T) {
 	agent := apitest.NewAgent(apitest.Many(15))
 	text, err := json.Marshal(api.NonNil(agent.State()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Room for two states and a half.
+	// Room for two and a half states.
 	s := newServer(t, Options{Agent: agent, Limits: Limits{Bytes: 8 * len(text) * 5 / 2, Write: time.Hour}})
 	reads := connect(t, s, 1001)
 	reads.send(monitor)
@@ -450,7 +451,7 @@ func TestBehind(t *testing.T) {
 		reads.expect(next.Reason)
 		d := connect(t, s, 1000)
 		d.send(describe)
-		// A byte of it: it is being sent.
+		// Read one byte of it, so that it is being sent.
 		_ = d.SetReadDeadline(time.Now().Add(20 * time.Second))
 		if _, err := d.Read(make([]byte, 1)); err != nil {
 			t.Fatal(err)
@@ -479,7 +480,7 @@ func TestBehind(t *testing.T) {
 	}
 }
 
-// J1: a client that does not read what is made for it alone runs out of its share.
+// J1: a client that does not read its own replies runs out of its share.
 func TestUnread(t *testing.T) {
 	s := newServer(t, Options{Limits: Limits{Bytes: 1 << 16, Message: 1 << 10}})
 	list := `{"method":"org.ec2netd.Network.ListInterfaces","parameters":{"id":"` + strings.Repeat("x", 900) + `"}}`
@@ -497,7 +498,7 @@ func TestUnread(t *testing.T) {
 	c.expect("NoSuchInterface")
 }
 
-// TestParameters: what a method does not take is refused by its name (J1).
+// TestParameters: unknown parameters are refused by name (J1).
 func TestParameters(t *testing.T) {
 	s := newServer(t, Options{})
 	deep := strings.Repeat("[", 8000) + strings.Repeat("]", 8000)
@@ -528,7 +529,8 @@ func TestParameters(t *testing.T) {
 		{"org.varlink.service.GetInterfaceDescription", `{"interface":1}`, "interface"},
 		{"org.varlink.service.GetInterfaceDescription", `{"interface":"org.ec2netd.Network","x":1}`, "x"},
 	} {
-		// Of a client each, as one that streams has a last reply only when it ends.
+		// Each on its own connection, since the last reply of a streaming call only
+		// comes when it ends.
 		conn := connect(t, s, 1000)
 		conn.send(`{"method":"` + c.method + `","parameters":` + c.parameters + `,"more":true}`)
 		var reply struct {
@@ -545,7 +547,7 @@ func TestParameters(t *testing.T) {
 		conn.Close()
 		<-conn.ended
 	}
-	// Deeper than what the decoder takes: nobody can say what it was.
+	// Deeper than the decoder accepts, so that the parameter cannot be named.
 	s.idle(t)
 	s = newServer(t, Options{Limits: Limits{Message: 1 << 19}})
 	conn := connect(t, s, 0)
@@ -557,7 +559,7 @@ func TestParameters(t *testing.T) {
 	s.idle(t)
 }
 
-// A client that asks for no reply gets none, and does not keep a call running.
+// A client that asks for no reply gets none, and its call does not keep running.
 func TestOneway(t *testing.T) {
 	agent := apitest.NewAgent(apitest.State())
 	s := newServer(t, Options{Agent: agent})

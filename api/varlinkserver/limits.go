@@ -6,36 +6,37 @@ import (
 	"time"
 )
 
-// Limits bound what clients can make the daemon hold; zero values mean the defaults.
+// Limits bound the resources that clients can use; zero values mean the defaults.
 //
 // The numbers of connections, calls, refreshes and bytes are for all users together.
-// Ordinary users get half of each, system users another quarter, and the last quarter is
-// root's, who is never refused. A user other than root can have an eighth of what its
-// class can: one user cannot lock out the others of its class, and a class cannot lock
-// out the ones above it (J1).
+// Ordinary users can use half of each, system users another quarter, and the last
+// quarter is reserved for root, who is never refused. A user other than root can use an
+// eighth of the share of its class: a user cannot lock out others of its class, and a
+// class cannot lock out higher ones (J1).
 type Limits struct {
 	// Connections, 256 by default.
 	Connections int
-	// ConnectionsPerSecond are how many connections a user other than root can make in a
-	// second, and twice as many at once; 100 by default.
+	// ConnectionsPerSecond is the number of connections that a user other than root can
+	// open per second, and twice as many at once; 100 by default.
 	ConnectionsPerSecond int
-	// Calls that run at once, 128 by default. A Monitor runs until its client leaves.
+	// Calls that run at once, 128 by default. A Monitor runs until its client
+	// disconnects.
 	Calls int
 	// Refreshes that run or wait for polkit at once, 32 by default.
 	Refreshes int
-	// Bytes of requests and unsent replies that are held, 16 MiB by default. The
-	// encoded state is shared by all clients and counts only once a newer one has
-	// taken its place; see [publisher].
+	// Bytes of requests and unsent replies in memory, 16 MiB by default. All clients
+	// share the encoded state, which counts only after a newer one has replaced it; see
+	// [publisher].
 	Bytes int
 	// Message is the size of the largest request in bytes, 16 KiB by default.
 	Message int
-	// Idle is how long a connection may be without a call, 2 minutes by default.
+	// Idle is how long a connection may have no call, 2 minutes by default.
 	Idle time.Duration
 	// Write is how long a client may take to read one reply, 10 seconds by default.
 	Write time.Duration
 }
 
-// withDefaults returns l with the default for each value that is zero.
+// withDefaults returns l with the default in place of each zero value.
 func (l Limits) withDefaults() Limits {
 	l.Connections = cmp.Or(l.Connections, 256)
 	l.ConnectionsPerSecond = cmp.Or(l.ConnectionsPerSecond, 100)
@@ -48,15 +49,15 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// held is what one connection is charged for its requests: the one in work, and the
-// one that is being read.
+// held is the charge of a connection for its requests: the one in progress, and the one
+// that is being read.
 func (l Limits) held() int { return 2 * l.Message }
 
-// sendBuffer is how many bytes of replies the kernel keeps for a client that does not
-// read, in place of its default of 208 KiB, which counts as the daemon's memory.
+// sendBuffer is the size of the kernel's send buffer, in place of its default of 208
+// KiB, which counts as the daemon's memory.
 func (l Limits) sendBuffer() int { return l.Message }
 
-// class is how much a user is trusted with.
+// class is a class of users with the same share.
 type class int
 
 // The classes.
@@ -68,8 +69,8 @@ const (
 
 // classOf returns the class of a user. System users are those below SYS_UID_MAX of
 // login.defs(5), 999 on every distribution of the last ten years, and the dynamic users
-// of systemd services, see systemd.exec(5): no one can log in as one of these. The users
-// of a user namespace are ordinary ones.
+// of systemd services, see systemd.exec(5): nobody can log in as one of these. The users
+// of a user namespace are ordinary users.
 func classOf(uid uint32) class {
 	const (
 		systemMax  = 999
@@ -85,23 +86,23 @@ func classOf(uid uint32) class {
 	return ordinary
 }
 
-// pool is an amount of something that the clients share, with a reserve for those who
-// are trusted more.
+// pool is an amount of a resource that the clients share, with a reserve for the higher
+// classes.
 type pool struct {
 	limit int
 
 	mu    sync.Mutex
-	below [root]int // used by each class and those below it
+	below [root]int // used by each class and the lower ones
 	users map[uint32]int
 }
 
 func newPool(limit int) *pool { return &pool{limit: limit, users: map[uint32]int{}} }
 
-// of returns the part of the pool that a class and those below it can use together.
+// of returns the part of the pool that a class and the lower ones can use together.
 func (p *pool) of(c class) int { return p.limit * (int(c) + 2) / 4 }
 
-// take takes n for a user, and reports whether there was so much left for it. Root
-// always gets it.
+// take takes n for a user, and reports whether this was within its limits. Root always
+// gets it.
 func (p *pool) take(uid uint32, n int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -120,7 +121,7 @@ func (p *pool) take(uid uint32, n int) bool {
 	return true
 }
 
-// give gives back what was taken.
+// give returns what was taken.
 func (p *pool) give(uid uint32, n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -136,18 +137,18 @@ func (p *pool) add(uid uint32, c class, n int) {
 	}
 }
 
-// pace bounds how often each user does something.
+// pace limits how often each user does something.
 type pace struct {
 	perSecond int
 
 	mu    sync.Mutex
 	users map[uint32]*allowance
-	// most is how many users there may be before those are forgotten that have done
-	// nothing for some time.
+	// most is the number of users after which users that have been inactive for some
+	// time are forgotten.
 	most int
 }
 
-// allowance is what a user had left when it was last asked for.
+// allowance is the rest of a user's allowance when it last asked.
 type allowance struct {
 	left float64
 	at   time.Time
@@ -180,7 +181,7 @@ func (p *pace) allow(uid uint32, now time.Time) bool {
 	return true
 }
 
-// forget forgets the users who have all of their allowance again.
+// forget forgets the users whose allowance is complete again.
 func (p *pace) forget(now time.Time) {
 	if len(p.users) < p.most {
 		return

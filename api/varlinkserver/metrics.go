@@ -9,8 +9,8 @@ import (
 	"ec2netd/service/metrics"
 )
 
-// metricsInterface is io.systemd.Metrics. The library's generator has no way to say that a
-// value is a number or a string.
+// metricsInterface is io.systemd.Metrics. The library's generator does not support a value
+// that is either a number or a string.
 type metricsInterface struct {
 	options *Options
 }
@@ -35,7 +35,7 @@ func (m *metricsInterface) VarlinkDispatch(ctx context.Context, call varlink.Cal
 	return replyEach(ctx, &call, metrics.Families())
 }
 
-// replyEach replies with each of several.
+// replyEach sends a reply for each value.
 func replyEach[T any](ctx context.Context, call *varlink.Call, all []T) error {
 	if len(all) == 0 {
 		return call.ReplyError(ctx, api.MetricsInterface+".NoSuchMetric", nil)

@@ -12,7 +12,7 @@ import (
 	"ec2netd/service/metrics"
 )
 
-// H2: io.systemd.Metrics as systemd-report asks for it.
+// H2: io.systemd.Metrics, with the requests of systemd-report.
 func TestMetrics(t *testing.T) {
 	c := rawDial(t, serve(t, varlinkserver.Options{Agent: apitest.NewAgent(apitest.State())}))
 	stream := func(method string) (all []map[string]any) {

@@ -27,26 +27,24 @@ func connectionOf(ctx context.Context) *connection {
 	return c
 }
 
-// dispatcher stands around the generated one and does for every method what each
-// would have to do for itself.
+// dispatcher wraps the generated dispatcher with what every method needs.
 type dispatcher struct {
 	*orgec2netdnetwork.VarlinkInterface
 	options *Options
 }
 
-// VarlinkDispatch runs one call. If it panics, the client loses its connection and
-// nobody else anything.
+// VarlinkDispatch runs one call. If it panics, only the client loses its connection.
 func (d *dispatcher) VarlinkDispatch(ctx context.Context, call varlink.Call, method string) (err error) {
 	defer d.options.recovered(method, &err)
 	if call.In.Parameters == nil {
-		// Parameters that are all optional may be left out as a whole.
+		// If all parameters are optional, a client may omit them as a whole.
 		none := json.RawMessage("{}")
 		call.In.Parameters = &none
 	}
 	return d.VarlinkInterface.VarlinkDispatch(ctx, call, method)
 }
 
-// recovered, deferred, makes an error of a panic.
+// recovered turns a panic into an error; it must be deferred.
 func (o *Options) recovered(method string, err *error) {
 	if r := recover(); r != nil {
 		o.Logger.Error("A Varlink call failed within ec2netd; please report this",
@@ -55,9 +53,8 @@ func (o *Options) recovered(method string, err *error) {
 	}
 }
 
-// network implements the methods of the IDL. It replies with the model itself where
-// the generated replies would have every field as an argument; a test holds the
-// field names of both together.
+// network implements the methods of the IDL. It replies with the model itself, since the
+// generated replies have each field as an argument; a test compares the field names.
 type network struct{ *Server }
 
 // Describe implements the method of the IDL.
@@ -132,8 +129,7 @@ func (n *network) Refresh(ctx context.Context, c orgec2netdnetwork.VarlinkCall, 
 	return c.Reply(ctx, api.NonNilChanges(changes))
 }
 
-// refresh runs a refresh and, for a client that wants more, tells it on the way what has
-// changed so far.
+// refresh runs a refresh and, for a client that set more, also sends the changes so far.
 func (n *network) refresh(ctx context.Context, c *orgec2netdnetwork.VarlinkCall, refresh func() (*state.Changes, error), mac string) (*state.Changes, error) {
 	if !c.WantsMore() {
 		return refresh()
@@ -195,7 +191,7 @@ func (n *network) Monitor(ctx context.Context, c orgec2netdnetwork.VarlinkCall) 
 	c.Continues = true
 	var last *state.State
 	for s := range n.options.Agent.Watch(ctx) {
-		// What was sent last may be newer than what the watch has only now told of.
+		// The last reply may be newer than the state that the watch sends now.
 		if last != nil && (last.Same(s) || last.Same(n.options.Agent.State())) {
 			continue
 		}
@@ -207,9 +203,9 @@ func (n *network) Monitor(ctx context.Context, c orgec2netdnetwork.VarlinkCall) 
 	return context.Cause(ctx)
 }
 
-// replyExpectedMore replies as systemd's services do to a call that streams and was
-// made without more. The library refuses to send errors of org.varlink.service, so
-// that it goes out by hand.
+// replyExpectedMore replies to a streaming call without more as systemd's services do.
+// The library refuses to send errors of org.varlink.service, so this function writes the
+// reply itself.
 func replyExpectedMore(ctx context.Context, c *varlink.Call) error {
 	if c.IsOneway() {
 		return nil

@@ -11,20 +11,20 @@ import (
 	"ec2netd/api"
 )
 
-// serviceInterface is the one that every Varlink service has.
+// serviceInterface is the interface that every Varlink service has.
 const serviceInterface = "org.varlink.service"
 
-// parameters are those that a method takes, by name.
+// parameters are the parameters of a method, by name.
 type parameters map[string]*idl.Type
 
-// contract has the parameters of all methods, by the full name of the method. The
-// library's decoder ignores parameters that a method does not have, and does not say
-// which one has the wrong type.
+// contract contains the parameters of all methods, by the full name of the method. The
+// library's decoder ignores unknown parameters, and does not report which one has the
+// wrong type.
 type contract map[string]parameters
 
-// newContract reads the parameters from the interface description. That of
-// io.systemd.Metrics has types that the library cannot parse, and that of
-// org.varlink.service is the library's own: their methods are listed here.
+// newContract reads the parameters from the interface description. The library cannot
+// parse some types of io.systemd.Metrics, and has its own org.varlink.service: the
+// methods of these are listed here.
 func newContract() (contract, error) {
 	c := contract{
 		serviceInterface + ".GetInfo":                 {},
@@ -46,9 +46,9 @@ func newContract() (contract, error) {
 	return c, nil
 }
 
-// check returns the name of the first parameter of a call that the method does not have,
-// lacks, or has with another type; it returns "" if there is none. Methods that are not
-// known are for others to refuse.
+// check returns the name of the first parameter of a call that is unknown or missing, or
+// that has the wrong type; it returns "" if there is none. It does not check unknown
+// methods, which are refused elsewhere.
 func (c contract) check(method string, given json.RawMessage) (invalid string) {
 	known, ok := c[method]
 	if !ok {
@@ -71,8 +71,8 @@ func (c contract) check(method string, given json.RawMessage) (invalid string) {
 	return ""
 }
 
-// matches reports whether a value has a type. A structure it takes for any object: the
-// generated code decodes it.
+// matches reports whether a value has a type. It accepts any object as a structure,
+// which the generated code decodes.
 func matches(t *idl.Type, value json.RawMessage) bool {
 	is := func(v any) bool { return json.Unmarshal(value, v) == nil && string(value) != "null" }
 	switch t.Kind {

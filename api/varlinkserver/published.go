@@ -9,21 +9,20 @@ import (
 	"ec2netd/service/state"
 )
 
-// publisher has the state in JSON, encoded once for all clients. With 15 ENIs of 50
-// addresses each that costs milliseconds and 200 KiB, which Describe and Monitor must not
-// cost once more for every client (J1).
+// publisher keeps the state in JSON, encoded once for all clients. With 15 ENIs of 50
+// addresses each the encoding costs milliseconds and 200 KiB, which Describe and Monitor
+// must not cost again for every client (J1).
 //
-// A client that does not read keeps the encoding that it is being sent. The publisher
-// bounds how much of what is out of date is kept in this way: it drops the clients that
-// are furthest behind.
+// A client that does not read keeps the encoding that it is being sent in memory. The
+// publisher bounds the size of old encodings: it drops the slowest clients.
 type publisher struct {
 	agent api.Agent
-	// limit is how many bytes of old encodings clients can keep.
+	// limit is the size of old encodings that clients can keep, in bytes.
 	limit int
 
 	mu      sync.Mutex
 	current *encoding
-	// stale encodings are still being sent to somebody; the oldest is first.
+	// stale encodings are still being sent to clients; the oldest is first.
 	stale []*encoding
 }
 
@@ -31,7 +30,8 @@ type publisher struct {
 type encoding struct {
 	state *state.State
 	json  []byte
-	// readers are those to whom it is being sent, with how to drop them.
+	// readers are the clients that are being sent the encoding, with functions to drop
+	// them.
 	readers map[*reader]struct{}
 	dropped bool
 }
@@ -39,8 +39,8 @@ type encoding struct {
 // reader is one use of an encoding.
 type reader struct{ drop func() }
 
-// acquire returns the state of now in JSON. The caller must release it, and drop must
-// make it do so soon.
+// acquire returns the current state in JSON. The caller must release it, and drop must
+// make the caller do so soon.
 func (p *publisher) acquire(drop func()) (*encoding, *reader, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -57,8 +57,8 @@ func (p *publisher) acquire(drop func()) (*encoding, *reader, error) {
 	return p.current, r, nil
 }
 
-// retire makes the current encoding one of the stale ones, and drops the readers of the
-// oldest while these are too large. Readers of the last one are never dropped: a client
+// retire makes the current encoding a stale one, and drops the readers of the oldest
+// encodings while these are too large. It never drops readers of the last one: a client
 // that reads must not suffer from a state that is larger than the limit.
 func (p *publisher) retire() {
 	if p.current == nil || len(p.current.readers) == 0 {

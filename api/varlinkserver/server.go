@@ -1,6 +1,6 @@
 // Package varlinkserver serves org.ec2netd.Network and io.systemd.Metrics, the contracts of
 // the .varlink files in api/, on listeners that systemd or a test has opened.
-// It shows what the agent says and passes Refresh on to it; it decides nothing about
+// It serves the state of the agent and passes Refresh on to it; it makes no decisions about
 // the network.
 package varlinkserver
 
@@ -23,10 +23,10 @@ import (
 	"ec2netd/api/orgec2netdnetwork"
 )
 
-// Options are what a [Server] needs.
+// Options of a [Server].
 type Options struct {
-	// Listeners take the connections; one is required. They must be of Unix sockets.
-	// All serve the same, within the same limits. Run closes them.
+	// Listeners accept the connections; one is required. They must be Unix sockets. All
+	// serve the same interfaces, within the same limits. Run closes them.
 	Listeners []net.Listener
 	// Agent is the daemon; required.
 	Agent api.Agent
@@ -38,7 +38,7 @@ type Options struct {
 	Version string
 	// RefreshTimeout bounds one Refresh; zero means 90 seconds.
 	RefreshTimeout time.Duration
-	// Limits on clients; zero values mean the defaults.
+	// Limits of clients; zero values mean the defaults.
 	Limits Limits
 }
 
@@ -52,13 +52,13 @@ type Server struct {
 	// What the clients share, see [Limits].
 	connections, calls, refreshes, bytes *pool
 	connecting                           *pace
-	// readers are *bufio.Reader of one message. Clients that come and go often would
-	// otherwise make much garbage.
+	// readers are *bufio.Reader for one message. They are reused, since new clients would
+	// otherwise cause much garbage.
 	readers sync.Pool
 }
 
-// New makes a Server; nothing happens before Run, but that clients may connect and
-// wait. The error is one of the options.
+// New returns a Server. Before Run clients can connect, but have to wait. New fails if an
+// option is invalid.
 func New(o Options) (*Server, error) {
 	if len(o.Listeners) == 0 || o.Agent == nil {
 		return nil, errors.New("making the Varlink server: no listener or no agent given")
@@ -95,7 +95,7 @@ func New(o Options) (*Server, error) {
 		refreshes:   newPool(o.Limits.Refreshes),
 		bytes:       newPool(o.Limits.Bytes),
 	}
-	// One message and its NUL, and all that is read ahead.
+	// One message with its NUL, which is also the maximum that is read ahead.
 	s.readers.New = func() any { return bufio.NewReaderSize(nil, o.Limits.Message+1) }
 	d := &dispatcher{VarlinkInterface: orgec2netdnetwork.VarlinkNew(&network{s}), options: &s.options}
 	if err := errors.Join(service.RegisterInterface(d), service.RegisterInterface(&metricsInterface{&s.options})); err != nil {
@@ -104,16 +104,15 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// String names the task for the log.
+// String returns the name of the task for the log.
 func (s *Server) String() string {
 	return "Varlink server " + api.VarlinkInterface
 }
 
-// Run serves until ctx is done, waits for the connections to end, and returns nil
-// then. An error is one of the listener that will not pass. Run must be called once
-// only.
+// Run serves until ctx is done, waits for the connections to end, and then returns nil. It
+// returns an error if a listener fails permanently. Run must be called only once.
 //
-// The library's own loop is not used: it ignores its context and races with its
+// It does not use the library's own loop, which ignores its context and races with its
 // Shutdown (facts: varlink).
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -123,11 +122,11 @@ func (s *Server) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// accept serves on one listener, as Run does.
+// accept serves one listener, as Run does.
 func (s *Server) accept(ctx context.Context, listener net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = listener.Close() }) // Accept tells of it
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close() }) // Accept then fails
 	defer stop()
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -144,7 +143,7 @@ func (s *Server) accept(ctx context.Context, listener net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accepting Varlink connections: %w", err)
 		case err != nil:
-			// Out of file descriptors, mostly: clients wait in the meantime.
+			// Usually the daemon is out of file descriptors: clients have to wait.
 			s.options.Logger.Warn("Could not accept a Varlink connection; trying on", "error", err, "pause", pause)
 			select {
 			case <-ctx.Done():
@@ -154,12 +153,12 @@ func (s *Server) accept(ctx context.Context, listener net.Listener) error {
 			continue
 		}
 		pause = 5 * time.Millisecond
-		// While there is always one more connection this loop never waits, and would run
-		// for 10 ms each time that it gets the daemon's one processor. A Refresh of root,
-		// which waits for many answers of the metadata service, then took seconds.
+		// As long as there is another connection this loop never blocks, and would run for
+		// 10 ms each time it gets the daemon's only processor. A Refresh of root, which
+		// waits for many answers of the metadata service, then took seconds.
 		runtime.Gosched()
-		// A client that is refused is so at once and here: the queue of those that wait to
-		// be accepted, which root has to pass too, empties faster than it can be filled.
+		// A client is refused here at once: root has to pass the queue of connections too,
+		// which thus empties faster than clients can fill it.
 		c, err := s.newConnection(nc.(*net.UnixConn))
 		if err == nil {
 			err = s.admit(c)
@@ -178,7 +177,7 @@ func (s *Server) accept(ctx context.Context, listener net.Listener) error {
 	}
 }
 
-// admit counts a connection in, or tells its client that it has too many.
+// admit counts a connection, or tells its client that it has too many.
 func (s *Server) admit(c *connection) error {
 	uid := c.peer.UID
 	if !s.connecting.allow(uid, time.Now()) {
@@ -199,9 +198,9 @@ func (s *Server) admit(c *connection) error {
 	return nil
 }
 
-// dismiss ends a connection that was admitted.
+// dismiss ends an admitted connection.
 func (s *Server) dismiss(c *connection) {
-	_ = c.net.Close() // it may be closed already
+	_ = c.net.Close() // it may already be closed
 	s.bytes.give(c.peer.UID, s.options.Limits.held())
 	s.connections.give(c.peer.UID, 1)
 }

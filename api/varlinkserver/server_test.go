@@ -39,7 +39,7 @@ func serve(t testing.TB, o varlinkserver.Options) string {
 	return serveIn(t, os.TempDir(), o)
 }
 
-// serveIn is serve with the socket in a new directory below parent.
+// serveIn is like serve, with the socket in a new directory below parent.
 func serveIn(t testing.TB, parent string, o varlinkserver.Options) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(parent, "ec2netd-varlink")
@@ -52,7 +52,7 @@ func serveIn(t testing.TB, parent string, o varlinkserver.Options) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// As the socket unit has it: everybody may connect.
+	// As in the socket unit: everybody may connect.
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(socket, 0o666)); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func call(t testing.TB, c *varlink.Connection, name string, in, out any) error {
 	return orgec2netdnetwork.Dispatch_Error(err)
 }
 
-// raw talks without the library, as other clients may.
+// raw is a client without the library.
 type raw struct {
 	t *testing.T
 	net.Conn
@@ -219,8 +219,7 @@ func TestRefresh(t *testing.T) { // H3
 	}
 }
 
-// With more, a Refresh tells on the way what has changed so far; with an ID it is of one
-// ENI.
+// With more, a Refresh also sends the changes so far; with an ID it is for one ENI.
 func TestRefreshProgress(t *testing.T) { // H3
 	agent := apitest.NewAgent(apitest.State())
 	agent.OnRefresh = func(ctx context.Context, _ bool) (*state.Changes, error) {
@@ -270,7 +269,7 @@ func TestRefreshTimeout(t *testing.T) {
 	}
 }
 
-// TestPeer: who may refresh is decided by the kernel's word on the client.
+// TestPeer: the kernel's information about the client decides who may refresh.
 func TestPeer(t *testing.T) { // H2
 	seen := make(chan api.Caller, 1)
 	socket := serve(t, varlinkserver.Options{Authorizer: authorizer(func(c api.Caller, action string) error {
@@ -294,7 +293,7 @@ func TestPeer(t *testing.T) { // H2
 	if err != nil {
 		t.Error(err)
 	}
-	// This test again, as somebody else.
+	// Run this test again as another user.
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestAsNobody$", "-test.v")
 	cmd.Env = append(os.Environ(), "EC2NETD_TEST_SOCKET="+socket)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -308,7 +307,8 @@ func TestPeer(t *testing.T) { // H2
 	}
 }
 
-// runExe runs the test binary, which may be where only root can go, from a copy.
+// runExe runs a copy of the test binary, whose directory may be accessible only for
+// root.
 func runExe(t *testing.T, cmd *exec.Cmd) (string, error) {
 	t.Helper()
 	self, err := os.ReadFile("/proc/self/exe")
@@ -328,7 +328,7 @@ func runExe(t *testing.T, cmd *exec.Cmd) (string, error) {
 	return string(out), err
 }
 
-// TestAsNobody is the part of TestPeer that another user plays.
+// TestAsNobody is the part of TestPeer that runs as another user.
 func TestAsNobody(t *testing.T) {
 	socket := os.Getenv("EC2NETD_TEST_SOCKET")
 	if socket == "" {
@@ -375,7 +375,7 @@ func TestMonitor(t *testing.T) { // H2
 		t.Errorf("snapshot: %+v", s)
 	}
 	s := apitest.State()
-	s.Metadata.Requests++ // no change
+	s.Metadata.Requests++ // does not count as a change
 	agent.Set(s)
 	s = apitest.State()
 	s.Reason = "one"
@@ -396,8 +396,8 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// TestHangUp: a call ends when its client goes, also when more requests wait behind
-// it, and a client that only has said its last word gets its answer.
+// TestHangUp: a call ends when its client disconnects, even if more requests follow it.
+// A client that only closes its sending side gets its reply.
 func TestHangUp(t *testing.T) {
 	started, ended := make(chan bool, 8), make(chan error, 8)
 	agent := apitest.NewAgent(apitest.State())
@@ -437,7 +437,7 @@ func TestHangUp(t *testing.T) {
 	}
 }
 
-// TestBadRequests: what a client gets for what it should not have sent.
+// TestBadRequests: the replies to invalid requests.
 func TestBadRequests(t *testing.T) {
 	socket := serve(t, varlinkserver.Options{})
 	for request, want := range map[string]string{
@@ -449,7 +449,8 @@ func TestBadRequests(t *testing.T) {
 		`{"method":"org.ec2netd.Network.Describe","parameters":{},"oneway":true}`: "",
 		`nonsense`: "",
 		``:         "",
-		// As much as is too much, so that nothing is left unread: see TestMessageLimit.
+		// Exactly the excessive size, so that nothing is left unread: see
+		// TestMessageLimit.
 		`{"method":"org.ec2netd.Network.Describe","parameters":{"x":"` + strings.Repeat("x", 1<<20) + `"}}`: "LimitsExceeded",
 	} {
 		c := rawDial(t, socket)
@@ -503,7 +504,7 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// TestLimits: connections, idle ones, and clients that do not read.
+// TestLimits: limits of connections, idle ones, and clients that do not read.
 func TestLimits(t *testing.T) {
 	agent := apitest.NewAgent(apitest.Many(15))
 	socket := serve(t, varlinkserver.Options{Agent: agent, Limits: varlinkserver.Limits{
@@ -514,21 +515,21 @@ func TestLimits(t *testing.T) {
 		t.Errorf("idle: %s", got)
 	}
 	slow := rawDial(t, socket)
-	io.WriteString(slow, `{"method":`) // and no more
+	io.WriteString(slow, `{"method":`) // an incomplete request
 	if got := slow.reply(); got != "" {
 		t.Errorf("slow: %s", got)
 	}
 	deaf := rawDial(t, socket)
 	for range 100 {
 		if _, err := io.WriteString(deaf, `{"method":"org.ec2netd.Network.Describe"}`+"\x00"); err != nil {
-			break // closed already
+			break // already closed
 		}
 	}
 	eventually(t, "the deaf client to be dropped", func() bool {
 		_, err := deaf.Write([]byte{' '})
 		return err != nil
 	})
-	// A monitor that does not read gets dropped too, when there is much to tell.
+	// A monitor that does not read is dropped too, if there are many changes.
 	monitor := rawDial(t, socket)
 	monitor.send(`{"method":"org.ec2netd.Network.Monitor","more":true}`)
 	eventually(t, "the watch to begin", func() bool { return agent.Watchers() == 1 })
@@ -542,7 +543,7 @@ func TestLimits(t *testing.T) {
 	})
 }
 
-// TestManyClients: hundreds at once, while the state changes.
+// TestManyClients: hundreds of clients at once, while the state changes.
 func TestManyClients(t *testing.T) {
 	agent := apitest.NewAgent(apitest.Many(3))
 	socket := serve(t, varlinkserver.Options{Agent: agent})
@@ -556,7 +557,7 @@ func TestManyClients(t *testing.T) {
 			}
 			defer c.Close()
 			for range 5 {
-				// No limit of time: how long a crowd takes is the machine's affair.
+				// There is no time limit: the duration depends on the machine.
 				if err := orgec2netdnetwork.Dispatch_Error(c.Call(t.Context(), method+"Describe", nil, &state.State{})); err != nil {
 					t.Error(err)
 				}
@@ -567,8 +568,8 @@ func TestManyClients(t *testing.T) {
 	wg.Wait()
 }
 
-// TestStorm: ten clients introspect, list and look for what is there, what vanishes and
-// what never was, and follow what changes, while ENIs come and go.
+// TestStorm: ten clients introspect, list and look up existing, disappearing and unknown
+// ENIs, and monitor changes, while ENIs are added and removed.
 func TestStorm(t *testing.T) { // H2
 	agent := apitest.NewAgent(apitest.Many(15))
 	socket := serve(t, varlinkserver.Options{Agent: agent})
@@ -598,7 +599,7 @@ func TestStorm(t *testing.T) { // H2
 					}
 				case 2:
 					if got, err := c.GetInterfaceDescription(t.Context(), "org.example.Nobody"); err == nil {
-						t.Errorf("GetInterfaceDescription of what is not there: %s", got)
+						t.Errorf("GetInterfaceDescription of an unknown interface: %s", got)
 					}
 				case 3:
 					var noSuch *orgec2netdnetwork.NoSuchInterface
@@ -607,7 +608,7 @@ func TestStorm(t *testing.T) { // H2
 						t.Errorf("ListInterfaces: %v", err)
 					}
 				default:
-					// A few replies, and away in the middle of the stream.
+					// Read a few replies, and disconnect in the middle of the stream.
 					m := rawDial(t, socket)
 					m.send(`{"method":"org.ec2netd.Network.` + []string{"Monitor", "ListInterfaces"}[rand.IntN(2)] + `","more":true}`)
 					if !strings.HasPrefix(m.reply(), `{"parameters":`) {
@@ -650,7 +651,7 @@ func TestNew(t *testing.T) {
 	defer l.Close()
 	for _, o := range []varlinkserver.Options{{}, {Listeners: []net.Listener{l}, Agent: apitest.NewAgent(apitest.State())}} {
 		if _, err := varlinkserver.New(o); err == nil {
-			t.Errorf("New(%+v) has no objection", o)
+			t.Errorf("New(%+v) returns no error", o)
 		}
 	}
 }

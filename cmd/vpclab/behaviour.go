@@ -21,7 +21,7 @@ type setting struct {
 	set                func(b *vpc.Behaviour, values []string) error
 }
 
-// settings are all of them. They are applied in this order: the profile comes first.
+// settings are all settings. They are applied in this order: the profile comes first.
 func settings() []setting {
 	return []setting{
 		{"profile", "name", "behave like EC2 (ec2), or without any delay (instant); default: " + vpc.DefaultProfile,
@@ -101,7 +101,7 @@ func one[T any](parse func(string) (T, error), where func(*vpc.Behaviour) *T) fu
 	}
 }
 
-// several is a setting of a list, which replaces that of the profile.
+// several is a setting with a list, which replaces the list of the profile.
 func several[T any](parse func(string) (T, error), where func(*vpc.Behaviour) *[]T) func(*vpc.Behaviour, []string) error {
 	return func(b *vpc.Behaviour, values []string) error {
 		var list []T
@@ -117,8 +117,8 @@ func several[T any](parse func(string) (T, error), where func(*vpc.Behaviour) *[
 	}
 }
 
-// behaviourFlags gives a command a flag for each setting. The returned function
-// tells which of them the command line had.
+// behaviourFlags adds a flag for each setting to a command. The returned function
+// returns the flags on the command line.
 func behaviourFlags(cmd *cobra.Command) func() map[string][]string {
 	given := make(map[string]*settingValue)
 	for _, s := range settings() {
@@ -139,8 +139,8 @@ func behaviourFlags(cmd *cobra.Command) func() map[string][]string {
 	}
 }
 
-// settingValue is the value of a flag: a list, separated by commas or given one by
-// one. An empty text clears it.
+// settingValue is the value of a flag: a list, separated by commas or given in several
+// flags. An empty text clears it.
 type settingValue struct {
 	kind   string
 	given  bool
@@ -164,8 +164,8 @@ func (v *settingValue) Type() string { return v.kind }
 // String implements [pflag.Value].
 func (v *settingValue) String() string { return strings.Join(v.values, ",") }
 
-// change applies settings to a behaviour. Its error is errTogether where each is
-// good but they do not go together.
+// change applies settings to a behaviour. It returns errTogether if each setting is
+// valid but they cannot be combined.
 func change(b vpc.Behaviour, changed map[string][]string) (vpc.Behaviour, error) {
 	for _, s := range settings() {
 		values, ok := changed[s.name]
@@ -184,7 +184,7 @@ func change(b vpc.Behaviour, changed map[string][]string) (vpc.Behaviour, error)
 
 var errTogether = errors.New("no VPC behaves like that")
 
-// forwarded are the flags that a command line has set, as a command line.
+// forwarded returns the flags that were set on a command line, as a command line.
 func forwarded(f *pflag.FlagSet, without ...string) []string {
 	var args []string
 	f.Visit(func(flag *pflag.Flag) {
@@ -216,7 +216,7 @@ next lease; other delays are those of the next attachment.
 		if len(r.Settings) == 0 {
 			return usageError{errors.New("what shall change? Give one of the flags")}
 		}
-		// Wrong words are wrong usage; whether they go together, the lab knows.
+		// Invalid words are invalid usage; the lab checks the combination.
 		if _, err := change(vpc.Profiles()[vpc.DefaultProfile], r.Settings); err != nil && !errors.Is(err, errTogether) {
 			return usageError{err}
 		}

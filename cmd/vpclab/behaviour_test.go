@@ -15,8 +15,7 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// parsed is the behaviour that a command line asks for, and its flags as they are
-// passed on.
+// parsed returns the behaviour for a command line, and the flags that are passed on.
 func parsed(t *testing.T, args ...string) (vpc.Behaviour, []string, error) {
 	t.Helper()
 	cmd := &cobra.Command{Use: "x"}
@@ -29,7 +28,7 @@ func parsed(t *testing.T, args ...string) (vpc.Behaviour, []string, error) {
 }
 
 func TestBehaviourFlags(t *testing.T) {
-	// Whatever is given first, the profile is what the others change.
+	// Whatever the order, the other settings change the profile.
 	args := []string{
 		"--domain=example.com,example.net", "--mtu=8500", "--dhcp-mtu=0", "--dhcp-hostname=false", "--ntp=169.254.169.123",
 		"--ntp=fd00:ec2::123", "--dns=10.0.0.9", "--search=corp.example", "--dhcpv6=first", "--dhcpv6-preferred=10s",
@@ -55,7 +54,7 @@ func TestBehaviourFlags(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v\n got %+v\nwant %+v", err, got, want)
 	}
-	// The process in the background reads the same from what is passed on to it.
+	// The background process reads the same from the flags that are passed on to it.
 	if again, _, err := parsed(t, passed...); err != nil || !reflect.DeepEqual(again, want) {
 		t.Errorf("%v of %q\n got %+v\nwant %+v", err, passed, again, want)
 	}
@@ -80,7 +79,7 @@ func TestBehaviourFlags(t *testing.T) {
 			t.Errorf("%s: %v, want %q", text, err, says)
 		}
 	}
-	// Good on its own, but only of a VPC with such a latency.
+	// Valid by itself, but only for a VPC with such a latency.
 	if _, _, err := parsed(t, "--metadata-jitter=1s"); !errors.Is(err, errTogether) {
 		t.Errorf("%v", err)
 	}

@@ -39,7 +39,7 @@ func downCommand(c *client) *cobra.Command {
 			if err := c.call(ctx, "down", struct{}{}, nil); err != nil {
 				return err
 			}
-			// The directory goes last.
+			// Remove the directory last.
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
 			return vpc.Until(ctx, "the lab "+*c.name+" is gone", func() (bool, error) {
@@ -575,8 +575,8 @@ func shellCommand(c *client) *cobra.Command {
 	return cmd
 }
 
-// shell starts a shell in the instance on our own terminal. That of a machine gets one there, of
-// the same size.
+// shell starts a shell in the instance on this terminal. A machine gets a terminal of the same
+// size.
 func (c *client) shell(ctx context.Context, user string) (err error) {
 	argv := []string{"bash", "-l"}
 	inst, err := c.instance(ctx)
@@ -605,7 +605,7 @@ func (c *client) shell(ctx context.Context, user string) (err error) {
 	return c.exec(ctx, user, []string{"script", "--quiet", "--return", "--command", on, "/dev/null"})
 }
 
-// exec runs a command in the instance on our own terminal.
+// exec runs a command in the instance on this terminal.
 func (c *client) exec(ctx context.Context, user string, argv []string) error {
 	inst, err := c.instance(ctx)
 	if err != nil {
@@ -621,7 +621,7 @@ func (c *client) exec(ctx context.Context, user string, argv []string) error {
 	if inst.Machine {
 		return vpc.RunInMachine(ctx, inst.Socket, vpc.Command{Argv: argv, Stdin: os.Stdin, User: user, Env: env}, os.Stdout, os.Stderr)
 	}
-	// Signals of the terminal go to the command itself; it decides.
+	// The command itself receives the signals of the terminal, and decides.
 	cmd, err := vpc.CommandIn(context.WithoutCancel(ctx), inst.Leader, vpc.Command{
 		Argv: argv, Stdin: os.Stdin, User: user, Env: env, Interactive: true,
 	})

@@ -42,7 +42,7 @@ DIR is what "make install DESTDIR=DIR PREFIX=/usr" has filled.`,
 	return cmd
 }
 
-// How long a step of the demo may take; each takes about a second, and with a machine up to a
+// Timeout of a step of the demo. Each step takes about a second, and with a machine up to a
 // minute.
 const (
 	stepTimeout    = 90 * time.Second
@@ -96,7 +96,7 @@ func demonstrate(ctx context.Context, out io.Writer, o upOptions) (err error) {
 	return nil
 }
 
-// autopsy shows what the daemon has logged.
+// autopsy shows the log of the daemon.
 func (d *demo) autopsy(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -108,7 +108,7 @@ func (d *demo) autopsy(ctx context.Context) {
 		{"ec2netctl", "status"}, {"networkctl", "--no-pager", "list"}, {"ip", "-brief", "address"},
 		{"journalctl", "--no-pager", "--unit=ec2netd.service", "--lines=40"},
 	} {
-		_ = d.show(ctx, argv...) // its error is in the output
+		_ = d.show(ctx, argv...) // the output contains its error
 	}
 }
 
@@ -124,7 +124,7 @@ func (d *demo) show(ctx context.Context, argv ...string) error {
 	return err
 }
 
-// quote prints a command as one would type it.
+// quote returns a command as one would type it.
 func quote(argv []string) string {
 	words := make([]string, len(argv))
 	for n, w := range argv {
@@ -185,7 +185,7 @@ func (d *demo) attach(ctx context.Context) (err error) {
 	return nil
 }
 
-// described is what the demo needs of the daemon's Describe.
+// described is the part of the daemon's Describe that the demo needs.
 type described struct {
 	State      string `json:"state"`
 	Interfaces []struct {
@@ -195,7 +195,7 @@ type described struct {
 	} `json:"interfaces"`
 }
 
-// describeRaw asks the daemon, over D-Bus, as any program would.
+// describeRaw calls the daemon over D-Bus, like any other program.
 func (d *demo) describeRaw(ctx context.Context) (string, error) {
 	out, err := d.inst.Exec(ctx, "busctl", "--json=short", "call", "org.ec2netd1", "/org/ec2netd1", "org.ec2netd1.Manager", "Describe")
 	if err != nil {
@@ -210,8 +210,8 @@ func (d *demo) describeRaw(ctx context.Context) (string, error) {
 	return reply.Data[0], nil
 }
 
-// configured waits until the daemon says that an ENI is configured and the
-// kernel has all of its addresses, ready for use.
+// configured waits until the daemon reports an ENI as configured and the kernel has all of
+// its addresses, ready for use.
 func (d *demo) configured(ctx context.Context, e *vpc.ENI) (time.Duration, error) {
 	begin := time.Now()
 	last := "nothing yet"
@@ -268,8 +268,8 @@ func (d *demo) ping(ctx context.Context) error {
 	return d.pingFrom(ctx, slices.Concat(d.eni.IPv4(), d.eni.IPv6())...)
 }
 
-// pingFrom pings the far host from addresses, and checks that no reply was lost and
-// that nothing left meanwhile by an ENI with an address of another.
+// pingFrom pings the far host from addresses, and checks that no reply was lost and that no
+// packet left meanwhile through an ENI with an address of another.
 func (d *demo) pingFrom(ctx context.Context, addrs ...netip.Addr) error {
 	before, err := d.drops(ctx)
 	if err != nil {
@@ -303,7 +303,7 @@ func (d *demo) pingFrom(ctx context.Context, addrs ...netip.Addr) error {
 	return nil
 }
 
-// drops counts the packets that the source check of each ENI has dropped.
+// drops returns the number of packets that the source check of each ENI has dropped.
 func (d *demo) drops(ctx context.Context) (map[*vpc.ENI]uint64, error) {
 	counts := make(map[*vpc.ENI]uint64)
 	for _, e := range d.inst.ENIs() {

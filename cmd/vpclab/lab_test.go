@@ -19,7 +19,7 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// asCommand tells this test binary to be vpclab.
+// asCommand makes this test binary act as vpclab.
 const asCommand = "VPCLAB_TEST_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -56,7 +56,7 @@ func (c command) try(args ...string) (stdout, stderr string, status int) {
 	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
 
-// run runs vpclab, which must work, and returns what it printed.
+// run runs vpclab, which must succeed, and returns its output.
 func (c command) run(args ...string) string {
 	c.t.Helper()
 	stdout, stderr, status := c.try(args...)
@@ -66,7 +66,7 @@ func (c command) run(args ...string) string {
 	return stdout
 }
 
-// fails runs vpclab, which must end with an exit status and say something on stderr.
+// fails runs vpclab, which must end with an exit status and print some words to stderr.
 func (c command) fails(want int, says string, args ...string) {
 	c.t.Helper()
 	if _, stderr, status := c.try(args...); status != want || !strings.Contains(stderr, says) {
@@ -74,7 +74,7 @@ func (c command) fails(want int, says string, args ...string) {
 	}
 }
 
-// says runs vpclab, which must work and print some words.
+// says runs vpclab, which must succeed and print some words.
 func (c command) says(words []string, args ...string) {
 	c.t.Helper()
 	out := c.run(args...)
@@ -85,7 +85,7 @@ func (c command) says(words []string, args ...string) {
 	}
 }
 
-// status is what status --json says.
+// status is the output of status --json.
 func (c command) status() vpc.Status {
 	c.t.Helper()
 	var s vpc.Status
@@ -95,7 +95,7 @@ func (c command) status() vpc.Status {
 	return s
 }
 
-// instance is what status --json says of the instance.
+// instance is the instance in the output of status --json.
 func (c command) instance() vpc.InstanceStatus {
 	c.t.Helper()
 	return c.status().Instances[0]
@@ -119,7 +119,7 @@ func (c command) up(flags ...string) (pids []int) {
 	return []int{record.PID, c.instance().Leader}
 }
 
-// gone checks that nothing of the lab is left; a process may be on its way out.
+// gone checks that nothing of the lab is left; a process may still be ending.
 func (c command) gone(pids ...int) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), 10*time.Second)
@@ -134,7 +134,7 @@ func (c command) gone(pids ...int) {
 	}
 }
 
-// TestLabCommand goes through the commands of a user on one lab, and ends it.
+// TestLabCommand runs the commands of a user on one lab, and ends it.
 func TestLabCommand(t *testing.T) {
 	vpc.RequireForTest(t)
 	c := command{t, fmt.Sprintf("test-%d", os.Getpid())}
@@ -182,12 +182,12 @@ func TestLabCommand(t *testing.T) {
 		t.Errorf("after unassign: %+v", again)
 	}
 
-	// What runs in the instance: its output, its exit status, its user.
+	// Commands in the instance: their output, their exit status, their user.
 	c.says([]string{vpc.OrdinaryUser}, "exec", "--user="+vpc.OrdinaryUser, "--", "id", "-un")
 	c.fails(7, "oops", "exec", "--", "sh", "-c", "echo oops >&2; exit 7")
 
-	// The metadata service broken and mended, and the log of it. No program of the
-	// image speaks HTTP, but bash.
+	// Break and repair the metadata service, and read its log. bash is the only program
+	// of the image that can speak HTTP.
 	c.run("exec", "--", "sh", "-ec", fmt.Sprintf(
 		"ip link set ens5 up; ip addr add %s/20 dev ens5; ip route add default via 10.0.16.1", inst.ENIs[0].IPv4[0]))
 	const get = `exec 3<>/dev/tcp/169.254.169.254/80; printf 'GET /latest/meta-data/mac HTTP/1.0\r\n\r\n' >&3; cat <&3`
@@ -238,7 +238,7 @@ func TestLabCommand(t *testing.T) {
 	if e := c.instance().ENIs[1]; e.Plugged || e.Published {
 		t.Errorf("after detach: %+v", e)
 	}
-	// By the lab's behaviour it is not listed within an hour; by flags it is.
+	// By default it is not listed within an hour; with flags it is.
 	const list = `exec 3<>/dev/tcp/169.254.169.254/80
 printf 'PUT /latest/api/token HTTP/1.0\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 60\r\n\r\n' >&3; token=$(tail -n1 <&3)
 exec 3<>/dev/tcp/169.254.169.254/80
@@ -260,7 +260,7 @@ printf 'GET /latest/meta-data/network/interfaces/macs/ HTTP/1.0\r\nX-Aws-Ec2-Met
 		t.Error("it is not listed")
 	}
 	c.run("detach", "ens6", "--delete")
-	c.fails(1, "primary", "detach") // by default the last one, and never the primary
+	c.fails(1, "primary", "detach") // the default is the last ENI, and never the primary one
 	c.run("down")
 	c.gone(pids...)
 	c.fails(1, "there is no lab", "down")

@@ -1,6 +1,6 @@
-// Vpclab is a simulated Amazon VPC on one Linux machine: instances with a real
-// systemd, ENIs that can be attached and detached, a metadata service that can
-// be broken. See package vpc for what it is made of.
+// Vpclab is a simulated Amazon VPC on one Linux machine: instances with a real systemd,
+// ENIs that can be attached and detached, and a metadata service that can be broken.
+// Package vpc describes its parts.
 package main
 
 import (
@@ -25,11 +25,10 @@ func main() {
 	os.Exit(run())
 }
 
-// run returns the exit status: 0, 1 for a failure, 2 for wrong usage, or that of
-// a command that was run in the instance.
+// run returns the exit status: 0, 1 for a failure, 2 for invalid usage, or that of a
+// command in the instance.
 func run() int {
-	// What is started must be cleaned up: a signal ends the context, and nothing
-	// else.
+	// The lab must be cleaned up: a signal only ends the context.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	err := rootCommand().ExecuteContext(ctx)

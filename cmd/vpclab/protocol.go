@@ -8,9 +8,9 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// The lab's process serves these requests as JSON over HTTP on a Unix socket in
-// the lab's directory. It is not an API for others: the command and the process
-// are one program.
+// The lab's process serves these requests as JSON over HTTP on a Unix socket in the
+// lab's directory. This is not a public API: the command and the process are the same
+// program.
 
 const socketName = "control"
 
@@ -19,7 +19,7 @@ type attachRequest struct {
 	ENI  string // re-attach this one
 	Name string // with this name
 	Spec vpc.ENISpec
-	// LinkOnly and MetadataOnly do half of it.
+	// LinkOnly and MetadataOnly do only one half of it.
 	LinkOnly, MetadataOnly bool
 }
 

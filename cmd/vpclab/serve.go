@@ -14,14 +14,14 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// server holds a lab with one instance.
+// server manages a lab with one instance.
 type server struct {
 	vpc  *vpc.VPC
 	inst *vpc.Instance
 	down context.CancelFunc
 }
 
-// serve answers until ctx ends or somebody asks for the end.
+// serve answers requests until ctx ends or a request ends the lab.
 func (s *server) serve(ctx context.Context, ready func()) error {
 	ctx, s.down = context.WithCancel(ctx)
 	defer s.down()
@@ -40,7 +40,7 @@ func (s *server) serve(ctx context.Context, ready func()) error {
 		return fmt.Errorf("serving the control socket: %w", err)
 	case <-ctx.Done():
 	}
-	// The answer to "down" is still to be sent.
+	// The reply to "down" must still be sent.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	err = srv.Shutdown(end)
@@ -95,12 +95,12 @@ func route[Q, A any](mux *http.ServeMux, name string, f func(context.Context, Q)
 			w.WriteHeader(http.StatusUnprocessableEntity)
 			a = errorReply{Error: err.Error()}
 		}
-		// An error here is a client that went away.
+		// An error here means that the client has disconnected.
 		_ = json.NewEncoder(w).Encode(a)
 	})
 }
 
-// eni finds the ENI that a request names; the default is the last one.
+// eni returns the ENI that a request names; the default is the last one.
 func (s *server) eni(key string) (*vpc.ENI, error) {
 	enis := s.inst.ENIs()
 	if key == "" {
@@ -198,7 +198,8 @@ func (s *server) change(ctx context.Context, r changeRequest) (changeReply, erro
 	)
 }
 
-// assign assigns what is named, or else one of the kind if one is asked for.
+// assign assigns the given addresses and prefixes, or a free one if the request asks
+// for it.
 func assign[T any](ctx context.Context, one bool, named []T, added *[]T, f func(context.Context, ...T) ([]T, error)) error {
 	if !one && len(named) == 0 {
 		return nil

@@ -102,7 +102,7 @@ func stockNames() string {
 	return strings.Join(names, ", ")
 }
 
-// serve holds the lab in this process.
+// serve runs the lab in this process.
 func (o upOptions) serve(ctx context.Context, name string, out io.Writer) (err error) {
 	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "vpclab: "+format+"\n", args...) }
 	v, err := vpc.New(ctx, vpc.Options{Name: name, Logf: logf, Seed: o.seed, Behaviour: &o.behaviour})
@@ -130,7 +130,8 @@ func (o upOptions) serve(ctx context.Context, name string, out io.Writer) (err e
 	return errors.Join(err, readyErr)
 }
 
-// newInstance makes an instance as the flags say, with ec2netd if asked for.
+// newInstance creates an instance according to the flags, with ec2netd if the flags ask
+// for it.
 func newInstance(ctx context.Context, v *vpc.VPC, o upOptions) (*vpc.Instance, error) {
 	opts := vpc.InstanceOptions{
 		Suite: o.suite, Stock: o.stock, NetworkCards: o.cards, Machine: o.machine, KernelArgs: o.kernelArgs,
@@ -145,7 +146,7 @@ func newInstance(ctx context.Context, v *vpc.VPC, o upOptions) (*vpc.Instance, e
 	return v.NewInstance(ctx, opts)
 }
 
-// detach tells the parent that the lab is up, and lets go of its terminal.
+// detach tells the parent that the lab is up, and releases its terminal.
 func (o upOptions) detach(dir string) error {
 	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
@@ -163,8 +164,8 @@ func (o upOptions) detach(dir string) error {
 	return err
 }
 
-// background starts this program again as the lab's process, and waits until the
-// lab is up.
+// background starts this program again as the lab's process, and waits until the lab is
+// up.
 func (o upOptions) background(ctx context.Context, name string, out io.Writer, flags []string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -176,10 +177,10 @@ func (o upOptions) background(ctx context.Context, name string, out io.Writer, f
 	}
 	defer reader.Close()
 	args := append([]string{"up", "--foreground", "--ready-fd=3", "--name=" + name}, flags...)
-	// The lab outlives this command, however that ends.
+	// The lab survives this command, however that ends.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, args...)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{writer}
-	// A session of its own: ^C here is for the parent, which passes it on.
+	// A separate session: the parent receives ^C, and passes it on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	writer.Close()
@@ -202,7 +203,7 @@ func (o upOptions) background(ctx context.Context, name string, out io.Writer, f
 			printUp(out, name, is)
 			return cmd.Process.Release()
 		}
-		// It has said why on stderr.
+		// The child has printed the reason to stderr.
 		return fmt.Errorf("the lab did not start: %w", exitStatus(cmd.Wait()))
 	case <-ctx.Done():
 		err := cmd.Process.Signal(syscall.SIGTERM)
@@ -210,7 +211,7 @@ func (o upOptions) background(ctx context.Context, name string, out io.Writer, f
 	}
 }
 
-// exitStatus keeps the exit status of the child from becoming ours.
+// exitStatus keeps the exit status of the child from becoming that of this process.
 func exitStatus(err error) error {
 	if err == nil {
 		return nil

@@ -3,12 +3,12 @@
 // delivers to its unique name (J1, facts: godbus, decisions/006).
 //
 // A connection made here negotiates no file descriptors, and a guard stands between the
-// socket and godbus. The guard passes on what its owner has a use for: replies that are
-// awaited, signals that were subscribed to, and method calls within limits. It skips
-// everything else without holding it in memory.
+// socket and godbus. The guard passes on what its owner can use: expected replies,
+// subscribed signals, and method calls within limits. It skips everything else without
+// keeping it in memory.
 //
-// The package knows nothing of networkd, polkit or ec2netd's own interfaces, decides on no
-// authorization, and never dials again by itself.
+// The package knows nothing of networkd, polkit or ec2netd's own interfaces, does not
+// authorize anybody, and never dials again by itself.
 package bus
 
 import (
@@ -27,13 +27,13 @@ import (
 // before the bus runs; a program that connects then waits for the bus.
 const SystemBus = "unix:path=/run/dbus/system_bus_socket"
 
-// DefaultTimeout bounds the setting up of a connection where [Options] do not.
+// DefaultTimeout bounds the setup of a connection if [Options] do not.
 const DefaultTimeout = 3 * time.Second
 
-// DefaultMaxReply bounds the body of a reply where [Options] do not.
+// DefaultMaxReply bounds the body of a reply if [Options] do not.
 const DefaultMaxReply = 1 << 20
 
-// Options are what a connection is for. The zero value is a connection to the system bus
+// Options describe the use of a connection. The zero value is a connection to the system bus
 // that can only make calls.
 type Options struct {
 	// Address of the bus, as unix:path=FILE; empty means [SystemBus].
@@ -43,19 +43,19 @@ type Options struct {
 	// MaxReply bounds the body of a reply in bytes; zero means [DefaultMaxReply]. The caller
 	// gets an error instead of a larger one.
 	MaxReply int
-	// Signals are those to subscribe to. No other signal reaches the connection.
+	// Signals are the signals to subscribe to. No other signal reaches the connection.
 	Signals []Signal
-	// Calls admits method calls, and Handler answers them. Where Calls is nil the guard
+	// Calls admits method calls, and Handler answers them. If Calls is nil, the guard
 	// answers all calls with an error.
 	Calls   *Calls
 	Handler dbus.Handler
 }
 
-// Signal is what to subscribe to. Empty fields match everything, but Sender, Interface and
-// Member are required.
+// Signal is a subscription to a signal. Empty fields match everything, but Sender, Interface
+// and Member are required.
 type Signal struct {
-	// Sender is a bus name. The guard knows who owns it, and passes on no signal of
-	// anybody else.
+	// Sender is a bus name. The guard knows its owner, and passes on no signal of any other
+	// sender.
 	Sender string
 	// Interface and Member name the signal.
 	Interface, Member string
@@ -95,8 +95,8 @@ func Dial(ctx context.Context, o Options) (_ *Conn, err error) {
 		socket.Close()
 		return nil, fmt.Errorf("connecting to the bus: %w", err)
 	}
-	// godbus's handshake knows no deadline, and its Close waits for a write that the bus
-	// does not take: closing the socket ends both.
+	// godbus's handshake has no deadline, and its Close waits for a write that the bus
+	// may never read. Closing the socket ends both.
 	c := &Conn{Conn: inner, guard: g, stop: context.AfterFunc(ctx, func() { _ = g.Close() })}
 	expire := context.AfterFunc(setup, func() { _ = g.Close() })
 	defer func() {
@@ -124,8 +124,8 @@ func Dial(ctx context.Context, o Options) (_ *Conn, err error) {
 	return c, nil
 }
 
-// because returns why the connection has ended in place of what godbus calls any such end, that
-// the user has closed it.
+// because returns the reason why the connection has ended. godbus reports any end as a close
+// by the user.
 func (c *Conn) because(err error) error {
 	if reason := c.Err(); reason != nil && errors.Is(err, dbus.ErrClosed) {
 		return reason
@@ -147,18 +147,18 @@ func (c *Conn) subscribe(ctx context.Context, s Signal) error {
 	return c.AddMatchSignalContext(ctx, match...)
 }
 
-// Close ends the connection. Calls under way fail.
+// Close ends the connection. Calls in progress fail.
 func (c *Conn) Close() {
 	c.stop()
 	_ = c.guard.Close()
-	_ = c.Conn.Close() // it closes the socket too, and finds it closed
+	_ = c.Conn.Close() // it also closes the socket, which is already closed
 }
 
-// Err says why the connection has ended: [ErrEnd] if the bus closed it. It is nil while the
-// connection lives and after Close.
+// Err returns the reason why the connection has ended: [ErrEnd] if the bus closed it. It is nil
+// while the connection is open and after Close.
 func (c *Conn) Err() error { return c.guard.reason() }
 
-// socketOf is the file in an address of the bus.
+// socketOf returns the file in an address of the bus.
 func socketOf(address string) (string, error) {
 	value, ok := strings.CutPrefix(address, "unix:path=")
 	if ok && !strings.ContainsAny(value, ",;") {

@@ -6,9 +6,8 @@ import (
 	"sync"
 )
 
-// Limits of the method calls that wait or run. A call waits as it came from the wire, a few
-// hundred bytes; only those that run cost a goroutine. A call is over when its answer is
-// written.
+// Limits of the method calls that wait or run. A waiting call is kept in its wire format, a few
+// hundred bytes; only running calls cost a goroutine. A call ends when its answer is written.
 const (
 	maxRunning = 8 // of all users, and as many of root
 	maxSender  = 256
@@ -17,14 +16,15 @@ const (
 	userBytes  = 512 << 10 // of one user's calls that wait
 	usersBytes = 2 << 20   // of all users'
 	rootBytes  = 2 << 20
-	// heldBytes and heldSender bound calls of callers whose user the bus is still to tell.
+	// heldBytes and heldSender bound the calls of callers whose user the bus has not reported
+	// yet.
 	heldBytes  = 2 << 20
 	heldSender = 128 << 10
 	// maxKnown bounds how many callers' users are kept.
 	maxKnown = 2048
 )
 
-// What a call may have.
+// Limits of a single call.
 const (
 	maxPath      = 1024
 	maxArguments = 4 << 10
@@ -34,17 +34,17 @@ const (
 const tooMany = "too many calls are waiting for an answer: wait for some before making more"
 
 // Calls admits the method calls that arrive on one connection, and decides on their order.
-// Each user has limits of its own, and root is served first: its calls neither wait for
-// those of others nor count with them (J1).
+// Each user has its own limits. Root is served first: its calls neither wait for the calls of
+// others nor count towards their limits (J1).
 type Calls struct {
 	arguments map[string]bool
 
 	mu sync.Mutex
-	// wake tells the guard that a call may be ready. It is not to be called under mu.
+	// wake tells the guard that a call may be ready. It must not be called under mu.
 	wake func()
-	// known are the users of callers. The bus never gives a unique name to another one.
+	// known maps callers to their users. The bus never reuses a unique name.
 	known map[string]uint32
-	// held are calls of callers that are not known yet.
+	// held are the calls of callers that are not known yet.
 	held      map[string][]*call
 	heldBytes int
 
@@ -70,28 +70,28 @@ type call struct {
 	bytes []byte
 	// quiet: the caller expects no answer.
 	quiet bool
-	// dropped: the arguments did not come through.
+	// dropped: the guard has removed the arguments.
 	dropped bool
-	// slow: the call has given its slot to others.
+	// slow: the call no longer occupies a slot.
 	slow, started bool
 }
 
-// queue is what one user has waiting. Its connections take turns too.
+// queue contains the waiting calls of one user. Its connections are served in turn too.
 type queue struct {
 	load
 	turns   []string
 	waiting map[string][]*call
 }
 
-// load is a number of calls, running ones included, and the bytes of those that wait.
+// load is a number of calls, including running ones, and the bytes of the waiting ones.
 type load struct{ calls, bytes int }
 
 func (l *load) add(calls, bytes int) { l.calls += calls; l.bytes += bytes }
 
-// NewCalls returns a Calls that lets arguments of the given signatures through. A call with
-// any other, or with more than 4 KiB of them, arrives without arguments. So does one with
-// file descriptors, or with a variant that is not a string. The Handler is to answer it with an
-// error: see Dropped.
+// NewCalls returns a Calls that admits arguments of the given signatures. A call with other
+// arguments, or with more than 4 KiB of them, arrives without arguments. So does a call with
+// file descriptors, or with a variant that is not a string. The Handler must answer such a call
+// with an error: see Dropped.
 func NewCalls(signatures map[string]bool) *Calls {
 	return &Calls{
 		arguments: maps.Clone(signatures), wake: func() {},
@@ -100,7 +100,7 @@ func NewCalls(signatures map[string]bool) *Calls {
 	}
 }
 
-// User returns the user who made a call that is under way.
+// User returns the user who made a call that is in progress.
 func (c *Calls) User(sender string, serial uint32) (uid uint32, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -110,7 +110,7 @@ func (c *Calls) User(sender string, serial uint32) (uid uint32, ok bool) {
 	return 0, false
 }
 
-// Dropped reports whether a call that is under way had other arguments than it has now.
+// Dropped reports whether the guard has removed the arguments of a call that is in progress.
 func (c *Calls) Dropped(sender string, serial uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -118,14 +118,14 @@ func (c *Calls) Dropped(sender string, serial uint32) bool {
 	return in != nil && in.dropped
 }
 
-// Quiet reports whether nobody expects an answer to a call that is under way. The guard does
-// not send one, so that it need not have anything in it.
+// Quiet reports whether the caller expects no answer to a call that is in progress. The guard
+// does not send such an answer, so it may be empty.
 func (c *Calls) Quiet(sender string, serial uint32) bool {
 	return c.isQuiet(callKey{sender, serial})
 }
 
-// Slow says that a call takes its time. It does not keep others waiting any more; whoever
-// says so has another limit for it.
+// Slow marks a call as slow, so that other calls no longer wait for it. The handler that calls
+// Slow must limit such calls in another way.
 func (c *Calls) Slow(sender string, serial uint32) {
 	defer c.wake()
 	c.mu.Lock()
@@ -136,7 +136,7 @@ func (c *Calls) Slow(sender string, serial uint32) {
 	}
 }
 
-// slots counts the running calls of a user's kind.
+// slots returns the number of running calls of the user's kind.
 func (c *Calls) slots(uid uint32) *int {
 	if uid == 0 {
 		return &c.apart
@@ -144,8 +144,8 @@ func (c *Calls) slots(uid uint32) *int {
 	return &c.running
 }
 
-// arrive takes a call. It returns those that are refused, and whether to ask the bus who the
-// caller is: the answer goes to identified.
+// arrive takes a call. It returns the calls that are refused, and whether to ask the bus for
+// the user of the caller: the answer goes to identified.
 func (c *Calls) arrive(in *call) (ask bool, refused []*call) {
 	defer c.wake()
 	c.mu.Lock()
@@ -162,7 +162,8 @@ func (c *Calls) arrive(in *call) (ask bool, refused []*call) {
 		return false, []*call{in}
 	}
 	for c.heldBytes+len(in.bytes) > heldBytes {
-		// Who holds most gives way, so that a crowd does not shut out a newcomer.
+		// The caller with most bytes loses a call, so that a crowd does not shut out a new
+		// caller.
 		most, size := sender, own
 		for other, calls := range c.held {
 			if n := sizeOfAll(calls); n > size {
@@ -191,8 +192,8 @@ func sizeOfAll(calls []*call) (n int) {
 	return n
 }
 
-// identified tells who a caller is; not ok: nobody knows, because it has gone. It returns
-// the calls that are refused.
+// identified takes the user of a caller. ok is false if the user is unknown, because the caller
+// has disconnected. It returns the calls that are refused.
 func (c *Calls) identified(sender string, uid uint32, ok bool) (refused []*call) {
 	defer c.wake()
 	c.mu.Lock()
@@ -204,7 +205,7 @@ func (c *Calls) identified(sender string, uid uint32, ok bool) (refused []*call)
 		return nil
 	}
 	if len(c.known) >= maxKnown {
-		clear(c.known) // the bus tells again
+		clear(c.known) // the guard asks the bus again
 	}
 	c.known[sender] = uid
 	for _, in := range calls {
@@ -243,7 +244,7 @@ func (c *Calls) admit(in *call, uid uint32) bool {
 	return true
 }
 
-// next returns the call that is to run now, or nil. Users take turns.
+// next returns the call to run now, or nil. Users are served in turn.
 func (c *Calls) next() *call {
 	c.mu.Lock()
 	defer c.mu.Unlock()

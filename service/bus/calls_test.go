@@ -6,13 +6,13 @@ import (
 	"testing"
 )
 
-// arrived makes a call of a sender arrive, and returns those that are refused.
+// arrived lets a call of a sender arrive, and returns the calls that are refused.
 func arrived(c *Calls, sender string, serial, size int) []*call {
 	_, refused := c.arrive(&call{key: callKey{sender, uint32(serial)}, bytes: make([]byte, size)})
 	return refused
 }
 
-// Root is admitted and served, however many calls of users wait or run.
+// TestRootFirst: root is admitted and served, however many calls of users wait or run.
 func TestRootFirst(t *testing.T) { // J1
 	c := NewCalls(nil)
 	serial := 0
@@ -47,7 +47,8 @@ func TestRootFirst(t *testing.T) { // J1
 	}
 }
 
-// Users take turns, and so do the connections of one; none has more than its share.
+// TestTurns: users are served in turn, and so are the connections of one user; none
+// gets more than its share.
 func TestTurns(t *testing.T) { // J1
 	c := NewCalls(nil)
 	c.known[":1.1"], c.known[":1.2"], c.known[":1.3"] = 1000, 1000, 1001
@@ -79,7 +80,8 @@ func TestTurns(t *testing.T) { // J1
 	}
 }
 
-// A slow call gives its slot to others and counts on.
+// TestSlow: a slow call occupies no slot, but still counts towards the limits of its
+// user.
 func TestSlow(t *testing.T) {
 	c := NewCalls(nil)
 	c.known[":1.1"] = 1000
@@ -109,7 +111,7 @@ func TestSlow(t *testing.T) {
 	}
 }
 
-// A crowd whose users the bus is still to tell does not shut out a newcomer.
+// TestHeld: many callers whose users are not known yet do not shut out a new caller.
 func TestHeld(t *testing.T) { // J1
 	c := NewCalls(nil)
 	for sender := range 64 {

@@ -19,21 +19,21 @@ import (
 )
 
 const (
-	// maxHeader bounds the header fields of a message; their number is bounded by it and by
-	// maxSteps. No more of a message can be told apart, so a longer one gets no answer.
+	// maxHeader bounds the header fields of a message; it and maxSteps bound their number.
+	// The guard cannot parse a longer header, so such a message gets no answer.
 	maxHeader = 64 << 10
 	// maxSignal bounds the body of a signal.
 	maxSignal = 64 << 10
 	// maxMessage is the specification's limit.
 	maxMessage = 1 << 27
-	// maxHandshake bounds what the bus says before the first message.
+	// maxHandshake bounds what the bus sends before the first message.
 	maxHandshake = 16 << 10
-	// maxAwaited bounds the calls whose replies are awaited.
+	// maxAwaited bounds the number of calls that wait for a reply.
 	maxAwaited = 4096
-	// chunk is how much of a message is held where it is passed on in pieces.
+	// chunk is the size of the pieces in which a long message is passed on.
 	chunk = 16 << 10
-	// writeTimeout: the bus reads what it is sent at once; a connection on which it has
-	// not for so long is as good as dead.
+	// writeTimeout bounds a write. The bus reads messages at once; if it has not for so long,
+	// the connection is unusable.
 	writeTimeout = 30 * time.Second
 	// ownSerials are those of the guard's own messages. godbus counts from 1.
 	ownSerials = 1 << 31
@@ -42,8 +42,8 @@ const (
 // ErrEnd is the ordinary end of a connection: the bus closed it.
 var ErrEnd = errors.New("the bus has closed the connection")
 
-// guard stands between the socket and godbus. Its own goroutine reads the socket, decides on
-// each message, and hands godbus one at a time.
+// guard filters the messages between the socket and godbus. Its own goroutine reads the
+// socket, decides on each message, and passes one at a time to godbus.
 type guard struct {
 	socket   net.Conn
 	in       *bufio.Reader
@@ -53,14 +53,14 @@ type guard struct {
 
 	// begun: the authentication is over, messages follow.
 	begun atomic.Bool
-	// answers are the guard's own, until it has to wait for the bus.
+	// answers are the guard's own answers that it has not sent yet.
 	answers []byte
-	// greeted is how many bytes of the handshake have come.
+	// greeted is the number of bytes of the handshake so far.
 	greeted int
 
 	mu   sync.Mutex
 	cond *sync.Cond
-	// current is what godbus is to read next; partial: more of the same message follows.
+	// current is what godbus reads next; partial: more of the same message follows.
 	current []byte
 	partial bool
 	// failed ends the connection; closed: by Close.
@@ -69,7 +69,7 @@ type guard struct {
 
 	// writing keeps messages apart on the socket.
 	writing sync.Mutex
-	// replies are what is known of calls made and of others on the bus.
+	// replies records the calls that were sent, and the owners of names on the bus.
 	replies replies
 }
 
@@ -128,7 +128,7 @@ func (g *guard) fail(err error) error {
 	return g.failed
 }
 
-// reason says why the connection ended, but for Close.
+// reason returns why the connection ended, or nil after Close.
 func (g *guard) reason() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -169,8 +169,7 @@ func (g *guard) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// hand gives godbus a message, or a part of one that more parts follow, when it has read what
-// came before.
+// hand passes a message, or a part of one, to godbus when it has read the previous one.
 func (g *guard) hand(b []byte, partial bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -267,8 +266,8 @@ func (g *guard) send(b []byte) (int, error) {
 		n, err = g.socket.Write(b)
 	}
 	if err != nil {
-		// Half a message may be out: nothing can follow it. Where the connection had ended
-		// before, that is the reason.
+		// Half a message may have been sent, so nothing can follow it. If the connection had
+		// ended before, that is the reason.
 		err = g.fail(fmt.Errorf("sending to the bus: %w", err))
 	}
 	return n, err
@@ -359,7 +358,7 @@ func (g *guard) takeCall(m *message, body int64) error {
 	} else if m.checkBody() != nil || isSet && !m.setsText() {
 		m.signature, m.body = "", nil
 	}
-	// Every call gets an answer from godbus, so that the guard sees its end.
+	// godbus answers every call, so that the guard sees its end.
 	m.flags &^= flagNoReply
 	ask, refused := g.calls.arrive(&call{key: callKey{m.sender, m.serial}, bytes: m.append(nil), quiet: quiet, dropped: m.signature != given})
 	if ask {
@@ -381,7 +380,7 @@ func (m *message) setsText() bool {
 	return ok && kind == "s"
 }
 
-// identified takes the answer of the bus to who a caller is.
+// identified takes the answer of the bus with the user of a caller.
 func (g *guard) identified(sender string, reply *message) {
 	var uid uint32
 	ok := reply.kind == typeReply && reply.signature == "u"
@@ -411,8 +410,8 @@ func (g *guard) answer(to string, serial uint32, name, text string) {
 	g.answers = m.append(g.answers)
 }
 
-// flush sends the guard's answers when no more messages are there to be read, or when there
-// are many: a flood of calls costs a write for each of its parts, not for each call.
+// flush sends the guard's answers when there are no more messages to read, or when there are
+// many answers: a flood of calls costs a write per batch, not per call.
 func (g *guard) flush() error {
 	if len(g.answers) == 0 || g.in.Buffered() > 0 && len(g.answers) < chunk {
 		return nil
@@ -422,8 +421,8 @@ func (g *guard) flush() error {
 	return err
 }
 
-// takeReply passes on a reply that is awaited from its sender. One that godbus must not
-// decode becomes an error, so that the caller need not wait until its time is up.
+// takeReply passes on an expected reply from the expected sender. It replaces a reply that
+// godbus must not decode by an error, so that the caller does not wait until its timeout.
 func (g *guard) takeReply(m *message, body int64) error {
 	of, then := g.replies.match(m)
 	if of == nil && then == nil {
@@ -467,7 +466,7 @@ func (g *guard) takeReply(m *message, body int64) error {
 }
 
 // passText passes on a reply that is one long string, such as the JSON of networkd, in
-// pieces: godbus holds it once, which is enough.
+// pieces, so that only godbus keeps it in memory.
 func (g *guard) passText(m *message, body int64) error {
 	var length [4]byte
 	if _, err := io.ReadFull(g.in, length[:]); err != nil {
@@ -497,8 +496,7 @@ func (g *guard) passText(m *message, body int64) error {
 	return nil
 }
 
-// takeSignal passes on a signal that was subscribed to, if the owner of the sender's name
-// sent it.
+// takeSignal passes on a subscribed signal if the owner of the sender's name sent it.
 func (g *guard) takeSignal(m *message, body int64) error {
 	moved := m.sender == busName && m.iface == busName && m.member == "NameOwnerChanged" && m.signature == "sss"
 	candidates := slices.ContainsFunc(g.signals, func(s Signal) bool {
@@ -526,14 +524,14 @@ func (g *guard) takeSignal(m *message, body int64) error {
 	return g.hand(m.append(nil), false)
 }
 
-// isOwner reports whether nobody but one connection ever has the name: a unique one, or that
-// of the bus.
+// isOwner reports whether only one connection can ever own the name: a unique name, or the
+// name of the bus.
 func isOwner(name string) bool {
 	return name == "" || name == busName || strings.HasPrefix(name, ":")
 }
 
-// watch has the bus tell who owns a name, now and later. The bus answers before it delivers
-// a reply or a signal of the owner.
+// watch asks the bus for the owner of a name, now and on changes. The bus answers before it
+// delivers a reply or a signal of the owner.
 func (g *guard) watch(name string) error {
 	if isOwner(name) || !g.replies.watch(name) {
 		return nil
@@ -551,8 +549,8 @@ func (g *guard) watch(name string) error {
 	})
 }
 
-// ask calls a method of the bus with one string. then gets the answer, in the order of the
-// stream, and must not wait for anything.
+// ask calls a method of the bus with one string. It passes the answer to then, in the order
+// of the stream; then must not block.
 func (g *guard) ask(member, argument string, then func(*message)) error {
 	m := &message{
 		order: binary.LittleEndian, kind: typeCall, serial: g.replies.serial(),
@@ -564,7 +562,7 @@ func (g *guard) ask(member, argument string, then func(*message)) error {
 	return err
 }
 
-// serial is the next of the guard's own.
+// serial returns the next serial of the guard's own messages.
 func (r *replies) serial() uint32 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -583,14 +581,14 @@ func (r *replies) await(m *message) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.awaited) >= maxAwaited {
-		// Nobody waits for the oldest any more: no call is without a deadline.
+		// Each call has a deadline, so nobody waits for the oldest any more.
 		delete(r.awaited, slices.Min(slices.Collect(maps.Keys(r.awaited))))
 	}
 	r.awaited[m.serial] = awaited{m.destination, r.owners[m.destination]}
 }
 
-// match finds what a reply is to: a call of godbus's, or a question of the guard's. It is
-// neither if the sender is not the one that was called, nor the bus.
+// match finds the call to which a reply belongs: one of godbus, or a question of the guard.
+// It finds none if the sender is neither the called connection nor the bus.
 func (r *replies) match(m *message) (of *awaited, then func(*message)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -616,8 +614,8 @@ func (r *replies) match(m *message) (of *awaited, then func(*message)) {
 	return &call, nil
 }
 
-// watch notes that the owner of a name is watched from now on, and reports whether it was not
-// yet.
+// watch records that the owner of a name is watched from now on, and reports whether that is
+// new.
 func (r *replies) watch(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -628,7 +626,7 @@ func (r *replies) watch(name string) bool {
 	return true
 }
 
-// moved notes a new owner of a name, if it is watched.
+// moved records a new owner of a name, if the name is watched.
 func (r *replies) moved(name, owner string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -637,7 +635,7 @@ func (r *replies) moved(name, owner string) {
 	}
 }
 
-// is reports whether the connection sender has the name.
+// is reports whether the connection sender owns the name.
 func (r *replies) is(name, sender string) bool {
 	if sender == "" {
 		return false

@@ -23,7 +23,7 @@ const (
 	owner   = ":1.8"
 )
 
-// stream is a socket that has only something to read. What is written to it is kept.
+// stream is a socket with given data to read. It keeps the data that is written to it.
 type stream struct {
 	net.Conn
 	io.Reader
@@ -35,8 +35,8 @@ func (s stream) Write(b []byte) (int, error)      { return s.sent.Write(b) }
 func (s stream) SetWriteDeadline(time.Time) error { return nil }
 func (s stream) Close() error                     { return nil }
 
-// guarded is a guard after the handshake. It knows that the caller is user 1000, awaits a
-// reply to serial 1 of the service, and has subscribed to a signal of the bus and to one of
+// guarded returns a guard after the handshake. It knows that the caller is user 1000, expects
+// a reply of the service to serial 1, and has subscribed to a signal of the bus and to one of
 // the service.
 func guarded(r io.Reader) *guard {
 	calls := NewCalls(map[string]bool{"": true, "s": true, "b": true})
@@ -52,7 +52,7 @@ func guarded(r io.Reader) *guard {
 	return g
 }
 
-// received decodes everything that a guard lets through, as godbus does.
+// received decodes everything that a guard passes on, as godbus does.
 func received(t testing.TB, g *guard) (all []*dbus.Message) {
 	t.Helper()
 	for {
@@ -121,7 +121,7 @@ func reply(kind dbus.Type, sender string, serial uint32, body ...any) *dbus.Mess
 	return m
 }
 
-// nested is a variant that is n levels deep.
+// nested returns a variant that is n levels deep.
 func nested(n int) dbus.Variant {
 	v := dbus.MakeVariant("x")
 	for range n - 1 {
@@ -130,12 +130,12 @@ func nested(n int) dbus.Variant {
 	return v
 }
 
-// unknown is a header field that the specification does not know, with a value of a kind.
+// unknown returns a header field that is unknown to the specification, with a value of a kind.
 func unknown(code byte, kind string, value ...byte) []byte {
 	return append(append(append([]byte{code, byte(len(kind))}, kind...), 0), value...)
 }
 
-// TestGuard sends one message of each kind and sees what is left of it.
+// TestGuard sends one message of each kind and checks what the guard passes on.
 func TestGuard(t *testing.T) { // J1
 	huge := methodCall("Describe")
 	huge.Headers[dbus.FieldPath] = dbus.MakeVariant(dbus.ObjectPath("/" + strings.Repeat("a", maxHeader)))
@@ -151,7 +151,7 @@ func TestGuard(t *testing.T) { // J1
 		name string
 		in   *dbus.Message
 		pass bool
-		// body is what is passed on; of an error, words that are in its text.
+		// body is what the guard passes on; for an error, words in its text.
 		body []any
 	}{
 		{"call without arguments", methodCall("Describe"), true, nil},
@@ -223,8 +223,8 @@ func TestGuard(t *testing.T) { // J1
 	}
 }
 
-// TestUnknownFields: header fields that the specification does not know are passed over, also
-// those with containers; a field that is broken costs its own message only.
+// TestUnknownFields: header fields that are unknown to the specification are skipped,
+// including those with containers; a malformed field only affects its own message.
 func TestUnknownFields(t *testing.T) { // J1
 	deep := unknown(200, "v")
 	for range 62 {
@@ -273,7 +273,7 @@ func TestUnknownFields(t *testing.T) { // J1
 	}
 }
 
-// TestOwner: who may reply and signal for a name is who has it at that place of the stream.
+// TestOwner: only the owner of a name at that place of the stream may reply and signal for it.
 func TestOwner(t *testing.T) { // J1
 	changed := func(sender string) *dbus.Message { return signal(sender, "org.example.Service", "Changed", sender) }
 	moved := func(to string) *dbus.Message { return signal(busName, busName, "NameOwnerChanged", service, owner, to) }
@@ -295,7 +295,7 @@ func TestOwner(t *testing.T) { // J1
 	}
 }
 
-// TestMalformedStream: what is no D-Bus ends the connection, with a reason.
+// TestMalformedStream: invalid data ends the connection, with a reason.
 func TestMalformedStream(t *testing.T) {
 	good := encode(t, methodCall("Describe"), binary.LittleEndian)
 	version := slices.Clone(good)
@@ -316,7 +316,7 @@ func TestMalformedStream(t *testing.T) {
 	}
 }
 
-// TestSkippedCostsNothing: what is skipped is not held.
+// TestSkippedCostsNothing: skipped messages are not kept in memory.
 func TestSkippedCostsNothing(t *testing.T) { // J1
 	const n, size = 10, 30 << 20
 	body := dbus.MakeVariant(strings.Repeat("x", size))
@@ -339,9 +339,9 @@ func TestSkippedCostsNothing(t *testing.T) { // J1
 	}
 }
 
-// FuzzMessages: whatever bytes come after the handshake, nothing panics, godbus can decode all
-// that the guard lets through, it is not nested deeply, and no more is passed on or held than
-// came.
+// FuzzMessages: whatever bytes follow the handshake, nothing panics, godbus can decode
+// everything that the guard passes on, no message is nested deeply, and the guard neither
+// passes on nor keeps more than it has received.
 func FuzzMessages(f *testing.F) {
 	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
 		for _, m := range []*dbus.Message{
@@ -370,7 +370,7 @@ func FuzzMessages(f *testing.F) {
 				}
 			}
 		}
-		// Each message has 16 bytes at least.
+		// Each message has at least 16 bytes.
 		if n > len(raw)/fixedSize {
 			t.Errorf("%d bytes became %d messages", len(raw), n)
 		}
@@ -380,7 +380,7 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
-// depth counts the variants in each other.
+// depth counts nested variants.
 func depth(v reflect.Value) (most int) {
 	switch v.Kind() {
 	case reflect.Interface:
@@ -401,7 +401,8 @@ func depth(v reflect.Value) (most int) {
 	return most
 }
 
-// TestSignatures holds single to what godbus takes, but for what the specification forbids.
+// TestSignatures compares single with godbus, except for signatures that the specification
+// forbids.
 func TestSignatures(t *testing.T) {
 	for s, want := range map[string]int{
 		"": 0, "y": 1, "sv": 1, "as": 2, "a{sv}": 5, "a{s(ii)}x": 8, "(s)": 3, "((y)a{oas})": 11, "aa{yv}": 6,
@@ -420,7 +421,7 @@ func TestSignatures(t *testing.T) {
 	}
 }
 
-// BenchmarkRefuse is what a call beyond the limits costs.
+// BenchmarkRefuse measures the cost of a call beyond the limits.
 func BenchmarkRefuse(b *testing.B) {
 	raw := encode(b, methodCall("Describe"), binary.LittleEndian)
 	g := guarded(bytes.NewReader(bytes.Repeat(raw, b.N)))

@@ -38,14 +38,14 @@ type victims struct {
 	t       *testing.T
 	bus     *apitest.Bus
 	network *networkd.Client
-	// owned is where network1 is.
+	// owned owns the name network1.
 	owned *dbus.Conn
-	// names are the unique names of: the server, networkd's client, polkit's.
+	// names are the unique names of the server, networkd's client and polkit's client.
 	names []string
 }
 
-// newVictims starts everything of the daemon that is on the bus. networkd is on it too, and
-// polkit, which allows nothing.
+// newVictims starts all parts of the daemon that use the bus, a networkd, and a polkit that
+// allows nothing.
 func newVictims(t *testing.T) *victims {
 	t.Helper()
 	b := apitest.NewBus(t)
@@ -85,7 +85,7 @@ func newVictims(t *testing.T) *victims {
 			v.names = append(v.names, name)
 		}
 	}
-	slices.Sort(v.names) // in the order in which they came
+	slices.Sort(v.names) // in the order in which they connected
 	if len(v.names) != 3 {
 		t.Fatalf("the connections are %q", v.names)
 	}
@@ -97,7 +97,7 @@ func wait[T any](t *testing.T, c <-chan T) (v T) {
 	select {
 	case v = <-c:
 	case <-time.After(20 * time.Second):
-		t.Fatal("waited in vain")
+		t.Fatal("timeout while waiting")
 	}
 	return v
 }
@@ -117,8 +117,8 @@ func (v *victims) connected() (unique []string) {
 	return unique
 }
 
-// unharmed fails if a connection of the daemon's is not what it was, or if the agent was
-// given something to do.
+// unharmed fails if a connection of the daemon has changed, or if there was a request for a
+// pass.
 func (v *victims) unharmed(what string) {
 	v.t.Helper()
 	now := v.connected()
@@ -135,12 +135,12 @@ func (v *victims) unharmed(what string) {
 	}
 	select {
 	case <-v.network.Changed():
-		v.t.Errorf("%s: there is a pass", what)
+		v.t.Errorf("%s: a pass was requested", what)
 	default:
 	}
 }
 
-// attacker is a connection on which raw messages go out.
+// attacker is a connection that sends raw messages.
 type attacker struct {
 	t      *testing.T
 	socket net.Conn
@@ -171,7 +171,7 @@ func (v *victims) attacker() *attacker {
 	return a
 }
 
-// forge encodes a message to a name. body, if not nil, is its raw body, of the signature of m;
+// forge encodes a message to a name. body, if not nil, is its raw body with the signature of m;
 // fields are raw header fields to add.
 func (a *attacker) forge(m *dbus.Message, to string, order binary.ByteOrder, fields, body []byte) []byte {
 	a.t.Helper()
@@ -244,14 +244,14 @@ func signal(iface, member string, body ...any) *dbus.Message {
 	return &dbus.Message{Type: dbus.TypeSignal, Headers: headers(iface, member), Body: body}
 }
 
-// nested is the body of a variant that is n levels deep.
+// nested returns the body of a variant that is n levels deep.
 func nested(n int) []byte {
 	body := bytes.Repeat([]byte{1, 'v', 0}, n-1)
 	return append(body, 1, 'y', 0, 7)
 }
 
-// TestDescriptors: a signal of type ah with a descriptor, to each connection. It is what ended
-// the process.
+// TestDescriptors: a signal of type ah with a descriptor, to each connection. Such a signal
+// used to end the process.
 func TestDescriptors(t *testing.T) { // J1
 	v := newVictims(t)
 	conn := v.bus.Dial()
@@ -275,7 +275,7 @@ func TestDescriptors(t *testing.T) { // J1
 				t.Fatal(c.Err)
 			}
 		}
-		// A call gets an answer, be it of the bus.
+		// A call gets an answer, possibly from the bus.
 		if err := conn.Object(to, api.ObjectPath).Call(describe, 0, dbus.UnixFD(file.Fd())).Err; err == nil {
 			t.Errorf("%s takes descriptors", to)
 		}
@@ -286,7 +286,7 @@ func TestDescriptors(t *testing.T) { // J1
 	}
 }
 
-// TestNested: 62 variants in each other, in whatever kind of message.
+// TestNested: 62 nested variants, in each kind of message.
 func TestNested(t *testing.T) { // J1
 	v := newVictims(t)
 	a := v.attacker()
@@ -333,7 +333,7 @@ func TestNested(t *testing.T) { // J1
 	v.unharmed("nested variants")
 }
 
-// TestLarge: messages of 30 MiB to each connection are held by nobody.
+// TestLarge: no connection keeps messages of 30 MiB in memory.
 func TestLarge(t *testing.T) { // J1
 	v := newVictims(t)
 	a := v.attacker()
@@ -354,7 +354,7 @@ func TestLarge(t *testing.T) { // J1
 				}
 			}
 			a.sync()
-			// The bus keeps the order: what it answers is behind the messages.
+			// The bus keeps the order: its answer follows the messages.
 			v.unharmed("large messages")
 			runtime.ReadMemStats(&after)
 			if got := after.TotalAlloc - before.TotalAlloc; got > 2<<20 {
@@ -364,7 +364,7 @@ func TestLarge(t *testing.T) { // J1
 	}
 }
 
-// TestStray: 2,000 signals that nobody subscribed to, forged ones among them, cause no pass.
+// TestStray: 2,000 signals without a subscription, including forged ones, cause no pass.
 func TestStray(t *testing.T) { // J1
 	v := newVictims(t)
 	a := v.attacker()
@@ -384,7 +384,7 @@ func TestStray(t *testing.T) { // J1
 	}
 	a.sync()
 	v.unharmed("stray signals")
-	// The real one is heard, and only that of networkd.
+	// The real signal, from networkd, causes a pass, and no other does.
 	if _, err := v.owned.RequestName("org.example.Other", 0); err != nil {
 		t.Fatal(err)
 	}
@@ -395,20 +395,20 @@ func TestStray(t *testing.T) { // J1
 	wait(t, v.network.Changed())
 }
 
-// TestOddCalls: header fields that the specification does not know, in any number, and either
-// byte order, take nothing from an answer.
+// TestOddCalls: header fields that are unknown to the specification, in any number, and either
+// byte order do not affect the answer.
 func TestOddCalls(t *testing.T) { // J1
 	v := newVictims(t)
 	a := v.attacker()
 	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
 		var many []byte
-		// More would cost dbus-daemon seconds, which takes them out one by one; for
-		// thousands see TestUnknownFields.
+		// dbus-daemon removes them one by one, so more would take seconds; for thousands see
+		// TestUnknownFields.
 		for n := range 200 {
 			many = append(append(many, make([]byte, -len(many)&7)...), byte(11+n%200), 1, 'y', 0, 1)
 		}
 		for name, fields := range map[string][]byte{
-			// dbus-daemon knows one more than the specification, an object path.
+			// dbus-daemon knows one more field than the specification, an object path.
 			"none": nil, "10": append(order.(binary.AppendByteOrder).AppendUint32([]byte{10, 1, 'o', 0}, 2), "/x\x00"...), "11": {11, 1, 'y', 0, 1}, "200": append([]byte{200, 1, 'v', 0}, nested(20)...), "many": many,
 		} {
 			m := call(api.ManagerInterface, "Describe")
@@ -428,8 +428,8 @@ func TestOddCalls(t *testing.T) { // J1
 	v.unharmed("odd calls")
 }
 
-// TestReplies: an awaited reply that cannot be passed on is an error at once, and one of
-// somebody else is none.
+// TestReplies: an expected reply that cannot be passed on is an error at once, and a reply of
+// another sender is ignored.
 func TestReplies(t *testing.T) { // J1
 	b := apitest.NewBus(t)
 	b.Start()
@@ -473,10 +473,10 @@ func TestReplies(t *testing.T) { // J1
 	select {
 	case <-c.Context().Done():
 	case <-ctx.Done():
-		t.Fatal("the connection outlives the bus")
+		t.Fatal("the connection did not end with the bus")
 	}
 	if err := c.Err(); err == nil {
-		t.Error("the connection ended for no reason")
+		t.Error("the connection ended without a reason")
 	}
 }
 
@@ -499,8 +499,8 @@ func (answers) Good() (string, []uint32, *dbus.Error) {
 	return strings.Repeat("x", 100_000), []uint32{1, 2}, nil
 }
 
-// TestSilentBus: a socket that takes connections and says nothing, as systemd's does before
-// the bus runs, holds a caller up for no longer than it wants to wait, and no other caller.
+// TestSilentBus: a socket that accepts connections and sends nothing, like systemd's before the
+// bus runs, delays a caller only until its deadline, and delays no other caller.
 func TestSilentBus(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "bus")
 	listener, err := net.Listen("unix", socket)
@@ -518,7 +518,7 @@ func TestSilentBus(t *testing.T) {
 	cancel()
 	started := time.Now()
 	if _, err := l.Get(hasty); err == nil || time.Since(started) > time.Second {
-		t.Errorf("a caller without time waits %v: %v", time.Since(started), err)
+		t.Errorf("a caller with an expired deadline waits %v: %v", time.Since(started), err)
 	}
 	if err := wait(t, patient); err == nil || !strings.Contains(err.Error(), socket) {
 		t.Errorf("dialing: %v", err)
@@ -526,7 +526,7 @@ func TestSilentBus(t *testing.T) {
 	l.Close()
 }
 
-// TestAddress: only a file can be dialled.
+// TestAddress: Dial only accepts a file as the address.
 func TestAddress(t *testing.T) {
 	for _, address := range []string{"tcp:host=localhost,port=1", "unix:abstract=x", "/run/bus", "unix:path=", "unix:path=/x;unix:path=/y", "unixexec:path=/bin/sh"} {
 		if c, err := bus.Dial(t.Context(), bus.Options{Address: address}); err == nil || !strings.Contains(err.Error(), "unix:path=FILE") {
@@ -535,7 +535,7 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// TestSubscription: a signal of a well-known name is heard from whoever owns it, while it does.
+// TestSubscription: signals for a well-known name are received from its current owner only.
 func TestSubscription(t *testing.T) { // J1
 	const name, iface = "org.example.Answers", "org.example.Answers"
 	b := apitest.NewBus(t)
@@ -559,7 +559,7 @@ func TestSubscription(t *testing.T) { // J1
 		if call := conn.Send(m, nil); call.Err != nil {
 			t.Fatal(call.Err)
 		}
-		// The bus has taken it before it answers.
+		// The bus has processed it before it answers.
 		if err := conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err; err != nil {
 			t.Fatal(err)
 		}
@@ -614,12 +614,12 @@ func TestHandshake(t *testing.T) { // J1
 		}
 		said <- all
 	}
-	// It leaves before the first call is sent, while it is, or after.
+	// The bus closes the connection before, during or after the first call.
 	for range 100 {
 		go leave()
 		_, err = bus.Dial(t.Context(), bus.Options{Address: "unix:path=" + socket})
 		if err == nil || (!errors.Is(err, bus.ErrEnd) && !errors.Is(err, syscall.EPIPE)) {
-			t.Errorf("a bus that leaves: %v", err)
+			t.Errorf("a bus that closes the connection: %v", err)
 		}
 		if got := wait(t, said); !strings.HasPrefix(got, "\x00AUTH\r\nAUTH EXTERNAL") || !strings.HasSuffix(got, "\r\nBEGIN\r\n") || strings.Contains(got, "UNIX_FD") {
 			t.Fatalf("the handshake is %q", got)

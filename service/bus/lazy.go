@@ -5,12 +5,12 @@ import (
 	"sync"
 )
 
-// Lazy is a connection that several callers share. It dials when one needs it, and again
-// when the connection has ended. The zero value has the zero [Options].
+// Lazy is a connection that several callers share. It dials when a caller needs it, and
+// again after the connection has ended. The zero value has the zero [Options].
 type Lazy struct {
 	Options Options
-	// Opened, if set, is told of each new connection before anyone uses it. It must not
-	// block.
+	// Opened, if set, is called with each new connection before anyone uses it. It must
+	// not block.
 	Opened func(*Conn)
 
 	mu      sync.Mutex
@@ -19,15 +19,15 @@ type Lazy struct {
 	closed  bool
 }
 
-// dialing is one attempt to connect, for all who wait for it.
+// dialing is one attempt to connect, for all callers that wait for it.
 type dialing struct {
 	done chan struct{}
 	conn *Conn
 	err  error
 }
 
-// Get returns the connection. Whoever comes while it is being made waits for that attempt,
-// but no longer than ctx; no lock is held meanwhile.
+// Get returns the connection. Concurrent callers wait for the same attempt, but no longer
+// than ctx; they hold no lock meanwhile.
 func (l *Lazy) Get(ctx context.Context) (*Conn, error) {
 	l.mu.Lock()
 	if l.conn != nil && l.conn.Connected() {
@@ -38,7 +38,7 @@ func (l *Lazy) Get(ctx context.Context) (*Conn, error) {
 	if d == nil {
 		d = &dialing{done: make(chan struct{})}
 		l.dialing, l.closed = d, false
-		// The connection outlives the call that needed it first.
+		// The connection outlives the first call that needs it.
 		go l.dial(context.WithoutCancel(ctx), d)
 	}
 	l.mu.Unlock()
@@ -69,7 +69,8 @@ func (l *Lazy) dial(ctx context.Context, d *dialing) {
 	l.conn = d.conn
 }
 
-// Close ends the connection, also one that is being made. A later Get makes another.
+// Close ends the connection, including one that is being established. A later Get dials
+// again.
 func (l *Lazy) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

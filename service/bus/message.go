@@ -26,7 +26,7 @@ const (
 	fieldUnixFDs     = 9
 
 	flagNoReply = 1
-	// knownFlags are the flags that godbus knows. The specification has others ignored.
+	// knownFlags are the flags that godbus knows. Others must be ignored (specification).
 	knownFlags = 7
 
 	protocolVersion = 1
@@ -38,7 +38,7 @@ const (
 // busName is the bus itself, as sender and destination.
 const busName = "org.freedesktop.DBus"
 
-// message is one D-Bus message: the header, and the body as it is on the wire.
+// message is one D-Bus message: the header, and the body in its wire format.
 type message struct {
 	order       binary.ByteOrder
 	kind, flags byte
@@ -52,11 +52,11 @@ type message struct {
 	body []byte
 }
 
-// errHeader is the one error of parseFields: the header cannot be read.
+// errHeader is the only error of parseFields: the header cannot be parsed.
 var errHeader = errors.New("malformed header")
 
-// parseFields reads the header fields, an array of (code, variant) that begins at a multiple
-// of eight. It passes over fields that the specification does not know, as it has to.
+// parseFields reads the header fields, an array of (code, variant) that begins at a multiple of
+// eight. It skips fields that are unknown to the specification, as the specification requires.
 func (m *message) parseFields(b []byte) error {
 	w := walker{b: b, order: m.order, limit: maxSteps}
 	var seen [fieldUnixFDs + 1]bool
@@ -123,8 +123,8 @@ func (m *message) field(code byte, kind string, w *walker) (ok bool) {
 	}
 }
 
-// valid reports whether the header has what a message of its type needs, in a form that
-// godbus takes.
+// valid reports whether the header has the fields that its message type requires, in a form
+// that godbus accepts.
 func (m *message) valid() bool {
 	if m.serial == 0 || len(m.sender) > maxName {
 		return false
@@ -142,8 +142,8 @@ func (m *message) valid() bool {
 	return false
 }
 
-// strip takes away the fields that messages of its type need not have: godbus looks at all that
-// are there. Without a destination it need not know the names that the connection has.
+// strip removes the fields that a message of its type does not need, since godbus validates all
+// fields. Without a destination godbus need not know the names of the connection.
 func (m *message) strip() {
 	m.destination = ""
 	switch m.kind {
@@ -159,7 +159,7 @@ func (m *message) strip() {
 
 func validPath(path string) bool { return dbus.ObjectPath(path).IsValid() }
 
-// validInterface reports whether name is one of an interface or of an error.
+// validInterface reports whether name is a valid name of an interface or an error.
 func validInterface(name string) bool {
 	if len(name) > maxName || !strings.Contains(name, ".") {
 		return false
@@ -186,8 +186,8 @@ func validMember(name string) bool {
 	return true
 }
 
-// appendHeader appends the header to b, with the known fields alone and for a body of size
-// bytes. godbus takes no others.
+// appendHeader appends the header to b, for a body of size bytes. It only writes known fields,
+// since godbus accepts no others.
 func (m *message) appendHeader(b []byte, size int) []byte {
 	start := len(b)
 	b = append(b, 0, m.kind, m.flags&knownFlags, protocolVersion)
@@ -248,7 +248,7 @@ func (m *message) setText(text string) {
 	m.order.PutUint32(m.body, uint32(len(text)))
 }
 
-// texts are the arguments of a message that has strings only, or nil.
+// texts returns the arguments of a message with only strings, or nil.
 func (m *message) texts() []string {
 	w := walker{b: m.body, order: m.order}
 	var all []string
@@ -262,7 +262,7 @@ func (m *message) texts() []string {
 	return all
 }
 
-// first is the first argument if it is a string, or empty.
+// first returns the first argument if it is a string, or an empty string.
 func (m *message) first() string {
 	w := walker{b: m.body, order: m.order}
 	if !strings.HasPrefix(m.signature, "s") {

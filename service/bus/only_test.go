@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// bare are the functions of godbus that make a connection without a guard.
+// bare are the functions of godbus that create a connection without a guard.
 var bare = map[string]bool{
 	"Connect": true, "Dial": true, "DialHandler": true, "NewConn": true, "NewConnHandler": true,
 	"ConnectSystemBus": true, "SystemBus": true, "SystemBusPrivate": true, "SystemBusPrivateHandler": true,
@@ -18,7 +18,7 @@ var bare = map[string]bool{
 	"SessionBusPrivateNoAutoStartup": true,
 }
 
-// TestOnlyDialer: nothing but this package dials a bus, tests and their fakes apart.
+// TestOnlyDialer: only this package dials a bus, except for tests and their fakes.
 func TestOnlyDialer(t *testing.T) { // J1
 	const root = "../.."
 	files, dials := 0, 0
@@ -51,7 +51,7 @@ func TestOnlyDialer(t *testing.T) { // J1
 	}
 }
 
-// bareDials lists where a file dials a bus by itself.
+// bareDials lists the places where a file dials a bus itself.
 func bareDials(path string) (at []string, err error) {
 	set := token.NewFileSet()
 	file, err := parser.ParseFile(set, path, nil, 0)

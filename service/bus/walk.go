@@ -9,34 +9,34 @@ import (
 )
 
 const (
-	// maxDepth bounds the nesting of what godbus decodes, containers and variants
-	// together. The deepest that the daemon reads are the properties of a unit of
-	// systemd's: a variant of an array of structs in a map.
+	// maxDepth bounds the nesting of values that godbus decodes, containers and variants
+	// together. The deepest values that the daemon reads are properties of a systemd unit:
+	// a variant of an array of structs in a map.
 	maxDepth = 16
-	// maxSpecDepth is what the specification allows, for what is only passed over.
+	// maxSpecDepth is the limit of the specification, for values that are only skipped.
 	maxSpecDepth = 64
-	// maxSteps bounds the work on one header. It has 64 KiB at most, and no honest one has
-	// a thousand values.
+	// maxSteps bounds the work on one header, which has at most 64 KiB. No legitimate
+	// header has a thousand values.
 	maxSteps = 1 << 16
 	// maxArray is the specification's limit.
 	maxArray = 1 << 26
 )
 
 // walker steps through values in the D-Bus wire format. b begins at a multiple of eight.
-// No method looks beyond b, whatever is in it.
+// No method reads beyond b, whatever its content.
 type walker struct {
 	b     []byte
 	at    int
 	order binary.ByteOrder
-	// steps counts values; where limit is not zero, it bounds them.
+	// steps counts values; a limit other than zero bounds them.
 	steps, limit int
-	// fds reports that there was an index of a file descriptor.
+	// fds is set after an index of a file descriptor.
 	fds bool
-	// deep reports that something was nested too deeply.
+	// deep is set after a value that is nested too deeply.
 	deep bool
 }
 
-// align steps over padding, and reports whether all of it is there.
+// align skips padding, and reports whether the data contains all of it.
 func (w *walker) align(n int) bool {
 	w.at = (w.at + n - 1) &^ (n - 1)
 	if w.at > len(w.b) {
@@ -68,7 +68,7 @@ func (w *walker) text() (string, bool) {
 	return string(text), true
 }
 
-// signature reads a signature, which need not be a valid one.
+// signature reads a signature, which may be invalid.
 func (w *walker) signature() (string, bool) {
 	if len(w.b)-w.at < 1 {
 		return "", false
@@ -82,7 +82,7 @@ func (w *walker) signature() (string, bool) {
 	return text, true
 }
 
-// sizeOf is the size of a type of fixed size, and its alignment; 0 for others.
+// sizeOf returns the size, and so the alignment, of a type of fixed size; 0 for others.
 func sizeOf(kind byte) int {
 	switch kind {
 	case 'y':
@@ -97,7 +97,7 @@ func sizeOf(kind byte) int {
 	return 0
 }
 
-// alignmentOf is the alignment of a type.
+// alignmentOf returns the alignment of a type.
 func alignmentOf(kind byte) int {
 	switch kind {
 	case '(', '{':
@@ -110,8 +110,8 @@ func alignmentOf(kind byte) int {
 	return max(1, sizeOf(kind))
 }
 
-// value steps over one value of a valid single type. depth is how many containers may be
-// around and in it. It reports whether the value is well-formed.
+// value skips one value of a valid single type, with at most depth nested containers. It
+// reports whether the value is well-formed.
 func (w *walker) value(kind string, depth int) bool {
 	if w.steps++; w.limit > 0 && w.steps > w.limit {
 		return false
@@ -149,8 +149,8 @@ func (w *walker) value(kind string, depth int) bool {
 	}
 }
 
-// container steps over a variant, an array, a struct or an entry of a map, in which depth
-// more containers may be.
+// container skips a variant, an array, a struct or an entry of a map, which may contain
+// depth more levels of containers.
 func (w *walker) container(kind string, depth int) bool {
 	switch kind[0] {
 	case 'v':
@@ -184,14 +184,14 @@ func (w *walker) container(kind string, depth int) bool {
 	}
 }
 
-// Why a body cannot be passed on.
+// Reasons why a body cannot be passed on.
 var (
 	errBody = errors.New("its arguments are malformed")
 	errDeep = fmt.Errorf("its arguments are nested more than %d levels deep", maxDepth)
 	errFDs  = errors.New("it has file descriptors, which this connection does not take")
 )
 
-// checkBody reports why godbus must not decode the body, or nil.
+// checkBody returns why godbus must not decode the body, or nil.
 func (m *message) checkBody() error {
 	if m.unixFDs > 0 {
 		return errFDs
@@ -219,7 +219,7 @@ func (m *message) checkBody() error {
 	return nil
 }
 
-// validSignature reports whether s is a list of types, perhaps an empty one.
+// validSignature reports whether s is a list of types, which may be empty.
 func validSignature(s string) bool {
 	if len(s) > maxName {
 		return false
@@ -234,11 +234,11 @@ func validSignature(s string) bool {
 	return true
 }
 
-// isSingle reports whether s is one complete type, as that of a variant is.
+// isSingle reports whether s is one complete type, as in a variant.
 func isSingle(s string) bool { return s != "" && single(s) == len(s) }
 
-// single is the length of the complete type that s begins with, and 0 if there is none. It
-// holds to the specification's limits of 32 arrays and 32 structs in each other.
+// single returns the length of the complete type at the beginning of s, or 0 if there is
+// none. It applies the specification's limits of 32 nested arrays and 32 nested structs.
 func single(s string) int { return singleIn(s, 32, 32) }
 
 func singleIn(s string, arrays, structs int) int {

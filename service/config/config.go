@@ -1,9 +1,9 @@
 // Package config reads ec2netd.conf(5): the main file and its drop-ins, in the
 // format of networkd.conf.
 //
-// It parses and checks; it never fails as a whole. A line that is wrong becomes a
-// [Problem] with file, line and key, the default stays for that key, and all the
-// rest holds.
+// It parses and checks, and never fails as a whole. A line with a mistake becomes a
+// [Problem] with file, line and key; its key keeps the default, and everything else
+// applies.
 package config
 
 import (
@@ -19,14 +19,14 @@ import (
 	"ec2netd/service/file"
 )
 
-// Defaults, as ec2netd.conf(5) tells them.
+// Defaults, as documented in ec2netd.conf(5).
 const (
 	DefaultRefresh = 60 * time.Second
 	minRefresh     = time.Second
 	maxRefresh     = 24 * time.Hour
 )
 
-// Limits of what is read: bounds of the work, and of the memory (J2).
+// Limits of the files: they bound the work and the memory (J2).
 const (
 	mostBytes    = 128 << 10
 	mostDropIns  = 256
@@ -35,34 +35,35 @@ const (
 	mostDrivers  = 64
 )
 
-// DefaultDrivers are the drivers of ENIs: Nitro, Xen with enhanced networking, Xen
+// DefaultDrivers are the drivers of ENIs: Nitro, Xen with enhanced networking, and Xen
 // without.
 func DefaultDrivers() []string { return []string{"ena", "ixgbevf", "vif"} }
 
-// Platform is where the daemon works.
+// Platform says where the daemon works.
 type Platform string
 
 // The platforms.
 const (
-	// PlatformEC2: on EC2 instances alone.
+	// PlatformEC2: only on EC2 instances.
 	PlatformEC2 Platform = "ec2"
 	// PlatformAny: everywhere, such as in tests and on compatible clouds.
 	PlatformAny Platform = "any"
 )
 
-// Config is the configuration in force.
+// Config is the effective configuration.
 type Config struct {
-	// Drivers whose links are ENIs, as ethtool reports them. [Match] Driver=
+	// Drivers are the drivers whose links are ENIs, as ethtool reports them. [Match]
+	// Driver=
 	Drivers []string
 	// Platform on which the daemon works. [Match] Platform=
 	Platform Platform
-	// Endpoint is the base URL of the metadata service in place of the two
-	// well-known ones, or empty. [Metadata] Endpoint=
+	// Endpoint is the base URL of the metadata service in place of the two well-known
+	// ones, or empty. [Metadata] Endpoint=
 	Endpoint string
 	// Refresh is the longest time between two looks at the metadata.
 	// [Metadata] RefreshSec=
 	Refresh time.Duration
-	// ENIs are the [ENI] sections in the order of reading. [For] applies them.
+	// ENIs are the [ENI] sections in the order of reading. [Config.For] applies them.
 	ENIs []Section
 	// Files that were read, in order.
 	Files []string
@@ -70,17 +71,17 @@ type Config struct {
 	Problems []Problem
 }
 
-// Problem is one line that was not understood. The configuration holds without it.
+// Problem is a line with a mistake. The configuration applies without it.
 type Problem struct {
 	File string
 	Line int
-	// Key is "Section.Key", or "Section", or empty when the line has none.
+	// Key is "Section.Key", or "Section", or empty if the line has none.
 	Key string
-	// Message says what is wrong and what is used instead.
+	// Message says what is wrong and which value is used instead.
 	Message string
 }
 
-// String says where the problem is and what it is, as compilers do.
+// String returns the place and the message in the form that compilers use.
 func (p Problem) String() string {
 	where := fmt.Sprintf("%s:%d: ", p.File, p.Line)
 	if p.Line == 0 {
@@ -92,10 +93,10 @@ func (p Problem) String() string {
 	return where + p.Message
 }
 
-// Load reads etc/ec2netd.conf and then the drop-ins ec2netd.conf.d/*.conf of
-// usr/lib, run and etc below root ("/" for the system). Drop-ins are taken in the
-// order of their names; of two with one name the one in etc wins over run, and run
-// over usr/lib, and a link to /dev/null masks the others, as systemd does it.
+// Load reads etc/ec2netd.conf and then the drop-ins ec2netd.conf.d/*.conf of usr/lib,
+// run and etc below root ("/" for the system), in the order of their names. If several
+// directories have a drop-in of the same name, etc takes precedence over run, and run
+// over usr/lib, as in systemd. A symlink to /dev/null masks the others.
 func Load(root string) Config {
 	c := Config{Drivers: DefaultDrivers(), Platform: PlatformEC2, Refresh: DefaultRefresh}
 	main := filepath.Join(root, "etc/ec2netd.conf")
@@ -111,7 +112,7 @@ func Load(root string) Config {
 func (c *Config) dropIns(root string) []string {
 	byName := make(map[string]string)
 	for _, dir := range []string{"usr/lib", "run", "etc"} {
-		// Of more than anybody has the first ones count.
+		// A directory with more files than anybody needs is cut short.
 		dir = filepath.Join(root, dir, "ec2netd.conf.d")
 		found, err := file.List(dir, "*.conf")
 		if err != nil {
@@ -157,7 +158,8 @@ func (c *Config) read(path string) {
 func (c *Config) parse(path, text string) {
 	section := ""
 	known := false
-	// eni is the [ENI] section that is being read; nil in others and once it is void.
+	// eni is the current [ENI] section; nil in other sections, and after it has become
+	// void.
 	var eni *Section
 	finish := func() {
 		switch {
@@ -259,8 +261,8 @@ func (c *Config) parse(path, text string) {
 	}
 }
 
-// sections is the table of keys. A setter gets the trimmed value and says in its
-// error what is used instead.
+// sections is the table of keys. A setter gets the trimmed value; its error says which
+// value is used instead.
 var sections = map[string]map[string]func(*Config, string) error{
 	"Match": {
 		"Driver":   setDriver,
@@ -272,7 +274,7 @@ var sections = map[string]map[string]func(*Config, string) error{
 	},
 }
 
-// eniSection is the one section that may stand several times.
+// eniSection is the only section that can be used several times.
 const eniSection = "ENI"
 
 func sectionNames() []string {

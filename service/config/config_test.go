@@ -51,7 +51,7 @@ func TestDefaults(t *testing.T) {
 	if diff := cmp.Diff(want, load(t, map[string]string{"etc/ec2netd.conf": string(shipped)})); diff != "" {
 		t.Errorf("the shipped file: %s", diff)
 	}
-	// Its commented lines are the defaults, and all keys are in it.
+	// The commented lines are the defaults, and the file has all keys.
 	spelled := strings.ReplaceAll(string(shipped), "\n#", "\n")
 	lines := strings.Split(spelled, "\n")
 	lines = slices.DeleteFunc(lines, func(l string) bool {
@@ -136,7 +136,7 @@ func TestPlatform(t *testing.T) {
 	}
 }
 
-// A mistake names file, line and key, costs that key only, and what is right holds.
+// A mistake is reported with file, line and key, and only affects that key.
 func TestProblems(t *testing.T) {
 	c := load(t, map[string]string{"etc/ec2netd.conf": `stray=1
 [Match]
@@ -201,7 +201,7 @@ func TestSpans(t *testing.T) {
 	}
 }
 
-// FuzzParse: no file makes the daemon crash, nor leaves the bounds.
+// FuzzParse: no file crashes the daemon or exceeds the limits.
 func FuzzParse(f *testing.F) {
 	f.Add("[Match]\nDriver=ena \\\n veth\n[Metadata]\nRefreshSec=1min 30s\nEndpoint=http://[::1]:80/\n")
 	f.Add("[ENI]\nName=ens[5-7]\nManaged=no\nPrefixes=local\n[ENI]\nDeviceIndex=1 2\nDefaultRoute=off")

@@ -13,29 +13,28 @@ import (
 	"ec2netd/service/dropin"
 )
 
-// Prefixes says what a delegated prefix of an ENI becomes on the host.
+// Prefixes says how the host uses a delegated prefix of an ENI.
 type Prefixes string
 
 // The values of [ENI] Prefixes=.
 const (
-	// PrefixesRule: policy rules only; who uses the prefix is for others to say.
+	// PrefixesRule: only policy rules; other software can use the prefix.
 	PrefixesRule Prefixes = "rule"
-	// PrefixesLocal: every address of the prefix is one of this host, without being
-	// listed on the link.
+	// PrefixesLocal: every address of the prefix is local to this host, without being listed
+	// on the link.
 	PrefixesLocal Prefixes = "local"
-	// PrefixesAssign: every address of an IPv4 prefix is on the link. An IPv6 prefix
-	// has too many and is local.
+	// PrefixesAssign: every address of an IPv4 prefix is on the link. An IPv6 prefix has too
+	// many addresses, and is treated as with PrefixesLocal.
 	PrefixesAssign Prefixes = "assign"
 )
 
-// Section is one [ENI] section: which ENIs it is for, and what it says of them.
+// Section is one [ENI] section: its conditions and its settings.
 type Section struct {
 	// File and Line of its header.
 	File string
 	Line int
 
-	// What an ENI must have for the section to hold: one of the values of each list
-	// that is not empty.
+	// Conditions: an ENI must have one of the values of each list that is not empty.
 	ENIIDs        []string
 	MACs          []string
 	DeviceIndexes []int
@@ -44,54 +43,54 @@ type Section struct {
 	Names         []string
 	Primary       *bool
 
-	// What the section says, nil where it says nothing.
+	// Settings, nil if the section does not set them.
 	Managed          *bool
 	DefaultRoute     *bool
 	AlternativeNames *bool
 	PrimaryRules     *bool
 	Prefixes         *Prefixes
-	// SecondaryAddresses and DNS; DNS is empty where the section says nothing.
+	// SecondaryAddresses and DNS; DNS is empty if the section does not set it.
 	SecondaryAddresses *bool
 	DNS                []netip.Addr
 	FirewallMark       *dropin.Mark
 }
 
-// Settings are what the sections say of one ENI.
+// Settings are the settings of one ENI, from all sections.
 type Settings struct {
-	// Managed: its .network unit is generated. [ENI] Managed=
+	// Managed: ec2netd generates its .network unit. [ENI] Managed=
 	Managed bool
-	// ManagedBy is where Managed was set last, "FILE:LINE", or empty.
+	// ManagedBy is the line that has set Managed last, "FILE:LINE", or empty.
 	ManagedBy string
 	// DefaultRoute: the ENI has default routes in the main table. [ENI] DefaultRoute=
 	DefaultRoute bool
-	// AlternativeNames: the ENI's link gets them. [ENI] AlternativeNames=
+	// AlternativeNames: the ENI's link gets its alternative names. [ENI] AlternativeNames=
 	AlternativeNames bool
-	// PrimaryRules: the primary ENI has policy rules and a table of its own too.
-	// [ENI] PrimaryRules=
+	// PrimaryRules: the primary ENI has policy rules and a table of its own too. [ENI]
+	// PrimaryRules=
 	PrimaryRules bool
-	// Prefixes is what delegated prefixes become. [ENI] Prefixes=
+	// Prefixes says how the host uses delegated prefixes. [ENI] Prefixes=
 	Prefixes Prefixes
-	// SecondaryAddresses: all addresses of the ENI are on its link, not the primary one of
-	// each family alone (A12). [ENI] SecondaryAddresses=
+	// SecondaryAddresses: all addresses of the ENI are on its link, not only the primary
+	// address of each family (A12). [ENI] SecondaryAddresses=
 	SecondaryAddresses bool
-	// DNS are the servers in place of those of leases and routers (A10), none for not to
-	// replace them. [ENI] DNS=
+	// DNS are the servers in place of those from leases and routers (A10), none to use the
+	// latter. [ENI] DNS=
 	DNS []netip.Addr
-	// FirewallMark is the mark of packets that leave by the ENI whatever their source (B12),
-	// the zero Mark for none. [ENI] FirewallMark=
+	// FirewallMark is the mark of packets that leave through the ENI whatever their source
+	// (B12), the zero Mark for none. [ENI] FirewallMark=
 	FirewallMark dropin.Mark
-	// Undecided: a section that would say otherwise of Managed may or may not hold,
-	// since what it asks for is not known yet.
+	// Undecided: it depends on unknown metadata whether a section with another value of
+	// Managed applies.
 	Undecided bool
 }
 
-// DefaultSettings hold where no section says otherwise.
+// DefaultSettings apply if no section sets anything else.
 func DefaultSettings() Settings {
 	return Settings{Managed: true, DefaultRoute: true, AlternativeNames: true, Prefixes: PrefixesRule, SecondaryAddresses: true}
 }
 
-// Identity is what sections can ask of an ENI. Pointers and ENIID are nil and empty
-// while the metadata has not told.
+// Identity contains the properties of an ENI that conditions can match. Pointers are nil and
+// ENIID is empty while the metadata is not known.
 type Identity struct {
 	ENIID       string
 	MAC         string
@@ -102,8 +101,8 @@ type Identity struct {
 	Primary     *bool
 }
 
-// For returns what the sections say of an ENI: of those that hold, a later one wins
-// key by key.
+// For returns the settings of an ENI: if several sections apply, the later one takes
+// precedence, key by key.
 func For(all []Section, id Identity) Settings {
 	settings := DefaultSettings()
 	undecided := false
@@ -156,10 +155,11 @@ const (
 	unknown
 )
 
-// Holds reports whether a section is for an ENI, or may be: not all is known of it.
+// Holds reports whether a section applies to an ENI, or may apply because not all is known
+// of it.
 func (s *Section) Holds(id Identity) bool { return s.holds(id) != no }
 
-// holds tells whether a section is for an ENI.
+// holds reports whether a section applies to an ENI.
 func (s *Section) holds(id Identity) answer {
 	result := yes
 	ask := func(asked, known, match bool) {
@@ -186,14 +186,14 @@ func (s *Section) holds(id Identity) answer {
 
 func globbed(patterns []string, text string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
-		// The pattern language of systemd negates a set with "!", that of Go with "^".
+		// systemd's patterns negate a set with "!", those of Go with "^".
 		matched, _ := path.Match(strings.ReplaceAll(pattern, "[!", "[^"), text)
 		return matched
 	})
 }
 
-// eniKeys is the table of the keys of [ENI]. Those that select take lists, as those
-// of [Match] in systemd.network(5) do: a later line adds, an empty one clears.
+// eniKeys is the table of the keys of [ENI]. Conditions take lists, as in [Match] of
+// systemd.network(5): a later line adds to the list, an empty one clears it.
 var eniKeys = map[string]struct {
 	selects bool
 	set     func(*Section, string) error
@@ -217,8 +217,8 @@ var eniKeys = map[string]struct {
 	"FirewallMark":       {false, setMark},
 }
 
-// setENI sets a key of the last section. void tells that the section cannot hold any
-// more: without a condition that was meant, it would be for ENIs that were not.
+// setENI sets a key of the last section. void reports that the section is void: without one
+// of its conditions it would apply to the wrong ENIs.
 func setENI(s *Section, key, value string) (void bool, err error) {
 	known, ok := eniKeys[key]
 	if !ok {
@@ -265,7 +265,7 @@ func boolean(field func(*Section) **bool) func(*Section, string) error {
 	}
 }
 
-// parseBool reads a truth value as systemd.syntax(7) has it.
+// parseBool parses a boolean of systemd.syntax(7).
 func parseBool(text string) (bool, error) {
 	switch strings.ToLower(text) {
 	case "1", "yes", "y", "true", "t", "on":
@@ -302,7 +302,7 @@ func setMark(s *Section, value string) error {
 	return nil
 }
 
-// eniID is as package metadata takes it from the service.
+// eniID matches the ENI IDs that package metadata accepts from the service.
 var eniID = regexp.MustCompile(`^eni-[0-9a-f]{1,64}$`)
 
 func parseENIID(text string) (string, error) {

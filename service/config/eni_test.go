@@ -9,7 +9,7 @@ import (
 	"ec2netd/service/dropin"
 )
 
-// F4: an ENI can be picked by each of its properties.
+// F4: each property of an ENI can select it.
 func TestSections(t *testing.T) {
 	at := func(n int) *int { return &n }
 	truth := func(b bool) *bool { return &b }
@@ -151,7 +151,7 @@ func TestFirewallMark(t *testing.T) { // B12
 	}
 }
 
-// What is not known yet leaves an ENI undecided only where it matters.
+// Unknown properties leave an ENI undecided only if they matter.
 func TestUndecided(t *testing.T) {
 	one := 1
 	sections := func(text string) []Section {
@@ -182,8 +182,8 @@ func TestUndecided(t *testing.T) {
 	}
 }
 
-// A mistake in what a section is for voids it: it must not be for other ENIs than was
-// meant. One in what it says costs the line.
+// A mistake in a condition voids the section, since it must not apply to the wrong
+// ENIs. A mistake in a setting voids the line.
 func TestSectionProblems(t *testing.T) {
 	c := load(t, map[string]string{"etc/ec2netd.conf": `[ENI]
 ENIID=eni-xyz

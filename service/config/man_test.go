@@ -51,12 +51,13 @@ func TestManPage(t *testing.T) {
 	}
 	for _, value := range []string{strings.Join(DefaultDrivers(), " ")} {
 		if !strings.Contains(string(text), value) {
-			t.Errorf("the default %q is not told", value)
+			t.Errorf("the default %q is not documented", value)
 		}
 	}
 }
 
-// configuration.md has every key with the default that the shipped file has, and no other.
+// TestConfigurationPage: configuration.md has every key with the default of the shipped
+// file, and no other.
 func TestConfigurationPage(t *testing.T) {
 	page, err := os.ReadFile("../docs/configuration.md")
 	if err != nil {
@@ -93,7 +94,7 @@ func TestConfigurationPage(t *testing.T) {
 		}
 		for _, m := range key.FindAllStringSubmatch(cells[0], -1) {
 			if _, had := got[m[1]]; had && m[1] != "Driver" {
-				t.Errorf("%s= stands twice", m[1])
+				t.Errorf("%s= is documented twice", m[1])
 			}
 			if len(cells) > 2 {
 				got[m[1]] = strings.Trim(strings.TrimSpace(cells[1]), "`")

@@ -20,8 +20,8 @@ var spanUnits = map[string]time.Duration{
 	"d": 24 * time.Hour, "day": 24 * time.Hour, "days": 24 * time.Hour,
 }
 
-// parseSpan reads a time span as systemd.time(7) has it, up to days: "90",
-// "1min 30s", "0.5h". A number without a unit is seconds.
+// parseSpan parses a time span of systemd.time(7), up to days: "90", "1min 30s",
+// "0.5h". A number without a unit is in seconds.
 func parseSpan(text string) (time.Duration, error) {
 	var total time.Duration
 	rest := strings.TrimSpace(text)

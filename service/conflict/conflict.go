@@ -1,6 +1,6 @@
-// Package conflict recognises other software that configures ENIs too (F5): from facts
-// that are cheap to come by it says what is in the way, how that is known, and what to
-// do. It changes nothing, and starts no process.
+// Package conflict detects other software that also configures ENIs (F5). From facts that are
+// cheap to collect it determines what conflicts, how this is known, and what to do. It changes
+// nothing, and starts no process.
 package conflict
 
 import (
@@ -14,7 +14,7 @@ import (
 	"ec2netd/service/state"
 )
 
-// Names of what is recognised, [state.Conflict.Name].
+// Names of the detected software, [state.Conflict.Name].
 const (
 	NetworkManager = "NetworkManager"
 	NMCloudSetup   = "nm-cloud-setup"
@@ -25,7 +25,7 @@ const (
 	OldPackage     = "amazon-ec2-net-utils"
 )
 
-// The units of them.
+// Units of that software.
 const (
 	managerUnit  = "NetworkManager.service"
 	setupService = "nm-cloud-setup.service"
@@ -37,53 +37,53 @@ const (
 // dhcpcdAll is the PID file of a dhcpcd for all links.
 const dhcpcdAll = "/run/dhcpcd/pid"
 
-// Patterns of the units whose being active is a fact.
+// Patterns match the units whose active state is a fact.
 var Patterns = []string{
 	managerUnit, setupService, setupTimer, networking, "ifup@*.service", dhcpcdUnit,
 	"policy-routes@*.service", "refresh-policy-routes@*.timer", "refresh-policy-routes@*.service",
 	"ec2net-ifup@*.service", "ec2net-scan.service",
 }
 
-// Facts are what was found on the instance.
+// Facts are the findings on the instance.
 type Facts struct {
-	// Active are the units that Patterns match and that are active or on the way there.
+	// Active are the units that match Patterns and are active or activating.
 	Active []string
-	// Enabled are those of NetworkManager, nm-cloud-setup and ifupdown that the next boot starts.
+	// Enabled are the units of NetworkManager, nm-cloud-setup and ifupdown that the next boot
+	// starts.
 	Enabled []string
-	// Managed tells of each ENI that NetworkManager has told something of, by name,
-	// whether it manages it. Links are the names of all ENIs.
+	// Managed says, by name, whether NetworkManager manages an ENI, for each ENI of which it has
+	// reported this. Links are the names of all ENIs.
 	Managed map[string]bool
 	Links   []string
-	// Raised are the ENIs that ifupdown has configured and not released since, Auto those that
-	// networking.service configures when it starts.
+	// Raised are the ENIs that ifupdown has configured and not released since. Auto are the ENIs
+	// that networking.service configures when it starts.
 	Raised, Auto []string
-	// Lowered are the ENIs that ifupdown has configured in this boot and released since, and when it
-	// did so last, or tried to configure one and failed.
+	// Lowered are the ENIs that ifupdown has configured in this boot and released since. Its values
+	// are the times of the last release, or of the last failed configuration.
 	Lowered map[string]time.Time
-	// Clients are the DHCP clients that run for an ENI, of which no owner above tells.
+	// Clients are the DHCP clients that run for an ENI and belong to no software above.
 	Clients []Client
-	// Drivers are those whose links are ENIs.
+	// Drivers are the drivers whose links are ENIs.
 	Drivers []string
-	// PolicyRouting are the files in which cloud-init has policy rules for an ENI.
+	// PolicyRouting are the files of cloud-init with policy rules for an ENI.
 	PolicyRouting []string
-	// OldFiles are those of amazon-ec2-net-utils, or of ec2-net-utils before it: its udev
-	// rules in force, its own directory, and what it has written for ENIs.
+	// OldFiles are the files of amazon-ec2-net-utils, or of ec2-net-utils before it: its udev rules
+	// in force, its own directory, and its generated files for ENIs.
 	OldFiles []string
-	// Unread are files and directories that were to be looked at and could not be read, with
-	// the reason.
+	// Unread are relevant files and directories that could not be read, with the reason.
 	Unread []string
 }
 
 // Client is a DHCP client that runs for an ENI: [DHClient] or [DHCPCD].
 type Client struct {
 	Name, Link string
-	// PIDFile by which it is known. One process may be for several links.
+	// PIDFile identifies the client. One process may serve several links.
 	PIDFile string
 	// Family is "-4" or "-6", or empty for the client's default.
 	Family string
 }
 
-// Find tells what conflicts. It is a pure function.
+// Find returns the conflicts. It is a pure function.
 func Find(f Facts) []state.Conflict {
 	conflicts := []state.Conflict{}
 	add := func(name string, evidence []string, advice string) {
@@ -112,8 +112,8 @@ func Find(f Facts) []state.Conflict {
 	return conflicts
 }
 
-// adviceOnManager says what to do against NetworkManager. If it were only stopped, its addresses,
-// routes and rules would stay, and networkd keeps those of others.
+// adviceOnManager says how to disable NetworkManager. If it were only stopped, its addresses, routes
+// and rules would stay, and networkd keeps those of others.
 func (f *Facts) adviceOnManager() string {
 	advice := "have networkd alone configure the ENIs: systemctl disable " + managerUnit
 	if slices.Contains(f.Active, managerUnit) {
@@ -126,10 +126,10 @@ func (f *Facts) adviceOnManager() string {
 		" in the section [keyfile] of a file in /etc/NetworkManager/conf.d, and systemctl reload " + managerUnit
 }
 
-// adviceOnOld says what to do against amazon-ec2-net-utils. A package of ec2netd takes its place, so
-// that only /run can have something of it: dnf and apt would remove ec2netd then, which provides the
-// old name, and rpm and dpkg do not. Where the old package is there, ec2netd was installed without
-// one, and over a file of it.
+// adviceOnOld says how to remove amazon-ec2-net-utils. A package of ec2netd replaces it, so that
+// only /run can contain files of it. dnf and apt would then remove ec2netd, which provides the old
+// name; rpm and dpkg do not. If the old package is installed, ec2netd was installed without a
+// package, and over one of its files.
 func (f *Facts) adviceOnOld() string {
 	if !slices.ContainsFunc(f.OldFiles, func(file string) bool { return !strings.HasPrefix(file, "/run/") }) {
 		return "ec2netctl takeover, which removes what the package has left in /run; or reboot"
@@ -138,8 +138,7 @@ func (f *Facts) adviceOnOld() string {
 		"then install ec2netd again, since the removal takes away its /usr/lib/systemd/network/80-ec2.network; then reboot"
 }
 
-// manager is the evidence against NetworkManager: none if it runs and leaves every ENI
-// alone.
+// manager returns the evidence for NetworkManager: none if it runs and manages no ENI.
 func (f *Facts) manager() []string {
 	evidence := f.units(managerUnit)
 	if !slices.Contains(f.Active, managerUnit) {
@@ -159,8 +158,9 @@ func (f *Facts) manager() []string {
 	return evidence
 }
 
-// ifupdown is the evidence against ifupdown, the ENIs that it has and those that it will have, and
-// what to do: a takeover stops units, and has nothing to stop where somebody has called ifup.
+// ifupdown returns the evidence for ifupdown, that is the ENIs that it has configured and those that
+// it will configure, and the advice. A takeover stops units, but has nothing to stop after a manual
+// ifup.
 func (f *Facts) ifupdown() (evidence []string, advice string) {
 	var byHand []string
 	for _, link := range f.Raised {
@@ -183,11 +183,11 @@ func (f *Facts) ifupdown() (evidence []string, advice string) {
 		"or, to keep ifupdown for other links, take the ENIs out of /etc/network/interfaces and reboot"
 }
 
-// clients is the evidence against DHCP clients of a name that ifupdown has not started, and the
-// commands that end them. Each takes away what it has set: dhcpcd with -x would leave it, as Debian
-// configures that. The daemon has put back what is missing then.
+// clients returns the evidence for DHCP clients of a name that ifupdown has not started, and the
+// commands that end them. Each client removes its configuration; dhcpcd would leave it with -x,
+// because Debian configures it so. The daemon then restores what is missing.
 func (f *Facts) clients(name string) (evidence, advice []string) {
-	// The link of each is those of its process.
+	// There is one entry per process, with all its links.
 	var processes []Client
 	for _, c := range f.Clients {
 		if c.Name != name || slices.Contains(f.Raised, c.Link) {
@@ -211,7 +211,8 @@ func (f *Facts) clients(name string) (evidence, advice []string) {
 		case c.PIDFile != dhcpcdAll:
 			advice = append(advice, "dhcpcd"+family+" -k "+c.Link)
 		case slices.Contains(f.Active, dhcpcdUnit):
-			// Stopped by systemd it would leave what it has set, as Debian configures it.
+			// systemd would stop it so that it leaves its configuration, because Debian configures
+			// it so.
 			advice = append(advice, "dhcpcd -k", "systemctl disable --now "+dhcpcdUnit)
 		default:
 			advice = append(advice, "dhcpcd -k")
@@ -220,7 +221,7 @@ func (f *Facts) clients(name string) (evidence, advice []string) {
 	return evidence, advice
 }
 
-// units says which units with a prefix are active or enabled.
+// units returns the active or enabled units with a prefix.
 func (f *Facts) units(prefix string) []string {
 	var evidence []string
 	for _, unit := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(f.Active, f.Enabled)))) {
@@ -236,8 +237,8 @@ func (f *Facts) units(prefix string) []string {
 	return evidence
 }
 
-// Holds reports whether ifupdown or NetworkManager has configured a link, which it may set down when
-// it gives it up.
+// Holds reports whether ifupdown or NetworkManager has configured a link, and so may set it down
+// when it gives it up.
 func (f *Facts) Holds(link string) bool {
 	return slices.Contains(f.Raised, link) || (f.Managed[link] && slices.Contains(f.Active, managerUnit))
 }

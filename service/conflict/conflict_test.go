@@ -15,7 +15,7 @@ import (
 	"ec2netd/service/conflict"
 )
 
-// F5: what is a conflict, and what is none.
+// F5: what is a conflict, and what is not.
 func TestFind(t *testing.T) {
 	for name, c := range map[string]struct {
 		facts conflict.Facts
@@ -81,7 +81,7 @@ func TestFind(t *testing.T) {
 			for _, c := range conflict.Find(c.facts) {
 				got[c.Name] = c.Evidence
 				if c.Advice == "" {
-					t.Errorf("%s: nothing says what to do", c.Name)
+					t.Errorf("%s: there is no advice", c.Name)
 				}
 			}
 			want := c.want
@@ -95,7 +95,7 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// F5: the advice is for the drivers that are configured, and never has ec2netd removed.
+// F5: the advice uses the configured drivers, and never removes ec2netd.
 func TestAdvice(t *testing.T) {
 	const manager = "have networkd alone configure the ENIs: systemctl disable NetworkManager.service"
 	for _, c := range []struct {
@@ -121,7 +121,7 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
-// F8: a takeover mends what a unit of ifupdown's has done, and nothing else.
+// F8: a takeover repairs changes by a unit of ifupdown, and nothing else.
 func TestAdviceOnIfupdown(t *testing.T) {
 	for _, c := range []struct {
 		facts conflict.Facts
@@ -173,7 +173,7 @@ func TestLook(t *testing.T) {
 	answer = []string{"policy-routes@ens5.service", "NetworkManager.service"}
 	put("/etc/systemd/system/multi-user.target.wants/NetworkManager.service", "-> /usr/lib/systemd/system/NetworkManager.service")
 	put("/etc/systemd/system/timers.target.wants/nm-cloud-setup.timer", "-> /usr/lib/systemd/system/nm-cloud-setup.timer")
-	// A mask wins over what wants the unit.
+	// A mask takes precedence over a unit that wants the masked one.
 	put("/etc/systemd/system/multi-user.target.wants/nm-cloud-setup.service", "-> /usr/lib/systemd/system/nm-cloud-setup.service")
 	put("/etc/systemd/system/nm-cloud-setup.service", "-> /dev/null")
 	put("/etc/systemd/system/multi-user.target.wants/networking.service", "-> /usr/lib/systemd/system/networking.service")
@@ -193,7 +193,7 @@ func TestLook(t *testing.T) {
 	put("/proc/123/comm", "dhcpcd\n")
 	put("/run/dhclient.ens5.pid", "120\n")
 	put("/run/dhclient6.ens5.pid", "121\n") // killed
-	put("/run/dhclient-ens6.pid", "122\n")  // killed, and another process has its number by now
+	put("/run/dhclient-ens6.pid", "122\n")  // killed, and another process has its number now
 	put("/run/dhclient.ens50.pid", "120\n")
 	put("/run/dhcpcd/ens6-4.pid", "123\n")
 	put("/run/NetworkManager/devices/2", "[device]\nmanaged=true\nnm-owned=false\n")
@@ -201,7 +201,7 @@ func TestLook(t *testing.T) {
 	put("/run/NetworkManager/devices/9", "[device]\nmanaged=true\n")
 	put("/etc/netplan/50-cloud-init.yaml", "network:\n  ethernets:\n    ens6:\n      match: {macaddress: \"02:00:00:00:00:0B\"}\n      routing-policy:\n      - {from: 10.0.1.20, table: 101}\n")
 	put("/etc/systemd/network/10-cloud-init-ens5.network", "[Match]\nName=ens5\n[RoutingPolicyRule]\nFrom=10.0.1.10\nTable=100\n")
-	// Without rules, and of a link that is no ENI.
+	// Files without rules, and a file for a link that is not an ENI.
 	put("/run/systemd/network/10-cloud-init-ens6.network", "[Match]\nName=ens6\n[Network]\nDHCP=yes\n")
 	put("/run/systemd/network/10-cloud-init-ens50.network", "[Match]\nName=ens50\n[RoutingPolicyRule]\nFrom=10.0.1.10\nTable=100\n")
 	put("/usr/share/amazon-ec2-net-utils/lib.sh", "")
@@ -232,7 +232,7 @@ func TestLook(t *testing.T) {
 	if others := looker.RaisedOthers(links); !slices.Equal(others, []string{"ens50"}) {
 		t.Errorf("ifupdown has also configured %q", others)
 	}
-	// As NetworkManager says of one that unmanaged-devices= has.
+	// As NetworkManager reports a link in unmanaged-devices=.
 	put("/run/NetworkManager/devices/2", "[device]\nperm-hw-addr-fake=02:00:00:00:00:0A\nnm-owned=false\n")
 	if is, told := looker.Look(t.Context(), links).Managed["ens5"]; is || !told {
 		t.Errorf("a device that is left out: managed %v, told %v", is, told)
@@ -247,15 +247,15 @@ func TestLook(t *testing.T) {
 	if !slices.Equal(asked, conflict.Patterns) {
 		t.Errorf("systemd was asked for %q", asked)
 	}
-	// What systemd said last holds while it does not answer.
+	// If systemd does not answer, its last answer is used.
 	answer, err = nil, errors.New("no bus")
 	if diff := cmp.Diff(want, looker.Look(t.Context(), links)); diff != "" {
 		t.Error(diff)
 	}
 }
 
-// F8: clients that were started without a word on their PID files are found by those of their
-// defaults, for the links that they are for.
+// F8: clients that were started without an option for their PID files are found by the
+// default names of these, for the links that they serve.
 func TestDefaultClients(t *testing.T) {
 	links := []conflict.Link{{Index: 2, Name: "ens5"}, {Index: 3, Name: "ens6"}}
 	client := func(name, link, pidFile, family string) conflict.Client {

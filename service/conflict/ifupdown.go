@@ -11,11 +11,11 @@ import (
 	"ec2netd/service/file"
 )
 
-// interfacesFiles are what ifupdown reads on Debian's images, the last by a program of Debian's
-// that writes a file for each link that comes.
+// interfacesFiles are the files that ifupdown reads on Debian's images. The last one is a directory in
+// which a program of Debian writes a file for each new link.
 var interfacesFiles = []string{"/etc/network/interfaces", "/etc/network/interfaces.d/*", "/run/network/interfaces.d/*"}
 
-// Ifupdown returns those of some ENIs that networking.service configures when it starts.
+// Ifupdown returns those of the given ENIs that networking.service configures when it starts.
 func (l *Looker) Ifupdown(links []Link) []string {
 	words := l.interfaces("auto", "allow-auto")
 	var found []string
@@ -27,7 +27,7 @@ func (l *Looker) Ifupdown(links []Link) []string {
 	return found
 }
 
-// interfaces returns the words of the lines of interfaces(5) that begin with one of some keywords.
+// interfaces returns the words of the lines of interfaces(5) that begin with one of the keywords.
 func (l *Looker) interfaces(keywords ...string) (words []string) {
 	for _, pattern := range interfacesFiles {
 		for _, p := range l.glob(pattern) {
@@ -41,9 +41,9 @@ func (l *Looker) interfaces(keywords ...string) (words []string) {
 	return words
 }
 
-// LeftByIfupdown returns the links, other than some ENIs, that networking.service has configured in
-// this boot and that ifupdown does not configure in the next one, as that unit is not enabled. Links
-// that are named with allow-hotplug are none of them: udev starts ifup@.service for these.
+// LeftByIfupdown returns the links, except the given ENIs, that networking.service has configured in
+// this boot and that ifupdown will not configure in the next one, because that unit is not enabled.
+// Links with allow-hotplug are not included: udev starts ifup@.service for these.
 func (l *Looker) LeftByIfupdown(enis []Link) []string {
 	if l.enabled(networking) {
 		return nil
@@ -56,7 +56,7 @@ func (l *Looker) LeftByIfupdown(enis []Link) []string {
 }
 
 // namesLink reports whether a word of interfaces(5) is the name of a link, or a pattern for it: a
-// slash, and a second one before what it is given a name by.
+// slash, and a second one before the name that it gets.
 func namesLink(word, name string) bool {
 	pattern, isPattern := strings.CutPrefix(word, "/")
 	if !isPattern {
@@ -67,16 +67,17 @@ func namesLink(word, name string) bool {
 	return err == nil && matches
 }
 
-// raised returns those of some ENIs that ifupdown has configured.
+// raised returns those of the given ENIs that ifupdown has configured.
 func (l *Looker) raised(links []Link) []string { return l.ifstate(links, true) }
 
-// RaisedOthers returns the links that ifupdown has configured and that are none of some ENIs', nor the
-// loopback link, which networking.service leaves when it is stopped.
+// RaisedOthers returns the links that ifupdown has configured, except the given ENIs and the loopback
+// link, which networking.service keeps when it is stopped.
 func (l *Looker) RaisedOthers(links []Link) []string {
 	return l.ifstate(append(slices.Clone(links), Link{Name: "lo"}), false)
 }
 
-// ifstate returns the links that ifupdown has configured, those that are among some or the others.
+// ifstate returns the links that ifupdown has configured, either those among the given links or the
+// others.
 func (l *Looker) ifstate(links []Link, among bool) []string {
 	var found []string
 	for line := range strings.Lines(l.read("/run/network/ifstate")) {
@@ -88,15 +89,15 @@ func (l *Looker) ifstate(links []Link, among bool) []string {
 	return found
 }
 
-// lowered returns when ifupdown has last released ENIs that it has not configured now: for each link
-// it has a file with its state, of which ifdown takes the link out before it sets it down.
+// lowered returns when ifupdown has last released ENIs that it does not configure now. ifupdown has a
+// state file for each link, from which ifdown removes the link before it sets it down.
 func (l *Looker) lowered(links []Link, raised []string) map[string]time.Time {
 	found := make(map[string]time.Time)
 	for _, link := range links {
 		if slices.Contains(raised, link.Name) {
 			continue
 		}
-		// It sets the link down once for each family, and dhclient sets it up in between.
+		// ifupdown sets the link down once per family, and dhclient sets it up in between.
 		if l.process("/run/network/ifdown-"+link.Name+".pid", "ifdown") != 0 {
 			found[link.Name] = time.Now()
 		} else if info, err := os.Lstat(l.at("/run/network/ifstate." + link.Name)); err == nil {
@@ -106,10 +107,10 @@ func (l *Looker) lowered(links []Link, raised []string) map[string]time.Time {
 	return found
 }
 
-// clients returns the DHCP clients that run for some ENIs.
+// clients returns the DHCP clients that run for the given ENIs.
 func (l *Looker) clients(links []Link) []Client {
 	var found []Client
-	// Of ifupdown, of Fedora's scripts and of Debian's dhcpcd for one link.
+	// PID files of ifupdown, of Fedora's scripts and of Debian's dhcpcd for one link.
 	for _, link := range links {
 		for _, c := range []Client{
 			{DHClient, link.Name, "/run/dhclient." + link.Name + ".pid", ""},
@@ -125,7 +126,7 @@ func (l *Looker) clients(links []Link) []Client {
 			}
 		}
 	}
-	// Where nobody has said anything else: one process is for several links.
+	// The default PID files: one process serves several links.
 	for _, c := range []Client{
 		{DHClient, "", "/run/dhclient.pid", ""},
 		{DHClient, "", "/run/dhclient6.pid", "-6"},
@@ -150,8 +151,8 @@ func (l *Looker) clients(links []Link) []Client {
 	return found
 }
 
-// process returns the number of a process by its PID file, 0 if it does not run. One that was killed
-// leaves its file, and a process of another name may have its number by now: it is not to be
+// process returns the number of a process from its PID file, 0 if it does not run. A killed process
+// leaves its file, and a process with another name may have its number now: that one must not be
 // signalled.
 func (l *Looker) process(pidFile, name string) int {
 	if len(l.glob(pidFile)) == 0 {
@@ -164,8 +165,8 @@ func (l *Looker) process(pidFile, name string) int {
 	return pid
 }
 
-// procText returns what a file of proc(5) has on a process, empty if there is none. Its name (comm)
-// and its command line can be read without any capability, which its program (exe) cannot.
+// procText returns the content of a file of proc(5) for a process, empty if there is none. The name
+// (comm) and the command line are readable without any capability, but the program (exe) is not.
 func (l *Looker) procText(pid int, name string) string {
 	const most = 1 << 16
 	text, err := file.Read(l.at("/proc/"+strconv.Itoa(pid)+"/"+name), most)
@@ -179,7 +180,7 @@ func (l *Looker) procText(pid int, name string) string {
 var withValue = strings.Fields("-4o6 -C -D -F -H -R -V -cf -df -e -g -lf -p -pf -s -sf -timeout " +
 	"--address-prefix-len --dad-wait-time --decline-wait-time --prefix-len-hint")
 
-// namedLinks are the links that the command line of dhclient names; none for all.
+// namedLinks returns the links on the command line of dhclient; none means all.
 func namedLinks(cmdline string) []string {
 	var named []string
 	words := strings.Split(cmdline, "\x00")
@@ -194,8 +195,8 @@ func namedLinks(cmdline string) []string {
 	return named
 }
 
-// dhcpcdTakes reports whether dhcpcd(8) that is for all links configures one, as dhcpcd.conf(5)
-// says.
+// dhcpcdTakes reports whether a dhcpcd(8) for all links configures the given one, according to
+// dhcpcd.conf(5).
 func (l *Looker) dhcpcdTakes(name string) bool {
 	const conf = "/etc/dhcpcd.conf"
 	if len(l.glob(conf)) == 0 {

@@ -11,36 +11,36 @@ import (
 	"ec2netd/service/file"
 )
 
-// Link is an ENI's link.
+// Link is the link of an ENI.
 type Link struct {
 	Index     int
 	Name, MAC string
 }
 
-// Looker collects the facts. Its zero value looks at the files of the system.
+// Looker collects the facts. Its zero value reads the files of the system.
 type Looker struct {
-	// Root is put before every path; empty for the system.
+	// Root is prepended to every path; empty for the system.
 	Root string
-	// Units tells which units that patterns match are active. Nil for none.
+	// Units returns the active units that match patterns; nil for none.
 	Units func(ctx context.Context, patterns []string) ([]string, error)
-	// Drivers are those whose links are ENIs.
+	// Drivers are the drivers whose links are ENIs.
 	Drivers []string
 
 	active []string
 	files  file.Reader
 }
 
-// unitDirs are the directories of networkd, udevRules those of udevd.
+// unitDirs are the directories of networkd, and udevRules those of udevd.
 var (
 	unitDirs  = []string{"/etc/systemd/network", "/run/systemd/network", "/usr/lib/systemd/network"}
 	udevRules = []string{"/etc/udev/rules.d", "/run/udev/rules.d", "/usr/lib/udev/rules.d", "/lib/udev/rules.d"}
 )
 
-// generated is what amazon-ec2-net-utils 2 writes in 70-NAME.network.d.
+// generated is a file that amazon-ec2-net-utils 2 writes to 70-NAME.network.d.
 var generated = []string{"eni.conf", "ec2net_alias.conf", "ec2net_policy_4.conf", "ec2net_policy_6.conf"}
 
-// Look collects the facts of ENIs: a few directories, and one question to systemd. Where
-// that does not answer, its last answer holds.
+// Look collects the facts about ENIs: it reads a few directories, and makes one call to
+// systemd. If that does not answer, Look uses its last answer.
 func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 	if l.Units != nil {
 		if active, err := l.Units(ctx, Patterns); err == nil {
@@ -56,7 +56,8 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 	for _, link := range links {
 		f.Links = append(f.Links, link.Name)
 		if said := l.read("/run/NetworkManager/devices/" + strconv.Itoa(link.Index)); said != "" {
-			// Of one that its configuration leaves out it says neither (NetworkManager 1.52).
+			// For a link that its configuration excludes it reports neither (NetworkManager
+			// 1.52).
 			f.Managed[link.Name] = managed(said)
 		}
 	}
@@ -68,13 +69,13 @@ func (l *Looker) Look(ctx context.Context, links []Link) Facts {
 	return f
 }
 
-// managed reports whether NetworkManager manages a device, by what it has written of it.
+// managed reports whether NetworkManager manages a device, according to its state file.
 func managed(device string) bool {
 	return slices.ContainsFunc(strings.Split(device, "\n"), func(line string) bool { return strings.TrimSpace(line) == "managed=true" })
 }
 
-// policyRouting are the files in which cloud-init has policy rules for an ENI: what it
-// gives to netplan, and what it gives to networkd itself.
+// policyRouting returns the files of cloud-init with policy rules for an ENI: those for
+// netplan, and those for networkd itself.
 func (l *Looker) policyRouting(links []Link) []string {
 	var found []string
 	look := func(pattern, rules string) {
@@ -94,7 +95,7 @@ func (l *Looker) policyRouting(links []Link) []string {
 	return found
 }
 
-// mentions tells whether a file is about a link, by its MAC address or its name.
+// mentions reports whether a file refers to a link, by its MAC address or its name.
 func mentions(text string, link Link) bool {
 	if strings.Contains(strings.ToLower(text), link.MAC) {
 		return true
@@ -105,14 +106,15 @@ func mentions(text string, link Link) bool {
 
 func (l *Looker) oldFiles() []string {
 	var found []string
-	// ec2-net-utils 1 has udev rules with which it starts scripts, 2 such that start units.
+	// ec2-net-utils 1 has udev rules that start scripts, version 2 has rules that start
+	// units.
 	for _, name := range []string{"99-vpc-policy-routes.rules", "53-ec2-network-interfaces.rules"} {
 		for _, dir := range udevRules {
 			file := filepath.Join(dir, name)
 			if _, err := os.Lstat(l.at(file)); err != nil {
 				continue
 			}
-			// The first one counts for udevd.
+			// udevd uses the first one.
 			if !l.masked(file) {
 				found = append(found, file)
 			}
@@ -123,9 +125,9 @@ func (l *Looker) oldFiles() []string {
 	return append(found, l.below("/run/systemd/network/70-*.network.d", generated...)...)
 }
 
-// below returns the files of some names in the directories that a pattern matches, by name.
-// What has the directories is read once, and they are not: with a pattern for each name a
-// look took several times as long.
+// below returns the files with the given names in the directories that match a pattern, by
+// name. It reads the parent of the directories once, and not the directories: a pattern for
+// each name took several times as long.
 func (l *Looker) below(pattern string, names ...string) []string {
 	var found []string
 	dirs := l.glob(pattern)
@@ -145,12 +147,12 @@ func (l *Looker) at(p string) string { return filepath.Join("/", l.Root, p) }
 func (l *Looker) read(p string) string {
 	text, err := l.files.Read(l.at(p))
 	if err != nil {
-		return "" // Unread tells of it
+		return "" // Unread has the reason
 	}
 	return text
 }
 
-// glob returns the paths, without Root, whose last part matches that of a pattern.
+// glob returns the paths, without Root, that match a pattern in their last part.
 func (l *Looker) glob(pattern string) []string {
 	dir, last := filepath.Split(pattern)
 	if !strings.ContainsRune(last, '*') {
@@ -166,7 +168,7 @@ func (l *Looker) glob(pattern string) []string {
 	return matches
 }
 
-// masked tells whether something is a link to /dev/null.
+// masked reports whether a file is a symlink to /dev/null.
 func (l *Looker) masked(p string) bool {
 	target, err := os.Readlink(l.at(p))
 	return err == nil && target == os.DevNull

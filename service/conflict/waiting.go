@@ -9,17 +9,17 @@ import (
 	"ec2netd/service/systemd"
 )
 
-// The units that a boot must start for ec2netd to be in charge after it.
+// Units that a boot must start so that ec2netd configures the ENIs.
 var inCharge = []string{systemd.Networkd, systemd.Daemon}
 
-// runDirectory is there once ec2netd, or its socket, has been started in this boot.
+// runDirectory exists after ec2netd, or its socket, has been started in this boot.
 const runDirectory = "/run/ec2netd"
 
-// Waiting says in words who configures the ENIs as long as ec2netd is installed and waits for the
-// next boot, which makes it the owner of the links. It is empty where that is not so: ec2netd has
-// been started since the last boot, or the next one will not start it, or NetworkManager or
-// ifupdown for an ENI as well.
-// File tells which .network file networkd uses for a link, empty for none.
+// Waiting says in words which software configures the ENIs while ec2netd is installed and waits
+// for the next boot to take over. It returns an empty string if ec2netd has been started since
+// the last boot, or if the next boot will not start it, or will also start NetworkManager or
+// ifupdown for an ENI. File returns the .network file that networkd uses for a link, empty for
+// none.
 func (l *Looker) Waiting(links []Link, file func(index int) string) string {
 	if _, err := os.Lstat(l.at(runDirectory)); err == nil {
 		return ""
@@ -50,7 +50,8 @@ func (l *Looker) enabled(unit string) bool {
 	return len(l.below("/etc/systemd/system/*.wants", unit)) > 0 && !l.masked("/etc/systemd/system/"+unit)
 }
 
-// owner says who configures a link that networkd uses a file for, or none; empty for nobody.
+// owner returns the software that configures a link, given the file that networkd uses for it;
+// empty for none.
 func (l *Looker) owner(link Link, file string) string {
 	if managed(l.read("/run/NetworkManager/devices/" + strconv.Itoa(link.Index))) {
 		return NetworkManager

@@ -11,7 +11,7 @@ import (
 	"ec2netd/service/conflict"
 )
 
-// put writes files below a root; "-> " makes a link.
+// put writes files below a root; "-> " creates a symlink.
 func put(t *testing.T, root string, files map[string]string) {
 	t.Helper()
 	for file, content := range files {
@@ -32,14 +32,15 @@ func put(t *testing.T, root string, files map[string]string) {
 	}
 }
 
-// F5, I2: between the installation and the next boot it is said who has the ENIs.
+// F5, I2: between the installation and the next boot the tools say which software configures the
+// ENIs.
 func TestWaiting(t *testing.T) {
 	const wants = "/etc/systemd/system/multi-user.target.wants/"
 	installed := map[string]string{wants + "systemd-networkd.service": "", wants + "ec2netd.service": ""}
 	const netplan = "/run/systemd/network/10-netplan-ens5.network"
 	for name, c := range map[string]struct {
 		files map[string]string
-		not   string // of the files of an installation
+		not   string // files of an installation that are missing
 		file  string
 		want  string
 	}{
@@ -85,8 +86,9 @@ func TestWaiting(t *testing.T) {
 	}
 }
 
-// F8: links that networking.service has configured, and nobody will where the presets have disabled
-// that; ENIs, the loopback link, what udev has configured and what somebody has by hand are none.
+// F8: links that networking.service has configured and that nothing will configure after the
+// presets have disabled it. ENIs, the loopback link, and links that udev or somebody by hand has
+// configured are excluded.
 func TestLeftByIfupdown(t *testing.T) {
 	const interfaces = "/etc/network/interfaces"
 	const wants = "/etc/systemd/system/multi-user.target.wants/networking.service"

@@ -7,16 +7,17 @@ import (
 	"strings"
 )
 
-// Mark selects packets by their firewall mark: those whose mark has Value in the bits of Mask.
+// Mark selects packets by their firewall mark: those whose mark equals Value in the bits of
+// Mask.
 type Mark struct {
 	Value uint32 `json:"value"`
 	Mask  uint32 `json:"mask"`
 }
 
-// wholeMark is the mask of a mark that is given without one.
+// wholeMark is the mask of a mark without an explicit one.
 const wholeMark = 1<<32 - 1
 
-// String is the mark as ip-rule(8) has it.
+// String returns the mark in the form of ip-rule(8).
 func (m Mark) String() string {
 	if m.Mask == wholeMark {
 		return fmt.Sprintf("%#x", m.Value)
@@ -27,7 +28,8 @@ func (m Mark) String() string {
 // Overlaps reports whether a packet can have both marks.
 func (m Mark) Overlaps(o Mark) bool { return (m.Value^o.Value)&m.Mask&o.Mask == 0 }
 
-// ParseMark reads a mark as FirewallMark= of systemd.network(5) has it: VALUE or VALUE/MASK.
+// ParseMark parses a mark in the form of FirewallMark= in systemd.network(5): VALUE or
+// VALUE/MASK.
 func ParseMark(text string) (Mark, error) {
 	part := func(text string) (uint32, error) {
 		number, err := strconv.ParseUint(text, 0, 32)

@@ -27,10 +27,10 @@ type Network struct {
 	otherwise bool
 }
 
-// NetworkMatch is the [Match] section. It replaces the drivers that the unit is for by one link.
+// NetworkMatch is the [Match] section. It restricts the unit to one link, instead of the drivers.
 type NetworkMatch struct {
-	// PermanentMACAddress is that of the device, MACAddress the one that the link has now. One of them
-	// is empty.
+	// PermanentMACAddress is the address of the device, and MACAddress the current one of the link.
+	// One of them is empty.
 	PermanentMACAddress, MACAddress, Name string
 }
 
@@ -369,7 +369,7 @@ func (r *RoutingPolicyRule) section(c *codec) {
 	field(c, "SuppressInterfaceGroup", &r.SuppressInterfaceGroup, strconv.Itoa, parseGroup)
 }
 
-// String returns the gateway as Gateway= has it.
+// String returns the gateway in the form of Gateway=.
 func (g Gateway) String() string {
 	if g.Learned != "" {
 		return string(g.Learned)
@@ -404,7 +404,7 @@ func parseSource(text string) (netip.Prefix, error) {
 	return prefix.Masked(), err
 }
 
-// String returns the length as SuppressPrefixLength= has it.
+// String returns the length in the form of SuppressPrefixLength=.
 func (l Length) String() string { return strconv.Itoa(l.Bits) }
 
 func parseLength(text string) (Length, error) {
@@ -412,7 +412,7 @@ func parseLength(text string) (Length, error) {
 	return Length{bits, true}, err
 }
 
-// parseGroup refuses group 0, the one of all links that nobody has put into another group.
+// parseGroup rejects group 0, which contains all links without another group.
 func parseGroup(text string) (int, error) {
 	group, err := strconv.Atoi(text)
 	if err == nil && group <= 0 {

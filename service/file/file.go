@@ -1,10 +1,10 @@
 // Package file reads the files and directories of others within bounds (J2).
 //
-// A directory that somebody else writes to may have anything in it under any name: a FIFO
-// that nobody writes to, a device, a directory, a link that leads to itself, a file of
-// gigabytes, a hundred thousand entries. No read of this package waits for another process,
-// and none takes more than its limit. Other packages of the daemon and of ec2netctl read
-// files through this one only; the linter refuses os.ReadFile and its like elsewhere.
+// A directory that others write to may contain anything under any name: a FIFO without a writer,
+// a device, a directory, a symlink to itself, a file of gigabytes, a hundred thousand entries. No
+// read of this package waits for another process, and none reads more than its limit. Other
+// packages of the daemon and of ec2netctl read files only through this package; the linter
+// rejects os.ReadFile and the like elsewhere.
 package file
 
 import (
@@ -19,37 +19,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limit is the size of the largest unit file that is read. networkd takes lines of up to
-// 1 MiB; a drop-in with all addresses of the largest instance has 100 KiB.
+// Limit is the maximal size of a unit file. networkd accepts lines of up to 1 MiB; a drop-in with
+// all addresses of the largest instance has 100 KiB.
 const Limit = 1 << 20
 
 // Limits of a directory.
 const (
-	// MostNames is how many matching names of a directory count: the first ones in their
-	// order, which is that in which systemd reads them.
+	// MostNames is the maximal number of matching names in a directory: List returns the first
+	// ones in sorted order, which is also the order of systemd.
 	MostNames = 4096
-	// mostScanned is how many entries of a directory are looked at.
+	// mostScanned is the maximal number of entries of a directory that are read.
 	mostScanned = 1 << 18
-	// chunk is how many entries are read at once.
+	// chunk is the number of entries that are read at once.
 	chunk = 1024
 )
 
-// Why a file is not read.
+// Reasons why a file is not read.
 var (
 	ErrNotRegular = errors.New("it is not a regular file")
 	ErrTooLarge   = errors.New("it is too large")
 	ErrTooMany    = errors.New("it has too many entries")
 )
 
-// Read returns the content of a regular file of at most limit bytes. It follows links.
-// The null device, which systemd takes for a mask, is an empty file.
+// Read returns the content of a regular file of at most limit bytes. It follows symlinks. The
+// null device, which systemd treats as a mask, is an empty file.
 func Read(path string, limit int64) (string, error) {
 	text, _, err := read(path, limit, 0)
 	return string(text), err
 }
 
-// ReadOwn is Read for a file that this program keeps for itself: not through a link, and
-// only if root or the own user owns it.
+// ReadOwn is like Read for a private file of this program: it does not follow a symlink, and
+// requires that root or the program's user owns the file.
 func ReadOwn(path string, limit int64) ([]byte, fs.FileInfo, error) {
 	text, of, err := read(path, limit, unix.O_NOFOLLOW)
 	if err != nil {
@@ -62,7 +62,7 @@ func ReadOwn(path string, limit int64) ([]byte, fs.FileInfo, error) {
 }
 
 func read(path string, limit int64, flags int) ([]byte, fs.FileInfo, error) {
-	// To open some devices does something, so that is not tried.
+	// Opening some devices has side effects, so this does not try.
 	look := os.Stat
 	if flags&unix.O_NOFOLLOW != 0 {
 		look = os.Lstat
@@ -80,7 +80,7 @@ func read(path string, limit int64, flags int) ([]byte, fs.FileInfo, error) {
 	if err := acceptable(of, limit); err != nil {
 		return fail(err)
 	}
-	// Something else may be there by now, whose opening must not wait.
+	// The file may have been replaced meanwhile, and opening it must not block.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|flags, 0)
 	if err != nil {
 		return nil, nil, err
@@ -92,7 +92,7 @@ func read(path string, limit int64, flags int) ([]byte, fs.FileInfo, error) {
 	if err := acceptable(of, limit); err != nil {
 		return fail(err)
 	}
-	// It may grow, and the files of the kernel tell no size.
+	// The file may grow, and files of the kernel have no size.
 	text := make([]byte, 0, min(of.Size(), limit)+bytesMore)
 	for {
 		n, err := f.Read(text[len(text):min(cap(text), int(limit)+1)])
@@ -110,7 +110,7 @@ func read(path string, limit int64, flags int) ([]byte, fs.FileInfo, error) {
 	}
 }
 
-// bytesMore is the room for what a file has beyond the size that it tells.
+// bytesMore is the room for content beyond the reported size of a file.
 const bytesMore = 512
 
 func acceptable(of fs.FileInfo, limit int64) error {
@@ -220,7 +220,7 @@ func Failed(doing, path string, err error) error {
 	return err
 }
 
-// Cause is an error of package os without the path.
+// Cause returns an error of package os without the path.
 func Cause(err error) error {
 	var at *fs.PathError
 	var moved *os.LinkError
@@ -233,8 +233,8 @@ func Cause(err error) error {
 	return err
 }
 
-// directory is the one in which an operation on a file failed: that of the file, or the one above
-// the directory that was to be made for it.
+// directory returns the directory in which an operation on a file failed: that of the file, or
+// the parent of a directory that could not be created for it.
 func directory(err error, file string) string {
 	var at *fs.PathError
 	var moved *os.LinkError
@@ -247,8 +247,8 @@ func directory(err error, file string) string {
 	return path.Dir(file)
 }
 
-// advice says what helps against the failure to write a file in a directory; empty if nothing
-// general does.
+// advice says what to do if a file in a directory cannot be written; empty if there is no general
+// advice.
 func advice(err error, dir string) string {
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
@@ -256,7 +256,7 @@ func advice(err error, dir string) string {
 	case errors.Is(err, unix.EROFS):
 		return "have that file system mounted writable, and ec2netd writes it by itself"
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		// The daemon has no capability to pass by the permissions.
+		// The daemon has no capability to override the permissions.
 		return "let root write to that directory: chown root " + dir + " && chmod u+rwx " + dir +
 			". If that does not help, see lsattr -d " + dir + " and the sandbox in systemctl cat ec2netd.service"
 	case errors.Is(err, fs.ErrNotExist):

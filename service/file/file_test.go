@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// E3, F1: what somebody else does to a file is seen, however he does it.
+// E3, F1: a change of a file is noticed, whichever way somebody has made it.
 func TestRead(t *testing.T) {
 	var r Reader
 	p := filepath.Join(t.TempDir(), "file")
@@ -32,7 +32,7 @@ func TestRead(t *testing.T) {
 	}
 	must(os.WriteFile(p, []byte("a"), 0o600))
 	want("a")
-	// Within one tick of the kernel's clock, and of the same length.
+	// Within one tick of the kernel's clock, and with the same length.
 	for _, text := range []string{"b", "c", "d", "e"} {
 		must(os.WriteFile(p, []byte(text), 0o600))
 		want(text)
@@ -61,7 +61,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// A file that has not changed is not read again.
+// An unchanged file is not read again.
 func TestReadOnce(t *testing.T) {
 	var r Reader
 	p := filepath.Join(t.TempDir(), "file")
@@ -79,7 +79,7 @@ func TestReadOnce(t *testing.T) {
 	}
 }
 
-// C7: what is known of links that are gone does not stay for ever.
+// C7: the reader forgets files of removed links.
 func TestForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r Reader

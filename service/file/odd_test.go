@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// odd makes what somebody may have under the name of a file, by what is said of it; nothing
-// is said of what can be read.
+// odd creates files of all kinds, and returns a part of the error message for each; it is
+// empty for a readable file.
 func odd(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -31,7 +31,7 @@ func odd(t *testing.T, dir string) map[string]string {
 	must(os.Symlink("fifo", at("link-to-fifo")), os.Symlink("loop", at("loop")), os.Symlink("/dev/zero", at("zero")))
 	must(os.Symlink(os.DevNull, at("null")), os.WriteFile(at("regular"), []byte("text"), 0o600), os.Symlink("regular", at("link")))
 	must(os.WriteFile(at("sparse"), nil, 0o600), os.Truncate(at("sparse"), 1<<42), os.Symlink("sparse", at("link-to-sparse")))
-	// What the kernel makes as it is read has no size.
+	// Files that the kernel generates on reading have no size.
 	must(os.Symlink("/proc/self/status", at("proc")))
 	listener, err := net.Listen("unix", at("socket"))
 	must(err)
@@ -42,7 +42,8 @@ func odd(t *testing.T, dir string) map[string]string {
 	}
 }
 
-// J2: whatever has the name of a file, to read it takes neither time nor memory.
+// J2: whatever kind of file exists under a name, reading it takes neither much time nor much
+// memory.
 func TestOdd(t *testing.T) {
 	for name, says := range odd(t, t.TempDir()) {
 		dir := t.TempDir()
@@ -73,17 +74,17 @@ func TestOdd(t *testing.T) {
 		if _, _, err := ReadOwn(p, Limit); err == nil {
 			t.Errorf("%s: read as one of the own files", name)
 		}
-		// What is mended is not told of any more.
+		// A repaired file is no longer reported.
 		if err := errors.Join(os.RemoveAll(p), os.WriteFile(p, []byte("mended"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 		if text, err := r.Read(p); text != "mended" || err != nil || len(r.Unread()) > 0 {
-			t.Errorf("%s: mended it is %q, %v; unread are %q", name, text, err, r.Unread())
+			t.Errorf("%s: after the repair it is %q, %v; unread are %q", name, text, err, r.Unread())
 		}
 	}
 }
 
-// The limit is one: a file of that size is read, and one byte more is not.
+// A file of exactly the maximal size is read, and a file with one byte more is not.
 func TestLimit(t *testing.T) {
 	p := filepath.Join(t.TempDir(), "file")
 	for _, size := range []int{0, 1, 511, 512, 513, Limit - 1, Limit, Limit + 1} {
@@ -101,7 +102,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// What is kept has a bound, as has what is told of.
+// The size of the cache and the number of reported failures are bounded.
 func TestKeepsLittle(t *testing.T) {
 	var r Reader
 	dir := t.TempDir()
@@ -125,11 +126,12 @@ func TestKeepsLittle(t *testing.T) {
 		t.Errorf("%d files of %d bytes are kept", len(r.read), r.size)
 	}
 	if n := len(r.Unread()); n != mostFailures {
-		t.Errorf("%d failures are told of", n)
+		t.Errorf("%d failures are reported", n)
 	}
 }
 
-// J2: of a directory with 100,000 entries those that match count, and of too many the first.
+// J2: in a directory with 100,000 entries only the matching ones count, and of too many the
+// first.
 func TestList(t *testing.T) {
 	dir := t.TempDir()
 	touch := func(name string) {
@@ -175,7 +177,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// The errors name the file that is meant, and what to do.
+// The errors name the intended file, and say what to do.
 func TestFailed(t *testing.T) {
 	for errno, want := range map[error]string{
 		unix.ENOSPC: "writing /run/x: no space left on device: free space", unix.EROFS: "writing /run/x: read-only file system: have that",

@@ -11,46 +11,48 @@ import (
 	"time"
 )
 
-// unixStat is what the kernel tells of a file, as package os has it.
+// unixStat is the kernel's description of a file, in the form of package os.
 type unixStat = syscall.Stat_t
 
-// Reader reads small files that seldom change, again only when they have: a look at
-// everything reads some 15 files of each kind, of which most often none has changed. To ask
-// the kernel whether a file is the same is a tenth of the work of reading it. It remembers
-// what it could not read. Its zero value can be used, by several goroutines.
+// Reader reads small files that seldom change, and reads them again only after a change. A
+// look at everything reads about 15 files of each kind, of which usually none has changed.
+// Asking the kernel whether a file has changed is a tenth of the work of reading it. The
+// Reader also remembers files that it could not read. Its zero value is ready for use, by
+// several goroutines.
 type Reader struct {
 	mu   sync.Mutex
 	read map[string]content
-	// size of all that is kept, and when it was last looked for what nobody asks for.
+	// size is the size of the cache, and pruned the time at which unused entries were last
+	// removed.
 	size   int
 	pruned time.Time
 	failed map[string]failure
 }
 
-// content is that of a file, and what tells whether it is still the same.
+// content is the content of a file, with the data that show whether the file has changed.
 type content struct {
 	text string
 	of   unixStat
-	// proven: the file was old enough when it was read that a later change has another
-	// time. Several changes within one tick of the kernel's clock have one.
+	// proven: the file was old enough when it was read that a later change has a different
+	// time. Several changes within one tick of the kernel's clock have the same time.
 	proven bool
-	// asked is when it was asked for last.
+	// asked is the time of the last request.
 	asked time.Time
 }
 
-// failure is that to read a file or a directory.
+// failure is a failure to read a file or a directory.
 type failure struct {
 	err   error
 	asked time.Time
 }
 
-// keepTime is how long what nobody asks for is kept: that of links that are gone.
+// keepTime is how long unused entries are kept, such as those of removed links.
 const keepTime = 10 * time.Minute
 
-// tick is more than any kernel's.
+// tick is longer than the tick of any kernel.
 const tick = time.Second
 
-// Limits of what is kept.
+// Limits of the cache.
 const (
 	mostKept     = 4 << 20
 	mostFailures = 16
@@ -127,7 +129,7 @@ func (r *Reader) List(dir, pattern string) ([]string, error) {
 	return names, err
 }
 
-// note notes whether a file could be read.
+// note records whether a file could be read.
 func (r *Reader) note(path string, err error) {
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		delete(r.failed, path)
@@ -141,8 +143,8 @@ func (r *Reader) note(path string, err error) {
 	}
 }
 
-// Unread returns why files and directories that exist could not be read when they were asked
-// for last, sorted; of many the first ones.
+// Unread returns why existing files and directories could not be read at the last request,
+// sorted; if there are many, it returns the first ones.
 func (r *Reader) Unread() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

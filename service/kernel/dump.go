@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dumper asks rtnetlink for lists (rtnetlink(7)). The library does that too, but without
-// the kernel's filter by link for addresses, with 64 KiB for each part of an answer, and
-// with some ten allocations an item: a look at 15 links of 50 addresses took 195000
-// allocations of 22 MB with it, and takes 1100 of 0.5 MB so (decisions/005).
+// dumper requests lists from rtnetlink(7). The library can do this too, but without the
+// kernel's filter by link for addresses, with 64 KiB for each part of an answer, and with
+// about ten allocations per item: with the library one read of 15 links of 50 addresses
+// took 195000 allocations of 22 MB, and with dumper it takes 1100 of 0.5 MB
+// (decisions/005).
 type dumper struct {
 	fd       int
 	sequence uint32
@@ -21,7 +22,7 @@ type dumper struct {
 	answer   []byte
 }
 
-// Sizes of what rtnetlink sends. The kernel fills at most 32 KiB at a time.
+// Sizes of rtnetlink's messages. The kernel fills at most 32 KiB at a time.
 const (
 	answerSize    = 64 << 10
 	attributeSize = 4
@@ -34,13 +35,13 @@ func newDumper() (*dumper, error) {
 		return nil, fmt.Errorf("opening rtnetlink: %w", err)
 	}
 	d := &dumper{fd: fd, answer: make([]byte, answerSize)}
-	// With it the kernel applies the filter of a dump, so that a machine with many routes
-	// and addresses elsewhere costs no more.
+	// With this option the kernel applies the filter of a dump, so that many routes and
+	// addresses of other links cost nothing.
 	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
 		d.close()
 		return nil, fmt.Errorf("asking rtnetlink for strict checking (Linux 4.20 or later): %w", err)
 	}
-	// It answers at once; this is against a hang.
+	// The kernel answers at once; the timeout only guards against a hang.
 	err = errors.Join(unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 	if err != nil {
@@ -52,12 +53,12 @@ func newDumper() (*dumper, error) {
 
 func (d *dumper) close() { _ = unix.Close(d.fd) }
 
-// dumping is the asking for a list: [dumper.dump], or a test's own.
+// dumping is the function that requests a list: [dumper.dump], or a fake in a test.
 type dumping func(kind uint16, header []byte, start func(), each func(item []byte)) error
 
-// dump sends a request of a type and has each item of the answer looked at, which is of
-// the dumper and only to be read until the function returns. A dump that a change in the
-// kernel interrupted is none; it is made again.
+// dump sends a request and calls the function for each item of the answer. The item
+// belongs to the dumper and may only be read until the function returns. If a change in
+// the kernel interrupts a dump, it is repeated.
 func (d *dumper) dump(kind uint16, header []byte, start func(), each func(item []byte)) error {
 	var err error
 	for range 10 {
@@ -69,7 +70,7 @@ func (d *dumper) dump(kind uint16, header []byte, start func(), each func(item [
 	return err
 }
 
-// get asks for one object. The acknowledgement ends the answer.
+// get requests one object. The acknowledgement ends the answer.
 func (d *dumper) get(kind uint16, header []byte, each func(item []byte)) error {
 	return d.once(kind, unix.NLM_F_ACK, header, each)
 }
@@ -101,7 +102,7 @@ func (d *dumper) once(kind, how uint16, header []byte, each func(item []byte)) e
 			return unix.EMSGSIZE
 		}
 		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
-			continue // only the kernel is asked
+			continue // not from the kernel
 		}
 		for rest := d.answer[:size]; len(rest) >= unix.SizeofNlMsghdr; {
 			length := int(binary.NativeEndian.Uint32(rest))
@@ -112,7 +113,7 @@ func (d *dumper) once(kind, how uint16, header []byte, each func(item []byte)) e
 			sequence := binary.NativeEndian.Uint32(rest[8:])
 			rest = rest[min(aligned(length), len(rest)):]
 			if sequence != d.sequence {
-				continue // of a dump that was given up
+				continue // from an abandoned dump
 			}
 			interrupted = interrupted || flags&unix.NLM_F_DUMP_INTR != 0
 			switch kind {
@@ -141,10 +142,10 @@ func ignoringInterrupts(do func() error) error {
 	}
 }
 
-// aligned is a length with the padding that follows (NLMSG_ALIGN, RTA_ALIGN).
+// aligned returns a length including padding (NLMSG_ALIGN, RTA_ALIGN).
 func aligned(length int) int { return (length + 3) &^ 3 }
 
-// attributes goes through the attributes of an item that follow its header.
+// attributes iterates over the attributes that follow the header of an item.
 func attributes(item []byte, header int, each func(kind uint16, value []byte)) {
 	if len(item) < header {
 		return
@@ -159,7 +160,7 @@ func attributes(item []byte, header int, each func(kind uint16, value []byte)) {
 	}
 }
 
-// number is the value of an attribute of 32 bits.
+// number returns the value of an attribute of 32 bits.
 func number(value []byte) int {
 	if len(value) < 4 {
 		return 0
@@ -167,7 +168,7 @@ func number(value []byte) int {
 	return int(binary.NativeEndian.Uint32(value))
 }
 
-// prefixed is an address with a prefix length, the zero Prefix if there is none.
+// prefixed returns an address with a prefix length, the zero Prefix if there is none.
 func prefixed(value []byte, bits int) netip.Prefix {
 	address, ok := netip.AddrFromSlice(value)
 	if !ok {

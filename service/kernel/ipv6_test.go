@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sysctlPath is the file of a sysctl of IPv6, which belongs to the network namespace of the
-// thread that opens it.
+// sysctlPath returns the file of an IPv6 sysctl, which belongs to the network namespace of
+// the thread that opens it.
 func sysctlPath(link, name string) string {
 	return filepath.Join("/proc/sys/net/ipv6/conf", link, name)
 }
@@ -30,7 +30,7 @@ func sysctl(t *testing.T, link, name, value string) {
 	}
 }
 
-// A13: what a link has of IPv6 is seen, whichever sysctl took it away.
+// A13: the snapshot shows whether a link has IPv6, whichever sysctl has switched it off.
 func TestObserveIPv6(t *testing.T) {
 	own(t)
 	ens5, ens6 := newLink(t, "ens5"), newLink(t, "ens6")
@@ -66,12 +66,11 @@ func TestObserveIPv6(t *testing.T) {
 	check("with a small MTU", map[int]IPv6{ens5: IPv6None})
 }
 
-// A13: switching IPv6 on is an event, also where no address comes with it, and so is
-// switching it off.
+// A13: switching IPv6 on or off is an event, even if no address is added.
 func TestWatchIPv6(t *testing.T) {
 	own(t)
 	newLink(t, "ens5")
-	// Opened here, they are those of this thread's network namespace, whoever writes.
+	// The files belong to this thread's network namespace, whichever thread writes to them.
 	files := make(map[string]*os.File)
 	for _, name := range []string{"disable_ipv6", "addr_gen_mode"} {
 		file, err := os.OpenFile(sysctlPath("ens5", name), os.O_WRONLY, 0)
@@ -91,7 +90,7 @@ func TestWatchIPv6(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		// event waits for one, and for the end of those that follow it.
+		// event waits for an event, and for the end of those that follow it.
 		event := func(what string) {
 			select {
 			case <-w.Changed():
@@ -110,7 +109,7 @@ func TestWatchIPv6(t *testing.T) {
 		event("the start")
 		set("disable_ipv6", "1")
 		event("IPv6 off")
-		set("addr_gen_mode", "1") // as networkd has a link without a link-local address
+		set("addr_gen_mode", "1") // as networkd configures a link without a link-local address
 		set("disable_ipv6", "0")
 		event("IPv6 on")
 	}()
@@ -119,7 +118,7 @@ func TestWatchIPv6(t *testing.T) {
 	}
 }
 
-// A13: a kernel that was booted with ipv6.disable=1 answers so.
+// A13: the answer of a kernel that was booted with ipv6.disable=1.
 func TestWithoutIPv6(t *testing.T) {
 	refuses := func(family byte, refusal error) dumping {
 		return func(kind uint16, header []byte, start func(), each func(item []byte)) error {
@@ -157,7 +156,7 @@ func TestWithoutIPv6(t *testing.T) {
 			t.Errorf("%v: routes %+v, %v", refusal, snapshot.Routes, err)
 		}
 	}
-	// Anything else is a failure, and IPv4 is no matter of choice.
+	// Any other answer is a failure, and IPv4 is not optional.
 	for family, refusal := range map[byte]error{unix.AF_INET6: unix.EPERM, unix.AF_INET: unix.EAFNOSUPPORT} {
 		if _, _, err := listRules(refuses(family, refusal), 0); !errors.Is(err, refusal) {
 			t.Errorf("rules of family %d: %v, want %v", family, err, refusal)
@@ -172,7 +171,7 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// A13: a link that has IPv6 is believed, whatever a kernel says of policy rules.
+// A13: a link with IPv6 counts as such, whatever the kernel reports about policy rules.
 func TestOffHost(t *testing.T) {
 	links := []Link{{IPv6: IPv6None}, {IPv6: IPv6On}, {IPv6: IPv6OffLink}}
 	offHost(links, IPv6On)

@@ -1,7 +1,7 @@
-// Package kernel observes the links, addresses, routes and policy rules of this
-// network namespace over rtnetlink, and tells when they may have changed.
+// Package kernel observes the links, addresses, routes and policy rules of this network namespace
+// over rtnetlink, and reports when they may have changed.
 //
-// It only looks: networkd does all addressing and routing.
+// It changes nothing: networkd does all addressing and routing.
 package kernel
 
 import (
@@ -13,24 +13,23 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Snapshot is what the kernel had at one moment.
+// Snapshot is the state of the kernel at one moment.
 type Snapshot struct {
-	// Links whose driver is one of those asked for, by index.
+	// Links with one of the given drivers, by index.
 	Links []Link
-	// Routes of these links, and Rules of the namespace, without the three default
-	// rules.
+	// Routes of these links, and Rules of the namespace, except the three default rules.
 	Routes []Route
 	Rules  []Rule
-	// Tunnel is the priority of the first rule that takes all packets without a firewall mark
-	// to a table with a default route over another link, as that of a VPN's full tunnel does; 0
-	// for none.
+	// Tunnel is the priority of the first rule that looks up all packets without a firewall mark in a
+	// table with a default route over another link, like the rule of a full-tunnel VPN; 0 for none.
 	Tunnel int
-	// Others are the names of all other links, alternative ones too, each with the link's own.
+	// Others are the names of all other links, including alternative names, with the name of each
+	// link.
 	Others map[string]string
 }
 
-// Equal tells whether two snapshots say the same of the links whose driver was asked for. Others are
-// not among what it compares.
+// Equal reports whether two snapshots are equal for the links with the given drivers. It does not
+// compare Others.
 func (s *Snapshot) Equal(o *Snapshot) bool {
 	return s.Tunnel == o.Tunnel && slices.Equal(s.Routes, o.Routes) && slices.Equal(s.Rules, o.Rules) && reflect.DeepEqual(s.Links, o.Links)
 }
@@ -41,10 +40,10 @@ type Link struct {
 	Name  string
 	// MAC is the MAC address by which EC2 knows the ENI, lower case with colons, see [MACOf].
 	MAC string
-	// Permanent: MAC is the permanent address of the device. Unit files match a link by it whatever
-	// address a master gives the link.
+	// Permanent: MAC is the permanent address of the device. Unit files match a link by it, whatever
+	// address a master assigns to the link.
 	Permanent bool
-	// Lent is the address that the link has from its master in place of MAC, or empty.
+	// Lent is the address that the master has assigned to the link in place of MAC, or empty.
 	Lent string
 	// Driver as ethtool reports it.
 	Driver   string
@@ -53,10 +52,10 @@ type Link struct {
 	Group int
 	// Down: the link is set down. Carrier: it is set up, and has a carrier.
 	Down, Carrier bool
-	// Master is the name of the link that this one is a port of, or empty, and MasterKind what
-	// that is, in the words of ip-link(8): bridge, bond, vrf.
+	// Master is the name of the master of this link, or empty. MasterKind is its kind, in the terms
+	// of ip-link(8): bridge, bond, vrf.
 	Master, MasterKind string
-	// MTU of the link, and the most that it can have, 0 where the driver sets no limit.
+	// MTU of the link, and its maximum, 0 if the driver sets no limit.
 	MTU, MaxMTU int
 	// IPv6 says whether the link has IPv6, and what has switched it off.
 	IPv6 IPv6
@@ -67,16 +66,17 @@ type Link struct {
 // IPv6 says whether a link has IPv6 (A13).
 type IPv6 int
 
-// The answers. The zero value is that of most links.
+// The values of IPv6. The zero value is that of most links.
 const (
 	// IPv6On: the link can have IPv6 addresses.
 	IPv6On IPv6 = iota
 	// IPv6OffHost: the kernel was booted with ipv6.disable=1, or has no IPv6 at all.
 	IPv6OffHost
-	// IPv6OffLink: the sysctl disable_ipv6 of the link is 1. Writing that of "all" sets it
-	// on every link, and that of "default" on every link that comes afterwards.
+	// IPv6OffLink: the sysctl disable_ipv6 of the link is 1. Writing that of "all" sets it on every
+	// link, and that of "default" on every link that is added afterwards.
 	IPv6OffLink
-	// IPv6None: the kernel has given the link no IPv6, as it does where the MTU is below 1280.
+	// IPv6None: the kernel has not enabled IPv6 on the link, for example because its MTU is below
+	// 1280.
 	IPv6None
 )
 
@@ -104,8 +104,8 @@ type Route struct {
 	Gateway netip.Addr
 	// Protocol is an RTPROT_ number: 16 for DHCP, 9 for RA, 4 for static.
 	Protocol int
-	// Local: what goes there is for this host (Type=local), and the route is a static one.
-	// The kernel's own such routes, one for each address, are left out.
+	// Local: packets to Destination are for this host (Type=local), and the route is static. The
+	// kernel's own local routes, one for each address, are left out.
 	Local bool
 }
 
@@ -118,22 +118,22 @@ type Rule struct {
 	Protocol int
 	// Mark and Mask are the firewall mark that packets must have, 0 if the rule has none.
 	Mark, Mask uint32
-	// Plain: the rule selects by source alone, or by mark alone, and only looks a table up.
-	// Guard: it selects by source alone, but routes of the table do not count that are no
-	// longer than [GuardLength] (SuppressPrefixLength=), nor do routes over links of Group, if
-	// that is not 0 (SuppressInterfaceGroup=).
+	// Plain: the rule selects only by source, or only by mark, and only looks up a table. Guard: the
+	// rule selects only by source, but ignores routes of the table whose prefix is not longer than
+	// [GuardLength] (SuppressPrefixLength=), and routes over links of Group, if that is not 0
+	// (SuppressInterfaceGroup=).
 	Plain bool
 	Guard bool
 	Group int
 	IPv4  bool
-	// Unmarked: the rule looks a table up for all packets that do not have the mark.
+	// Unmarked: the rule looks up a table for all packets that do not have the mark.
 	Unmarked bool
 }
 
-// GuardLength is the length up to which prefixes do not count for a rule that guards a table.
-// Without a group those are default routes. With one, which is for networks of the host's own
-// (B9), they are also what a VPN has in the place of a default route, such as 0.0.0.0/1 and
-// 128.0.0.0/1, or 2000::/3: that would take replies from an ENI's address along (F13).
+// GuardLength is the maximal length of prefixes that a rule that guards a table ignores. Without a
+// group these are default routes. With a group, which is for the host's own networks (B9), they are
+// also the routes that a VPN uses in place of a default route, such as 0.0.0.0/1 and 128.0.0.0/1, or
+// 2000::/3: these would also redirect replies from an ENI's address (F13).
 func GuardLength(group int) int {
 	if group > 0 {
 		return 7
@@ -151,19 +151,19 @@ const (
 // MainTable is the number of the main routing table.
 const MainTable = 254
 
-// Port reports whether another link takes what arrives at this one: addresses and routes of a
-// port are of no use. A VRF is only a table for its ports.
+// Port reports whether another link takes the packets that arrive at this one: addresses and routes
+// of a port are of no use. A VRF is only a table for its ports.
 func (l *Link) Port() bool { return l.Master != "" && !l.InVRF() }
 
-// InVRF reports whether the link is a port of a VRF. The kernel has its addresses in the VRF's table
-// then, and refuses routes in another one that prefer one of them as the source (EINVAL), as DHCP's
-// do: networkd takes that for a failure of the link, and begins anew.
+// InVRF reports whether the link is a port of a VRF. The kernel then has its addresses in the VRF's
+// table, and rejects routes in another table that prefer one of them as the source (EINVAL), such as
+// those from DHCP. networkd regards that as a failure of the link, and starts again.
 func (l *Link) InVRF() bool { return l.Master != "" && l.MasterKind == "vrf" }
 
-// MACOf returns the MAC address of the ENI that a link is, and reports whether that is the permanent
-// address of its device (ethtool -P). A bond without fail_over_mac=active and a team give their ports
-// one MAC address, that of the first port unless they are told another one: so what counts for a port
-// is the permanent address. A veth has none.
+// MACOf returns the MAC address by which EC2 knows the link, and reports whether that is the
+// permanent address of its device (ethtool -P). A bond without fail_over_mac=active and a team assign
+// one MAC address to all their ports, by default that of the first port. Therefore the permanent
+// address counts for a port. A veth has none.
 func MACOf(attrs *netlink.LinkAttrs) (mac string, permanent bool) {
 	current, own := attrs.HardwareAddr.String(), attrs.PermHWAddr.String()
 	if own != "" && (own == current || attrs.MasterIndex != 0) {
@@ -172,10 +172,10 @@ func MACOf(attrs *netlink.LinkAttrs) (mac string, permanent bool) {
 	return current, false
 }
 
-// Address returns the MAC address that the link has now.
+// Address returns the current MAC address of the link.
 func (l *Link) Address() string { return cmp.Or(l.Lent, l.MAC) }
 
-// Has tells whether the address is on the link and may be used.
+// Has reports whether the address is on the link and usable.
 func (l *Link) Has(address netip.Addr) bool {
 	return slices.ContainsFunc(l.Addresses, func(a Address) bool { return a.Prefix.Addr() == address && !a.Tentative })
 }
@@ -190,5 +190,5 @@ func (l *Link) FirstGlobalIPv4() (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// IsDefault tells whether the route is a default route.
+// IsDefault reports whether the route is a default route.
 func (r *Route) IsDefault() bool { return r.Destination.Bits() == 0 }

@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nextHopSize is that of struct nhmsg of linux/nexthop.h.
+// nextHopSize is the size of struct nhmsg of linux/nexthop.h.
 const nextHopSize = 8
 
-// NextHops counts the next hop objects of this network namespace that are not networkd's: from
-// 257 on it makes one for each IPv6 router, unless it leaves next hops to others.
+// NextHops counts the next hop objects of this network namespace that are not from networkd:
+// from 257 on networkd creates one for each IPv6 router, unless it leaves next hops to others.
 func NextHops() (int, error) {
 	dumper, err := newDumper()
 	if err != nil {

@@ -15,25 +15,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Observer takes snapshots. It holds sockets for netlink and one for ethtool; it is for
-// one goroutine.
+// Observer takes snapshots. It has sockets for netlink and one for ethtool. Only one goroutine may
+// use it.
 type Observer struct {
 	drivers *atomic.Pointer[[]string]
 	handle  *netlink.Handle
 	dumper  *dumper
 	ethtool int
-	// known caches the driver by link index: the answer costs a system call for every
-	// container's veth otherwise.
+	// known caches the driver by link index: otherwise each container's veth would cost a system
+	// call.
 	known map[int]known
-	// listed is how many rules there were last.
+	// listed is the number of rules in the last snapshot.
 	listed int
 }
 
-// known is the driver of a link. A link that comes from another network namespace may
-// have the index of one that went there, so the rest tells whether it is the same.
+// known is the driver of a link. A link from another network namespace may have the index of a link
+// that was moved away, so the other fields identify the link.
 type known struct{ kind, mac, driver string }
 
-// NewObserver returns an observer of links with one of the drivers.
+// NewObserver returns an observer of links with one of the given drivers.
 func NewObserver(drivers []string) (*Observer, error) {
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -55,7 +55,7 @@ func NewObserver(drivers []string) (*Observer, error) {
 	return o, nil
 }
 
-// SetDrivers changes the drivers for what is observed from now on.
+// SetDrivers changes the drivers for later snapshots.
 func (o *Observer) SetDrivers(drivers []string) { o.drivers.Store(&drivers) }
 
 // Close releases the sockets.
@@ -65,7 +65,7 @@ func (o *Observer) Close() {
 	_ = unix.Close(o.ethtool)
 }
 
-// Observe takes a snapshot. A link that vanishes meanwhile is left out.
+// Observe takes a snapshot. It leaves out a link that disappears meanwhile.
 func (o *Observer) Observe() (*Snapshot, error) {
 	links, err := retryInterrupted(o.handle.LinkList)
 	if err != nil {
@@ -130,8 +130,8 @@ func (o *Observer) Observe() (*Snapshot, error) {
 	return snapshot, nil
 }
 
-// offHost notes that the host has no IPv6, by its policy rules, at the links that have none. Some
-// kernels have IPv6 and no policy rules for it: a link that says it has IPv6 is believed.
+// offHost sets IPv6OffHost, according to the policy rules, for the links that have no IPv6. Some
+// kernels have IPv6 but no policy rules for it, so a link with IPv6 counts as such.
 func offHost(links []Link, host IPv6) {
 	for i := range links {
 		if host == IPv6OffHost && links[i].IPv6 == IPv6None {
@@ -140,11 +140,11 @@ func offHost(links []Link, host IPv6) {
 	}
 }
 
-// plainName is a link name that can stand in a file name and a unit file. The kernel
-// allows more.
+// plainName matches a link name that is valid in a file name and a unit file. The kernel permits more
+// names.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9@_.-]{1,15}$`)
 
-// driver tells the driver of a link that can be an ENI.
+// driver returns the driver of a link that can be an ENI.
 func (o *Observer) driver(link netlink.Link) (string, bool) {
 	attrs := link.Attrs()
 	if len(attrs.HardwareAddr) != 6 || attrs.Flags&net.FlagLoopback != 0 || !plainName.MatchString(attrs.Name) {
@@ -154,7 +154,7 @@ func (o *Observer) driver(link netlink.Link) (string, bool) {
 	if now := (known{link.Type(), attrs.HardwareAddr.String(), cached.driver}); cached != now || cached.driver == "" {
 		info, err := unix.IoctlGetEthtoolDrvinfo(o.ethtool, attrs.Name)
 		if err != nil {
-			// Renamed or gone since: the event that goes with it makes us look again.
+			// The link was renamed or removed meanwhile: its event causes another look.
 			return "", false
 		}
 		cached = now
@@ -183,8 +183,7 @@ func (o *Observer) addresses(entry *Link) error {
 				flags = number(value)
 			}
 		})
-		// Where the address of a peer is said too, the prefix is the peer's
-		// (ip-address(8)).
+		// If there is also the address of a peer, the prefix is the peer's (ip-address(8)).
 		if local != nil && !bytes.Equal(local, address) {
 			address, bits = local, 8*len(local)
 		}
@@ -206,8 +205,8 @@ func (o *Observer) addresses(entry *Link) error {
 	return nil
 }
 
-// details finds out the MTU of a link and whether it has IPv6. It asks the kernel, since the
-// daemon cannot read sysctls in its sandbox (ProcSubset=pid).
+// details determines the MTU of a link and whether it has IPv6. It asks the kernel, since the daemon
+// cannot read sysctls in its sandbox (ProcSubset=pid).
 func (o *Observer) details(entry *Link) error {
 	entry.IPv6 = IPv6None
 	err := o.dumper.get(unix.RTM_GETLINK, linkRequest(entry.Index), func(item []byte) {
@@ -220,7 +219,7 @@ func (o *Observer) details(entry *Link) error {
 	return nil
 }
 
-// mtuOf reads a struct ifinfomsg.
+// mtuOf parses a struct ifinfomsg.
 func mtuOf(item []byte) (mtu, most int) {
 	attributes(item, unix.SizeofIfInfomsg, func(kind uint16, value []byte) {
 		switch kind {
@@ -233,14 +232,14 @@ func mtuOf(item []byte) (mtu, most int) {
 	return mtu, most
 }
 
-// skipStatistics is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h, and disableIPv6 the place
-// of disable_ipv6 among the numbers of IFLA_INET6_CONF, DEVCONF_DISABLE_IPV6 of linux/ipv6.h.
+// skipStatistics is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h, and disableIPv6 the index of
+// disable_ipv6 in IFLA_INET6_CONF, DEVCONF_DISABLE_IPV6 of linux/ipv6.h.
 const (
 	skipStatistics = 1 << 3
 	disableIPv6    = 26
 )
 
-// linkRequest asks for the link of an index.
+// linkRequest returns a request for the link with an index.
 func linkRequest(index int) []byte {
 	request := make([]byte, unix.SizeofIfInfomsg, unix.SizeofIfInfomsg+attributeSize+4)
 	binary.NativeEndian.PutUint32(request[4:], uint32(index))
@@ -249,7 +248,7 @@ func linkRequest(index int) []byte {
 	return binary.NativeEndian.AppendUint32(request, skipStatistics)
 }
 
-// ipv6Of reads a struct ifinfomsg.
+// ipv6Of parses a struct ifinfomsg.
 func ipv6Of(item []byte) IPv6 {
 	found := IPv6None
 	attributes(item, unix.SizeofIfInfomsg, func(kind uint16, families []byte) {
@@ -271,14 +270,14 @@ func ipv6Of(item []byte) IPv6 {
 	return found
 }
 
-// familyTable is a routing table of a family.
+// familyTable is a routing table of an address family.
 type familyTable struct {
 	ipv4  bool
 	table int
 }
 
-// tunnel returns the priority of the first rule of a full tunnel, see [Snapshot]. Elsewhere are
-// the tables with a default route over a link that is no ENI.
+// tunnel returns the priority of the first rule of a full tunnel, see [Snapshot]. Elsewhere are the
+// tables with a default route over a link that is not an ENI.
 func tunnel(rules []Rule, elsewhere map[familyTable]bool) int {
 	first := 0
 	for i := range rules {
@@ -290,10 +289,9 @@ func tunnel(rules []Rule, elsewhere map[familyTable]bool) int {
 	return first
 }
 
-// listRoutes adds the routes of the links of the snapshot. They are asked for by type, so that
-// the kernel's own local ones, one for each address, stay with the kernel; for each link by
-// itself the kernel would go through all of them each time. It returns the tables that have a
-// default route over another link.
+// listRoutes adds the routes of the links of the snapshot. It requests them by type, so that the
+// kernel does not send its own local routes, one for each address; a request per link would make the
+// kernel walk all of them each time. It returns the tables with a default route over another link.
 func listRoutes(dump dumping, snapshot *Snapshot) (elsewhere map[familyTable]bool, err error) {
 	elsewhere = make(map[familyTable]bool)
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
@@ -332,9 +330,9 @@ func listRoutes(dump dumping, snapshot *Snapshot) (elsewhere map[familyTable]boo
 	return elsewhere, nil
 }
 
-// routeOf reads a struct rtmsg. It is false for what can be no route of an ENI's. hops are the
-// next hops of a multipath route: the kernel makes one of routes by several IPv6 routers that
-// have the same metric.
+// routeOf parses a struct rtmsg. It returns false for a route that cannot belong to an ENI. hops are
+// the next hops of a multipath route: the kernel merges routes through several IPv6 routers with the
+// same metric into one.
 func routeOf(item []byte, family byte) (route Route, hops []byte, ok bool) {
 	if len(item) < unix.SizeofRtMsg || item[0] != family || binary.NativeEndian.Uint32(item[8:])&unix.RTM_F_CLONED != 0 {
 		return Route{}, nil, false
@@ -345,7 +343,7 @@ func routeOf(item []byte, family byte) (route Route, hops []byte, ok bool) {
 		return Route{}, nil, false
 	}
 	route = Route{Table: table, Protocol: protocol, Local: local}
-	// Without one it is a default route.
+	// Without a destination it is a default route.
 	route.Destination = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	if family == unix.AF_INET {
 		route.Destination = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -366,14 +364,15 @@ func routeOf(item []byte, family byte) (route Route, hops []byte, ok bool) {
 			hops = value
 		}
 	})
-	// The kernel sets none with a gateway: it is one that stands in during a takeover, and soon gone.
+	// The kernel itself creates no route with a gateway: this one stands in during a takeover, and is
+	// removed soon.
 	if protocol == unix.RTPROT_KERNEL && route.Gateway.IsValid() {
 		return Route{}, nil, false
 	}
 	return route, hops, true
 }
 
-// eachHop goes through a list of struct rtnexthop.
+// eachHop iterates over a list of struct rtnexthop.
 func eachHop(hops []byte, each func(link int, gateway netip.Addr)) {
 	for len(hops) >= unix.SizeofRtNexthop {
 		size := int(binary.NativeEndian.Uint16(hops))
@@ -391,8 +390,8 @@ func eachHop(hops []byte, each func(link int, gateway netip.Addr)) {
 	}
 }
 
-// Rules lists the policy rules of this network namespace, without the three default
-// ones, in the order of the kernel.
+// Rules lists the policy rules of this network namespace, except the three default ones, in the order
+// of the kernel.
 func Rules() ([]Rule, error) {
 	dumper, err := newDumper()
 	if err != nil {
@@ -403,14 +402,15 @@ func Rules() ([]Rule, error) {
 	return all, err
 }
 
-// withoutIPv6 reports whether an answer is that of a kernel without IPv6. Such a one, booted
-// with ipv6.disable=1, refuses the rules of that family (6.1 and 6.12), and has no routes.
+// withoutIPv6 reports whether an answer is that of a kernel without IPv6. A kernel that was booted
+// with ipv6.disable=1 rejects a request for the rules of that family (6.1 and 6.12), and has no
+// routes.
 func withoutIPv6(family byte, err error) bool {
 	return family == unix.AF_INET6 && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP))
 }
 
-// listRules lists the policy rules, of which there are about as many as expected, and reports
-// whether the host has IPv6.
+// listRules lists the policy rules, given their expected number, and reports whether the host has
+// IPv6.
 func listRules(dump dumping, expected int) ([]Rule, IPv6, error) {
 	all := make([]Rule, 0, expected)
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
@@ -432,21 +432,21 @@ func listRules(dump dumping, expected int) ([]Rule, IPv6, error) {
 	return all, IPv6On, nil
 }
 
-// toTable is the action of a rule that looks a table up (FR_ACT_TO_TBL of
-// linux/fib_rules.h), invert the flag of one that holds for all but what it selects.
+// toTable is the action of a rule that looks up a table (FR_ACT_TO_TBL of linux/fib_rules.h), and
+// invert the flag of a rule that applies to all packets that do not match.
 const (
 	toTable = 1
 	invert  = 2
 )
 
-// ruleOf reads a struct fib_rule_hdr. It is false for the three default rules.
+// ruleOf parses a struct fib_rule_hdr. It returns false for the three default rules.
 func ruleOf(item []byte, family byte) (Rule, bool) {
 	if len(item) < ruleSize || item[0] != family {
 		return Rule{}, false
 	}
 	bits, flags := int(item[2]), binary.NativeEndian.Uint32(item[8:])
 	rule := Rule{Table: int(item[4]), IPv4: family == unix.AF_INET}
-	// Whatever else a rule selects by, or does, has an attribute of its own.
+	// Any other selector or action has its own attribute.
 	lookup := item[7] == toTable && item[1] == 0 && item[3] == 0
 	const none = 1<<32 - 1
 	suppress, group := none, none
@@ -507,8 +507,8 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(address, ones), true
 }
 
-// retryInterrupted repeats a dump that a change in the kernel interrupted: its
-// result is not consistent.
+// retryInterrupted repeats a dump that a change in the kernel has interrupted, since its result is
+// inconsistent.
 func retryInterrupted[T any](dump func() (T, error)) (T, error) {
 	for range 10 {
 		found, err := dump()

@@ -11,7 +11,7 @@ import (
 )
 
 // BenchmarkObserve takes snapshots of 15 links of 50 addresses with a policy rule for each,
-// in a network namespace of its own, as root.
+// in its own network namespace, as root.
 func BenchmarkObserve(b *testing.B) {
 	for _, addresses := range []int{50, 1, 10, 100} {
 		b.Run(fmt.Sprintf("addresses=%d", addresses), func(b *testing.B) {
@@ -38,15 +38,15 @@ func BenchmarkObserve(b *testing.B) {
 	}
 }
 
-// cpu is what this process has used so far: a machine that is busy with others does not
-// count.
+// cpu returns the CPU time of this process, which does not depend on the load of the
+// machine.
 func cpu() time.Duration {
 	var used unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &used)
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
-// fill makes links with addresses, a routing table each, and policy rules.
+// fill creates links with addresses, a routing table for each, and policy rules.
 func fill(b *testing.B, links, addresses int) {
 	b.Helper()
 	must := func(err error) {

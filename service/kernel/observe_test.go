@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// own moves the test into a network namespace of its own. The thread is not given back: it
-// ends with the test, and the namespace with it.
+// own moves the test into its own network namespace. The thread is not reused: it ends with the test,
+// and the namespace with it.
 func own(tb testing.TB) {
 	tb.Helper()
 	if os.Geteuid() != 0 {
@@ -32,7 +32,7 @@ func own(tb testing.TB) {
 	}
 }
 
-// newLink makes a link that is up, and returns its index.
+// newLink creates a link that is up, and returns its index.
 func newLink(tb testing.TB, name string) int {
 	tb.Helper()
 	peer := name + "p"
@@ -53,7 +53,7 @@ func newLink(tb testing.TB, name string) int {
 	return index
 }
 
-// F10: what a link is a port of, and whether it is set down.
+// F10: the snapshot has the master of a link, and whether the link is set down.
 func TestObservePort(t *testing.T) {
 	own(t)
 	index := newLink(t, "ens5")
@@ -96,8 +96,9 @@ func TestObservePort(t *testing.T) {
 	}
 }
 
-// F10, C3: a port of a bond keeps the MAC address of its ENI, whatever address the bond gives it. The
-// permanent address of a link that is no port does not count where somebody has given it another one.
+// F10, C3: a port of a bond keeps the MAC address of its ENI, whatever address the bond assigns to
+// it. If somebody has changed the address of a link that is not a port, its permanent address does
+// not count.
 func TestMACOf(t *testing.T) {
 	own, other := net.HardwareAddr{2, 0, 0, 0, 0, 5}, net.HardwareAddr{2, 0, 0, 0, 0, 6}
 	for name, c := range map[string]struct {
@@ -124,8 +125,8 @@ func TestMACOf(t *testing.T) {
 	}
 }
 
-// B2, F1: the snapshot has all of an ENI, and nothing of others; what a rule selects by
-// besides its source keeps it from being taken for one of this daemon.
+// B2, F1: the snapshot contains everything of an ENI, and nothing of others. A rule with selectors
+// other than its source does not count as a rule of this daemon.
 func TestObserve(t *testing.T) {
 	own(t)
 	ens5, other := newLink(t, "ens5"), newLink(t, "other")
@@ -180,7 +181,7 @@ func TestObserve(t *testing.T) {
 	for _, route := range []*netlink.Route{byDHCP, ownTable, advertised, local, foreign, standIn} {
 		must(netlink.RouteAdd(route))
 	}
-	// A second router: the kernel makes one multipath route of both.
+	// A second router: the kernel merges both routes into one multipath route.
 	advertised.Gw = netip.MustParseAddr("fe80::2").AsSlice()
 	must(netlink.RouteAppend(advertised))
 
@@ -207,7 +208,7 @@ func TestObserve(t *testing.T) {
 		func(r *netlink.Rule) { r.Sport = netlink.NewRulePortRange(80, 80) },
 		func(r *netlink.Rule) { r.UIDRange = netlink.NewRuleUIDRange(1, 2) },
 		func(r *netlink.Rule) { r.Flow = 7 },
-		// The library leaves these out where the table has a number above 255.
+		// The library omits these for a table with a number above 255.
 		func(r *netlink.Rule) { r.SuppressIfgroup, r.Table = 3, 77 },
 		func(r *netlink.Rule) { r.SuppressPrefixlen, r.Table = 8, 77 },
 		func(r *netlink.Rule) { r.Dst, _ = netlink.ParseIPNet("10.8.0.0/16") },
@@ -281,10 +282,10 @@ func TestObserve(t *testing.T) {
 	}
 }
 
-// E3: an address whose lifetime is only renewed is no event, and any other change is one.
+// E3: renewing the lifetime of an address is no event, and any other change is one.
 func TestWatchAddresses(t *testing.T) {
 	own(t)
-	// Its link-local addresses would be events of their own.
+	// Its link-local addresses would cause events of their own.
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -344,13 +345,13 @@ func TestWatchAddresses(t *testing.T) {
 	}
 }
 
-// header is that of a netlink message.
+// header returns the header of a netlink message.
 type header []byte
 
 func (h header) Len() int          { return len(h) }
 func (h header) Serialize() []byte { return h }
 
-// F6: next hops of others are told from those that networkd makes of routers.
+// F6: the next hops that networkd creates for routers do not count as next hops of others.
 func TestNextHops(t *testing.T) {
 	own(t)
 	for _, protocol := range []int{ProtocolRA, unix.RTPROT_ZEBRA, unix.RTPROT_UNSPEC} {

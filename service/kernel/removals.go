@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// anyLink stands for a change that may be of any link: that of a policy rule, or of a route
-// over several links.
+// anyLink stands for a change that can affect any link: that of a policy rule, or of a route over
+// several links.
 const anyLink = 0
 
-// watchRemovals sends the index of the link of each route that was removed, or anyLink for a
-// policy rule, and for one that holds for all packets but some, as a VPN has, also when it is
-// added, until done is closed (B10, F13). A host whose routing daemon churns 10,000 routes
-// wakes nobody: the kernel passes on only what networkd can have made.
+// watchRemovals sends the index of the link of each removed route, until done is closed. It sends
+// anyLink for a removed policy rule, and for each change of a rule that inverts its selector, like
+// that of a VPN (B10, F13). A routing daemon that adds and removes 10,000 routes wakes nobody: the
+// kernel only passes on routes that networkd can have created.
 func watchRemovals(done <-chan struct{}, failed func(error)) (<-chan int, error) {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
@@ -36,22 +36,22 @@ func watchRemovals(done <-chan struct{}, failed func(error)) (<-chan int, error)
 	}), nil
 }
 
-// Places in a message of rtnetlink: those of struct nlmsghdr, and behind it those of struct
-// rtmsg.
+// Offsets in a message of rtnetlink: in struct nlmsghdr, and behind it in struct rtmsg.
 const (
 	typeAt, flagsAt      = 4, 6
 	lengthAt, protocolAt = unix.SizeofNlMsghdr + 1, unix.SizeofNlMsghdr + 5
 	ruleFlagsAt          = unix.SizeofNlMsghdr + 8 // of struct fib_rule_hdr
 )
 
-// removals is the filter of the socket (classic BPF). It lets pass policy rules that were
-// removed or hold for all packets but some, routes of networkd's protocols that were removed, and
-// default routes that replace one.
+// removals is the filter of the socket (classic BPF). It passes policy rules that were removed or
+// that invert their selector, removed routes of networkd's protocols, and default routes that
+// replace one.
 func removals() []unix.SockFilter {
 	load := func(size uint16, at uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_ABS | size, K: at}
 	}
-	// jump is by how many instructions, if what was loaded is the number, and if it is not.
+	// jump is the number of instructions to skip, depending on whether the loaded value equals the
+	// number.
 	jump := func(how uint16, number uint32, yes, no uint8) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | how, K: number, Jt: yes, Jf: no}
 	}
@@ -77,24 +77,24 @@ func removals() []unix.SockFilter {
 	}
 }
 
-// loaded is what the filter has after it has loaded a number of the kernel's byte order.
+// loaded returns the value that the filter loads for a number in the kernel's byte order.
 func loaded(number uint16) uint32 {
 	return uint32(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, number)))
 }
 
-// loadedWord is the same of a number of 32 bits.
+// loadedWord returns the same for a number of 32 bits.
 func loadedWord(number uint32) uint32 {
 	return binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, number))
 }
 
-// inverted reports whether a struct fib_rule_hdr is of a rule that holds for all packets but some.
+// inverted reports whether a struct fib_rule_hdr belongs to a rule that inverts its selector.
 func inverted(item []byte) bool {
 	return len(item) >= ruleSize && binary.NativeEndian.Uint32(item[8:])&invert != 0
 }
 
-// removalOf returns the link of a route that was removed or replaced, or anyLink for a policy
-// rule of networkd's, one that holds for all packets but some, or a route over several links. It
-// is false for all else.
+// removalOf returns the link of a route that was removed or replaced, or anyLink for a policy rule
+// of networkd, a rule that inverts its selector, or a route over several links. It returns false
+// for everything else.
 func removalOf(kind uint16, item []byte) (index int, ok bool) {
 	switch kind {
 	case unix.RTM_NEWRULE:
@@ -113,7 +113,7 @@ func removalOf(kind uint16, item []byte) (index int, ok bool) {
 		})
 		return index, true
 	case unix.RTM_NEWROUTE:
-		// The route that was replaced may have been that of any link.
+		// The replaced route may have belonged to any link.
 		return anyLink, true
 	}
 	return 0, false

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// B10: the kernel passes on what networkd can have made, and nothing of what routing daemons
-// and containers do.
+// B10: the kernel passes on changes of items that networkd can have created, but no changes
+// by routing daemons and containers.
 func TestRemovals(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -17,12 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// receiveBuffer of the subscriptions. The kernel drops what does not fit and says
-// so; then everything is looked at again.
+// receiveBuffer is the buffer size of the subscriptions. If an event does not fit, the kernel
+// drops it and reports that; then the daemon looks at everything again.
 const receiveBuffer = 1 << 20
 
-// Watcher tells when links or their addresses may have changed. It is a task of
-// the daemon.
+// Watcher reports when links or their addresses may have changed. It is a task of the daemon.
 type Watcher struct {
 	drivers atomic.Pointer[[]string]
 	log     *slog.Logger
@@ -32,14 +31,14 @@ type Watcher struct {
 	relist chan struct{}
 }
 
-// NewWatcher returns a watcher of links with one of the drivers.
+// NewWatcher returns a watcher of links with one of the given drivers.
 func NewWatcher(drivers []string, log *slog.Logger) *Watcher {
 	w := &Watcher{log: log, changed: make(chan struct{}, 1), ready: make(chan struct{}), relist: make(chan struct{}, 1)}
 	w.SetDrivers(drivers)
 	return w
 }
 
-// SetDrivers changes the drivers for the events to come. It may be called at any time.
+// SetDrivers changes the drivers for later events. It may be called at any time.
 func (w *Watcher) SetDrivers(drivers []string) {
 	w.drivers.Store(&drivers)
 	select {
@@ -48,17 +47,17 @@ func (w *Watcher) SetDrivers(drivers []string) {
 	}
 }
 
-// String names the task.
+// String returns the name of the task.
 func (w *Watcher) String() string { return "link watcher" }
 
-// Changed carries no data: it only asks for another look. Several changes may make
-// one.
+// Changed returns a channel whose values carry no data: they only request another look. Several
+// changes may cause one value.
 func (w *Watcher) Changed() <-chan struct{} { return w.changed }
 
-// Ready is closed once nothing is missed any more.
+// Ready is closed when the watcher no longer misses any event.
 func (w *Watcher) Ready() <-chan struct{} { return w.ready }
 
-// Run watches until ctx ends. A subscription that breaks is made anew.
+// Run watches until ctx ends. It renews a subscription that breaks.
 func (w *Watcher) Run(ctx context.Context) error {
 	first := true
 	for {
@@ -81,15 +80,15 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
-// subscribe watches until a subscription breaks or ctx ends, and calls ready once
-// both stand.
+// subscribe watches until a subscription breaks or ctx ends, and calls ready once both
+// subscriptions work.
 func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 	done := make(chan struct{})
 	links := make(chan netlink.LinkUpdate, 64)
 	addresses := make(chan netlink.AddrUpdate, 64)
 	defer func() {
 		close(done)
-		// The library's goroutine may be blocked in a send: let it end.
+		// The library's goroutine may be blocked in a send, so this lets it end.
 		go func() {
 			for range links {
 			}
@@ -131,11 +130,11 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 	}
 	observer.drivers = &w.drivers
 	defer observer.Close()
-	// What the links looked like: the kernel also reports changes that are none for
-	// us (statistics, other links).
+	// The last appearance of the links: the kernel also reports changes that do not matter here
+	// (statistics, other links).
 	seen := make(map[int]appearance)
-	// Flags of the addresses that were told of: each router advertisement and each renewal
-	// of a lease tells of its addresses anew.
+	// Flags of the reported addresses: each router advertisement and each renewal of a lease
+	// reports its addresses again.
 	told := make(map[linkAddress]int)
 	list := func() {
 		if found, err := observer.handle.LinkList(); err == nil {
@@ -214,9 +213,9 @@ func (w *Watcher) subscribe(ctx context.Context, ready func()) error {
 }
 
 // watchIPv6 sends the index of each link whose IPv6 was switched on or has changed, until done
-// is closed. The kernel tells of that in a group of its own (measured on 6.x: on
-// disable_ipv6=0, also where no address comes with it, since networkd has the link without
-// a link-local one). Of disable_ipv6=1 it tells by the addresses that go.
+// is closed. The kernel reports that in a separate group (measured on 6.x: on disable_ipv6=0,
+// even if no address is added, because networkd configures the link without a link-local
+// address). It reports disable_ipv6=1 by the removal of addresses.
 func watchIPv6(done <-chan struct{}, failed func(error)) (<-chan int, error) {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFINFO)
 	if err != nil {
@@ -230,8 +229,8 @@ func watchIPv6(done <-chan struct{}, failed func(error)) (<-chan int, error) {
 	}), nil
 }
 
-// follow sends what a function makes of the kernel's messages on a subscription, the index of a
-// link, until done is closed, and closes the socket then.
+// follow passes the kernel's messages on a subscription to a function, which returns the index
+// of a link, and sends that, until done is closed. It then closes the socket.
 func follow(socket *nl.NetlinkSocket, done <-chan struct{}, failed func(error), of func(*syscall.NetlinkMessage) (index int, ok bool)) <-chan int {
 	indexes := make(chan int, 64)
 	go func() {
@@ -272,13 +271,13 @@ func (w *Watcher) poke() {
 	}
 }
 
-// linkAddress is an address on the link of an index.
+// linkAddress is an address on the link with an index.
 type linkAddress struct {
 	link   int
 	prefix netip.Prefix
 }
 
-// appearance is what of a link matters.
+// appearance contains the properties of a link that matter.
 type appearance struct {
 	name, mac string
 	flags     uint32

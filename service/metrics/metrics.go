@@ -1,6 +1,6 @@
-// Package metrics is the one source of the numbers that the daemon gives to monitoring:
-// which there are, what they mean, and what each is of what the agent has counted. Varlink
-// serves them as io.systemd.Metrics, and ec2netctl prints them for Prometheus.
+// Package metrics defines the metrics that the daemon provides for monitoring: their
+// names, their meaning, and how they follow from the agent's counters. Varlink serves them
+// as io.systemd.Metrics, and ec2netctl prints them for Prometheus.
 package metrics
 
 import (
@@ -11,17 +11,17 @@ import (
 	"ec2netd/service/state"
 )
 
-// Prefix of all names: that of the service, and of its socket in /run/systemd/report.
+// Prefix of all names: the name of the service, and of its socket in /run/systemd/report.
 const Prefix = "org.ec2netd."
 
-// Type is what kind of value a metric has, in the words of io.systemd.Metrics.
+// Type is the type of a metric, in the terms of io.systemd.Metrics.
 type Type string
 
 // The types.
 const (
 	// Counter only grows while the daemon runs.
 	Counter Type = "counter"
-	// Gauge goes up and down.
+	// Gauge can go up and down.
 	Gauge Type = "gauge"
 	// String is a word.
 	String Type = "string"
@@ -39,33 +39,34 @@ type Metric struct {
 	Name string `json:"name"`
 	// Value is a number, or a string for the type String.
 	Value any `json:"value"`
-	// Object is the name of the link that it is of, empty for all.
+	// Object is the name of the link to which the value belongs, empty for all.
 	Object string `json:"object,omitempty"`
-	// Fields tell metrics of one name apart: result, or eni (an ENI ID, or a MAC address
-	// while that is not known).
+	// Fields distinguish metrics of the same name: result, or eni (an ENI ID, or a MAC
+	// address while the ID is not known).
 	Fields map[string]string `json:"fields,omitempty"`
 }
 
-// Numbers are what was counted since the daemon started.
+// Numbers are the counters since the daemon started.
 type Numbers struct {
-	// Requests to the metadata service that have ended, by result, with zeros; and the
-	// time that they took.
+	// Requests counts ended requests to the metadata service by result, including zeros.
+	// RequestTime is the time that they took.
 	Requests    map[string]uint64
 	RequestTime time.Duration
-	// Reads of the instance or of an ENI, each of one or more requests, by result, with
-	// zeros: "unchanged" for looks at a part of an ENI that found nothing new.
+	// Reads counts reads of the instance or of an ENI, each of one or more requests, by
+	// result, including zeros. The result of a look at a part of an ENI that found nothing
+	// new is "unchanged".
 	Reads map[string]uint64
 	// Reloads of networkd.
 	Reloads uint64
-	// Attachments are ENIs that came while the daemon ran and have become configured;
-	// AttachmentTime is how long all of them together took, Took how long each, by the
-	// index of its link.
+	// Attachments counts the ENIs that were attached while the daemon ran and have become
+	// configured. AttachmentTime is the time that all of them took together, and Took the
+	// time of each, by the index of its link.
 	Attachments    uint64
 	AttachmentTime time.Duration
 	Took           map[int]time.Duration
 }
 
-// The names.
+// Names of the families.
 const (
 	stateName          = Prefix + "State"
 	requestsName       = Prefix + "MetadataRequests"
@@ -79,7 +80,7 @@ const (
 	interfaceTookName  = Prefix + "InterfaceAttachmentSeconds"
 )
 
-// Families returns what there is, in the order of [Metrics].
+// Families returns all families, in the order of [Metrics].
 func Families() []Family {
 	return []Family{
 		{stateName, "State of the daemon as ec2netctl status has it", String},
@@ -95,7 +96,7 @@ func Families() []Family {
 	}
 }
 
-// Metrics returns the values, those of a family together. s is the state of now.
+// Metrics returns the values, grouped by family. s is the current state.
 func Metrics(n Numbers, s *state.State) []Metric {
 	var all []Metric
 	one := func(name string, value any) { all = append(all, Metric{Name: name, Value: value}) }

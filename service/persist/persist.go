@@ -1,18 +1,18 @@
-// Package persist keeps values over a restart of the daemon, one in a file (E10, decisions/001).
+// Package persist keeps values over a restart of the daemon, one per file (E10, decisions/001).
 //
-// A file of it has the value that its owner last put there, or none that may be acted on: a
-// value that could not be stored is stored as soon as it can be, and until then the older one
-// on disk is made unusable. Its owner is one goroutine of one process; any other process may
-// [Peek] at it.
+// A file contains either the value that its owner stored last, or no usable value: if a value
+// cannot be stored, persist makes the older one on disk unusable, and stores the new one as soon
+// as possible. The owner of a file is one goroutine of one process; any other process may [Peek]
+// at it.
 //
-// How an older value is made unusable: the file is removed, which a full file system allows.
-// Where that fails too, as in a file system that has become read-only, a mark in another file
-// system names the content that is void, by its digest. Nothing can be done where neither may
-// be written, which the error then says; and for a file that outlives a boot nothing outlives
-// it either but its own file system. So the one such file, boot.json, is only ever a hint.
+// To make an older value unusable, persist removes the file, which a full file system permits.
+// If that fails too, for example on a read-only file system, persist writes a mark to another
+// file system, with the digest of the void content. If neither can be written, persist cannot do
+// anything, and the error says so. For a file that survives a boot the mark does not: it is in
+// /run. Therefore the only such file, boot.json, is just a hint.
 //
-// The package does not say what is kept, and waits for nothing: its owner calls Step, which
-// returns when it wants to be called again.
+// The package does not define which values are kept, and never blocks: its owner calls Step,
+// which returns when it wants to be called again.
 package persist
 
 import (
@@ -36,37 +36,37 @@ import (
 // Limits of a file. The views of 64 ENIs with 50 addresses of each family are 300 KiB.
 const (
 	mostBytes = 512 << 10
-	// mostObjects bounds what the decoder makes of a file full of "{}".
+	// mostObjects bounds the memory that the decoder needs for a file full of "{}".
 	mostObjects = 8192
 	mostMark    = 1 << 10
 )
 
-// Times of a value that could not be stored.
+// Delays after a value could not be stored.
 const (
 	firstRetry   = time.Second
 	slowestRetry = 10 * time.Second
 )
 
-// Place is where a value is kept.
+// Place says where a value is kept.
 type Place struct {
-	// Path of the file; empty for not to keep the value.
+	// Path of the file; empty to keep no value.
 	Path string
-	// Mark is a file in another file system, for the digest of a content of Path that is void
-	// and could not be removed; empty for none.
+	// Mark is a file in another file system. It contains the digest of a void content of Path
+	// that could not be removed; empty for none.
 	Mark string
 }
 
 // File keeps a value of type T. Place and Check must be set before its first use.
 type File[T any] struct {
 	Place
-	// Check refuses a value that no run of the daemon writes; nil for none.
+	// Check rejects a value that no run of the daemon writes; nil for no check.
 	Check func(*T) error
 
 	keeper
 }
 
-// Load returns the value that an earlier run has left, nil if it left none. It is for the
-// owner, before the first Put: it also removes what a run that was killed while it wrote left.
+// Load returns the value of an earlier run, nil if there is none. The owner calls it before the
+// first Put. It also removes the temporary files of a run that was killed while it wrote.
 func (f *File[T]) Load() (*T, error) {
 	if f.Path == "" {
 		return nil, nil
@@ -120,7 +120,7 @@ func (f *File[T]) read() (*T, []byte, error) {
 	return value, text, nil
 }
 
-// current reports whether a content may be acted on: no, if the mark names it.
+// current reports whether a content may be used: not if the mark names it.
 func current(text, mark []byte) bool { return string(mark) != digest(text) }
 
 // digest identifies a content in the mark.
@@ -140,8 +140,8 @@ func readMark(path string) ([]byte, error) {
 	return bytes.TrimSpace(text), err
 }
 
-// Put makes value the one that is kept. It is stored at once unless another one has just
-// failed to be; Step tries again.
+// Put sets the value to keep. It stores the value at once, unless an earlier one has just failed
+// to be stored; Step tries again.
 func (f *File[T]) Put(value *T, now time.Time) {
 	if f.Path == "" {
 		return
@@ -160,8 +160,8 @@ func (f *File[T]) Put(value *T, now time.Time) {
 	}
 }
 
-// Step stores the value if an earlier try failed and it is time for another, or if the file
-// has gone meanwhile. It returns when it wants to be called again, zero for not at all.
+// Step stores the value if an earlier attempt failed and the next one is due, or if somebody has
+// removed the file. It returns when it wants to be called again, zero for never.
 func (f *File[T]) Step(now time.Time) time.Time {
 	if f.Path == "" || (f.want == nil && f.bad == nil) {
 		return time.Time{}
@@ -181,32 +181,31 @@ func (f *File[T]) Step(now time.Time) time.Time {
 	return f.due
 }
 
-// Hurry has the next Step not wait for the time of another try.
+// Hurry makes the next Step try again at once.
 func (f *File[T]) Hurry() { f.due = time.Time{} }
 
-// Err is why the value that was put last is not stored, nil if it is. It says what to do.
+// Err returns why the latest value is not stored, nil if it is. It says what to do.
 func (f *File[T]) Err() error { return f.err }
 
-// keeper is what a file remembers.
+// keeper is the state of a file.
 type keeper struct {
-	// want is the content that shall be on disk, nil for none yet. bad is why it
-	// cannot be made.
+	// want is the wanted content of the file, nil for none yet. bad is the error of encoding it.
 	want []byte
 	bad  error
-	// disk is the content that is on disk, nil for none or another one. of is the file that
-	// has it.
+	// disk is the known content of the file, nil for none or an unknown one. of describes the
+	// file with this content.
 	disk  []byte
 	of    fs.FileInfo
 	err   error
 	delay time.Duration
 	due   time.Time
 
-	// Tests replace these; nil for the system's.
+	// Tests replace these; nil means the functions of the system.
 	write  func(path string, text []byte) error
 	remove func(path string) error
 }
 
-// store brings the value to the disk or, where that fails, makes what is there unusable.
+// store writes the value to the disk or, if that fails, makes the older one there unusable.
 func (f *File[T]) store(now time.Time) {
 	err := f.bad
 	if err == nil {
@@ -219,7 +218,7 @@ func (f *File[T]) store(now time.Time) {
 	f.failed(f.Path, err, f.invalidate(), now)
 }
 
-// failed notes why the value is not stored, why what is on disk is still usable, if it is, and
+// failed records why the value is not stored, why the older one is still usable, if it is, and
 // when to try again.
 func (k *keeper) failed(path string, err, left error, now time.Time) {
 	err = file.Failed("writing", path, err)
@@ -243,7 +242,7 @@ func (k *keeper) replace(place Place) error {
 	if err == nil && mark == nil {
 		return nil
 	}
-	// The mark matters where it names this content, which was void once and is right again.
+	// The mark matters if it names this content, which was void before and is valid again.
 	matters := err != nil || !current(k.disk, mark)
 	if err = k.unlink(place.Mark); matters {
 		return err
@@ -251,7 +250,7 @@ func (k *keeper) replace(place Place) error {
 	return nil
 }
 
-// invalidate makes what is on disk unusable for a later run, unless it is what shall be there.
+// invalidate makes the content on disk unusable for a later run, unless it is the wanted one.
 func (f *File[T]) invalidate() error {
 	if f.bad == nil && f.disk != nil && bytes.Equal(f.disk, f.want) {
 		return nil
@@ -288,7 +287,7 @@ func (k *keeper) unlink(path string) error {
 	return nil
 }
 
-// writeFile replaces a file as a whole, and makes its directory if that is gone.
+// writeFile replaces a file atomically, and creates its directory if that was removed.
 func writeFile(path string, text []byte) error {
 	dir := filepath.Dir(path)
 	err := renameio.WriteFile(path, text, 0o600, renameio.WithTempDir(dir))
@@ -300,8 +299,8 @@ func writeFile(path string, text []byte) error {
 	return err
 }
 
-// sweep removes what a run that was killed while it wrote a file left: renameio gives it the
-// name of the file with a dot before it and a number after it.
+// sweep removes the temporary files of a run that was killed while it wrote. renameio names them
+// after the file, with a dot before and a number after the name.
 func sweep(path string) {
 	if path == "" {
 		return
@@ -316,7 +315,7 @@ func sweep(path string) {
 	}
 }
 
-// sameFile reports whether a file has not been replaced or changed.
+// sameFile reports whether a file has been neither replaced nor changed.
 func sameFile(a, b fs.FileInfo) bool {
 	return b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }

@@ -27,12 +27,12 @@ func check(v *value) error {
 	return nil
 }
 
-// disk is a directory for a file and one for its mark, and what fails there.
+// disk is a directory for a file and one for its mark, with simulated failures.
 type disk struct {
 	t     *testing.T
 	place Place
 	// full: nothing new can be written beside the file; frozen: nothing can be changed there;
-	// markless: nothing in the directory of the mark.
+	// markless: nothing can be changed in the directory of the mark.
 	full, frozen, markless bool
 	writes                 int
 }
@@ -41,7 +41,7 @@ func newDisk(t *testing.T) *disk {
 	return &disk{t: t, place: Place{Path: filepath.Join(t.TempDir(), "run", "value.json"), Mark: filepath.Join(t.TempDir(), "value.void")}}
 }
 
-// open is a run of the daemon: what it loads, and the file.
+// open starts a run of the daemon, and returns the value that it loads, and the file.
 func (d *disk) open() (*File[value], *value, error) {
 	f := &File[value]{Place: d.place, Check: check}
 	f.write = func(path string, text []byte) error {
@@ -65,7 +65,7 @@ func (d *disk) open() (*File[value], *value, error) {
 	return f, v, err
 }
 
-// found is the name that a next run loads, empty for none.
+// found returns the name that the next run loads, empty for none.
 func (d *disk) found() string {
 	d.t.Helper()
 	_, v, _ := d.open()
@@ -77,12 +77,12 @@ func (d *disk) found() string {
 
 var start = time.Date(2026, 11, 28, 0, 0, 0, 0, time.UTC)
 
-// E10: what cannot be stored is stored once it can be, and whoever starts in between finds
-// the older value in no case in which anything can be written anywhere.
+// E10: a value that cannot be stored is stored as soon as possible. A run that starts
+// meanwhile never uses the older value, as long as anything can be written anywhere.
 func TestNeverOlder(t *testing.T) {
 	for name, c := range map[string]struct {
 		broken func(*disk)
-		// between is what a run in between finds, and says what the error says.
+		// between is the value that a run meanwhile loads, and says is a part of the error.
 		between, says string
 	}{
 		"a full file system":                      {func(d *disk) { d.full = true }, "", "no space left on device: free space"},
@@ -108,7 +108,7 @@ func TestNeverOlder(t *testing.T) {
 			if got := d.found(); got != c.between {
 				t.Errorf("a run in between finds %q, want %q", got, c.between)
 			}
-			// It is tried again with longer pauses, and not before.
+			// It is tried again with growing delays, and not earlier.
 			now, pauses := start, []time.Duration(nil)
 			for range 6 {
 				next := f.Step(now)
@@ -122,7 +122,7 @@ func TestNeverOlder(t *testing.T) {
 			if pauses[0] != firstRetry || pauses[1] != 2*firstRetry || pauses[5] != slowestRetry {
 				t.Errorf("it is tried again after %v", pauses)
 			}
-			// What has changed meanwhile is what counts.
+			// The latest value is the one that is stored.
 			f.Put(&value{Name: "c"}, now.Add(-time.Millisecond))
 			*d = disk{t: t, place: d.place}
 			if next := f.Step(now); !next.IsZero() || f.Err() != nil {
@@ -138,7 +138,7 @@ func TestNeverOlder(t *testing.T) {
 	}
 }
 
-// A value that was void and is right again counts, also where its bytes are still there.
+// A content that was void and is valid again is used, even if its bytes are still on disk.
 func TestVoidAndBack(t *testing.T) {
 	d := newDisk(t)
 	f, _, _ := d.open()
@@ -153,7 +153,7 @@ func TestVoidAndBack(t *testing.T) {
 	if got := d.found(); got != "a" || f.Err() != nil {
 		t.Errorf("a run finds %q, %v", got, f.Err())
 	}
-	// A mark that cannot be read says nothing: that is no leave to act.
+	// A mark that cannot be read does not permit the use of the content.
 	if err := os.Mkdir(d.place.Mark, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +162,7 @@ func TestVoidAndBack(t *testing.T) {
 	}
 }
 
-// E3: what is stored is not written again; what somebody removes is, when that is noticed.
+// E3: a stored value is not written again; a removed file is, when that is noticed.
 func TestWrittenOnce(t *testing.T) {
 	d := newDisk(t)
 	f, _, _ := d.open()
@@ -178,7 +178,7 @@ func TestWrittenOnce(t *testing.T) {
 		}
 	}
 	if d.writes > 0 {
-		t.Errorf("%d writes of what is there", d.writes)
+		t.Errorf("%d writes of an unchanged value", d.writes)
 	}
 	if err := os.RemoveAll(filepath.Dir(d.place.Path)); err != nil {
 		t.Fatal(err)
@@ -189,7 +189,7 @@ func TestWrittenOnce(t *testing.T) {
 	}
 }
 
-// J2: what is in the place of the file can neither be used nor do harm.
+// J2: other kinds of files at the path are neither used nor harmful.
 func TestOdd(t *testing.T) {
 	huge := `{"name":"` + strings.Repeat("x", mostBytes) + `"}`
 	many := `{"of":[` + strings.Repeat("{},", mostObjects) + `{}]}`
@@ -236,7 +236,7 @@ func TestOdd(t *testing.T) {
 	}
 }
 
-// What cannot be read again is not written, and the older value goes all the same.
+// A value that could not be read back is not written, and the older one is still removed.
 func TestTooLarge(t *testing.T) {
 	d := newDisk(t)
 	f, _, _ := d.open()
@@ -254,7 +254,7 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
-// C10: what a run left that was killed while it wrote goes, and nothing else.
+// C10: temporary files of a run that was killed are removed, and nothing else.
 func TestSweep(t *testing.T) {
 	d := newDisk(t)
 	dir := filepath.Dir(d.place.Path)
@@ -280,7 +280,7 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// FuzzLoad: whatever is in the file, it is refused or survives being written again.
+// FuzzLoad: a file with any content is rejected, or can be written again unchanged.
 func FuzzLoad(f *testing.F) {
 	f.Add([]byte(`{"name":"a","of":[{"n":1}]}`))
 	f.Add([]byte(`{"name":`))

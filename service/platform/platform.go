@@ -1,9 +1,9 @@
-// Package platform tells whether this machine is an EC2 instance, by what its firmware and
-// its hypervisor say of it. It asks nothing over the network: on another machine something
-// else may answer at the address of EC2's metadata service.
+// Package platform determines whether this machine is an EC2 instance, from data of its firmware
+// and its hypervisor. It sends nothing over the network: on another machine something else may
+// answer at the address of EC2's metadata service.
 //
-// Compatible clouds say of themselves what they like, so ec2netd.conf(5) has Platform= to
-// switch the check off.
+// Compatible clouds set these data as they like, so Platform= in ec2netd.conf(5) can disable the
+// check.
 package platform
 
 import (
@@ -14,26 +14,26 @@ import (
 	"ec2netd/service/file"
 )
 
-// Identity is what a machine says of itself, without the space around it. What cannot be
-// read is empty.
+// Identity contains the data that identify a machine, without surrounding space. Data that
+// cannot be read are empty.
 type Identity struct {
 	// SystemVendor, BIOSVendor and ChassisVendor are "Amazon EC2" on Nitro instances and
 	// on bare metal, x86 and Arm.
 	SystemVendor, BIOSVendor, ChassisVendor string
 	// ProductVersion ends in "amazon" on Xen instances, as in "4.11.amazon".
 	ProductVersion string
-	// ProductUUID begins with EC2 on Xen instances; some have the bytes of its first part
-	// the other way round. Root alone can read it.
+	// ProductUUID begins with EC2 on Xen instances; in some the bytes of its first part are
+	// reversed. Only root can read it.
 	ProductUUID string
-	// HypervisorUUID is Xen's, and begins with ec2.
+	// HypervisorUUID is the UUID of Xen, and begins with ec2.
 	HypervisorUUID string
 }
 
-// dmi has the DMI (SMBIOS) strings. /sys/class/dmi/id is a link to it.
+// dmi is the directory of the DMI (SMBIOS) strings. /sys/class/dmi/id is a symlink to it.
 const dmi = "sys/devices/virtual/dmi/id"
 
-// mostText bounds one of the files. sysfs says of each that it has a page, of 64 KiB with some
-// kernels for arm64, whatever is in it.
+// mostText bounds one of the files. sysfs reports a size of one page for each of them, which is
+// 64 KiB with some kernels for arm64, whatever the content.
 const mostText = 64 << 10
 
 // Read reads the identity of the machine below root ("/" for this one).
@@ -49,8 +49,8 @@ func Read(root string) Identity {
 	}
 }
 
-// text is what a small regular file has, without anything that is not printable; it is empty for
-// anything else (J2).
+// text returns the content of a small regular file, without unprintable characters, and an empty
+// string for anything else (J2).
 func text(path string) string {
 	content, err := file.Read(path, mostText)
 	if err != nil {
@@ -69,9 +69,9 @@ const (
 	xen    = "Xen"
 )
 
-// NotEC2 says in words why the machine is no EC2 instance; it is empty for one that is. A
-// machine that says nothing of itself is none: there is no EC2 instance type without DMI
-// but those of Xen, whose hypervisor tells.
+// NotEC2 returns why the machine is not an EC2 instance, in words, and an empty string for an
+// instance. A machine without any data is not one: all EC2 instance types have DMI, except those
+// of Xen, whose hypervisor identifies them.
 func (i Identity) NotEC2() string {
 	switch {
 	case i.SystemVendor == amazon, i.BIOSVendor == amazon, i.ChassisVendor == amazon:
@@ -84,14 +84,14 @@ func (i Identity) NotEC2() string {
 	return "nothing says that this machine is an EC2 instance: it has neither a DMI vendor nor a UUID of Xen"
 }
 
-// onXen reports whether the hypervisor is Xen. One machine in 4096 has a UUID that begins as
-// those of EC2 do, so it counts only there.
+// onXen reports whether the hypervisor is Xen. One machine in 4096 has a UUID that begins like
+// those of EC2, so the UUID counts only on Xen.
 func (i Identity) onXen() bool {
 	return i.HypervisorUUID != "" || i.SystemVendor == xen || i.BIOSVendor == xen
 }
 
-// startsWithEC2 reports whether a UUID begins with ec2, also where the bytes of its first
-// part are the other way round, as in 45e12aec-….
+// startsWithEC2 reports whether a UUID begins with ec2, also if the bytes of its first part are
+// reversed, as in 45e12aec-….
 func startsWithEC2(uuid string) bool {
 	uuid = strings.ToLower(uuid)
 	const part = 8

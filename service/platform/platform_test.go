@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What EC2 instances of each kind say of themselves, and what others do. The first
-// ones are from AWS's documentation on identifying instances.
+// The data of EC2 instances of each kind, and of other machines. The first ones are from AWS's
+// documentation on identifying instances.
 func TestNotEC2(t *testing.T) {
 	for name, test := range map[string]struct {
 		identity Identity
-		// wants is part of the reason, empty for an EC2 instance.
+		// wants is a part of the reason, empty for an EC2 instance.
 		wants string
 	}{
 		"Nitro":              {Identity{SystemVendor: "Amazon EC2", BIOSVendor: "Amazon EC2", ChassisVendor: "Amazon EC2", ProductUUID: "ec2f58b1-6b2a-1b2c-9d3e-0123456789ab"}, ""},
@@ -73,7 +73,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// J2: nothing in the place of a file blocks the daemon, fills its memory or gets into the log.
+// J2: other kinds of files do not block the daemon, fill its memory or get into the log.
 func TestReadOdd(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, dmi)
@@ -106,7 +106,7 @@ func TestReadOdd(t *testing.T) {
 	}
 }
 
-// TestReadPage: a kernel for arm64 with pages of 64 KiB says that each file of sysfs has 64 KiB.
+// TestReadPage: a kernel for arm64 with pages of 64 KiB reports 64 KiB for each file of sysfs.
 func TestReadPage(t *testing.T) {
 	root := t.TempDir()
 	vendor := filepath.Join(root, dmi, "sys_vendor")

@@ -13,7 +13,7 @@ import (
 	"ec2netd/service/status"
 )
 
-// Advice is what to do where a machine is taken for none of EC2 and is to be one.
+// Advice says what to do if a machine is an EC2 instance and was not recognized.
 const Advice = status.PlatformAdvice
 
 // Store keeps the generated files.
@@ -28,9 +28,9 @@ type Networkd interface {
 	Reload(ctx context.Context) error
 }
 
-// Options are what an [Unsupported] is made of.
+// Options configure an [Unsupported].
 type Options struct {
-	// Version of the daemon, and Reason why it has nothing to do here, see
+	// Version of the daemon, and Reason why it does nothing on this machine, see
 	// [Identity.NotEC2].
 	Version, Reason string
 	Store           Store
@@ -41,15 +41,15 @@ type Options struct {
 	WatchdogEvery time.Duration
 }
 
-// Unsupported takes the place of the daemon's loop on a machine that is no EC2 instance. It
-// looks at nothing and configures nothing; it says so to all who ask.
+// Unsupported replaces the daemon's loop on a machine that is not an EC2 instance. It
+// observes and configures nothing, and reports that to all clients.
 type Unsupported struct {
 	options Options
 	state   *state.State
 	ready   chan struct{}
 }
 
-// NewUnsupported returns one. It does nothing before Run.
+// NewUnsupported returns an Unsupported, which does nothing before Run.
 func NewUnsupported(options Options) *Unsupported {
 	return &Unsupported{
 		options: options, ready: make(chan struct{}),
@@ -60,10 +60,10 @@ func NewUnsupported(options Options) *Unsupported {
 	}
 }
 
-// String names the task.
+// String returns the name of the task.
 func (*Unsupported) String() string { return "unsupported platform" }
 
-// Ready is closed once there is something to say.
+// Ready is closed when the state is available.
 func (u *Unsupported) Ready() <-chan struct{} { return u.ready }
 
 // Run waits until ctx ends.
@@ -87,7 +87,7 @@ func (u *Unsupported) Run(ctx context.Context) error {
 	}
 }
 
-// release lets networkd configure new ENIs by the base unit, where an earlier run of the
+// release makes networkd configure new ENIs by the base unit, if an earlier run of the
 // daemon, with Platform=any, has told it to leave them to the daemon (E9).
 func (u *Unsupported) release(ctx context.Context) {
 	if !dropin.Ours(u.options.Store.Read(plan.HoldPath)) {
@@ -102,7 +102,7 @@ func (u *Unsupported) release(ctx context.Context) {
 	}
 }
 
-// State returns what there is to say, which never changes.
+// State returns the state, which never changes.
 func (u *Unsupported) State() *state.State { return u.state }
 
 // Watch returns a channel with the state, which is closed when ctx ends.
@@ -119,7 +119,7 @@ func (u *Unsupported) Watch(ctx context.Context) <-chan *state.State {
 	return out
 }
 
-// Refresh fails: there is nothing to read.
+// Refresh fails: there is no metadata to read.
 func (u *Unsupported) Refresh(context.Context, bool) (*state.Changes, error) {
 	return nil, errors.New(u.state.Reason)
 }
@@ -129,5 +129,5 @@ func (u *Unsupported) RefreshInterface(ctx context.Context, _ string, wait bool)
 	return u.Refresh(ctx, wait)
 }
 
-// Metrics returns the state, and numbers that stay 0.
+// Metrics returns the state, and counters that stay 0.
 func (u *Unsupported) Metrics() []metrics.Metric { return metrics.Metrics(metrics.Numbers{}, u.state) }

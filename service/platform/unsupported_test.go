@@ -16,7 +16,8 @@ import (
 
 var _ api.Agent = (*Unsupported)(nil)
 
-// site is a disk with or without the unit that keeps networkd from new ENIs, and a networkd.
+// site is a disk with or without the unit that makes networkd leave new ENIs alone, and a
+// networkd.
 type site struct {
 	hold              string
 	owner             string
@@ -50,7 +51,7 @@ func ping(pings chan<- struct{}) {
 	}
 }
 
-// It tells what is, does nothing, and ends when it is told to.
+// It reports the state, does nothing else, and ends when it is told to.
 func TestUnsupported(t *testing.T) {
 	ours := "# Written by ec2netd, see ec2netd(8)."
 	for name, test := range map[string]struct {
@@ -92,7 +93,7 @@ func TestUnsupported(t *testing.T) {
 		select {
 		case <-pings:
 		case <-ctx.Done():
-			t.Errorf("%s: the watchdog is not told", name)
+			t.Errorf("%s: the watchdog is not called", name)
 		}
 		stop()
 		if err := <-ended; err != nil {

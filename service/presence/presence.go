@@ -1,20 +1,20 @@
-// Package presence sees to it that the daemon's directories, files and sockets are there while
-// it runs, whoever removes them (F12).
+// Package presence restores the daemon's directories, files and sockets while it runs if somebody
+// removes them (F12).
 //
-// It is told by inotify, and costs nothing while nobody removes anything. An event carries no
-// data: it only asks for a look at everything. Generated files and what the daemon keeps for a
-// restart are for the loop to write again, as it knows their content. The rest takes systemd:
+// inotify reports removals, so the package costs nothing while nobody removes anything. An event
+// carries no data: it only requests a look at everything. The loop writes generated files and the
+// daemon's own state again, since it knows their content. The rest requires systemd:
 //
-//   - Directories. The daemon's sandbox has them mounted, each one onto itself, and all else in
-//     /run is read-only in it. Once the host's directory has been removed, the daemon can neither
-//     make it nor write to one that somebody else makes. systemd makes it (MakerUnit), and mounts
-//     it in the sandbox of the daemon, as "systemctl bind" does: that ends no connection of a
-//     client, and the daemon knows afterwards what it knew before.
-//   - Sockets. Only their units can make them anew, and only while the service does not run. They
-//     are stopped, and the service is restarted, which starts them. That comes last, when all else
-//     is written.
+//   - Directories. They are mounted in the daemon's sandbox, each onto itself, and everything else
+//     in /run is read-only there. If the host's directory has been removed, the daemon can neither
+//     create it nor write to a new one. systemd creates it (MakerUnit), and mounts it in the sandbox
+//     of the daemon, as "systemctl bind" does. This ends no connection of a client, and the daemon
+//     keeps its state.
+//   - Sockets. Only their units can create them again, and only while the service does not run. The
+//     watcher stops the units and restarts the service, which starts them. This comes last, after
+//     everything else is written.
 //
-// The package does not know what is in a file, and decides nothing about links.
+// The package does not know the content of files, and decides nothing about links.
 package presence
 
 import (
@@ -32,48 +32,46 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Times of a look.
+// Delays of looks and attempts.
 const (
-	// settleTime is how long whoever removes something has to get on with it.
+	// settleTime gives whoever removes something the time to continue.
 	settleTime = 50 * time.Millisecond
-	// pause is the least time between two looks: somebody may remove things again and again.
+	// pause is the least time between two looks, in case somebody removes things repeatedly.
 	pause = time.Second
-	// slowestRetry bounds the time between two attempts that fail; the first comes after pause.
+	// slowestRetry bounds the time between two failed attempts; the first retry is after pause.
 	slowestRetry = time.Minute
-	// youngTime is how long the daemon has run at least when it asks for a restart, so that one
-	// that is of no use is not followed by the next at once.
+	// youngTime is the least time that the daemon has run when it asks for a restart, so that
+	// useless restarts do not follow each other at once.
 	youngTime = 2 * time.Second
-	// actTime bounds what one attempt may take. systemd is quick, unless it is about to end.
+	// actTime bounds one attempt. systemd is quick, unless it is shutting down.
 	actTime = 30 * time.Second
 )
 
-// Units are what systemd is asked for.
+// Units are the requests to systemd.
 type Units interface {
-	// Reload has a unit reload, and waits for the end of that.
+	// Reload reloads a unit, and waits until it has finished.
 	Reload(ctx context.Context, unit string) error
-	// Bind mounts a directory of the host in the sandbox of a service that runs.
+	// Bind mounts a directory of the host in the sandbox of a running service.
 	Bind(ctx context.Context, unit, dir string) error
-	// Stop stops a unit, and waits for the end of that.
+	// Stop stops a unit, and waits until it has finished.
 	Stop(ctx context.Context, unit string) error
-	// RestartIfActive restarts a unit unless it is stopped or about to be. It does not wait.
+	// RestartIfActive restarts a unit unless it is stopped or stopping. It does not wait.
 	RestartIfActive(ctx context.Context, unit string) error
 }
 
 // Options of a [Watcher].
 type Options struct {
-	// Unit is the daemon's own service, and MakerUnit the one that makes the directories when it
-	// is reloaded.
+	// Unit is the daemon's own service. Reloading MakerUnit creates the directories.
 	Unit, MakerUnit string
 	Units           Units
-	// Directories that the daemon writes to. One that is not there at the start was not removed.
+	// Directories to which the daemon writes. A directory that is missing at the start is ignored.
 	Directories []string
-	// Sockets are files by the socket unit that makes them: the socket itself, which must be where
-	// the daemon can see it, and links to it, of which those count that are there at the start.
+	// Sockets maps the socket units to their files: the socket itself, which must be visible for
+	// the daemon, and symlinks to it, of which only those that exist at the start count.
 	Sockets map[string][]string
-	// Links are symbolic links of the daemon's, by path, and what makes them.
+	// Links maps the daemon's own symlinks to the functions that create them.
 	Links map[string]func() error
-	// Restore has the files written again that are missing, and returns when that is done; nil for
-	// nobody to do that.
+	// Restore writes missing files again, and returns when this is done; nil for no files.
 	Restore func(ctx context.Context)
 	Log     *slog.Logger
 }
@@ -81,10 +79,11 @@ type Options struct {
 // Watcher is a task of the daemon.
 type Watcher struct {
 	Options
-	// made are the directories as they were made last, and files those of Sockets that count.
+	// made are the directories as they were last created, and files the files of Sockets that
+	// count.
 	made  map[string]identity
 	files map[string]bool
-	// moved are directories that somebody has moved: in the sandbox they may still be there.
+	// moved are directories that somebody has moved: they may still be mounted in the sandbox.
 	moved map[string]bool
 	watch *watch
 	began time.Time
@@ -92,11 +91,11 @@ type Watcher struct {
 	delay time.Duration
 }
 
-// identity tells a file from any other one.
+// identity identifies a file.
 type identity struct{ dev, ino uint64 }
 
-// look returns what is at a path without following it. It is false if nothing is, or a
-// directory that has been removed and is still mounted.
+// look returns the file at a path without following symlinks. It returns false for no file, and for
+// a directory that has been removed and is still mounted.
 func look(path string) (identity, bool) {
 	var of unix.Stat_t
 	if err := unix.Lstat(path, &of); err != nil || of.Nlink == 0 {
@@ -105,7 +104,7 @@ func look(path string) (identity, bool) {
 	return identity{of.Dev, of.Ino}, true
 }
 
-// New returns a watcher for what is there now.
+// New returns a watcher for the files that exist now.
 func New(options Options) *Watcher {
 	w := &Watcher{Options: options, began: time.Now(), made: make(map[string]identity), files: make(map[string]bool), moved: make(map[string]bool)}
 	for _, dir := range w.Directories {
@@ -122,7 +121,7 @@ func New(options Options) *Watcher {
 	return w
 }
 
-// String names the task.
+// String returns the name of the task.
 func (w *Watcher) String() string { return "presence" }
 
 // Run watches until ctx ends.
@@ -141,7 +140,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
-// run watches until the kernel tells nothing any more, or ctx ends.
+// run watches until inotify fails or ctx ends.
 func (w *Watcher) run(ctx context.Context) error {
 	watch, err := newWatch()
 	if err != nil {
@@ -150,7 +149,7 @@ func (w *Watcher) run(ctx context.Context) error {
 	defer watch.close()
 	w.watch = watch
 	w.follow()
-	// What was removed while nobody watched.
+	// Files may have been removed before the watch.
 	due := time.After(settleTime)
 	var last time.Time
 	for {
@@ -174,7 +173,7 @@ func (w *Watcher) run(ctx context.Context) error {
 	}
 }
 
-// matters takes events, and reports whether something may have been removed.
+// matters reads events, and reports whether something may have been removed.
 func (w *Watcher) matters(batch []event) bool {
 	removed, made := false, false
 	for _, e := range batch {
@@ -188,7 +187,7 @@ func (w *Watcher) matters(batch []event) bool {
 				w.moved[dir] = true
 			}
 		case strings.HasPrefix(e.name, "."):
-			// A file that the daemon, or somebody else, is about to rename.
+			// The daemon, or somebody else, is about to rename this file.
 		case e.mask&(unix.IN_DELETE|unix.IN_MOVED_FROM) != 0:
 			removed = true
 		case e.mask&unix.IN_ISDIR != 0:
@@ -201,7 +200,7 @@ func (w *Watcher) matters(batch []event) bool {
 	return removed
 }
 
-// follow watches all that is there.
+// follow adds watches for all existing files.
 func (w *Watcher) follow() {
 	for _, dir := range w.Directories {
 		w.watch.tree(dir)
@@ -211,7 +210,7 @@ func (w *Watcher) follow() {
 	}
 }
 
-// mend looks for what is missing, and sees to it. It returns the time to the next attempt, 0 if
+// mend looks for missing files, and restores them. It returns the time until the next attempt, 0 if
 // nothing is left to do.
 func (w *Watcher) mend(ctx context.Context) time.Duration {
 	bounded, cancel := context.WithTimeout(ctx, actTime)
@@ -224,7 +223,7 @@ func (w *Watcher) mend(ctx context.Context) time.Duration {
 		}
 	}
 	w.follow()
-	// Also where a directory is missing: the others are there.
+	// Restore files even if a directory is missing: the others exist.
 	if w.Restore != nil {
 		w.Restore(bounded)
 	}
@@ -232,13 +231,13 @@ func (w *Watcher) mend(ctx context.Context) time.Duration {
 	err = errors.Join(err, failed)
 	switch {
 	case ctx.Err() != nil:
-		return 0 // the daemon is ending: the restart has come about
+		return 0 // the daemon is ending because of the restart
 	case err != nil:
 		w.say(err)
 		w.delay = min(max(2*w.delay, pause), slowestRetry)
 		return w.delay
 	case restarting:
-		return actTime // where that does not come about
+		return actTime // in case the restart does not happen
 	case wait > 0:
 		return wait
 	}
@@ -246,8 +245,7 @@ func (w *Watcher) mend(ctx context.Context) time.Duration {
 	return 0
 }
 
-// lost are the directories that have been removed or moved, or have something else in their
-// place.
+// lost returns the directories that have been removed, moved or replaced.
 func (w *Watcher) lost() (lost []string) {
 	for _, dir := range w.Directories {
 		was, made := w.made[dir]
@@ -261,8 +259,8 @@ func (w *Watcher) lost() (lost []string) {
 	return lost
 }
 
-// directories has systemd make directories anew, and mount them in the sandbox. The error is about
-// those for which that fails.
+// directories makes systemd create missing directories, and mount them in the sandbox. The error
+// names those for which this fails.
 func (w *Watcher) directories(ctx context.Context) error {
 	lost := w.lost()
 	if len(lost) == 0 {
@@ -293,8 +291,8 @@ func (w *Watcher) directories(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// restart has the service restarted where a directory is not to be had without that, or the file of
-// a socket has been removed; or it returns the time to wait with that.
+// restart restarts the service if a directory is not available otherwise, or if the file of a
+// socket has been removed. It may return a time to wait first.
 func (w *Watcher) restart(ctx context.Context, without error) (restarting bool, wait time.Duration, err error) {
 	lost, units := w.lostSockets()
 	why := without
@@ -323,7 +321,7 @@ func (w *Watcher) restart(ctx context.Context, without error) (restarting bool, 
 	return true, 0, nil
 }
 
-// lostSockets are files of sockets that have been removed, and their units.
+// lostSockets returns the removed files of sockets, and their units.
 func (w *Watcher) lostSockets() (lost, units []string) {
 	for _, unit := range slices.Sorted(maps.Keys(w.Sockets)) {
 		before := len(lost)
@@ -339,7 +337,7 @@ func (w *Watcher) lostSockets() (lost, units []string) {
 	return lost, units
 }
 
-// say says what does not succeed, once.
+// say logs an error once.
 func (w *Watcher) say(err error) {
 	text := err.Error()
 	if w.said == text {

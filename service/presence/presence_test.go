@@ -22,14 +22,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience is the limit of every wait.
 const patience = 20 * time.Second
 
-// scene is a daemon's directories, with a systemd that makes them.
+// scene is the daemon's directories, with a fake systemd that creates them.
 type scene struct {
 	t    *testing.T
 	root string
-	// reloadErr and restartErr are why systemd does not.
+	// reloadErr and restartErr are the errors of systemd.
 	reloadErr, restartErr error
 	bindErr               map[string]error
-	// young: the daemon has just been started.
+	// young: the daemon has only just started.
 	young bool
 
 	mu       sync.Mutex
@@ -100,7 +100,7 @@ func (s *scene) Write(text []byte) (int, error) {
 	return s.log.Write(text)
 }
 
-// start has a watcher run until the test ends, and waits for its first look.
+// start runs a watcher until the test ends, and waits for its first look.
 func (s *scene) start(options Options) {
 	s.t.Helper()
 	options.Unit, options.MakerUnit, options.Units = "daemon", "maker", s
@@ -127,7 +127,7 @@ func (s *scene) start(options Options) {
 	s.restored("at the start", func() {})
 }
 
-// restored does something, and waits until files are written again.
+// restored does something, and waits until the files are written again.
 func (s *scene) restored(what string, do func()) {
 	s.t.Helper()
 	before := s.count()
@@ -147,7 +147,7 @@ func (s *scene) count() int {
 	return s.restores
 }
 
-// asked waits for what systemd is asked, from the first call on.
+// asked waits for the requests to systemd, from the first one on.
 func (s *scene) asked(want ...string) {
 	s.t.Helper()
 	var got []string
@@ -168,8 +168,8 @@ func (s *scene) said(text string) int {
 	return strings.Count(s.log.String(), text)
 }
 
-// F12: a file that is removed or moved away, wherever the daemon has some, is written again;
-// writing files is no event, nor is removing a hidden one.
+// F12: files that are removed or moved away, in any directory of the daemon, are written again.
+// Writing files causes no event, and neither does removing a hidden one.
 func TestFiles(t *testing.T) {
 	s := newScene(t)
 	for _, file := range []string{"network/80.network", "network/70-ens5.network.d/50.conf", "own/views.json", "own/start/70-ens5.network.d/50.conf", "network/.hidden"} {
@@ -205,8 +205,7 @@ func TestFiles(t *testing.T) {
 	s.asked()
 }
 
-// F12: directories are made anew by systemd, which mounts them; what is in the new ones is
-// watched too.
+// F12: systemd creates directories again and mounts them; the new ones are watched too.
 func TestDirectories(t *testing.T) {
 	s := newScene(t)
 	s.start(Options{})
@@ -226,7 +225,7 @@ func TestDirectories(t *testing.T) {
 	}
 }
 
-// F12: where systemd does not mount what it has made, the daemon gets another sandbox.
+// F12: if systemd cannot mount a directory that it has created, the daemon gets a new sandbox.
 func TestRestartForDirectory(t *testing.T) {
 	s := newScene(t)
 	s.reloadErr = errors.New("the job is not applicable")
@@ -235,8 +234,7 @@ func TestRestartForDirectory(t *testing.T) {
 	s.asked("reload maker", "restart daemon")
 }
 
-// Where systemd does nothing at all, it is asked again, less and less often, and that is said
-// once.
+// If systemd does nothing at all, the watcher asks again at growing intervals, and logs that once.
 func TestNoSystemd(t *testing.T) {
 	s := newScene(t)
 	s.reloadErr, s.restartErr = errors.New("no bus"), errors.New("no bus")
@@ -252,8 +250,8 @@ func TestNoSystemd(t *testing.T) {
 	}
 }
 
-// F12: a socket whose file is removed, or a link to it, has its unit started anew by a restart of
-// the service.
+// F12: if the file of a socket, or a symlink to it, is removed, a restart of the service starts
+// its unit again.
 func TestSockets(t *testing.T) {
 	for _, removed := range []string{"own/socket", "registry/link"} {
 		t.Run(filepath.Base(removed), func(t *testing.T) {
@@ -276,7 +274,7 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// A socket that has no file when the daemon starts has been removed: systemd has passed it.
+// A socket without a file when the daemon starts has been removed: systemd has passed the socket.
 func TestSocketWithoutFile(t *testing.T) {
 	s := newScene(t)
 	s.young = true
@@ -288,8 +286,8 @@ func TestSocketWithoutFile(t *testing.T) {
 	}
 }
 
-// F12: one directory that systemd does not mount keeps it from none of the others, and is had by a
-// restart when all else is written.
+// F12: a directory that systemd cannot mount does not affect the others, and a restart provides it
+// after everything else is written.
 func TestOneDirectoryFails(t *testing.T) {
 	s := newScene(t)
 	s.bindErr = map[string]error{s.at("network"): errors.New("no such file or directory")}
@@ -301,7 +299,7 @@ func TestOneDirectoryFails(t *testing.T) {
 	s.asked("reload maker", "bind daemon /network", "bind daemon /own", "restart daemon")
 }
 
-// E9: the link by which udevd knows that the daemon runs is made anew by the daemon.
+// E9: the daemon creates the symlink again by which udevd knows that the daemon runs.
 func TestAnnounced(t *testing.T) {
 	s := newScene(t)
 	link := s.at("own/running")
@@ -317,7 +315,7 @@ func TestAnnounced(t *testing.T) {
 	s.asked()
 }
 
-// What the kernel tells is taken apart within its bounds.
+// The parser of events stays within its bounds.
 func TestParse(t *testing.T) {
 	text := func(length byte, name string) []byte {
 		return append([]byte{1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, length, 0, 0, 0}, name...)

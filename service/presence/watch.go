@@ -13,18 +13,18 @@ import (
 	"ec2netd/service/file"
 )
 
-// What to be told of. Not fsnotify, which is told of each write too, and so would wake the
-// daemon for each of its own: inotify says what it is to be woken for.
+// Events to watch. fsnotify would also report each write, and so wake the daemon for its own
+// writes; with inotify the daemon selects the events.
 const (
-	// ofDirectory: somebody removes or moves what is in it, or the directory itself; a directory
-	// is made in it.
+	// ofDirectory: somebody removes or moves a file in it, or the directory itself, or creates a
+	// directory in it.
 	ofDirectory = unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_CREATE | unix.IN_MOVED_TO |
 		unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_ONLYDIR | unix.IN_EXCL_UNLINK
-	// ofFile: a socket that is open is not deleted when it is unlinked, but loses a link.
+	// ofFile: unlinking an open socket does not delete it, but changes its number of links.
 	ofFile = unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_DONT_FOLLOW
 )
 
-// depth is how deep below a directory the daemon has files.
+// depth is the depth of the daemon's files below a directory.
 const depth = 2
 
 // bufferSize has room for many events; the kernel queues more.
@@ -34,13 +34,13 @@ const bufferSize = 16 << 10
 type watch struct {
 	instance *os.File
 	paths    map[int]string
-	// events are closed when the kernel tells nothing any more; then err says why.
+	// read closes events when inotify fails; err then says why.
 	events chan []event
 	done   chan struct{}
 	err    error
 }
 
-// event is one of the kernel's, see inotify(7).
+// event is an event of the kernel, see inotify(7).
 type event struct {
 	watch int
 	mask  uint32
@@ -80,7 +80,7 @@ func (w *watch) read() {
 	}
 }
 
-// parse takes events apart: four numbers of 32 bits, and a name that NUL bytes fill up.
+// parse splits events: four numbers of 32 bits, and a name padded with NUL bytes.
 func parse(text []byte) (found []event) {
 	for len(text) >= unix.SizeofInotifyEvent {
 		length := int(binary.NativeEndian.Uint32(text[12:]))
@@ -97,8 +97,7 @@ func parse(text []byte) (found []event) {
 	return found
 }
 
-// forget returns the path that an event is about, and forgets it if nothing more will be told of
-// it.
+// forget returns the path of an event, and forgets it if no more events will follow for it.
 func (w *watch) forget(e event) string {
 	path := w.paths[e.watch]
 	if e.mask&unix.IN_IGNORED != 0 {
@@ -107,8 +106,8 @@ func (w *watch) forget(e event) string {
 	return path
 }
 
-// add watches a file. One that is watched already stays so. What is not there is not watched,
-// and what cannot be is noticed late.
+// add watches a file, if it exists. A file that is already watched stays watched. Changes of a
+// file that cannot be watched are noticed late.
 func (w *watch) add(path string, mask uint32) {
 	connection, err := w.instance.SyscallConn()
 	if err != nil {
@@ -121,10 +120,10 @@ func (w *watch) add(path string, mask uint32) {
 	})
 }
 
-// single watches a file that is no directory.
+// single watches a file that is not a directory.
 func (w *watch) single(path string) { w.add(path, ofFile) }
 
-// tree watches a directory and those in it.
+// tree watches a directory and its subdirectories.
 func (w *watch) tree(dir string) { w.below(dir, depth) }
 
 func (w *watch) below(dir string, levels int) {

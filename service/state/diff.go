@@ -6,8 +6,8 @@ import (
 	"ec2netd/service/status"
 )
 
-// Diff lists the interfaces whose addresses, prefixes or state are other ones in now than
-// in before; mac restricts it to one, empty stands for all.
+// Diff lists the interfaces whose addresses, prefixes or state differ between before and
+// now. mac restricts it to one interface; empty means all.
 func Diff(before, now *State, mac string) []InterfaceChange {
 	changes := []InterfaceChange{}
 	var macs []string
@@ -42,7 +42,7 @@ func Diff(before, now *State, mac string) []InterfaceChange {
 	return changes
 }
 
-// Without returns those of a that are not in b, never nil.
+// Without returns the elements of a that are not in b, never nil.
 func Without(a, b []string) []string {
 	out := []string{}
 	for _, s := range a {

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// named tells whether id is one of the names by which people and programs call an
-// interface. An index is matched last, so that a link that is named in digits
-// still is found by its name.
+// named reports whether id is one of the names by which people and programs identify an
+// interface. An index is matched last, so that a link whose name consists of digits is
+// found by its name.
 func (i *Interface) named(id string) bool {
 	if id == "" {
 		return false

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// Same tells whether o says no more than s. Each pass of the agent moves the
-// metadata counters and the time of the last success; telling every client about
-// that once a minute would wake up the whole machine for nothing. A list that is
-// nil says the same as an empty one.
+// Same reports whether o contains no news for the clients that know s. Each pass of the
+// agent changes the metadata counters and the time of the last success; notifying every
+// client about that once a minute would wake up the whole machine for nothing. A nil
+// list equals an empty one.
 func (s *State) Same(o *State) bool {
 	return s.Version == o.Version && s.State == o.State && s.Reason == o.Reason &&
 		s.InstanceID == o.InstanceID && s.LastChange.Equal(o.LastChange) &&
@@ -17,7 +17,7 @@ func (s *State) Same(o *State) bool {
 		slices.EqualFunc(s.Interfaces, o.Interfaces, Interface.same)
 }
 
-// quiet is m without what moves at each pass.
+// quiet returns m without the fields that change at each pass.
 func (m Metadata) quiet() Metadata {
 	m.LastSuccess, m.Requests, m.Errors = time.Time{}, 0, 0
 	return m

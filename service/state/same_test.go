@@ -10,7 +10,7 @@ func sample() *State {
 	return &State{State: Configured, Conflicts: []Conflict{{Name: "NetworkManager"}}, Interfaces: []Interface{{Name: "ens5", Addresses: []string{"10.0.1.7"}}, {Name: "ens6"}}}
 }
 
-// TestSame touches each field in turn, so that none is forgotten when the model
+// TestSame changes each field in turn, so that no field is forgotten when the model
 // grows.
 func TestSame(t *testing.T) {
 	quiet := map[string]bool{"Metadata.LastSuccess": true, "Metadata.Requests": true, "Metadata.Errors": true}
@@ -52,7 +52,7 @@ func TestSame(t *testing.T) {
 			case reflect.Struct:
 				f.Set(reflect.ValueOf(time.Now()))
 			default:
-				t.Fatalf("%s: what is a change of %s?", name, f.Type())
+				t.Fatalf("%s: the test knows no change of %s", name, f.Type())
 			}
 			if got, want := sample().Same(s), quiet[name]; got != want {
 				t.Errorf("%s changed: Same says %v", name, got)

@@ -25,18 +25,18 @@ import (
 
 const commandTimeout = 10 * time.Second
 
-// Udev is the running udevd.
+// Udev gives access to the running udevd.
 type Udev struct {
-	// Root is put before /run/udev and /sys; empty for the system.
+	// Root is prepended to /run/udev and /sys; empty for the system.
 	Root string
-	// GiveNames gives links the alternative names of their .link files.
+	// GiveNames adds the alternative names in their .link files to links.
 	GiveNames func(ctx context.Context) error
 
 	files file.Reader
 }
 
-// LinkFile returns the .link file that udevd applied to a link (ID_NET_LINK_FILE),
-// empty if it applied none. ok is false while udevd is not done with the link.
+// LinkFile returns the .link file that udevd applied to a link (ID_NET_LINK_FILE), empty if it
+// applied none. ok is false while udevd has not finished with the link.
 func (u *Udev) LinkFile(index int) (file string, ok bool) {
 	record, err := u.files.Read(filepath.Join("/", u.Root, "run/udev/data", "n"+strconv.Itoa(index)))
 	if err != nil {
@@ -47,20 +47,20 @@ func (u *Udev) LinkFile(index int) (file string, ok bool) {
 		if value, found := strings.CutPrefix(line, "E:ID_NET_LINK_FILE="); found {
 			file = value
 		}
-		// When the device was initialised.
+		// The time at which the device was initialized.
 		ok = ok || strings.HasPrefix(line, "I:")
 	}
 	return file, ok
 }
 
-// Apply gives links the alternative names of their .link files. A link that udevd knows nothing
-// of is shown to it again.
+// Apply adds the alternative names in their .link files to links. It shows links that udevd
+// does not know to it again.
 func (u *Udev) Apply(ctx context.Context, names []string) error {
 	var missed []string
 	for _, name := range names {
 		link, err := net.InterfaceByName(name)
 		if err != nil {
-			continue // it has gone, which is no failure (C6)
+			continue // it was removed, which is no failure (C6)
 		}
 		if _, known := u.LinkFile(link.Index); !known {
 			missed = append(missed, name)
@@ -72,13 +72,13 @@ func (u *Udev) Apply(ctx context.Context, names []string) error {
 	return u.GiveNames(ctx)
 }
 
-// show has udevd read its files again, and handle links as if they had just come.
+// show makes udevd read its files again, and process links like new ones.
 func (u *Udev) show(ctx context.Context, names []string) error {
 	if err := run(ctx, "control", "--reload"); err != nil {
 		return err
 	}
 	for {
-		// A link may vanish at any time, which is no failure (C6).
+		// A link may disappear at any time, which is no failure (C6).
 		var present []string
 		for _, name := range names {
 			if _, err := os.Lstat(u.device(name)); err == nil {
@@ -103,10 +103,10 @@ func (u *Udev) show(ctx context.Context, names []string) error {
 	}
 }
 
-// Announce makes a symbolic link that leads somewhere as long as this process runs, and
-// nowhere from its end on, whatever the end is: 80-ec2netd.rules tests it (E9). The link
-// leads to file by the process's working directory, which becomes that of file, since a
-// process that has the same number later has another one.
+// Announce creates a symlink that resolves only while this process exists, however it ends:
+// 80-ec2netd.rules tests it (E9). The symlink points to file through the process's working
+// directory, which Announce changes to that of file: a later process with the same number has
+// another working directory.
 func Announce(link, file string) error {
 	if err := os.Chdir(filepath.Dir(file)); err != nil {
 		return fmt.Errorf("changing to the directory of %s: %w", file, err)

@@ -37,8 +37,8 @@ func TestLinkFile(t *testing.T) {
 	}
 }
 
-// The link leads to the file from wherever it is looked at, and to nothing once the process
-// that made it has ended or works elsewhere.
+// TestAnnounce: the symlink points to the file from any directory, and to nothing after the
+// process that created it has ended or changed its working directory.
 func TestAnnounce(t *testing.T) { // E9
 	dir := t.TempDir()
 	t.Chdir(dir)
@@ -52,7 +52,7 @@ func TestAnnounce(t *testing.T) { // E9
 	if err := os.WriteFile(file, []byte("here"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	// What an earlier run left is in its place, and what one left that was killed meanwhile.
+	// Symlinks of an earlier run, and of one that was killed meanwhile.
 	for _, left := range []string{link, filepath.Join(dir, ".running")} {
 		if err := os.Symlink("/proc/1/cwd/none.link", left); err != nil {
 			t.Fatal(err)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Checks the packages in a directory: that a copy of the sources elsewhere, built at another time,
-# in another time zone and with another umask, gives the same bytes, and that lintian and rpmlint
-# have no complaints. lintian-overrides and rpmlint.toml list the exceptions, with reasons.
-# "make check-packages" runs it in the top directory; the arguments are those of the second make.
+# Checks the packages in a directory. A copy of the sources elsewhere, built at another time, in
+# another time zone and with another umask, must result in the same bytes, and lintian and rpmlint
+# must report nothing. lintian-overrides and rpmlint.toml list the exceptions, with reasons.
+# "make check-packages" runs it in the top directory; the arguments are for the second make.
 set -eu
 
 if [ $# -lt 2 ]; then

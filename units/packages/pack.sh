@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the deb and the rpm of what "make install" put into ROOT, and removes those of other
-# versions. The Makefile runs it in the top directory, with NFPM, GO, MAINTAINER, HOMEPAGE and
-# SOURCE_DATE_EPOCH in its environment.
+# Builds the deb and the rpm from the files that "make install" has installed in ROOT, and removes
+# those of other versions. The Makefile runs it in the top directory, with NFPM, GO, MAINTAINER,
+# HOMEPAGE and SOURCE_DATE_EPOCH in its environment.
 set -eu
 
 if [ $# != 4 ]; then

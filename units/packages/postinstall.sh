@@ -1,10 +1,10 @@
 #!/bin/sh
-# After the files are there. deb: configure [VERSION BEFORE]; rpm: how many versions of
-# the package there are now.
+# Runs after the files are installed. deb: configure [PREVIOUS VERSION]; rpm: the number of
+# installed versions of the package.
 set -e
 
-# networkd takes a file with a new inode for a changed one: on systemd 252 the next reload
-# would cost IPv6 of the primary ENI half a second. One of the same content is kept.
+# networkd regards a file with a new inode as changed: on systemd 252 the next reload would
+# interrupt IPv6 of the primary ENI for half a second. So keep a file with the same content.
 base=/usr/lib/systemd/network/80-ec2.network
 kept=/usr/lib/systemd/network/.80-ec2.network.kept
 if [ -e "$kept" ]; then
@@ -15,11 +15,11 @@ case "$1" in
 configure) if [ -z "$2" ]; then first=yes; else first=no; fi ;;
 1) first=yes ;;
 [2-9]*) first=no ;;
-*) exit 0 ;; # what dpkg undoes
+*) exit 0 ;; # dpkg undoes a failed step
 esac
 
-# The udev rule of amazon-ec2-net-utils enables an instance of each unit for each ENI, by links
-# that no package owns. For rpm the old package goes after this: they have a target yet.
+# The udev rule of amazon-ec2-net-utils enables an instance of each unit for each ENI, by symlinks
+# that no package owns. rpm removes the old package later, so their targets still exist.
 for link in /etc/systemd/system/*.wants/refresh-policy-routes@* /etc/systemd/system/*.wants/policy-routes@*; do
 	case "$(readlink "$link")" in
 	/usr/lib/systemd/system/* | /lib/systemd/system/*) rm -f "$link" ;;
@@ -31,14 +31,14 @@ if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload || :
 fi
 
-# Where ec2netd is kept out of the way, what owns the links is not for its presets to say,
-# and what a removal left stays.
+# If ec2netd is masked, its presets must not decide which software configures the links, and the
+# files of an earlier removal stay.
 masked=no
 if [ "$(readlink /etc/systemd/system/ec2netd.service)" = /dev/null ]; then masked=yes; fi
 if [ $masked = yes ]; then
 	:
 elif [ "$first" = yes ] || [ -e /var/lib/ec2netd/returned ]; then
-	# For a removal, which brings ifupdown back: see preremove.
+	# Record what a removal has to restore for ifupdown: see preremove.
 	rm -f /var/lib/ec2netd/returned
 	before=
 	if systemctl is-enabled --quiet networking.service 2>/dev/null; then
@@ -52,7 +52,7 @@ enable ifupdown-wait-online.service"
 disable $unit"
 		done
 	fi
-	# Presets decide what is enabled, the admin's before ours; nothing is started.
+	# Presets decide what is enabled, with precedence for those of the administrator; nothing is started.
 	while read -r verb unit _; do
 		case "$verb" in
 		enable | disable)
@@ -70,8 +70,8 @@ disable $unit"
 		echo "$before" >/var/lib/ec2netd/before
 	fi
 else
-	# Enabled by a version whose bus activation did not go by an alias. Not systemctl reenable,
-	# which would enable the sockets too.
+	# A version without an alias for bus activation has enabled the unit. systemctl reenable would
+	# also enable the sockets.
 	alias=/etc/systemd/system/dbus-org.ec2netd1.service
 	if [ -L /etc/systemd/system/multi-user.target.wants/ec2netd.service ] && [ ! -L $alias ]; then
 		ln -s /usr/lib/systemd/system/ec2netd.service $alias
@@ -81,11 +81,11 @@ else
 	fi
 fi
 if [ $masked = no ] && [ "$first" = no ] && [ -d /run/systemd/system ]; then
-	# The network stays as it is meanwhile. What does not run is not started.
+	# The network does not change meanwhile. A unit that does not run is not started.
 	systemctl try-restart ec2netd.service || :
 fi
 
-# What a removal left in our place.
+# Remove the files that an earlier removal has left.
 for file in /etc/systemd/network/80-ec2.network /etc/systemd/network/70-*.network \
 	/run/systemd/network/80-ec2.network /run/systemd/network/75-ec2netd-*.network; do
 	if [ $masked = no ] && [ -f "$file" ] && grep -q '^# Left by ec2netd when it was removed' "$file"; then
@@ -93,8 +93,8 @@ for file in /etc/systemd/network/80-ec2.network /etc/systemd/network/70-*.networ
 	fi
 done
 
-# The units of amazon-ec2-net-utils go on running without their files. Stopping them
-# touches no address, route or rule; its files in /run stay in force until ec2netd starts.
+# The units of amazon-ec2-net-utils continue to run without their files. Stopping them does not
+# change addresses, routes or rules; the package's files in /run stay in force until ec2netd starts.
 if [ -d /run/systemd/system ]; then
 	if [ $masked = no ] && ! systemctl is-active --quiet ec2netd.service &&
 		[ -n "$(find /run/systemd/network -path '*.network.d/ec2net_*.conf' 2>/dev/null)" ]; then

@@ -1,13 +1,14 @@
 #!/bin/sh
-# After the files are gone. deb: remove, purge, or upgrade; rpm: how many versions stay.
+# Runs after the files are removed. deb: remove, purge, or upgrade; rpm: the number of remaining
+# versions.
 set -e
 case "$1" in
 remove | 0)
-	# What was generated builds upon the base unit, which is gone.
+	# The generated files depend on the base unit, which has been removed.
 	for dropin in /run/systemd/network/*.d/50-ec2netd.conf; do
 		[ -e "$dropin" ] || continue
 		dir=${dropin%/50-ec2netd.conf}
-		# Links beside the drop-in of the base unit are those of others.
+		# Symlinks beside the drop-in of the base unit belong to others.
 		if [ "${dir##*/}" != 80-ec2.network.d ]; then
 			if [ -L "${dir%.d}" ]; then rm -f "${dir%.d}"; fi
 			find "$dir" -type l -delete
@@ -17,7 +18,8 @@ remove | 0)
 	done
 	rm -f /run/systemd/network/80-ec2-new.network
 	rm -rf /run/ec2netd
-	# dpkg calls the next installation none, but presets are to decide again where ifupdown is back.
+	# For dpkg the next installation is not the first one, but presets must be applied again if ifupdown
+	# has been restored.
 	returned=no
 	if [ "$1" = remove ] && [ -e /var/lib/ec2netd/before ] && systemctl is-enabled --quiet networking.service; then returned=yes; fi
 	rm -rf /var/lib/ec2netd
@@ -27,7 +29,7 @@ remove | 0)
 	fi
 	if [ -d /run/systemd/system ]; then
 		systemctl daemon-reload || :
-		# Not networkctl: rpm may have its scriptlets in a network namespace of their own.
+		# Do not use networkctl: rpm may run its scriptlets in their own network namespace.
 		busctl --quiet call org.freedesktop.network1 /org/freedesktop/network1 org.freedesktop.network1.Manager Reload || :
 	fi
 	;;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Before the files are there. deb: install, or upgrade; rpm: how many versions there will be.
+# Runs before the files are installed. deb: install, or upgrade; rpm: the number of versions afterwards.
 set -e
 case "$1" in
 upgrade | [2-9]*)

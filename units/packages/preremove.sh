@@ -1,15 +1,15 @@
 #!/bin/sh
-# Before the files go. deb: remove, or upgrade; rpm: how many versions stay.
+# Runs before the files are removed. deb: remove, or upgrade; rpm: the number of remaining versions.
 set -e
 case "$1" in
 remove | 0) ;;
 *) exit 0 ;;
 esac
 
-# The base unit goes with the package, and without one networkd would leave the links
-# alone from the next boot on: so that the machine can be reached, a copy stays that has
-# them ask DHCP. The primary ENI has one of its own, since only one default route can be
-# the best.
+# The base unit is removed with the package, and without one networkd would not configure the
+# links from the next boot on. So that the machine stays reachable, the script leaves a copy
+# that enables DHCP. The primary ENI gets its own copy, since only one default route can be the
+# best.
 base=/usr/lib/systemd/network/80-ec2.network
 left() {
 	echo '# Left by ec2netd when it was removed, so that networkd goes on configuring the'
@@ -25,18 +25,18 @@ primaries() {
 	done
 }
 
-# Where presets disabled ifupdown when ec2netd was installed, the next boot is for that again, as
-# long as it is still there and told of the primary ENI. What networkd needs until then is in /run,
-# where the daemon's own files have other names.
+# If presets disabled ifupdown when ec2netd was installed, ifupdown configures the links again from
+# the next boot on, if it is still installed and lists the primary ENI. Until then networkd uses
+# files in /run, whose names differ from the daemon's own files.
 before=/var/lib/ec2netd/before
 
-# told reports whether ifupdown is told of a link.
+# told reports whether the configuration of ifupdown lists a link.
 told() {
 	cat /etc/network/interfaces /etc/network/interfaces.d/* /run/network/interfaces.d/* 2>/dev/null |
 		grep -Eq "^[[:space:]]*(auto|allow-[a-z]+)[[:space:]](.*[[:space:]])?$1([[:space:]]|\$)"
 }
-# Where the daemon has not run in this boot, the links by which the default routes leave tell of the
-# primary ENI, and an image that is not booted has none.
+# If the daemon has not run in this boot, the links of the default routes identify the primary ENI. An
+# image that is not booted has none.
 routed() {
 	while read -r name to _; do
 		if [ "$to" = 00000000 ]; then echo "$name"; fi
@@ -45,8 +45,8 @@ routed() {
 		if [ "$to $length" = '00000000000000000000000000000000 00' ] && [ "$name" != lo ]; then echo "$name"; fi
 	done </proc/net/ipv6_route
 }
-# returns reports whether ifupdown can have the ENIs again, and has enabled it then. That fails where
-# it is masked.
+# returns enables ifupdown if it can configure the ENIs again, and reports whether it did. It fails if
+# ifupdown is masked.
 returns() {
 	[ -e $before ] || return 1
 	command -v ifup >/dev/null || return 1
@@ -84,7 +84,7 @@ if [ $leave = yes ] && [ -e "$base" ]; then
 fi
 
 if [ -d /run/systemd/system ]; then
-	# A socket that is still there would start its service again.
+	# An active socket would start its service again.
 	systemctl stop ec2netd.socket ec2netd-metrics.socket || :
 	systemctl stop ec2netd-wait-online.service ec2netd.service ec2netd-release.service || :
 fi
@@ -93,7 +93,7 @@ if [ $back = yes ]; then
 		systemctl --no-reload "$verb" "$unit" || :
 	done <$before
 fi
-# dpkg keeps what is enabled until the purge, as for every package.
+# dpkg keeps the enabled units until the purge, as for every package.
 if [ "$1" = 0 ]; then
 	(cd /usr/lib/systemd/system && systemctl --no-reload disable ec2netd*.service ec2netd*.socket) || :
 fi

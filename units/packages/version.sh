@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the version of packages of this commit: that of its tag, or else one that sorts before
+# Prints the package version of this commit: the version of its tag, or else one that sorts before
 # the next release, which is the first in the changelog.
 set -eu
 

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Effect is what a fault makes of a request.
+// Effect is the effect of a fault on a request.
 type Effect string
 
 // The effects.
@@ -45,8 +45,8 @@ func Effects() []Effect {
 	}
 }
 
-// Failures are all the ways in which the answer to one request fails, by name: faults
-// that lack only their pattern. A matrix of tests is made of them.
+// Failures are all ways in which the answer to one request can fail, by name: faults without a
+// pattern. Tests combine them into a matrix.
 func Failures() map[string]Fault {
 	failures := map[string]Fault{
 		"hang": {Effect: Hang}, "reset": {Effect: Reset}, "empty": {Effect: Empty}, "truncated": {Effect: Truncate},
@@ -60,21 +60,21 @@ func Failures() map[string]Fault {
 	return failures
 }
 
-// hugeSize is the least size of a body of the effect Huge, and of the headers of Header.
+// hugeSize is the minimal size of a body of the effect Huge, and of the headers of Header.
 const hugeSize = 1 << 20
 
-// dripTime is the time between two bytes of the effect Drip, and dripBytes how many more it
-// announces than the value has.
+// dripTime is the time between two bytes of the effect Drip, and dripBytes the number of bytes
+// that it announces in addition to the value.
 const (
 	dripTime  = 100 * time.Millisecond
 	dripBytes = 500
 )
 
-// UnknownNames are those that the effect Unknown puts around the lines of a listing: kinds of key
-// that EC2 may have one day.
+// UnknownNames are the names that the effect Unknown adds around the lines of a listing: kinds of
+// keys that EC2 may have one day.
 var UnknownNames = []string{"Future_Key.v2", "new-directory/", "x", "odd name", "lni-0123456789abcdef0/", strings.Repeat("long", 50)}
 
-// altered is the body that an effect makes of the true one.
+// altered returns the body with the change of an effect.
 func (f Fault) altered(body string) string {
 	switch f.Effect {
 	case HTML:
@@ -95,9 +95,8 @@ func (f Fault) altered(body string) string {
 	return ""
 }
 
-// otherFamily puts addresses and prefixes of the other IP family in the place of
-// those of a body. A line that is neither becomes an address too, since a value
-// without a family has none that were right.
+// otherFamily replaces addresses and prefixes in a body by those of the other IP family. It also
+// replaces any other line by an address, since a value without a family would be valid otherwise.
 func otherFamily(body string) string {
 	all := strings.Split(body, "\n")
 	for n, line := range all {
@@ -117,18 +116,17 @@ func otherFamily(body string) string {
 	return strings.Join(all, "\n")
 }
 
-// TokenKey is the name under which faults, the log and the counters know
-// requests to the token endpoint.
+// TokenKey is the name of requests to the token endpoint in faults, the log and the counters.
 const TokenKey = "token"
 
-// Fault makes the requests that it matches fail.
+// Fault makes the matching requests fail.
 type Fault struct {
 	// ID is given by [Server.AddFault].
 	ID int `json:"id"`
-	// Pattern is matched against the key: the path below meta-data/ without a
-	// final slash ("network/interfaces/macs" for that listing), or [TokenKey].
-	// It is a [path.Match] pattern, in which "/**" at the end stands for the
-	// directory and everything below it; "**" alone is every request.
+	// Pattern matches the key: the path below meta-data/ without a final slash
+	// ("network/interfaces/macs" for that listing), or [TokenKey]. It is a [path.Match] pattern,
+	// in which "/**" at the end stands for the directory and everything below it; "**" alone
+	// matches every request.
 	Pattern string `json:"pattern"`
 	// Effect is what happens.
 	Effect Effect `json:"effect"`
@@ -136,17 +134,17 @@ type Fault struct {
 	Status int `json:"status,omitempty"`
 	// Body is for the effect Body.
 	Body string `json:"body,omitempty"`
-	// Delay comes before the effect, whatever it is.
+	// Delay is the time before any effect.
 	Delay time.Duration `json:"delay,omitempty"`
-	// Probability is the chance that a matching request is hit; 0 means always.
+	// Probability is the chance that a fault affects a matching request; 0 means always.
 	Probability float64 `json:"probability,omitempty"`
-	// Count is how many requests are hit before the fault ends; 0 is no limit.
+	// Count is the number of affected requests after which the fault ends; 0 means no limit.
 	Count int `json:"count,omitempty"`
-	// Hits is how many requests were hit so far.
+	// Hits is the number of affected requests so far.
 	Hits int `json:"hits"`
 }
 
-// Check says what is wrong with a fault, if anything.
+// Check returns an error if a fault is invalid.
 func (f Fault) Check() error {
 	if f.Pattern == "" {
 		return errors.New("fault: no pattern; \"**\" matches every request")
@@ -177,7 +175,7 @@ func (f Fault) Check() error {
 	return nil
 }
 
-// String names the fault as the request log does.
+// String returns the name of the fault in the request log.
 func (f Fault) String() string {
 	switch {
 	case f.Effect == Status:

@@ -39,7 +39,7 @@ func eni() imds.Interface {
 	}
 }
 
-// A service is a server with a client that has a token.
+// service is a server with a client that has a token.
 type service struct {
 	*imds.Server
 	t     *testing.T
@@ -200,7 +200,7 @@ func TestPropagation(t *testing.T) {
 			Default: time.Second,
 			Keys:    map[string]time.Duration{"mac": 0, "device-number": imds.Held, "local-ipv4s": 2 * time.Second},
 		})
-		// Right after the attachment only these are there, and the number is 0.
+		// Directly after the attachment only these keys exist, and the number is 0.
 		s.want(macs, 200, mac+"/")
 		s.want(macs+mac, 200, "device-number\nmac")
 		s.want(macs+mac+"/device-number", 200, "0")
@@ -216,8 +216,8 @@ func TestPropagation(t *testing.T) {
 		s.Reveal(mac, "device-number")
 		s.want(macs+mac+"/device-number", 200, "3")
 
-		// A change: the old value until the new one has propagated. Another
-		// change meanwhile does not put the first one off.
+		// After a change the old value remains until the new one has propagated.
+		// Another change meanwhile does not delay the first one.
 		e.IPv4 = e.IPv4[:1]
 		s.PutInterface(e, imds.Propagation{Default: 2 * time.Second})
 		s.want(macs+mac+"/local-ipv4s", 200, "10.0.0.20\n10.0.0.9")
@@ -230,13 +230,13 @@ func TestPropagation(t *testing.T) {
 		time.Sleep(time.Second)
 		s.want(macs+mac+"/ipv6s", 404, "")
 
-		// A detached ENI lingers.
+		// A detached ENI remains listed for a while.
 		s.RemoveInterface(mac, 5*time.Second)
 		s.want(macs+mac+"/mac", 200, mac)
 		time.Sleep(5 * time.Second)
 		s.want(macs, 404, "")
 
-		// Held: nothing at all before the reveal.
+		// Held: no keys before the reveal.
 		s.PutInterface(eni(), imds.Propagation{Default: imds.Held})
 		s.want(macs+mac, 200, "device-number")
 		s.Reveal(mac)
@@ -244,7 +244,8 @@ func TestPropagation(t *testing.T) {
 	})
 }
 
-// A new ENI is listed late, its secondary addresses later, its number last.
+// TestPropagationStages: a new ENI is listed late, its secondary addresses later, and
+// its number last.
 func TestPropagationStages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newService(t, imds.Options{})
@@ -262,7 +263,8 @@ func TestPropagationStages(t *testing.T) {
 		}
 		time.Sleep(time.Second - time.Nanosecond)
 		s.want(macs, 404, "")
-		// What is assigned meanwhile lists it no sooner, and is a secondary.
+		// An address that is assigned meanwhile does not make it appear sooner, and is
+		// a secondary one.
 		e.IPv4 = append(e.IPv4, netip.MustParseAddr("10.0.0.77"))
 		e.IPv6Prefixes = []netip.Prefix{netip.MustParsePrefix("2001:db8:0:0:1::/80")}
 		s.PutInterface(e, imds.Propagation{})
@@ -283,12 +285,12 @@ func TestPropagationStages(t *testing.T) {
 		time.Sleep(time.Second)
 		s.want(macs+mac+"/device-number", 200, "3")
 
-		// An ENI that is there already does not go back.
+		// An ENI that is already listed stays.
 		e.IPv4 = e.IPv4[:2]
 		s.PutInterface(e, p)
 		s.want(macs+mac+"/local-ipv4s", 200, "10.0.0.20\n10.0.0.9")
 
-		// Withdrawn before it was listed, it never is.
+		// If it is withdrawn before it was listed, it never appears.
 		s.RemoveInterface(mac, 0)
 		s.PutInterface(e, p)
 		s.RemoveInterface(mac, 0)
@@ -379,7 +381,7 @@ func TestFaults(t *testing.T) {
 		t.Errorf("huge: %d, %d bytes", status, len(body))
 	}
 	s.ClearFaults()
-	// The text of a token is wrong, and nothing else: a client may well keep it.
+	// Only the text of a token is wrong: a client may well keep it.
 	for name, fault := range imds.Failures() {
 		fault.Pattern = imds.TokenKey
 		if err := fault.Check(); err != nil {
@@ -398,7 +400,7 @@ func TestFaults(t *testing.T) {
 		s.ClearFaults()
 	}
 
-	// The first three requests only.
+	// Only the first three requests.
 	addFault(t, s, imds.Fault{Pattern: "**", Effect: imds.Status, Status: 503, Count: 3})
 	for range 3 {
 		s.want("mac", 503, "")
@@ -408,7 +410,7 @@ func TestFaults(t *testing.T) {
 		t.Errorf("faults left: %v", s.Faults())
 	}
 
-	// About one in three, and the same ones with the same seed.
+	// About one in three, and the same requests with the same seed.
 	run := func() (failed []int) {
 		s := newService(t, imds.Options{Seed: 7})
 		addFault(t, s, imds.Fault{Pattern: "**", Effect: imds.Status, Status: 500, Probability: 0.3})

@@ -11,11 +11,10 @@ import (
 	"time"
 )
 
-// macsDir is the directory that has one sub-directory an ENI.
+// macsDir is the directory with one subdirectory per ENI.
 const macsDir = "network/interfaces/macs"
 
-// Instance is what the top-level keys say. The zero value of a field leaves its
-// key out.
+// Instance contains the top-level keys. The zero value of a field omits its key.
 type Instance struct {
 	ID           string     // i-0123456789abcdef0
 	Type         string     // m7i.large
@@ -32,7 +31,7 @@ type Instance struct {
 	Architecture string     // x86_64, in the identity document
 }
 
-// Keys renders the instance as metadata keys, relative to meta-data/.
+// Keys returns the metadata keys of the instance, relative to meta-data/.
 func (i Instance) Keys() map[string]string {
 	k := map[string]string{
 		"services/domain":     "amazonaws.com",
@@ -64,8 +63,8 @@ func (i Instance) Keys() map[string]string {
 	return k
 }
 
-// Interface is what the metadata say about one ENI. The zero value of a field
-// leaves its key out, as EC2 does for what an ENI does not have.
+// Interface is the metadata of one ENI. The zero value of a field omits its key, as EC2
+// does.
 type Interface struct {
 	MAC              string // identity: the directory's name, lower case
 	ID               string // eni-…
@@ -89,7 +88,7 @@ type Interface struct {
 	PublicHostname   string
 }
 
-// Keys renders the ENI as metadata keys, relative to its own directory.
+// Keys returns the metadata keys of the ENI, relative to its own directory.
 func (i Interface) Keys() map[string]string {
 	k := map[string]string{
 		"mac":           i.MAC,
@@ -134,7 +133,7 @@ func (i Interface) Keys() map[string]string {
 	return k
 }
 
-// withoutSecondaries is the ENI with the primary address of each family only.
+// withoutSecondaries returns the ENI with only the primary address of each family.
 func (i Interface) withoutSecondaries() Interface {
 	i.IPv4, i.IPv6 = i.IPv4[:min(1, len(i.IPv4))], i.IPv6[:min(1, len(i.IPv6))]
 	i.IPv4Prefixes, i.IPv6Prefixes = nil, nil
@@ -149,28 +148,27 @@ func texts[T fmt.Stringer](list []T) []string {
 	return out
 }
 
-// Held as a delay keeps a key back until [Server.Reveal] names it.
+// Held as a delay hides a key until [Server.Reveal] names it.
 const Held = time.Duration(-1)
 
-// Propagation says when the keys of a changed ENI become visible, counted from
-// the change. A key that is not yet visible reads as it did before the change;
-// one that was not there before is absent from the listing and reads 404,
-// except device-number, which reads 0 until it has propagated, as with EC2,
-// where the top-level mac is right from the start (facts: late-keys). The zero value makes
-// everything visible at once.
+// Propagation says when the keys of a changed ENI become visible, counted from the change.
+// A key that is not visible yet keeps its value from before the change. A new key is
+// missing in the listing and reads 404, except device-number, which reads 0 until it has
+// propagated, as with EC2, where the top-level mac is right from the start (facts:
+// late-keys). With the zero value everything is visible at once.
 type Propagation struct {
-	// Listed is how long nothing at all is known of an ENI that is new: no key of
-	// it appears before, whatever its own delay, and device-number reads 0 from
-	// then on. [Held] waits for Reveal, as everywhere here.
+	// Listed is how long a new ENI is not listed: no key of it appears before, whatever
+	// its own delay, and device-number reads 0 from then on. [Held] waits for Reveal, as
+	// everywhere here.
 	Listed time.Duration
-	// Secondaries is the delay of the secondary addresses of both families and of
-	// the delegated prefixes of an ENI that is new. A key that has the primary
-	// address too reads only that until then.
+	// Secondaries is the delay of the secondary addresses of both families and of the
+	// delegated prefixes of a new ENI. Until then a key that also has the primary address
+	// contains only that.
 	Secondaries time.Duration
-	// Default is the delay of the keys that Keys does not name.
+	// Default is the delay of the keys that are not in Keys.
 	Default time.Duration
-	// Keys is the delay of single keys, by their name relative to the ENI's
-	// directory: "device-number", "local-ipv4s". [Held] waits for Reveal.
+	// Keys is the delay of single keys, by their name relative to the ENI's directory:
+	// "device-number", "local-ipv4s". [Held] waits for Reveal.
 	Keys map[string]time.Duration
 }
 
@@ -189,14 +187,14 @@ func (p Propagation) of(key string) time.Duration {
 	return p.Default
 }
 
-// A step is what a key reads after a delay.
+// step is the value of a key after a delay.
 type step struct {
 	text  string
 	delay time.Duration
 }
 
-// steps are what a key of a new ENI goes through until it reads text. Without the
-// secondary addresses and prefixes it reads primary, "" if it is absent then.
+// steps returns the values of a key of a new ENI until it has its final text. Without the
+// secondary addresses and prefixes its value is primary, "" if it is absent then.
 func (p Propagation) steps(key, primary, text string, listed time.Duration) []step {
 	delay := later(listed, p.of(key))
 	switch {
@@ -210,7 +208,7 @@ func (p Propagation) steps(key, primary, text string, listed time.Duration) []st
 	return []step{{primary, delay}, {text, later(delay, p.Secondaries)}}
 }
 
-// A value is what one key reads from some moment on.
+// value is the value of one key from some moment on.
 type value struct {
 	from   time.Time
 	held   bool // not before Reveal, whatever from says
@@ -218,11 +216,11 @@ type value struct {
 	text   string
 }
 
-// A tree holds the metadata keys, by their path below meta-data/, each with the
-// values it goes through. Directories are not stored: they are where keys are.
+// tree contains the metadata keys, by their path below meta-data/, each with its
+// successive values. Directories are not stored: they follow from the keys.
 type tree map[string][]value
 
-// at returns what key reads at a moment.
+// at returns the value of key at a moment.
 func (t tree) at(key string, now time.Time) (string, bool) {
 	var current value
 	for _, v := range t[key] {
@@ -234,8 +232,7 @@ func (t tree) at(key string, now time.Time) (string, bool) {
 	return current.text, current.exists
 }
 
-// set makes key read text, or be absent, after a delay; what was still to come
-// is dropped.
+// set gives key the value text, or removes it, after a delay; it drops all later values.
 func (t tree) set(key, text string, exists bool, now time.Time, delay time.Duration) {
 	next := value{from: now.Add(max(delay, 0)), held: delay == Held, exists: exists, text: text}
 	old, existed := t.at(key, now)
@@ -251,7 +248,7 @@ func (t tree) set(key, text string, exists bool, now time.Time, delay time.Durat
 	}
 }
 
-// add makes key read text after all else that it is going to read.
+// add gives key the value text after all its other values.
 func (t tree) add(key, text string, now time.Time, delay time.Duration) {
 	t[key] = append(t[key], value{from: now.Add(max(delay, 0)), held: delay == Held, exists: true, text: text})
 }
@@ -261,8 +258,8 @@ func (t tree) amend(key, text string) {
 	t[key][len(t[key])-1].text = text
 }
 
-// appears returns the delay until the first key of a directory can be read, and
-// whether none can be yet.
+// appears returns the delay until the first key of a directory is readable, and whether
+// none is yet.
 func (t tree) appears(dir string, now time.Time) (delay time.Duration, pending bool) {
 	delay = Held
 	for _, key := range t.under(dir) {
@@ -303,7 +300,7 @@ func (t tree) under(dir string) []string {
 	return keys
 }
 
-// A reader answers what a client sees at one moment.
+// reader answers requests as of one moment.
 type reader struct {
 	tree      tree
 	overrides map[string]string
@@ -317,8 +314,8 @@ func (r reader) leaf(key string) (string, bool) {
 	return r.tree.at(key, r.now)
 }
 
-// list returns the entries of a directory, sub-directories with a final slash,
-// in the order of their names. A directory that has nothing does not exist.
+// list returns the entries of a directory, sorted by name, subdirectories with a final
+// slash. An empty directory does not exist.
 func (r reader) list(dir string) ([]string, bool) {
 	prefix := ""
 	if dir != "" {
@@ -354,8 +351,8 @@ func (r reader) list(dir string) ([]string, bool) {
 	return names, true
 }
 
-// key turns what follows meta-data in a URL into a key: no leading or final
-// slash. A path that is not in its shortest form names nothing.
+// key returns the key for the path after meta-data in a URL: without a leading or final
+// slash. A path that is not in its shortest form has no key.
 func cleanKey(s string) (key string, slash, ok bool) {
 	key = strings.TrimPrefix(s, "/")
 	key, slash = strings.CutSuffix(key, "/")

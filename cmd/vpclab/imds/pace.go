@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// Pace is how fast the metadata service answers. The zero value is at once.
+// Pace is how fast the metadata service answers. The zero value means at once.
 type Pace struct {
-	// Latency is the time from a request to its answer, which may be up to Jitter
-	// more or less, evenly spread.
+	// Latency is the time from a request to its answer, plus or minus a uniformly
+	// distributed Jitter.
 	Latency, Jitter time.Duration
-	// Split sends headers and body in two writes, the second of which waits until
-	// the client has acknowledged the first (Nagle's algorithm), as a plain server
-	// without TCP_NODELAY does. On a kept connection a client that delays its
+	// Split sends headers and body in two writes, the second of which waits until the
+	// client has acknowledged the first (Nagle's algorithm), like a plain server
+	// without TCP_NODELAY. On a kept connection a client that delays its
 	// acknowledgements then waits 40 ms for every body.
 	Split bool
 }
 
-// Check says what is wrong with a pace, if anything.
+// Check returns an error if a pace is invalid.
 func (p Pace) Check() error {
 	if p.Latency < 0 || p.Jitter < 0 || p.Jitter > p.Latency {
 		return fmt.Errorf("metadata latency %s with jitter %s: want a latency that is not negative, and a jitter from 0 to it", p.Latency, p.Jitter)
@@ -30,9 +30,9 @@ func (p Pace) Check() error {
 	return nil
 }
 
-// Paced serves another handler at a [Pace]. Its requests are logged and decided on
-// when they arrive; what is late is the answer. Faults that are no answers, such as
-// a reset, are not.
+// Paced serves another handler at a [Pace]. It logs requests and decides on them when
+// they arrive, and delays the answer. It does not delay faults without an answer, such
+// as a reset.
 type Paced struct {
 	handler http.Handler
 
@@ -41,13 +41,12 @@ type Paced struct {
 	rand *rand.Rand
 }
 
-// NewPaced returns a handler with the pace of zero. The seed makes the jitter
-// repeatable.
+// NewPaced returns a handler with the zero pace. The seed makes the jitter repeatable.
 func NewPaced(handler http.Handler, seed uint64) *Paced {
 	return &Paced{handler: handler, rand: rand.New(rand.NewPCG(seed, 0x9ace))}
 }
 
-// SetPace changes the pace of requests to come.
+// SetPace changes the pace of later requests.
 func (p *Paced) SetPace(pace Pace) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -77,14 +76,14 @@ func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 func (p *Paced) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	latency, split := p.next()
 	if tcp, ok := r.Context().Value(connKey{}).(*net.TCPConn); ok {
-		_ = tcp.SetNoDelay(!split) // it fails when the client was faster
+		_ = tcp.SetNoDelay(!split) // it fails if the client has already disconnected
 	}
 	p.handler.ServeHTTP(&pacedWriter{
 		ResponseWriter: w, request: r, latency: latency, began: time.Now(), split: split,
 	}, r)
 }
 
-// pacedWriter keeps an answer back.
+// pacedWriter delays an answer.
 type pacedWriter struct {
 	http.ResponseWriter
 	request *http.Request
@@ -97,7 +96,7 @@ type pacedWriter struct {
 // Unwrap is for [http.ResponseController].
 func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// WriteHeader sends the headers when their time has come.
+// WriteHeader sends the headers after the delay.
 func (w *pacedWriter) WriteHeader(status int) {
 	if w.started {
 		return
@@ -107,12 +106,12 @@ func (w *pacedWriter) WriteHeader(status int) {
 		select {
 		case <-time.After(left):
 		case <-w.request.Context().Done():
-			panic(http.ErrAbortHandler) // nobody waits for it any more
+			panic(http.ErrAbortHandler) // the client no longer waits for it
 		}
 	}
 	w.ResponseWriter.WriteHeader(status)
 	if w.split {
-		_ = http.NewResponseController(w.ResponseWriter).Flush() // an error is a client that has gone
+		_ = http.NewResponseController(w.ResponseWriter).Flush() // an error means that the client has disconnected
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"ec2netd/cmd/vpclab/imds"
 )
 
-// latencies serves requests at a pace and returns how long each took.
+// latencies serves requests at a pace and returns the duration of each.
 func latencies(t *testing.T, pace imds.Pace, seed uint64) []time.Duration {
 	t.Helper()
 	s := newService(t, imds.Options{})
@@ -57,14 +57,15 @@ func TestPace(t *testing.T) {
 		}
 		for _, wrong := range []imds.Pace{{Latency: -1}, {Jitter: 1}, {Latency: 1, Jitter: 2}, {Latency: 2, Jitter: -1}} {
 			if wrong.Check() == nil {
-				t.Errorf("%+v is taken", wrong)
+				t.Errorf("%+v is accepted", wrong)
 			}
 		}
 	})
 }
 
-// A server that writes headers and body separately stalls a kept connection, by the
-// delayed acknowledgements of the client (facts: delayed-acknowledgements).
+// TestPaceSplit: a server that writes headers and body separately stalls a kept
+// connection, because the client delays its acknowledgements (facts:
+// delayed-acknowledgements).
 func TestPaceSplit(t *testing.T) {
 	s := newService(t, imds.Options{})
 	paced := imds.NewPaced(s, 1)
@@ -97,7 +98,7 @@ func TestPaceSplit(t *testing.T) {
 	stalled := read()
 	paced.SetPace(imds.Pace{})
 	t.Logf("20 keys on a kept connection: split %s, whole %s", stalled, read())
-	// 40 ms each but for some that the kernel acknowledges quickly; the whole
+	// 40 ms each, except for some that the kernel acknowledges quickly; complete
 	// answers take no more than a ms each.
 	if stalled < 10*40*time.Millisecond {
 		t.Errorf("20 split answers took only %s", stalled)

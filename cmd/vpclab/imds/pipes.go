@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// Pipes is a network inside the process: a listener for an [http.Server], and the
-// dialer that reaches it. In the fake time of testing/synctest it is the only one that
-// works: a wait on a real socket would stop the clock.
+// Pipes is a network inside the process: a listener for an [http.Server], and a dialer
+// that reaches it. It is the only network that works in the fake time of
+// testing/synctest: a wait on a real socket would stop the clock.
 type Pipes struct {
 	conns  chan net.Conn
 	closed chan struct{}

@@ -28,20 +28,20 @@ const (
 // MaxTTL is the longest life of a token that EC2 grants.
 const MaxTTL = 21600 * time.Second
 
-// maxLog bounds the request log; the oldest requests fall out of it.
+// maxLog bounds the request log, which drops the oldest requests.
 const maxLog = 200_000
 
 // Options for [New].
 type Options struct {
-	// Seed makes the faults' probabilities repeatable.
+	// Seed makes the random faults repeatable.
 	Seed uint64
-	// MaxTokenTTL caps the life of tokens below what was asked for, so that a
-	// test meets an expired token soon. 0 means [MaxTTL].
+	// MaxTokenTTL limits the lifetime of tokens, so that a test sees an expired token
+	// soon. 0 means [MaxTTL].
 	MaxTokenTTL time.Duration
 }
 
-// Server is the metadata service of one instance. All methods may be called at
-// any time from any goroutine.
+// Server is the metadata service of one instance. All methods may be called
+// concurrently.
 type Server struct {
 	maxTTL time.Duration
 
@@ -63,7 +63,7 @@ type token struct {
 	expires time.Time
 }
 
-// New returns a service that knows of no instance yet.
+// New returns a service without an instance.
 func New(opts Options) *Server {
 	maxTTL := opts.MaxTokenTTL
 	if maxTTL <= 0 || maxTTL > MaxTTL {
@@ -92,9 +92,9 @@ func (s *Server) SetInstance(i Instance) {
 	s.instance = i
 }
 
-// PutInterface adds an ENI, or changes what is said about it. Only keys whose
-// value differs are touched: they follow the propagation, and one that is still
-// on its way keeps its time.
+// PutInterface adds an ENI, or changes its metadata. It only touches keys whose value
+// differs: they follow the propagation, and a value that has not propagated yet keeps
+// its time.
 func (s *Server) PutInterface(i Interface, p Propagation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,9 +134,8 @@ func (s *Server) PutInterface(i Interface, p Propagation) {
 	}
 }
 
-// Complete returns the moment from which every key of an ENI reads what was last
-// said of it, and whether there is one: a key that is held has none before its
-// [Server.Reveal].
+// Complete returns the moment from which every key of an ENI has its latest value, and
+// whether there is one: a held key has none before its [Server.Reveal].
 func (s *Server) Complete(mac string) (time.Time, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +160,7 @@ func (s *Server) last(key string) value {
 	return value{}
 }
 
-// RemoveInterface withdraws an ENI, at once or after it has lingered.
+// RemoveInterface withdraws an ENI, at once or after its lingering time.
 func (s *Server) RemoveInterface(mac string, linger time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,8 +170,8 @@ func (s *Server) RemoveInterface(mac string, linger time.Duration) {
 	}
 }
 
-// Reveal ends the propagation of keys of an ENI, named relative to its
-// directory; without names, of all its keys.
+// Reveal ends the propagation of keys of an ENI, named relative to its directory;
+// without names, of all its keys.
 func (s *Server) Reveal(mac string, keys ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,7 +187,7 @@ func (s *Server) Reveal(mac string, keys ...string) {
 	}
 }
 
-// Set makes one key read text; the key is the path below meta-data/.
+// Set gives one key the value text; the key is the path below meta-data/.
 func (s *Server) Set(key, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,7 +201,8 @@ func (s *Server) Delete(key string) {
 	s.tree.set(key, "", false, time.Now(), 0)
 }
 
-// Override makes a key read text, whatever the ENIs are, until it is cleared.
+// Override gives a key the value text, whatever the ENIs are, until the override is
+// cleared.
 func (s *Server) Override(key, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,15 +236,15 @@ func (s *Server) Snapshot() map[string]string {
 	return out
 }
 
-// RevokeTokens makes every token that was handed out invalid.
+// RevokeTokens invalidates all tokens.
 func (s *Server) RevokeTokens() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.tokens)
 }
 
-// AddFault puts a fault in force and returns its ID. Faults are tried in the
-// order in which they were added; the first that hits decides.
+// AddFault adds a fault and returns its ID. Faults are tried in the order in which they
+// were added; the first that applies decides.
 func (s *Server) AddFault(f Fault) (int, error) {
 	if err := f.Check(); err != nil {
 		return 0, err
@@ -257,7 +257,7 @@ func (s *Server) AddFault(f Fault) (int, error) {
 	return f.ID, nil
 }
 
-// ClearFault ends one fault; it tells whether there was one of that ID.
+// ClearFault ends one fault; it reports whether there was one with that ID.
 func (s *Server) ClearFault(id int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,7 +273,7 @@ func (s *Server) ClearFaults() {
 	s.faults = nil
 }
 
-// Faults returns the faults in force.
+// Faults returns the active faults.
 func (s *Server) Faults() []Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -284,7 +284,7 @@ func (s *Server) Faults() []Fault {
 	return out
 }
 
-// fault picks the fault that a request meets.
+// fault returns the fault for a request.
 func (s *Server) fault(key string) (Fault, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -305,7 +305,7 @@ func (s *Server) fault(key string) (Fault, bool) {
 	return Fault{}, false
 }
 
-// An answer is what the service would say without faults.
+// answer is the answer of the service without faults.
 type answer struct {
 	status int
 	body   string
@@ -323,7 +323,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			select {
 			case <-time.After(fault.Delay):
 			case <-r.Context().Done():
-				panic(http.ErrAbortHandler) // to return would be an empty 200
+				panic(http.ErrAbortHandler) // a return would send an empty 200
 			}
 		}
 	}
@@ -336,7 +336,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.fail(w, r, fault, key, entry)
 }
 
-// fail answers a request as a fault has it.
+// fail answers a request according to a fault.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, fault Fault, key string, entry *Request) {
 	switch fault.Effect {
 	case Status:
@@ -350,7 +350,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, fault Fault, key s
 		reset(w)
 		return
 	}
-	// A token has its header all the same: nothing but what the effect says is wrong.
+	// A token still has its header: only the effect changes the answer.
 	a := s.answer(r, key, entry)
 	switch fault.Effect {
 	case Interim:
@@ -364,7 +364,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, fault Fault, key s
 		s.note(entry, "", "", http.StatusSwitchingProtocols)
 		hijacked(w, func(conn net.Conn) {
 			send(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
-			_, _ = io.Copy(io.Discard, conn) // until the client has had enough
+			_, _ = io.Copy(io.Discard, conn) // until the client disconnects
 		})
 		return
 	case Redirect:
@@ -411,7 +411,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, fault Fault, key s
 	}
 }
 
-// drip sends a byte of an answer now and then.
+// drip sends a byte of an answer from time to time.
 func drip(w http.ResponseWriter, r *http.Request, a answer) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)+dripBytes))
 	w.WriteHeader(a.status)
@@ -420,7 +420,7 @@ func drip(w http.ResponseWriter, r *http.Request, a answer) {
 	for _, one := range a.body + strings.Repeat("\n", dripBytes) {
 		send(w, string(one))
 		if http.NewResponseController(w).Flush() != nil {
-			break // the client has gone
+			break // the client has disconnected
 		}
 		select {
 		case <-next.C:
@@ -430,13 +430,13 @@ func drip(w http.ResponseWriter, r *http.Request, a answer) {
 	}
 }
 
-// raw is an answer as it goes over the wire.
+// raw is an answer in its wire format.
 func raw(a answer) string {
 	return fmt.Sprintf("HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%s: %d\r\n\r\n%s",
 		a.status, http.StatusText(a.status), len(a.body), ttlHeader, a.ttl, a.body)
 }
 
-// hijacked gives f the connection of a request, and closes it then.
+// hijacked passes the connection of a request to f, and then closes it.
 func hijacked(w http.ResponseWriter, f func(net.Conn)) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -450,7 +450,7 @@ func hijacked(w http.ResponseWriter, f func(net.Conn)) {
 func reset(w http.ResponseWriter) {
 	hijacked(w, func(conn net.Conn) {
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // it fails when the client was faster
+			_ = tcp.SetLinger(0) // it fails if the client has already disconnected
 		}
 	})
 }
@@ -476,19 +476,19 @@ func write(w http.ResponseWriter, a answer) {
 	send(w, body)
 }
 
-// send writes a body. An error is a client that has gone, and there is nobody to tell.
+// send writes a body. An error means that the client has disconnected, and is ignored.
 func send(w io.Writer, body string) { _, _ = io.WriteString(w, body) }
 
 // version matches the dated trees, which have the same content as latest here.
 var version = regexp.MustCompile(`^(latest|1\.0|20\d\d-\d\d-\d\d)$`)
 
-// split takes a URL path apart: its version, and what follows.
+// split splits a URL path into its version and the rest.
 func split(urlPath string) (rest string, ok bool) {
 	v, rest, _ := strings.Cut(strings.TrimPrefix(urlPath, "/"), "/")
 	return rest, version.MatchString(v)
 }
 
-// keyOf returns the name under which faults and the log know a URL path.
+// keyOf returns the name of a URL path in faults and the log.
 func keyOf(urlPath string) string {
 	rest, ok := split(urlPath)
 	if !ok {
@@ -506,7 +506,7 @@ func keyOf(urlPath string) string {
 	return urlPath
 }
 
-// answer is the service without faults.
+// answer returns the answer of the service without faults.
 func (s *Server) answer(r *http.Request, key string, entry *Request) answer {
 	if key == TokenKey {
 		return s.answerToken(r, entry)
@@ -634,7 +634,7 @@ func errorPage(status int) string {
 `
 }
 
-// portalPage is what something else than the metadata service would answer.
+// portalPage is a page of something other than the metadata service.
 const portalPage = `<!DOCTYPE html>
 <html><head><title>Sign in</title></head>
 <body><p>Please sign in to use this network.</p></body></html>
@@ -655,7 +655,7 @@ type Request struct {
 	Token     string         `json:"token,omitempty"` // t1, t2, …: which token was issued or shown
 }
 
-// begin writes a request into the log.
+// begin adds a request to the log.
 func (s *Server) begin(r *http.Request, key string) *Request {
 	entry := &Request{
 		Time: time.Now(), Method: r.Method, Path: r.URL.Path, Key: key, UserAgent: r.UserAgent(),
@@ -714,7 +714,7 @@ func (s *Server) ResetRequests() {
 	s.log = nil
 }
 
-// Counters sums up requests.
+// Counters counts requests.
 type Counters struct {
 	Total    int            `json:"total"`    // all requests, for tokens too
 	Tokens   int            `json:"tokens"`   // requests for a token
@@ -723,7 +723,7 @@ type Counters struct {
 	ByKey    map[string]int `json:"byKey"`
 }
 
-// Count sums up requests, such as those of [Server.RequestsSince].
+// Count counts requests, such as those of [Server.RequestsSince].
 func Count(requests []Request) Counters {
 	c := Counters{ByKey: make(map[string]int)}
 	for _, r := range requests {

@@ -11,22 +11,21 @@ import (
 	"ec2netd/cmd/vpclab/imds"
 )
 
-// Behaviour is how a VPC treats its instances. It has no useful zero value: take
-// [EC2] or [Instant], and change what a test is about. [VPC.SetBehaviour] changes
-// it while instances run.
+// Behaviour is how a VPC treats its instances. It has no useful zero value: start from
+// [EC2] or [Instant], and change what a test needs. [VPC.SetBehaviour] changes it while
+// instances run.
 type Behaviour struct {
 	// DHCP is the VPC's DHCP options set.
 	DHCP DHCPOptions
-	// DHCPv6 says what the DHCPv6 servers lease.
+	// DHCPv6 selects the addresses that the DHCPv6 servers lease.
 	DHCPv6 DHCPv6Mode
 	// Lifetimes of leases and advertisements.
 	Lifetimes Lifetimes
-	// RADelay is how long the router takes to answer a solicitation. RFC 4861
-	// (6.2.6) has it wait from 0 to 500 ms (MAX_RA_DELAY_TIME).
+	// RADelay is the delay of the router's answer to a solicitation. With RFC 4861
+	// (6.2.6) it is 0 to 500 ms (MAX_RA_DELAY_TIME).
 	RADelay Range
-	// MTU of the bridges and of the VPC's ends of ENIs; 0 is that of the kernel,
-	// 1500. The instance's end comes up with 1500 in any case, as ENA does, and
-	// may be set to more.
+	// MTU of the bridges and of the VPC's ends of ENIs; 0 means the kernel's, 1500. The
+	// instance's end always comes up with 1500, as with ENA, and can be set to more.
 	MTU int
 	// Metadata is the pace of the metadata service.
 	Metadata imds.Pace
@@ -54,9 +53,9 @@ func EC2() Behaviour {
 	}
 }
 
-// Instant is the behaviour of an ideal VPC, for tests of something else than time:
-// no latency, metadata that are there before the link, DHCP with nothing but
-// addresses, a DNS server and a domain.
+// Instant is the behaviour of an ideal VPC, for tests that do not depend on time: no
+// latency, complete metadata before the link, DHCP with only addresses, a DNS server
+// and a domain.
 func Instant() Behaviour {
 	return Behaviour{
 		DHCP:      DHCPOptions{Domains: []string{DefaultDomain}},
@@ -70,7 +69,7 @@ func Profiles() map[string]Behaviour {
 	return map[string]Behaviour{"ec2": EC2(), "instant": Instant()}
 }
 
-// DefaultProfile is the name of the behaviour of a VPC that is told none.
+// DefaultProfile is the name of the default behaviour of a VPC.
 const DefaultProfile = "ec2"
 
 // DefaultDomain is the domain of the default DHCP options set in us-east-1.
@@ -79,14 +78,14 @@ const DefaultDomain = "ec2.internal"
 // AmazonDNS6 is Amazon's DNS server for IPv6.
 var AmazonDNS6 = netip.MustParseAddr("fd00:ec2::253")
 
-// DHCPOptions are what a VPC's DHCP servers say besides addresses. The DHCPv4 server
-// says all of it. The DHCPv6 server says it in an IPv6-only subnet, where
-// [Behaviour].DHCPv6 is [DHCPv6All]; elsewhere it hands out addresses only, as the
-// VPC user guide has it ("DHCP option sets in Amazon VPC").
+// DHCPOptions are the options of a VPC's DHCP servers besides addresses. The DHCPv4
+// server sends all of them. The DHCPv6 server sends them in an IPv6-only subnet, if
+// [Behaviour].DHCPv6 is [DHCPv6All]; elsewhere it only leases addresses, as in the VPC
+// user guide ("DHCP option sets in Amazon VPC").
 type DHCPOptions struct {
-	// DNS are the servers of option 6, and the IPv6 ones those of DHCPv6's option
-	// 23. A family without any has Amazon's: the third address of the VPC's first
-	// block, 169.254.169.253 in an IPv6-only subnet, and [AmazonDNS6].
+	// DNS are the servers of option 6, and the IPv6 ones those of DHCPv6's option 23. A
+	// family without servers gets Amazon's: the third address of the VPC's first block,
+	// 169.254.169.253 in an IPv6-only subnet, and [AmazonDNS6].
 	DNS []netip.Addr
 	// Domains is option 15. EC2 sends several as one text, separated by spaces.
 	Domains []string
@@ -95,9 +94,9 @@ type DHCPOptions struct {
 	// NTP are the servers of option 42, and the IPv6 ones those of DHCPv6's option
 	// 56. The default DHCP options set has none.
 	NTP []netip.Addr
-	// MTU is option 26, which EC2 sends always; 0 leaves it out.
+	// MTU is option 26, which EC2 always sends; 0 omits it.
 	MTU int
-	// Hostname sends option 12, as EC2 does: the name made of the primary IPv4
+	// Hostname sends option 12, as EC2 does: the name that contains the primary IPv4
 	// address.
 	Hostname bool
 }
@@ -105,7 +104,7 @@ type DHCPOptions struct {
 // TimeSync is Amazon's time service, for [DHCPOptions].NTP.
 var TimeSync = netip.MustParseAddr("169.254.169.123")
 
-// DHCPv6Mode is what DHCPv6 leases.
+// DHCPv6Mode selects the addresses that DHCPv6 leases.
 type DHCPv6Mode string
 
 // The modes.
@@ -114,23 +113,24 @@ const (
 	DHCPv6First DHCPv6Mode = "first" // the first one only
 )
 
-// Propagation says by chance when the metadata show an ENI that is attached; see
-// [imds.Propagation] for what they read until then. The zero value is at once, and
+// Propagation says, at random, when an attached ENI appears in the metadata;
+// [imds.Propagation] describes the values until then. The zero value means at once, and
 // before the link.
 type Propagation struct {
-	// Listed is from the link's appearance until the ENI is listed.
+	// Listed is the time from the link's appearance until the ENI is listed.
 	Listed Range
-	// Secondaries is from then on until its secondary addresses and prefixes are there.
+	// Secondaries is the time from then on until its secondary addresses and prefixes
+	// appear.
 	Secondaries Range
-	// DeviceNumber is how long the number reads 0 in the list. A network card's
-	// number comes with it.
+	// DeviceNumber is how long the number is 0 after the ENI is listed. The number of a
+	// network card appears with it.
 	DeviceNumber Range
-	// LateDeviceNumber takes its place with a chance of LateChance.
+	// LateDeviceNumber replaces it with a probability of LateChance.
 	LateDeviceNumber Range
 	LateChance       float64
 }
 
-// draw decides on one attachment.
+// draw decides the propagation of one attachment.
 func (p Propagation) draw(random *rand.Rand) imds.Propagation {
 	listed := p.Listed.draw(random)
 	secondaries, number, late := p.Secondaries.draw(random), p.DeviceNumber.draw(random), p.LateDeviceNumber.draw(random)
@@ -143,13 +143,13 @@ func (p Propagation) draw(random *rand.Rand) imds.Propagation {
 	}
 }
 
-// Range is a time by chance, evenly spread from Min to Max.
+// Range is a random time, uniformly distributed from Min to Max.
 type Range struct{ Min, Max time.Duration }
 
-// Exactly is a range without chance.
+// Exactly is a range with a single value.
 func Exactly(d time.Duration) Range { return Range{d, d} }
 
-// ParseRange reads what [Range.String] writes: "100ms-300ms", or "2s".
+// ParseRange parses the output of [Range.String]: "100ms-300ms", or "2s".
 func ParseRange(text string) (Range, error) {
 	from, to, two := strings.Cut(text, "-")
 	if !two {
@@ -178,12 +178,12 @@ func (r Range) check(what string) error {
 	return nil
 }
 
-// draw takes one number of the chance, whatever the range.
+// draw uses one random number, whatever the range.
 func (r Range) draw(random *rand.Rand) time.Duration {
 	return r.Min + time.Duration(random.Float64()*float64(r.Max-r.Min))
 }
 
-// Check says what is wrong with a behaviour, if anything.
+// Check returns an error if a behaviour is invalid.
 func (b Behaviour) Check() error {
 	errs := []error{
 		b.DHCP.check(), b.Lifetimes.check(), b.Metadata.Check(),
@@ -231,12 +231,11 @@ func (d DHCPOptions) check() error {
 	return errors.Join(errs...)
 }
 
-// Behaviour returns how the VPC behaves now.
+// Behaviour returns the current behaviour of the VPC.
 func (v *VPC) Behaviour() Behaviour { return *v.behaviour.Load() }
 
-// SetBehaviour makes the VPC behave otherwise from now on. Instances learn of other
-// DHCP options with their next lease, as on EC2; other MTUs are those of the links
-// at once.
+// SetBehaviour changes the behaviour of the VPC. Instances learn other DHCP options
+// with their next lease, as on EC2; another MTU applies to the links at once.
 func (v *VPC) SetBehaviour(b Behaviour) error {
 	if err := b.Check(); err != nil {
 		return err
@@ -249,7 +248,7 @@ func (v *VPC) SetBehaviour(b Behaviour) error {
 		for _, sn := range v.subnets {
 			select {
 			case sn.repace <- struct{}{}:
-			default: // it is to be told already
+			default: // a notification is already pending
 			}
 		}
 	}
@@ -284,8 +283,9 @@ func (v *VPC) setMTU(mtu int) error {
 	return nil
 }
 
-// chance is a source of chance that depends on nothing but the lab's seed, what it
-// is for, and numbers: the same test meets the same, whatever happens meanwhile.
+// chance is a source of random numbers that depends only on the lab's seed, its
+// purpose, and numbers: a test gets the same numbers each time, whatever happens
+// meanwhile.
 func (v *VPC) chance(what string, numbers ...int) *rand.Rand {
 	const prime = 0x100000001b3 // of FNV-1a
 	stream := uint64(0xcbf29ce484222325)

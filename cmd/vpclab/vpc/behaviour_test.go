@@ -12,8 +12,8 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
-// The chance of a lab hangs on its seed and on what it is for, not on the order in
-// which it is asked for.
+// The random numbers of a lab depend on its seed and on their purpose, not on the order
+// of the requests.
 func TestChance(t *testing.T) {
 	draw := func(seed uint64, what string, numbers ...int) uint64 {
 		v := &VPC{opts: Options{Seed: seed}}
@@ -37,7 +37,7 @@ func TestChance(t *testing.T) {
 	}
 }
 
-// What EC2's profile draws is what EC2 was seen to do (facts: late-keys).
+// The random delays of EC2's profile match those of EC2 (facts: late-keys).
 func TestPropagationDraw(t *testing.T) {
 	v := &VPC{opts: Options{Seed: 14}}
 	const count = 2000
@@ -74,7 +74,7 @@ func TestPropagationDraw(t *testing.T) {
 	}
 }
 
-// DHCPv4 says what the options set has, and nothing else.
+// DHCPv4 sends the options of the set, and nothing else.
 func TestOptionsDHCPv4(t *testing.T) {
 	addr := netip.MustParseAddr("10.0.16.10")
 	both := SubnetSpec{IPv4: netip.MustParsePrefix("10.0.16.0/20"), IPv6: netip.MustParsePrefix("2001:db8:0:101::/64")}

@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// SetCarrier takes the carrier of the ENI's link away, or gives it back; the link
-// stays in the instance, as it does when the ENA driver resets its device. A link
-// that is plugged in anew has its carrier.
+// SetCarrier removes the carrier of the ENI's link, or restores it; the link stays in
+// the instance, as when the ENA driver resets its device. A link that is plugged in
+// again has its carrier.
 func (e *ENI) SetCarrier(on bool) error {
 	link := e.vpc.thread.link
 	l, err := link.LinkByName(e.port)
 	if err == nil {
-		// The carrier of one end of a veth pair is whether the other is up.
+		// One end of a veth pair has a carrier if the other end is up.
 		if on {
 			err = link.LinkSetUp(l)
 		} else {
@@ -40,8 +40,8 @@ func (e *ENI) NoCarrier() bool {
 	return err == nil && l.Attrs().Flags&net.FlagUp == 0
 }
 
-// Blip takes the carrier away for a time: an ENA reset. It returns when the carrier
-// is back, which it is too when ctx ends.
+// Blip removes the carrier for a time, like an ENA reset. It returns when the carrier
+// is restored, also if ctx ends.
 func (e *ENI) Blip(ctx context.Context, d time.Duration) error {
 	if err := e.SetCarrier(false); err != nil {
 		return err

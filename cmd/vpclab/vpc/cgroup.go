@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// Each boot of an instance gets a cgroup of its own: two nspawn containers in
-// one cgroup would share their payload's tree, and each systemd would end the
-// services of the other.
+// Each boot of an instance gets its own cgroup: two nspawn containers in one cgroup
+// would share the tree of their payload, and each systemd would end the services of the
+// other.
 
 // cgroupRoots returns where the hierarchies are mounted: the unified one (empty
 // if there is none), and the others in which nspawn makes directories.
@@ -50,7 +50,7 @@ func ownCgroup() string {
 	return "/"
 }
 
-// makeCgroup makes a cgroup and opens its directory, for clone(2) into it.
+// makeCgroup creates a cgroup and opens its directory, for clone(2) into it.
 func makeCgroup(path string) (*os.File, error) {
 	unified, _, err := cgroupRoots()
 	if err != nil {
@@ -89,7 +89,7 @@ func removeCgroup(ctx context.Context, path string) error {
 		legacy = append(legacy, unified)
 	}
 	for _, root := range legacy {
-		// A directory goes when its last process is gone for good.
+		// A directory can be removed when its last process has ended completely.
 		dir := filepath.Join(root, path)
 		err := until(ctx, "cgroup "+dir+" is empty", func() (bool, error) { return removeTree(dir), nil })
 		if err != nil {
@@ -99,8 +99,8 @@ func removeCgroup(ctx context.Context, path string) error {
 	return nil
 }
 
-// removeTree removes a tree of directories from below; in a cgroup hierarchy
-// files cannot and need not be removed.
+// removeTree removes a tree of directories from the bottom; in a cgroup hierarchy files
+// cannot and need not be removed.
 func removeTree(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

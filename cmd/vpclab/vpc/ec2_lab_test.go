@@ -22,9 +22,9 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// The tests in this file prove that the lab behaves as EC2 does where it is told to.
+// The tests in this file prove that the lab behaves like EC2 if told to.
 
-// eachSuite runs a test with a behaviour that starts from EC2's, on each systemd.
+// eachSuite runs a test with a behaviour that is based on EC2's, on each systemd.
 func eachSuite(t *testing.T, test func(t *testing.T, suite string, b vpc.Behaviour)) {
 	vpc.RequireForTest(t)
 	for _, suite := range vpc.Suites {
@@ -32,8 +32,8 @@ func eachSuite(t *testing.T, test func(t *testing.T, suite string, b vpc.Behavio
 	}
 }
 
-// bootTaking boots an instance whose networkd takes from DHCP what it does not take
-// by default, on ens5 only.
+// bootTaking boots an instance whose networkd uses options of DHCP that it does not use
+// by default, only on ens5.
 func bootTaking(t *testing.T, v *vpc.VPC, opts vpc.InstanceOptions) *vpc.Instance {
 	t.Helper()
 	opts = plain(t.Context(), opts)
@@ -42,7 +42,7 @@ func bootTaking(t *testing.T, v *vpc.VPC, opts vpc.InstanceOptions) *vpc.Instanc
 	return vpc.BootForTest(t, v, opts)
 }
 
-// linkState reads a value that networkd keeps of a link: DNS, NTP, DOMAINS.
+// linkState reads a value of networkd's state of a link: DNS, NTP, DOMAINS.
 func linkState(t *testing.T, inst *vpc.Instance, link, key string) string {
 	t.Helper()
 	text := try[[]byte](t)(os.ReadFile(filepath.Join(inst.Path("/run/systemd/netif/links"), fmt.Sprint(attrs(t, inst, link).Index))))
@@ -54,7 +54,7 @@ func linkState(t *testing.T, inst *vpc.Instance, link, key string) string {
 	return ""
 }
 
-// attrs are those of a link in the instance.
+// attrs returns the attributes of a link in the instance.
 func attrs(t *testing.T, inst *vpc.Instance, link string) *netlink.LinkAttrs {
 	t.Helper()
 	var l netlink.Link
@@ -105,8 +105,8 @@ func arrives(t *testing.T, from, to func(func() error) error, src, dst netip.Add
 	return bytes.Equal(got[:n], payload)
 }
 
-// TestLabDHCPOptions: networkd takes what the DHCP options set says, and packets of
-// 9001 bytes pass where both ends are that wide.
+// TestLabDHCPOptions: networkd uses the DHCP options set, and packets of 9001 bytes
+// pass if both ends have that MTU.
 func TestLabDHCPOptions(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string, b vpc.Behaviour) {
 		ctx := t.Context()
@@ -125,7 +125,7 @@ func TestLabDHCPOptions(t *testing.T) {
 		expect("DOMAINS", "ec2.internal s1.example.com s2.example.com")
 		until(t, "the MTU is that of option 26", func() bool { return attrs(t, inst, "ens5").MTU == 9001 })
 
-		// ens6 has no UseMTU=: it stays as the kernel has made it.
+		// ens6 has no UseMTU=, so it keeps the kernel's default.
 		e := try[*vpc.ENI](t)(inst.Attach(ctx, vpc.ENISpec{Subnet: "b"}))
 		await(t, inst, "ens6", e.IPv4()[0], e.IPv6()[0])
 		if mtu := attrs(t, inst, "ens6").MTU; mtu != 1500 {
@@ -154,7 +154,7 @@ func TestLabDHCPOptions(t *testing.T) {
 			{near.Gateway4(), primary.IPv4()[0], 9001, true},
 			{near.Near6(), primary.IPv6()[0], 9001, true},
 			{e.Subnet().Gateway4(), e.IPv4()[0], 1500, true},
-			// The VPC is wide, this end is not.
+			// The VPC has a large MTU, but this end has not.
 			{e.Subnet().Gateway4(), e.IPv4()[0], 9001, false},
 		} {
 			if got := arrives(t, v.Do, inst.Do, c.src, c.dst, c.size); got != c.passes {
@@ -162,8 +162,8 @@ func TestLabDHCPOptions(t *testing.T) {
 			}
 		}
 
-		// Another options set comes with the next lease. Several domains are one
-		// text; what networkd makes of the space is its own affair.
+		// Another options set takes effect with the next lease. Several domains are one
+		// text; the test does not check how networkd handles the space.
 		b.DHCP = vpc.DHCPOptions{Domains: []string{"one.example", "two.example"}, DNS: []netip.Addr{netip.MustParseAddr("10.0.0.9")}}
 		must(t, v.SetBehaviour(b))
 		leaseAgain(t, inst)
@@ -174,14 +174,14 @@ func TestLabDHCPOptions(t *testing.T) {
 	})
 }
 
-// leaseAgain makes networkd ask for all leases of ens5 anew.
+// leaseAgain makes networkd request all leases of ens5 again.
 func leaseAgain(t *testing.T, inst *vpc.Instance) {
 	t.Helper()
 	try[string](t)(inst.Exec(t.Context(), "networkctl", "reconfigure", "ens5"))
 }
 
-// TestLabDHCPv6 leases every address of an ENI for a short time, and follows what is
-// assigned at the next renewal.
+// TestLabDHCPv6 leases every address of an ENI for a short time, and checks that the
+// next renewal applies changes.
 func TestLabDHCPv6(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string, b vpc.Behaviour) {
 		ctx := t.Context()
@@ -216,18 +216,18 @@ func TestLabDHCPv6(t *testing.T) {
 				t.Errorf("%s is valid for %d s, preferred for %d", a.IPNet, a.ValidLft, a.PreferedLft)
 			}
 		}
-		// In a dual-stack subnet it is addresses and nothing else.
+		// In a dual-stack subnet DHCPv6 only leases addresses.
 		if dns := linkState(t, inst, "ens5", "DNS"); strings.Contains(dns, vpc.AmazonDNS6.String()) {
 			t.Errorf("DNS servers %s", dns)
 		}
 
-		// A renewal, after half of the preferred lifetime, brings what was assigned
-		// and takes what was not.
+		// A renewal, after half of the preferred lifetime, adds assigned addresses and
+		// removes unassigned ones.
 		b.Lifetimes.DHCPv6Preferred, b.Lifetimes.DHCPv6Valid = 6*time.Second, 60*time.Second
 		must(t, v.SetBehaviour(b))
 		requests := func() (n int) {
 			for _, e := range primary.DHCPEvents() {
-				if e.Service == vpc.DHCPv6 && e.Message == "REQUEST" { // and not a RELEASE
+				if e.Service == vpc.DHCPv6 && e.Message == "REQUEST" { // not a RELEASE
 					n++
 				}
 			}
@@ -250,7 +250,7 @@ func TestLabDHCPv6(t *testing.T) {
 			t.Errorf("no renewal has brought %s: %+v", added[0], primary.DHCPEvents())
 		}
 
-		// As it was before: the first one.
+		// Only the first address, as before.
 		b.DHCPv6, b.Lifetimes = vpc.DHCPv6First, vpc.EC2().Lifetimes
 		must(t, v.SetBehaviour(b))
 		e := try[*vpc.ENI](t)(inst.Attach(ctx, vpc.ENISpec{Subnet: "b", IPv6Count: 3}))
@@ -259,7 +259,7 @@ func TestLabDHCPv6(t *testing.T) {
 			t.Errorf("leased are %v, on the link %v, want %v", got, list("ens6"), e.IPv6()[:1])
 		}
 
-		// Without IPv4, DHCPv6 has the options too.
+		// Without IPv4, DHCPv6 also sends the options.
 		b.DHCPv6 = vpc.DHCPv6All
 		b.DHCP.Domains = []string{"one.example", "two.example"}
 		b.DHCP.NTP = []netip.Addr{netip.MustParseAddr("fd00:ec2::123")}
@@ -273,14 +273,14 @@ func TestLabDHCPv6(t *testing.T) {
 	})
 }
 
-// TestLabRouterPace: the router takes its time to answer, and to advertise itself.
+// TestLabRouterPace: the delays of the router's answers and advertisements.
 func TestLabRouterPace(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string, b vpc.Behaviour) {
 		ctx := t.Context()
 		b.RADelay, b.Lifetimes.AdvertiseEvery = vpc.Exactly(1500*time.Millisecond), 0
 		v := vpc.ForTest(t, vpc.Options{Behaviour: &b})
 		inst := bootPlain(t, v, vpc.InstanceOptions{Suite: suite})
-		// With 252, the kernel makes one route of several hops of them.
+		// On 252 the kernel merges them into one multipath route.
 		hasRouter := func(link string) bool {
 			return strings.Contains(ip(t, inst, "-6", "route", "show", "default")+" ", " dev "+link+" ")
 		}
@@ -293,15 +293,15 @@ func TestLabRouterPace(t *testing.T) {
 		if took := waits("ens6"); took < 1500*time.Millisecond {
 			t.Errorf("a router that takes 1.5 s to answer has done so after %s", took)
 		}
-		// A router that never answers in time, but speaks by itself.
+		// A router that never answers in time, but advertises itself.
 		b.RADelay, b.Lifetimes.AdvertiseEvery = vpc.Exactly(time.Hour), 500*time.Millisecond
 		must(t, v.SetBehaviour(b))
 		t.Logf("a router that speaks every 0.5 s is known after %s", waits("ens7"))
-		// One that does neither.
+		// A router that does neither.
 		b.Lifetimes.AdvertiseEvery = 0
 		must(t, v.SetBehaviour(b))
 		try[*vpc.ENI](t)(inst.Attach(ctx, vpc.ENISpec{}))
-		time.Sleep(time.Second) // nothing is to come, and nothing tells so
+		time.Sleep(time.Second) // nothing should happen, and no event would show that
 		if hasRouter("ens8") {
 			t.Error("a silent router is a next hop")
 		}
@@ -311,11 +311,11 @@ func TestLabRouterPace(t *testing.T) {
 	})
 }
 
-// TestLabPropagationProfile: the metadata of an ENI follow its link, one by one.
+// TestLabPropagationProfile: the metadata of an ENI appear after its link, key by key.
 func TestLabPropagationProfile(t *testing.T) {
 	ctx := t.Context()
 	b := vpc.EC2()
-	// Wide apart, for a machine that is busy.
+	// Large delays, for a busy machine.
 	b.Propagation = vpc.Propagation{
 		Listed: vpc.Exactly(2 * time.Second), Secondaries: vpc.Exactly(time.Second), DeviceNumber: vpc.Exactly(3 * time.Second),
 	}
@@ -341,7 +341,7 @@ func TestLabPropagationProfile(t *testing.T) {
 	if !ok || at.Before(begin.Add(5*time.Second)) || at.After(attached.Add(5*time.Second)) {
 		t.Errorf("all keys are there after %s, %t; want 5 s", at.Sub(begin), ok)
 	}
-	// Each stage is seen, in its order and not before its time.
+	// Each stage appears, in its order and not too early.
 	stage := func(what string, after time.Duration, want map[string]string) {
 		t.Helper()
 		var got map[string]string
@@ -372,18 +372,18 @@ func TestLabPropagationProfile(t *testing.T) {
 		"ipv4-prefix": e.Prefixes()[0].String(), "device-number": "1", "network-card": "1",
 	})
 
-	// A test that says otherwise has it so, at once and before the link.
+	// With other settings in a test the metadata appear at once and before the link.
 	exact := try[*vpc.ENI](t)(inst.Attach(ctx, vpc.ENISpec{IPv4Count: 2, Propagation: &imds.Propagation{}}))
 	if got := keys()[dir(exact)+"local-ipv4s"]; !strings.Contains(got, "\n") {
 		t.Errorf("not at once: %q", got)
 	}
-	// As it is attached again, it is late again.
+	// When it is attached again, it is late again.
 	must(t, e.Detach(ctx))
 	must(t, e.Reattach(ctx, ""))
 	if got := keys(); got[d+"mac"] != "" {
 		t.Error("a re-attached ENI is listed at once")
 	}
-	// As it comes with an instance that was off, it is not.
+	// When it appears with an instance that was off, it is not late.
 	must(t, e.Detach(ctx))
 	must(t, inst.Shutdown(ctx))
 	must(t, e.Reattach(ctx, ""))
@@ -399,7 +399,7 @@ func TestLabMetadataPace(t *testing.T) {
 	v := vpc.ForTest(t, vpc.Options{Behaviour: &b})
 	inst := bootPlain(t, v, vpc.InstanceOptions{})
 	await(t, inst, "ens5", inst.Primary().IPv4()[0])
-	// One kept connection, without a token: a refusal is an answer too.
+	// One kept connection without a token: a refusal is an answer too.
 	client := &http.Client{Transport: &http.Transport{DialContext: inst.DialContext}}
 	defer client.CloseIdleConnections()
 	const count = 20
@@ -435,7 +435,7 @@ func TestLabMetadataPace(t *testing.T) {
 	}
 }
 
-// TestLabCarrier takes the carrier of a link away, which stays the same link.
+// TestLabCarrier removes the carrier of a link, which stays the same link.
 func TestLabCarrier(t *testing.T) {
 	eachSuite(t, func(t *testing.T, suite string, b vpc.Behaviour) {
 		ctx := t.Context()

@@ -17,39 +17,38 @@ import (
 	"ec2netd/cmd/vpclab/imds"
 )
 
-// ENISpec describes an ENI. The zero value is one in the first subnet with one
-// address of each family that the subnet has.
+// ENISpec describes an ENI. The zero value is an ENI in the first subnet with one address of
+// each family of the subnet.
 type ENISpec struct {
 	ID   string           // default: a random one
 	MAC  net.HardwareAddr // default: a random one
 	Name string           // of the link in the instance; default: ens5, ens6, …
-	// Subnet by name; default: that of the primary ENI, or the VPC's first.
+	// Subnet by name; default: the subnet of the primary ENI, or the VPC's first.
 	Subnet string
 	// DeviceIndex on its card; 0 means the next free one. The primary has 0.
 	DeviceIndex int
-	// NetworkCard; nil means the instance type has but one, so that the metadata
-	// have no such key. On an instance with several cards the default is 0.
+	// NetworkCard; nil means that the instance type has only one card, so that the metadata has
+	// no such key. On an instance with several cards the default is 0.
 	NetworkCard *int
 
 	// Addresses, the primary one first.
 	IPv4, IPv6 []netip.Addr
-	// IPv4Count and IPv6Count are how many addresses to have in total, given
-	// ones included; 0 means one if the subnet has the family, negative none.
+	// IPv4Count and IPv6Count are the total numbers of addresses, including given ones; 0 means
+	// one if the subnet has the family, negative means none.
 	IPv4Count, IPv6Count int
 	// Delegated prefixes: /28 and /80.
 	PrefixesV4, PrefixesV6 []netip.Prefix
-	// PrefixV4Count and PrefixV6Count are how many prefixes to have in total.
+	// PrefixV4Count and PrefixV6Count are the total numbers of prefixes.
 	PrefixV4Count, PrefixV6Count int
 
-	// Propagation of the metadata at each attachment; nil: that of the VPC's
-	// behaviour, while the instance runs. The metadata come before the link, unless
-	// the propagation says when the ENI is listed: that is counted from the link on.
+	// Propagation of the metadata at each attachment; nil: that of the VPC's behaviour, while
+	// the instance runs. The metadata appear before the link, unless the propagation sets a
+	// time for the listing, which counts from the link on.
 	Propagation *imds.Propagation
 }
 
-// ENI is an elastic network interface of an instance. Whether its metadata is
-// published and whether its link is plugged in are two things: [Instance.Attach]
-// does both.
+// ENI is an elastic network interface of an instance. Its metadata can be published and its
+// link plugged in separately; [Instance.Attach] does both.
 type ENI struct {
 	vpc    *VPC
 	inst   *Instance
@@ -58,7 +57,7 @@ type ENI struct {
 	mac    net.HardwareAddr
 	port   string // name of the VPC's end
 
-	// work makes one change after the other: what is in force is the last one.
+	// work serializes changes, so that the last one takes effect.
 	work sync.Mutex
 
 	// Guarded by vpc.mu.
@@ -82,8 +81,8 @@ type ENI struct {
 // maxEvents bounds the DHCP log of an ENI.
 const maxEvents = 10_000
 
-// Create makes an ENI for the instance, with its addresses and its source check,
-// without attaching it: see [ENI.Publish] and [ENI.Plug].
+// Create creates an ENI for the instance, with its addresses and its source check, without
+// attaching it: see [ENI.Publish] and [ENI.Plug].
 func (inst *Instance) Create(ctx context.Context, spec ENISpec) (*ENI, error) {
 	e, err := inst.create(spec)
 	if err != nil {
@@ -99,7 +98,7 @@ func (inst *Instance) Create(ctx context.Context, spec ENISpec) (*ENI, error) {
 	return e, nil
 }
 
-// create reserves what the ENI needs.
+// create reserves the resources of the ENI.
 func (inst *Instance) create(spec ENISpec) (_ *ENI, err error) {
 	v := inst.vpc
 	v.mu.Lock()
@@ -209,7 +208,7 @@ func (e *ENI) takePrefixes(list *[]netip.Prefix, subnet netip.Prefix, given []ne
 	return nil
 }
 
-// release gives all addresses back.
+// release returns all addresses.
 func (e *ENI) release() {
 	for _, a := range slices.Concat(e.ipv4, e.ipv6) {
 		delete(e.subnet.pool.used, a)
@@ -226,11 +225,11 @@ func (e *ENI) ID() string { return e.id }
 // MAC is the ENI's address.
 func (e *ENI) MAC() net.HardwareAddr { return slices.Clone(e.mac) }
 
-// Subnet is where the ENI is.
+// Subnet returns the subnet of the ENI.
 func (e *ENI) Subnet() *Subnet { return e.subnet }
 
-// Name is the name that the link has, or is to have, when it is plugged in; what
-// the instance makes of it later is not known here.
+// Name returns the name that the link has, or will have, when it is plugged in. It does not
+// follow a later renaming by the instance.
 func (e *ENI) Name() string {
 	e.vpc.mu.Lock()
 	defer e.vpc.mu.Unlock()
@@ -268,15 +267,14 @@ func (e *ENI) Prefixes() []netip.Prefix {
 	return slices.Concat(e.prefixes4, e.prefixes6)
 }
 
-// Published tells whether the metadata has the ENI; Plugged, whether the link is
-// there.
+// Published reports whether the metadata lists the ENI, and Plugged whether the link exists.
 func (e *ENI) Published() bool {
 	e.vpc.mu.Lock()
 	defer e.vpc.mu.Unlock()
 	return e.published
 }
 
-// Plugged tells whether the link is plugged in.
+// Plugged reports whether the link is plugged in.
 func (e *ENI) Plugged() bool {
 	e.vpc.mu.Lock()
 	defer e.vpc.mu.Unlock()
@@ -299,13 +297,13 @@ func (e *ENI) note(event DHCPEvent) {
 	e.events = append(e.events, event)
 }
 
-// linkLocal4 is the address that DHCPv4 hands out in a subnet without IPv4.
+// linkLocal4 returns the address that DHCPv4 leases in a subnet without IPv4.
 func (e *ENI) linkLocal4() netip.Addr {
 	// 169.254.1.0 … 169.254.168.255, below the link-local services.
 	return netip.AddrFrom4([4]byte{169, 254, 1 + e.mac[4]%168, e.mac[5]})
 }
 
-// sources returns what the ENI may send from; vpc.mu is held.
+// sources returns the permitted sources of the ENI; vpc.mu is held.
 func (e *ENI) sources() []netip.Prefix {
 	var out []netip.Prefix
 	for _, a := range slices.Concat(e.ipv4, e.ipv6) {
@@ -317,15 +315,15 @@ func (e *ENI) sources() []netip.Prefix {
 	return slices.Concat(out, e.prefixes4, e.prefixes6)
 }
 
-// nextHop is an address, used nowhere else, under which the router knows the
-// ENI's MAC: what a delegated IPv6 prefix is routed to.
+// nextHop returns an address, used nowhere else, for which the router knows the ENI's MAC
+// address: it routes delegated IPv6 prefixes through it.
 func (e *ENI) nextHop() netip.Addr {
 	b := [16]byte{0xfe, 0x80, 8: 0x0e, 9: 0xc2}
 	copy(b[10:], e.mac)
 	return netip.AddrFrom16(b)
 }
 
-// metadata renders what the instance reads; vpc.mu is held.
+// metadata returns the metadata for the instance; vpc.mu is held.
 func (e *ENI) metadata() imds.Interface {
 	sn := e.subnet.spec
 	i := imds.Interface{
@@ -346,13 +344,13 @@ func (e *ENI) metadata() imds.Interface {
 	return i
 }
 
-// hostname4 is the name that EC2 makes of an address.
+// hostname4 returns the name that EC2 derives from an address.
 func hostname4(a netip.Addr) string {
 	return "ip-" + strings.ReplaceAll(a.String(), ".", "-") + ".ec2.internal"
 }
 
-// apply brings the source check, the router and, if published, the metadata in
-// line with the ENI's addresses. New addresses work before they are announced.
+// apply updates the source check, the router and, if published, the metadata to match the ENI's
+// addresses. New addresses work before they are announced.
 func (e *ENI) apply(ctx context.Context, p imds.Propagation) error {
 	v := e.vpc
 	v.mu.Lock()
@@ -416,7 +414,7 @@ func (e *ENI) apply(ctx context.Context, p imds.Propagation) error {
 	return nil
 }
 
-// neighbours returns the addresses whose MAC the router knows; vpc.mu is held.
+// neighbours returns the addresses whose MAC address the router knows; vpc.mu is held.
 func (e *ENI) neighbours() []netip.Addr {
 	out := slices.Concat(e.ipv4, e.ipv6)
 	for _, p := range e.prefixes4 {
@@ -433,7 +431,7 @@ func (e *ENI) neighbours() []netip.Addr {
 	return out
 }
 
-// Publish makes the metadata show the ENI.
+// Publish adds the ENI to the metadata.
 func (e *ENI) Publish(p imds.Propagation) {
 	e.work.Lock()
 	defer e.work.Unlock()
@@ -445,7 +443,7 @@ func (e *ENI) Publish(p imds.Propagation) {
 	e.inst.meta.PutInterface(meta, p)
 }
 
-// Withdraw makes the metadata forget the ENI, after it has lingered.
+// Withdraw removes the ENI from the metadata, after its lingering time.
 func (e *ENI) Withdraw(linger time.Duration) {
 	e.work.Lock()
 	defer e.work.Unlock()
@@ -455,8 +453,7 @@ func (e *ENI) Withdraw(linger time.Duration) {
 	e.inst.meta.RemoveInterface(e.mac.String(), linger)
 }
 
-// Plug makes the ENI's link appear in the instance; if that is not running, as
-// soon as it boots.
+// Plug adds the ENI's link to the instance; if that is not running, at its next boot.
 func (e *ENI) Plug(ctx context.Context) error {
 	e.vpc.mu.Lock()
 	e.plugged = true
@@ -474,11 +471,11 @@ func (e *ENI) Plug(ctx context.Context) error {
 	return nil
 }
 
-// instanceMTU is that of ENA until somebody sets another (facts: ena).
+// instanceMTU is the MTU of ENA until somebody changes it (facts: ena).
 const instanceMTU = 1500
 
-// pair makes a veth pair: one end in the VPC, the other straight in the container, with its
-// final name and MAC.
+// pair creates a veth pair: one end in the VPC, the other directly in the container, with its
+// final name and MAC address.
 func (e *ENI) pair(t *thread) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = e.port
@@ -490,8 +487,8 @@ func (e *ENI) pair(t *thread) error {
 	return e.vpc.thread.link.LinkAdd(veth)
 }
 
-// link makes the link of an ENI on the subnet's bridge: that of a container is then in it, and
-// that of a machine can be plugged in.
+// link creates the link of an ENI on the subnet's bridge: the link of a container is then in
+// it, and that of a machine can be plugged in.
 func (e *ENI) link(r *running) error {
 	link := e.vpc.thread.link
 	var err error
@@ -508,10 +505,9 @@ func (e *ENI) link(r *running) error {
 		do   func(netlink.Link) error
 	}{
 		{"joining the bridge", func(l netlink.Link) error { return link.LinkSetMaster(l, e.subnet.bridge) }},
-		// The bridge answers ARP for what the router knows to be behind this port
-		// (proxy_arp alone would keep multicast from the port, neigh_suppress
-		// would not answer requests from other such ports), and a source address
-		// teaches it nothing.
+		// The bridge answers ARP for the addresses that the router knows behind this port
+		// (proxy_arp alone would keep multicast from the port, neigh_suppress would not answer
+		// requests from other such ports), and it does not learn from source addresses.
 		{"switching the ARP proxy on", func(l netlink.Link) error { return link.LinkSetBrProxyArpWiFi(l, true) }},
 		{"switching learning off", func(l netlink.Link) error { return link.LinkSetLearning(l, false) }},
 		{"setting the forwarding entry", func(l netlink.Link) error {
@@ -536,7 +532,7 @@ func (e *ENI) link(r *running) error {
 	return nil
 }
 
-// Unplug takes the link out of the instance. A machine has to let it go first.
+// Unplug removes the link from the instance. A machine has to release it first.
 func (e *ENI) Unplug(ctx context.Context) error {
 	e.vpc.mu.Lock()
 	was := e.plugged
@@ -550,7 +546,7 @@ func (e *ENI) Unplug(ctx context.Context) error {
 	return e.removeLink()
 }
 
-// removeLink removes the VPC's end of the link, and with it that of a container.
+// removeLink removes the VPC's end of the link, and thereby that of a container.
 func (e *ENI) removeLink() error {
 	link := e.vpc.thread.link
 	l, err := link.LinkByName(e.port)
@@ -566,12 +562,12 @@ func (e *ENI) removeLink() error {
 	return nil
 }
 
-// linkGone reports whether an error says that a link is not there (any more).
+// linkGone reports whether an error says that a link does not exist (any more).
 func linkGone(err error) bool {
 	return errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV)
 }
 
-// Attach makes an ENI and attaches it: the metadata shows it, and the link is there.
+// Attach creates an ENI and attaches it: the metadata lists it, and its link exists.
 func (inst *Instance) Attach(ctx context.Context, spec ENISpec) (*ENI, error) {
 	e, err := inst.Create(ctx, spec)
 	if err != nil {
@@ -601,7 +597,7 @@ func (e *ENI) nextPropagation() imds.Propagation {
 	defer v.mu.Unlock()
 	e.attachments++
 	profile := v.Behaviour().Propagation
-	switch { // an instance that is off has all its metadata when it boots
+	switch { // an instance that is off has complete metadata when it boots
 	case e.propagation != nil:
 		return *e.propagation
 	case !e.inst.Running() || profile == Propagation{}:
@@ -613,14 +609,13 @@ func (e *ENI) nextPropagation() imds.Propagation {
 	return p
 }
 
-// Detach takes the link out and the ENI out of the metadata, at once. The ENI
+// Detach removes the link from the instance and the ENI from the metadata, at once. The ENI
 // keeps its addresses and its counters: see [ENI.Reattach] and [ENI.Delete].
 func (e *ENI) Detach(ctx context.Context) error {
 	return e.DetachLingering(ctx, 0)
 }
 
-// DetachLingering is [ENI.Detach] with metadata that goes on listing the ENI for
-// a while.
+// DetachLingering is [ENI.Detach] with metadata that continue to list the ENI for a while.
 func (e *ENI) DetachLingering(ctx context.Context, linger time.Duration) error {
 	err := e.Unplug(ctx)
 	e.Withdraw(linger)
@@ -641,22 +636,21 @@ func (e *ENI) Reattach(ctx context.Context, name string) error {
 	return e.attach(ctx)
 }
 
-// SetDeviceIndex changes the number that a detached ENI gets when it is attached
-// again.
+// SetDeviceIndex changes the number for the next attachment of a detached ENI.
 func (e *ENI) SetDeviceIndex(index int) {
 	e.vpc.mu.Lock()
 	defer e.vpc.mu.Unlock()
 	e.index = index
 }
 
-// SetPropagation changes [ENISpec].Propagation for the attachments to come.
+// SetPropagation changes [ENISpec].Propagation for later attachments.
 func (e *ENI) SetPropagation(p *imds.Propagation) {
 	e.vpc.mu.Lock()
 	defer e.vpc.mu.Unlock()
 	e.propagation = p
 }
 
-// Delete detaches a secondary ENI and gives its addresses back. Its counters go.
+// Delete detaches a secondary ENI and returns its addresses. Its counters are removed.
 func (e *ENI) Delete(ctx context.Context) error {
 	if e == e.inst.Primary() {
 		return fmt.Errorf("deleting %s: it is the primary ENI, which lives as long as %s", e.id, e.inst.id)
@@ -683,10 +677,10 @@ func (e *ENI) Delete(ctx context.Context) error {
 	return errors.Join(err, v.nft(ctx, filterRemove(e.filterName(), e.port)))
 }
 
-// Reveal ends the propagation of metadata keys of the ENI; without keys, of all.
+// Reveal ends the propagation of metadata keys of the ENI; without keys, of all keys.
 func (e *ENI) Reveal(keys ...string) { e.inst.meta.Reveal(e.mac.String(), keys...) }
 
-// change applies f to the ENI's addresses, and then to everything else.
+// change applies f to the ENI's addresses, and then updates everything else.
 func (e *ENI) change(ctx context.Context, what string, f func() error) error {
 	e.work.Lock()
 	defer e.work.Unlock()
@@ -702,8 +696,8 @@ func (e *ENI) change(ctx context.Context, what string, f func() error) error {
 	return nil
 }
 
-// AssignIPv4 gives the ENI the named secondary addresses; without any, one that
-// is free. It returns those that are new.
+// AssignIPv4 assigns the given secondary addresses to the ENI; without any, a free one. It
+// returns the new ones.
 func (e *ENI) AssignIPv4(ctx context.Context, addrs ...netip.Addr) ([]netip.Addr, error) {
 	return e.assignAddrs(ctx, &e.ipv4, e.subnet.pool.v4, addrs)
 }
@@ -719,7 +713,7 @@ func (e *ENI) assignAddrs(ctx context.Context, list *[]netip.Addr, subnet netip.
 	})
 }
 
-// assign has take add to a list of the ENI, all or nothing, and returns what is new.
+// assign lets take add to a list of the ENI, all or nothing, and returns the new elements.
 func assign[T comparable](ctx context.Context, e *ENI, what string, list *[]T, used map[T]string, take func() error) ([]T, error) {
 	var added []T
 	err := e.change(ctx, what, func() error {
@@ -737,12 +731,12 @@ func assign[T comparable](ctx context.Context, e *ENI, what string, list *[]T, u
 	return added, err
 }
 
-// UnassignIPv4 takes secondary addresses away.
+// UnassignIPv4 unassigns secondary addresses.
 func (e *ENI) UnassignIPv4(ctx context.Context, addrs ...netip.Addr) error {
 	return e.unassignAddrs(ctx, &e.ipv4, addrs)
 }
 
-// UnassignIPv6 takes addresses away.
+// UnassignIPv6 unassigns addresses.
 func (e *ENI) UnassignIPv6(ctx context.Context, addrs ...netip.Addr) error {
 	return e.unassignAddrs(ctx, &e.ipv6, addrs)
 }
@@ -768,8 +762,8 @@ func (e *ENI) unassignAddrs(ctx context.Context, list *[]netip.Addr, addrs []net
 	})
 }
 
-// PermuteIPv4 changes the order in which the metadata list the secondary
-// addresses: it says nothing (A2). The order is that of a comparison.
+// PermuteIPv4 changes the order of the secondary addresses in the metadata, which has no
+// meaning (A2). compare defines the order.
 func (e *ENI) PermuteIPv4(ctx context.Context, compare func(a, b netip.Addr) int) error {
 	return e.change(ctx, "permuting the addresses of", func() error {
 		if len(e.ipv4) > 1 {
@@ -779,8 +773,8 @@ func (e *ENI) PermuteIPv4(ctx context.Context, compare func(a, b netip.Addr) int
 	})
 }
 
-// PermuteIPv6 changes the order of all IPv6 addresses: the first is the source of what does not
-// bind (A11).
+// PermuteIPv6 changes the order of all IPv6 addresses: the first one is the source of sockets
+// that are not bound (A11).
 func (e *ENI) PermuteIPv6(ctx context.Context, compare func(a, b netip.Addr) int) error {
 	return e.change(ctx, "permuting the IPv6 addresses of", func() error {
 		slices.SortFunc(e.ipv6, compare)
@@ -788,13 +782,13 @@ func (e *ENI) PermuteIPv6(ctx context.Context, compare func(a, b netip.Addr) int
 	})
 }
 
-// AssignPrefixV4 delegates /28 prefixes to the ENI; without any, one that is
-// free. It returns those that are new.
+// AssignPrefixV4 delegates /28 prefixes to the ENI; without any, a free one. It returns the new
+// ones.
 func (e *ENI) AssignPrefixV4(ctx context.Context, prefixes ...netip.Prefix) ([]netip.Prefix, error) {
 	return e.assignPrefixes(ctx, &e.prefixes4, e.subnet.pool.v4, prefixes)
 }
 
-// AssignPrefixV6 delegates /80 prefixes; without any, one that is free.
+// AssignPrefixV6 delegates /80 prefixes; without any, a free one.
 func (e *ENI) AssignPrefixV6(ctx context.Context, prefixes ...netip.Prefix) ([]netip.Prefix, error) {
 	return e.assignPrefixes(ctx, &e.prefixes6, e.subnet.pool.v6, prefixes)
 }
@@ -805,7 +799,7 @@ func (e *ENI) assignPrefixes(ctx context.Context, list *[]netip.Prefix, subnet n
 	})
 }
 
-// UnassignPrefix takes delegated prefixes of any family away.
+// UnassignPrefix removes delegated prefixes of any family.
 func (e *ENI) UnassignPrefix(ctx context.Context, prefixes ...netip.Prefix) error {
 	return e.change(ctx, "taking prefixes from", func() error {
 		for _, p := range prefixes {

@@ -18,16 +18,16 @@ import (
 type Command struct {
 	Argv  []string
 	Stdin io.Reader
-	// User to run it as, with its groups; default: root. See [OrdinaryUser].
+	// User that runs it, with its groups; default: root. See [OrdinaryUser].
 	User string
 	// Env is added to the environment.
 	Env []string
-	// Interactive leaves the command in the caller's process group, so that it
-	// can use the caller's terminal.
+	// Interactive keeps the command in the caller's process group, so that it can use
+	// the caller's terminal.
 	Interactive bool
 }
 
-// ExecError tells how a command in an instance failed.
+// ExecError says how a command in an instance failed.
 type ExecError struct {
 	Instance string
 	Argv     []string
@@ -49,7 +49,7 @@ func (e *ExecError) Error() string {
 	return fmt.Sprintf("running %q in %s: %v%s", strings.Join(e.Argv, " "), e.Instance, e.Err, text)
 }
 
-// Unwrap returns what os/exec said.
+// Unwrap returns the error of os/exec.
 func (e *ExecError) Unwrap() error { return e.Err }
 
 // Exec runs a command in the instance as root and returns its output. An error
@@ -93,9 +93,9 @@ func (inst *Instance) Run(ctx context.Context, c Command) (string, error) {
 	return stdout.String(), nil
 }
 
-// Command prepares a command in all namespaces of the running container; the
-// caller connects and starts it. It is killed, with what it has started, when ctx
-// ends. For a machine see [RunInMachine].
+// Command prepares a command in all namespaces of the running container; the caller
+// connects and starts it. The command, with all its children, is killed when ctx ends.
+// For a machine see [RunInMachine].
 func (inst *Instance) Command(ctx context.Context, c Command) (*exec.Cmd, error) {
 	leader := inst.Leader()
 	switch {
@@ -107,8 +107,8 @@ func (inst *Instance) Command(ctx context.Context, c Command) (*exec.Cmd, error)
 	return CommandIn(ctx, leader, c)
 }
 
-// CommandIn is [Instance.Command] for an instance of another process, by the PID
-// of its leader.
+// CommandIn is [Instance.Command] for an instance of another process, identified by the
+// PID of its leader.
 func CommandIn(ctx context.Context, leader int, c Command) (*exec.Cmd, error) {
 	argv, env, err := c.full()
 	if err != nil {
@@ -125,7 +125,7 @@ func CommandIn(ctx context.Context, leader int, c Command) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// full returns the command with what makes it one of its user, and its environment.
+// full returns the command with a wrapper for its user, and its environment.
 func (c Command) full() (argv, env []string, err error) {
 	if len(c.Argv) == 0 {
 		return nil, nil, errors.New("no command")

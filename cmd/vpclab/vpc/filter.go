@@ -11,11 +11,11 @@ import (
 )
 
 // The source check of EC2, as nftables rules of the bridge family in the VPC's
-// namespace: one chain an ENI, met by every frame that comes from its port.
+// namespace: one chain per ENI, for every frame from its port.
 
-// Drops counts the packets of an ENI that the source check has dropped, by what
-// was wrong with them. Multicast group reports, which Linux sends from 0.0.0.0
-// while a link has no address and which a VPC never carries, are not counted.
+// Drops counts the packets of an ENI that the source check has dropped, by reason. It
+// does not count multicast group reports, which Linux sends from 0.0.0.0 while a link
+// has no address and which a VPC never carries.
 type Drops struct {
 	MAC  uint64 `json:"mac"`  // a foreign Ethernet source
 	ARP  uint64 `json:"arp"`  // an ARP sender that is not an address of the ENI
@@ -23,7 +23,7 @@ type Drops struct {
 	IPv6 uint64 `json:"ipv6"` // an IPv6 source that is not the ENI's
 }
 
-// Total is the number of all drops.
+// Total returns the number of all drops.
 func (d Drops) Total() uint64 { return d.MAC + d.ARP + d.IPv4 + d.IPv6 }
 
 //nolint:dupword // nft: "ether type arp" is a match, and "arp operation" another
@@ -48,7 +48,7 @@ table bridge vpclab {
 // filterName is the suffix of the names of an ENI's chain, sets and counters.
 func (e *ENI) filterName() string { return "e" + strings.TrimPrefix(e.id, "eni-") }
 
-// filterRules makes the chain of a new ENI.
+// filterRules returns the chain of a new ENI.
 func filterRules(name, port, mac string) string {
 	r := strings.NewReplacer("NAME", name, "PORT", port, "MAC", mac)
 	//nolint:dupword // as in filterBase
@@ -78,7 +78,7 @@ add element bridge vpclab ports { "PORT" : jump c_NAME }
 `)
 }
 
-// filterSources sets what an ENI may send from; nft applies all of it at once.
+// filterSources sets the permitted sources of an ENI; nft applies all of it at once.
 func filterSources(name string, sources []netip.Prefix) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "flush set bridge vpclab %s_v4\nflush set bridge vpclab %s_v6\n", name, name)
@@ -119,15 +119,15 @@ func (v *VPC) nft(ctx context.Context, script string) error {
 	return nil
 }
 
-// CutMetadata drops what the ENI sends to the metadata service, or ends that: as when
-// an ENI's own link or route is out of order.
+// CutMetadata drops packets of the ENI to the metadata service, or stops that: it
+// simulates a broken link or route of an ENI.
 func (e *ENI) CutMetadata(ctx context.Context, cut bool) error {
 	verb := map[bool]string{true: "add", false: "delete"}[cut]
 	return e.vpc.nft(ctx, fmt.Sprintf("%s element bridge vpclab cut { %q }\n", verb, e.port))
 }
 
-// Drops reads how many packets of the ENI the source check has dropped since the
-// ENI was made.
+// Drops returns the number of packets of the ENI that the source check has dropped
+// since the ENI was created.
 func (e *ENI) Drops(ctx context.Context) (Drops, error) {
 	cmd := exec.CommandContext(ctx, "nft", "-j", "list", "counters", "table", "bridge", "vpclab")
 	var stdout, stderr bytes.Buffer

@@ -14,10 +14,10 @@ import (
 	"sync"
 )
 
-// Commands run in a machine by an agent in it, without its network: over a virtio port go
-// frames of a channel, which is one command, a kind, and data. The lab's process has the other
-// end of the port, and passes frames on between it and the connections to a socket, one a
-// command, so that "vpclab exec" can run commands too.
+// An agent runs commands in a machine without using its network: frames go over a virtio port.
+// A frame has a channel, which identifies one command, a kind, and data. The lab's process has
+// the other end of the port, and passes frames between it and the connections to a socket, one
+// per command, so that "vpclab exec" can run commands too.
 
 // agent is the program in the machine.
 //
@@ -30,7 +30,7 @@ const (
 	agentPort = "org.ec2netd.vpclab"
 )
 
-// agentFiles start the agent early in the boot, and end it with the last processes.
+// agentFiles start the agent early in the boot, and stop it with the last processes.
 var agentFiles = map[string]string{
 	agentPath: agent,
 	"/etc/systemd/system/" + agentUnit: `[Unit]
@@ -90,8 +90,8 @@ func (f frame) bytes() []byte {
 	return append(b, f.data...)
 }
 
-// commandFrame is what starts a command: NUL-separated, how many arguments it has, they, and
-// its environment.
+// commandFrame is the frame that starts a command: NUL-separated, the number of arguments, the
+// arguments, and the environment.
 func commandFrame(c Command) (frame, error) {
 	argv, env, err := c.full()
 	if err != nil {
@@ -128,7 +128,7 @@ type session struct {
 	gone  chan struct{} // nobody wants its frames any more
 }
 
-// newGuest passes frames on between a machine's port and the connections to a socket.
+// newGuest passes frames between a machine's port and the connections to a socket.
 func newGuest(port net.Conn, listener net.Listener) *guest {
 	g := &guest{port: port, listener: listener, hello: make(chan struct{}), open: make(map[uint32]*session)}
 	g.tasks.Go(g.read)
@@ -136,7 +136,7 @@ func newGuest(port net.Conn, listener net.Listener) *guest {
 	return g
 }
 
-// read passes on what the agent says. A command whose output nobody reads holds up all.
+// read passes on the agent's frames. A command whose output nobody reads blocks all others.
 func (g *guest) read() {
 	defer g.end()
 	r := bufio.NewReader(g.port)
@@ -165,7 +165,7 @@ func (g *guest) read() {
 	}
 }
 
-// accept takes commands until the listener is closed.
+// accept accepts commands until the listener is closed.
 func (g *guest) accept() {
 	for {
 		conn, err := g.listener.Accept()
@@ -205,7 +205,7 @@ func (g *guest) serve(channel uint32, s *session) {
 	for {
 		f, err := readFrame(r)
 		if err != nil {
-			f = frame{kind: frameKill} // of a command that has ended the agent knows nothing
+			f = frame{kind: frameKill} // the agent ignores it for a command that has ended
 		}
 		f.channel = channel
 		if g.send(f) != nil || err != nil {
@@ -237,21 +237,21 @@ func (g *guest) end() {
 
 // close ends everything and waits for that.
 func (g *guest) close() {
-	_ = g.listener.Close() // it is only accepted from
+	_ = g.listener.Close() // it only accepts connections
 	g.port.Close()
 	g.end()
 	g.tasks.Wait()
 }
 
-// StatusError is how a command in a machine has ended, if not with the exit status 0.
+// StatusError is the exit status of a command in a machine, if not 0.
 type StatusError int
 
 // Error implements error.
 func (e StatusError) Error() string { return "exit status " + strconv.Itoa(int(e)) }
 
-// RunInMachine runs a command in a machine, also in one of another process, by its
-// [InstanceStatus].Socket. It is killed, with what it has started, when ctx ends. Its error is
-// a [StatusError] if the command ran.
+// RunInMachine runs a command in a machine, which may belong to another process, by its
+// [InstanceStatus].Socket. The command, with all its children, is killed when ctx ends. The
+// error is a [StatusError] if the command ran.
 func RunInMachine(ctx context.Context, socket string, c Command, stdout, stderr io.Writer) error {
 	first, err := commandFrame(c)
 	if err != nil {
@@ -270,7 +270,8 @@ func RunInMachine(ctx context.Context, socket string, c Command, stdout, stderr 
 	}
 	go func() {
 		if c.Stdin != nil {
-			// An error is a command that has ended, or one of the reader, which ends here too.
+			// An error means that the command has ended, or that the reader has, which ends
+			// here too.
 			_, _ = io.Copy(inputWriter{conn}, c.Stdin)
 		}
 		_, _ = conn.Write(frame{kind: frameEnd}.bytes())
@@ -302,7 +303,7 @@ func RunInMachine(ctx context.Context, socket string, c Command, stdout, stderr 
 	}
 }
 
-// inputWriter sends what is written to it to a command's standard input.
+// inputWriter passes written data to a command's standard input.
 type inputWriter struct{ conn net.Conn }
 
 func (w inputWriter) Write(p []byte) (int, error) {

@@ -40,7 +40,7 @@ func addOffset(base netip.Addr, n uint64) netip.Addr {
 	return addr
 }
 
-// pool hands out what is free in a subnet.
+// pool manages the free addresses and prefixes of a subnet.
 type pool struct {
 	v4, v6 netip.Prefix
 	used   map[netip.Addr]string   // address → ENI
@@ -53,7 +53,7 @@ const (
 	prefixBits6 = 80
 )
 
-// Where automatic addresses start: EC2 reserves the first four of a subnet.
+// Start of automatic addresses: EC2 reserves the first four of a subnet.
 const firstHost = 10
 
 func (p *pool) free(addr netip.Addr) bool {
@@ -68,12 +68,12 @@ func (p *pool) free(addr netip.Addr) bool {
 	return true
 }
 
-// reserved reports whether EC2 keeps an address of a subnet for itself.
+// reserved reports whether EC2 reserves an address of a subnet.
 func reserved(addr netip.Addr, subnet netip.Prefix) bool {
 	return addr.Less(addOffset(subnet.Addr(), 4)) || !subnet.Contains(addr.Next())
 }
 
-// take reserves one address of a family, a given one or any.
+// take reserves one address of a family, either a given or any free one.
 func (p *pool) take(owner string, subnet netip.Prefix, want netip.Addr) (netip.Addr, error) {
 	if !subnet.IsValid() {
 		return netip.Addr{}, fmt.Errorf("the subnet has no such addresses")
@@ -104,7 +104,7 @@ func (p *pool) take(owner string, subnet netip.Prefix, want netip.Addr) (netip.A
 	return netip.Addr{}, fmt.Errorf("no free address in %s", subnet)
 }
 
-// takePrefix reserves one delegated prefix, a given one or any.
+// takePrefix reserves one delegated prefix, either a given or any free one.
 func (p *pool) takePrefix(owner string, subnet, want netip.Prefix) (netip.Prefix, error) {
 	if !subnet.IsValid() {
 		return netip.Prefix{}, fmt.Errorf("the subnet has no such addresses")
@@ -138,7 +138,7 @@ func (p *pool) takePrefix(owner string, subnet, want netip.Prefix) (netip.Prefix
 		p.usedP[want] = owner
 		return want, nil
 	}
-	// From the middle of the subnet on, away from the automatic addresses.
+	// Start in the middle of the subnet, away from the automatic addresses.
 	half := addOffsetBits(subnet.Addr(), subnet.Bits()+1)
 	for n := range 4096 {
 		addr := half

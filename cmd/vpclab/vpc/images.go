@@ -18,12 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultCacheDir is where images are kept; the environment variable VPCLAB_CACHE
-// names another place.
+// DefaultCacheDir is the directory of images; the environment variable VPCLAB_CACHE
+// overrides it.
 const DefaultCacheDir = "/var/cache/vpclab"
 
-// Suites are the Debian suites of which images can be made, with the systemd
-// that they have (sid: at the time of writing).
+// Suites are the Debian suites for images, with their versions of systemd (sid: at the time
+// of writing).
 var Suites = []Suite{{"bookworm", "252"}, {"trixie", "257"}, {"sid", "262"}}
 
 // Suite is a Debian suite.
@@ -32,34 +32,34 @@ type Suite struct {
 	Systemd string // major version
 }
 
-// packages is what an image has beyond what is essential: what a cloud image of
-// Debian has, as far as it touches the network.
+// packages are the packages of an image besides the essential ones: those of a Debian cloud
+// image that concern the network.
 var packages = []string{
 	"systemd-sysv", "systemd-resolved", "dbus", "udev", "polkitd", "libpam-systemd",
 	"iproute2", "iputils-ping", "procps", "nftables", "login", "passwd",
 }
 
-// extra are packages of suites that have them: systemd-imdsd, of systemd 261 and later,
-// is a package of its own.
+// extra are packages of certain suites: systemd-imdsd, part of systemd 261 and later, is a
+// separate package.
 var extra = map[string][]string{"sid": {"systemd-imds"}}
 
-// masked units would cost time in a container and have nothing to do in it.
+// masked units would take time in a container and are of no use in it.
 var masked = []string{
 	"console-getty.service", "getty@.service", "getty.target", "systemd-firstboot.service",
 	"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
 	"e2scrub_reap.service", "fstrim.timer", "systemd-pstore.service",
 }
 
-// OrdinaryUser is a user of every image, for what must work without privileges.
+// OrdinaryUser is a user of every image, for tests without privileges.
 const OrdinaryUser = "ec2-user"
 
-// customize is run in the new image's parent with its path as $1. Networkd and
-// all that could own a link stay as Debian ships them.
+// customize runs in the parent of the new image with its path as $1. It leaves networkd and
+// all other software that could configure links as Debian ships them.
 var customize = []string{
 	`for u in ` + strings.Join(masked, " ") + `; do ln -sf /dev/null "$1/etc/systemd/system/$u"; done`,
 	`chroot "$1" useradd --create-home --shell /bin/bash ` + OrdinaryUser,
 	`: > "$1/etc/machine-id"; rm -f "$1/etc/hostname" "$1/etc/resolv.conf"; ln -s ../run/systemd/resolve/stub-resolv.conf "$1/etc/resolv.conf"`,
-	// What ConditionNeedsUpdate= would do at the first boot is done already.
+	// This does what ConditionNeedsUpdate= units would do at the first boot.
 	`chroot "$1" journalctl --update-catalog; touch "$1/etc/.updated" "$1/var/.updated"`,
 }
 
@@ -76,7 +76,7 @@ type Images struct {
 	// Dir is the cache's directory; the default is that of VPCLAB_CACHE, or else
 	// [DefaultCacheDir].
 	Dir string
-	// Logf, if set, is told what takes long.
+	// Logf, if set, is called with messages about long steps.
 	Logf func(format string, args ...any)
 }
 
@@ -96,7 +96,7 @@ func (c Images) logf(format string, args ...any) {
 	}
 }
 
-// name is the file name of a suite's image; it changes with what is in it.
+// name returns the file name of a suite's image; it depends on the content.
 func imageName(suite string) string {
 	h := sha256.New()
 	for _, part := range slices.Concat(packages, extra[suite], customize) {
@@ -137,8 +137,8 @@ func knownSuite(suite string) error {
 	return fmt.Errorf("unknown suite %q, want one of %s", suite, strings.Join(names, ", "))
 }
 
-// Get returns the image of a suite, building it if it is not in the cache. The
-// image is in use, and is not removed, until the returned lock is closed.
+// Get returns the image of a suite, and builds it if it is not in the cache. The image is
+// in use, and is not removed, until the returned lock is closed.
 func (c Images) Get(ctx context.Context, suite string) (path string, inUse *os.File, err error) {
 	if err := knownSuite(suite); err != nil {
 		return "", nil, err
@@ -151,8 +151,8 @@ func (c Images) Get(ctx context.Context, suite string) (path string, inUse *os.F
 	})
 }
 
-// get returns a directory of the cache and a lock that says that it is in use. If it is
-// not there it is built, by one of all who want it.
+// get returns a directory of the cache and a lock that marks it as in use. If the directory
+// does not exist, one of the waiting processes builds it.
 func (c Images) get(ctx context.Context, name string, build func(path string) error) (path string, inUse *os.File, err error) {
 	if err := os.MkdirAll(c.dir(), 0o755); err != nil {
 		return "", nil, err
@@ -195,8 +195,7 @@ func (c Images) get(ctx context.Context, name string, build func(path string) er
 	}
 }
 
-// Remove removes images from the cache; those that are in use stay, and are
-// reported as an error.
+// Remove removes images from the cache; images in use stay, and are reported as an error.
 func (c Images) Remove(images ...Image) error {
 	var errs []error
 	for _, i := range images {
@@ -208,7 +207,7 @@ func (c Images) Remove(images ...Image) error {
 		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			errs = append(errs, fmt.Errorf("%s is in use by a lab", i.Path))
 		} else {
-			// The lock's file stays: it is what others hold on to.
+			// The lock's file stays, since others have it locked.
 			errs = append(errs, os.RemoveAll(i.Path))
 		}
 		lock.Close()
@@ -216,8 +215,8 @@ func (c Images) Remove(images ...Image) error {
 	return errors.Join(errs...)
 }
 
-// GetLayer returns what some packages of the suite add to its image: a directory to lay
-// over it, which is built if it is not in the cache. It is in use until the returned
+// GetLayer returns the files that some packages of the suite add to its image: a directory
+// to lay over it, which is built if it is not in the cache. It is in use until the returned
 // lock is closed.
 func (c Images) GetLayer(ctx context.Context, suite, image string, add []string) (path string, inUse *os.File, err error) {
 	add = slices.Compact(slices.Sorted(slices.Values(add)))
@@ -231,9 +230,9 @@ func (c Images) GetLayer(ctx context.Context, suite, image string, add []string)
 	})
 }
 
-// buildLayer has apt install packages into a file system over the image.
+// buildLayer installs packages with apt into a file system over the image.
 func (c Images) buildLayer(ctx context.Context, image, path string, add []string) (err error) {
-	// What an interrupted build has left; we hold the lock of this layer.
+	// Remove the remains of an interrupted build; this process has locked the layer.
 	old, _ := filepath.Glob(filepath.Join(c.dir(), ".layer-"+filepath.Base(path)+"-*"))
 	for _, dir := range old {
 		if err := os.RemoveAll(dir); err != nil {
@@ -252,8 +251,8 @@ func (c Images) buildLayer(ctx context.Context, image, path string, add []string
 			return err
 		}
 	}
-	// apt of this machine, so that the network and proxies are its own; in a mount
-	// namespace, so that nothing stays mounted. Units are not started in a chroot.
+	// Use the apt of this machine, with its network and proxies, in a mount namespace, so
+	// that nothing stays mounted. Units are not started in a chroot.
 	script := `set -e
 mount -t overlay vpclab -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,volatile" "$2/root"
 mount -t proc vpclab "$2/root/proc"
@@ -281,13 +280,13 @@ umount "$ROOT/proc" "$ROOT"
 	return os.Rename(upper, path)
 }
 
-// build makes an image with mmdebstrap in a temporary directory, and puts it in
-// its place when it is complete.
+// build creates an image with mmdebstrap in a temporary directory, and moves it to its
+// place when it is complete.
 func (c Images) build(ctx context.Context, suite, path string) (err error) {
 	if err := needTools("mmdebstrap"); err != nil {
 		return err
 	}
-	// What an interrupted build has left; we hold the lock of this image.
+	// Remove the remains of an interrupted build; this process has locked the image.
 	old, _ := filepath.Glob(filepath.Join(c.dir(), ".build-"+suite+"-*"))
 	for _, dir := range old {
 		if err := os.RemoveAll(dir); err != nil {
@@ -304,7 +303,8 @@ func (c Images) build(ctx context.Context, suite, path string) (err error) {
 	root := filepath.Join(tmp, "root")
 	args := []string{
 		"--quiet", "--variant=minbase", "--format=directory", "--include=" + strings.Join(slices.Concat(packages, extra[suite]), ","),
-		// Snapshots and mirrors behind a proxy may be older than their Release file allows.
+		// Snapshots and mirrors behind a proxy may be older than their Release file
+		// permits.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		`--aptopt=Acquire::Languages "none"`,
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
@@ -317,7 +317,7 @@ func (c Images) build(ctx context.Context, suite, path string) (err error) {
 		args = append(args, "--customize-hook="+hook)
 	}
 	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, suite, root, mirror)...)
-	// mmdebstrap cleans up its mounts when it is asked to stop.
+	// mmdebstrap unmounts everything when it is asked to stop.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	if err := runTool(cmd); err != nil {
 		return err
@@ -373,7 +373,7 @@ var hostPackages = map[string]string{
 	"nsenter": "util-linux", "unshare": "util-linux", qemu: "qemu-system-x86", "mke2fs": "e2fsprogs",
 }
 
-// needTools says which packages are missing on the host.
+// needTools names the missing packages on the host.
 func needTools(tools ...string) error {
 	var missing, install []string
 	for _, tool := range tools {
@@ -391,7 +391,7 @@ func needTools(tools ...string) error {
 		strings.Join(missing, ", "), strings.Join(install, " "))
 }
 
-// runTool runs a command; its error has what the command wrote to stderr.
+// runTool runs a command; its error contains the command's output on stderr.
 func runTool(cmd *exec.Cmd) error {
 	var stderr bytes.Buffer
 	if cmd.Stderr == nil {

@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LabFiles are what ec2netd needs in the lab beyond its installation: its ENIs
-// are veth links here, and the machine below is hardly an EC2 instance. By path, for
-// [InstanceOptions].Files.
+// LabFiles are files that ec2netd needs in the lab besides its installation: its ENIs
+// are veth links here, and the host is usually not an EC2 instance. They are keyed by
+// path, for [InstanceOptions].Files.
 func LabFiles() map[string]string { return labFiles("veth", "Platform=any\n") }
 
-// MachineFiles are [LabFiles] of a machine, which says that it is an EC2 instance.
+// MachineFiles are [LabFiles] for a machine, which identifies itself as an EC2
+// instance.
 func MachineFiles() map[string]string { return labFiles("virtio_net", "") }
 
 func labFiles(driver, platform string) map[string]string {
@@ -32,9 +33,9 @@ func labFiles(driver, platform string) map[string]string {
 // PresetFile is the preset file of ec2netd, relative to a root.
 const PresetFile = "usr/lib/systemd/system-preset/80-ec2netd.preset"
 
-// InstallTree installs ec2netd from a directory that "make install DESTDIR=" has
-// filled: it copies the tree over the root, lets the presets decide what is
-// enabled, and writes [LabFiles], or [MachineFiles] where the root is a machine's.
+// InstallTree installs ec2netd from the result of "make install DESTDIR=": it copies
+// the tree over the root, applies the presets, and writes [LabFiles], or [MachineFiles]
+// if the root is that of a machine.
 func InstallTree(ctx context.Context, root, tree string) error {
 	if _, err := os.Stat(filepath.Join(tree, PresetFile)); err != nil {
 		return fmt.Errorf("%s is not an installation of ec2netd: %w; make one with: make install DESTDIR=%s PREFIX=/usr", tree, err, tree)
@@ -61,8 +62,7 @@ func InstallTree(ctx context.Context, root, tree string) error {
 	return nil
 }
 
-// CopyTree copies the content of a directory over a root. All of it belongs to
-// root there.
+// CopyTree copies the content of a directory over a root. Root owns all the copies.
 func CopyTree(ctx context.Context, root, tree string) error {
 	cmd := exec.CommandContext(ctx, "cp", "--recursive", "--no-dereference", "--preserve=mode,links",
 		filepath.Clean(tree)+"/.", root)
@@ -72,8 +72,8 @@ func CopyTree(ctx context.Context, root, tree string) error {
 	return nil
 }
 
-// WriteFile writes a file of a root by its absolute path, with the directories
-// above it. Symbolic links are followed as inside of the root.
+// WriteFile writes a file of a root by its absolute path, and creates its parent
+// directories. It follows symlinks as inside the root.
 func WriteFile(root, path, text string) error {
 	dir, err := os.OpenRoot(root)
 	if err != nil {
@@ -90,7 +90,7 @@ func WriteFile(root, path, text string) error {
 	return nil
 }
 
-// PresetUnits reads which units a preset file names: systemd.preset(5).
+// PresetUnits returns the units in a preset file: systemd.preset(5).
 func PresetUnits(file string) ([]string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -106,8 +106,8 @@ func PresetUnits(file string) ([]string, error) {
 	return units, nil
 }
 
-// ApplyPresets runs "systemctl preset" of the root's own systemd for those of the
-// units that the root has.
+// ApplyPresets runs "systemctl preset" of the root's own systemd for those of the units
+// that the root has.
 func ApplyPresets(ctx context.Context, root string, units ...string) error {
 	var present []string
 	for _, unit := range units {
@@ -133,7 +133,7 @@ func ApplyPresets(ctx context.Context, root string, units ...string) error {
 	return nil
 }
 
-// Preset lets the presets of the instance decide on units; it may be off or on.
+// Preset applies the presets of the instance to units; the instance may be off or on.
 func (inst *Instance) Preset(ctx context.Context, units ...string) error {
 	if inst.Running() {
 		_, err := inst.Exec(ctx, append([]string{"systemctl", "preset", "--"}, units...)...)

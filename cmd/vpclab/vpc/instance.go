@@ -29,9 +29,9 @@ const (
 	accountID = "123456789012"
 	// rebootStatus is nspawn's exit status when the container wants to reboot.
 	rebootStatus = 133
-	// rebootReason is QEMU's word for that.
+	// rebootReason is QEMU's word for this.
 	rebootReason = "guest-reset"
-	// bootTimeout is how long a boot may take where the caller sets no limit.
+	// bootTimeout is the default timeout of a boot.
 	bootTimeout = 3 * time.Minute
 )
 
@@ -39,33 +39,33 @@ const (
 type InstanceOptions struct {
 	// Suite of Debian; default: trixie. See [Suites].
 	Suite string
-	// Stock names one of [Stocks], if the instance is to boot as that image does; default: an
-	// image in which nothing owns the links.
+	// Stock is the name of one of [Stocks], if the instance should boot like that image;
+	// default: an image in which no software owns the links.
 	Stock string
-	// Type is what the metadata say; default: m7i.large.
+	// Type is the instance type in the metadata; default: m7i.large.
 	Type string
-	// NetworkCards is how many cards the type has; from 2 on, every ENI's
-	// metadata name its card.
+	// NetworkCards is the number of cards of the type; from 2 on, the metadata of every ENI
+	// contain its card.
 	NetworkCards int
 	// Primary is the ENI with which the instance boots.
 	Primary ENISpec
-	// Hostname; default: as EC2 makes it of the primary address.
+	// Hostname; default: the name that EC2 derives from the primary address.
 	Hostname string
-	// MachineID is fixed for the life of the instance; default: a random one.
+	// MachineID is fixed for the lifetime of the instance; default: a random one.
 	MachineID string
-	// Trees are directories that are copied over the root before the first boot,
-	// each followed by [ApplyPresets].
+	// Trees are directories that are copied over the root before the first boot. [ApplyPresets]
+	// follows each of them.
 	Trees []string
 	// Files are written to the root before the first boot, by absolute path.
 	Files map[string]string
-	// Packages are installed besides those of the image; see [Images.GetLayer].
+	// Packages are installed in addition to those of the image; see [Images.GetLayer].
 	Packages []string
-	// Machine asks for a machine: with a kernel of its own, in QEMU, instead of a container.
-	// It takes 40 s to boot. Its links are ens5 to ens16.
+	// Machine requests a machine with its own kernel, in QEMU, instead of a container. It takes
+	// 40 s to boot. Its links are ens5 to ens16.
 	Machine bool
 	// KernelArgs are added to a machine's kernel command line.
 	KernelArgs []string
-	// Install, if set, is then called with the root.
+	// Install, if set, is called last, with the root.
 	Install func(root string) error
 }
 
@@ -103,8 +103,8 @@ type running struct {
 	status  int // of the exit, once exited is closed
 }
 
-// NewInstance makes an instance with its primary ENI, and prepares its root. It
-// does not boot it.
+// NewInstance creates an instance with its primary ENI, and prepares its root. It does not boot
+// it.
 func (v *VPC) NewInstance(ctx context.Context, opts InstanceOptions) (_ *Instance, err error) {
 	if opts.Suite == "" {
 		opts.Suite = "trixie"
@@ -178,8 +178,8 @@ func (v *VPC) NewInstance(ctx context.Context, opts InstanceOptions) (_ *Instanc
 	return inst, nil
 }
 
-// mount lays a writable layer over the image. The mount is private, so that it
-// stays in this mount namespace and in that of the container.
+// mount mounts a writable layer over the image. The mount is private, so that it stays in this
+// mount namespace and in that of the container.
 func (inst *Instance) mount(image string) error {
 	upper, work := filepath.Join(inst.dir, "upper"), filepath.Join(inst.dir, "work")
 	for _, dir := range []string{upper, work, inst.root} {
@@ -195,7 +195,7 @@ func (inst *Instance) mount(image string) error {
 	return unix.Mount("", inst.root, "", unix.MS_PRIVATE, "")
 }
 
-// prepare writes what makes the root this instance's.
+// prepare writes the files that identify the instance to the root.
 func (inst *Instance) prepare(ctx context.Context) error {
 	files := map[string]string{
 		"/etc/machine-id": inst.opts.MachineID + "\n",
@@ -231,18 +231,18 @@ func (inst *Instance) prepare(ctx context.Context) error {
 // ID is the instance's ID.
 func (inst *Instance) ID() string { return inst.id }
 
-// VPC is where the instance is.
+// VPC returns the VPC of the instance.
 func (inst *Instance) VPC() *VPC { return inst.vpc }
 
 // Suite is the Debian suite.
 func (inst *Instance) Suite() string { return inst.opts.Suite }
 
-// Root is the instance's root directory as this machine sees it. /run, /dev and
-// so on of a running instance are not in it: see [Instance.Path]. A machine that has booted has
-// a disk of its own.
+// Root returns the instance's root directory on this machine. It does not contain /run, /dev
+// and so on of a running instance: see [Instance.Path]. A machine that has booted has its own
+// disk.
 func (inst *Instance) Root() string { return inst.root }
 
-// Path is where this machine sees a file of the running container, /run included.
+// Path returns the path on this machine of a file of the running container, including /run.
 func (inst *Instance) Path(path string) string {
 	if leader := inst.Leader(); leader != 0 {
 		return filepath.Join(fmt.Sprintf("/proc/%d/root", leader), path)
@@ -250,14 +250,13 @@ func (inst *Instance) Path(path string) string {
 	return filepath.Join(inst.root, path)
 }
 
-// Metadata is the instance's metadata service, for faults, overrides and the
-// request log.
+// Metadata returns the instance's metadata service, for faults, overrides and the request log.
 func (inst *Instance) Metadata() *imds.Server { return inst.meta }
 
-// Primary is the ENI with which the instance boots.
+// Primary returns the ENI with which the instance boots.
 func (inst *Instance) Primary() *ENI { return inst.ENIs()[0] }
 
-// ENIs returns the ENIs that were made for the instance, the primary first.
+// ENIs returns the ENIs of the instance, the primary one first.
 func (inst *Instance) ENIs() []*ENI {
 	inst.vpc.mu.Lock()
 	defer inst.vpc.mu.Unlock()
@@ -276,7 +275,7 @@ func (inst *Instance) ENI(key string) *ENI {
 	return nil
 }
 
-// freeIndex is the lowest free device index of a card; vpc.mu is held.
+// freeIndex returns the lowest free device index of a card; vpc.mu is held.
 func (inst *Instance) freeIndex(card *int) int {
 	number := func(c *int) int {
 		if c == nil {
@@ -294,7 +293,7 @@ func (inst *Instance) freeIndex(card *int) int {
 	}
 }
 
-// freeName is the next link name; vpc.mu is held.
+// freeName returns the next link name; vpc.mu is held.
 func (inst *Instance) freeName() string {
 	for n := 5; ; n++ {
 		name := "ens" + strconv.Itoa(n)
@@ -304,7 +303,7 @@ func (inst *Instance) freeName() string {
 	}
 }
 
-// publish brings the top-level keys of the metadata up to date.
+// publish updates the top-level keys of the metadata.
 func (inst *Instance) publish() {
 	v := inst.vpc
 	v.mu.Lock()
@@ -326,14 +325,15 @@ func (inst *Instance) publish() {
 	inst.meta.SetInstance(i)
 }
 
-// current returns the boot that is running, or nil.
+// current returns the running boot, or nil.
 func (inst *Instance) current() *running {
 	inst.mu.Lock()
 	defer inst.mu.Unlock()
 	return inst.run
 }
 
-// running returns the thread in the instance's namespace. Of a machine it is not within reach.
+// running returns the thread in the instance's namespace. The namespace of a machine is not
+// accessible.
 func (inst *Instance) running() (*thread, error) {
 	switch r := inst.current(); {
 	case r == nil:
@@ -345,10 +345,10 @@ func (inst *Instance) running() (*thread, error) {
 	}
 }
 
-// Running tells whether the instance is on.
+// Running reports whether the instance is on.
 func (inst *Instance) Running() bool { return inst.current() != nil }
 
-// Leader is the PID of the instance's systemd, 0 if the instance is off, or a machine.
+// Leader returns the PID of the instance's systemd, 0 if the instance is off, or a machine.
 func (inst *Instance) Leader() int {
 	if r := inst.current(); r != nil {
 		return r.leader
@@ -356,8 +356,8 @@ func (inst *Instance) Leader() int {
 	return 0
 }
 
-// BootTime is how long the last boot took: from the start of the container until
-// systemd reported that all of it is up.
+// BootTime returns the duration of the last boot: from the start of the container until systemd
+// reported that the boot was complete.
 func (inst *Instance) BootTime() time.Duration {
 	if r := inst.current(); r != nil {
 		return r.booted
@@ -365,11 +365,11 @@ func (inst *Instance) BootTime() time.Duration {
 	return 0
 }
 
-// Console is the file with what the boots have printed.
+// Console returns the file with the console output of all boots.
 func (inst *Instance) Console() string { return filepath.Join(inst.dir, "console.log") }
 
-// Boot starts the instance and waits until its systemd has reached its default
-// target. Units that failed are no error: see [Instance.FailedUnits].
+// Boot starts the instance and waits until its systemd has reached its default target. Failed
+// units are no error: see [Instance.FailedUnits].
 func (inst *Instance) Boot(ctx context.Context) error {
 	inst.boot.Lock()
 	defer inst.boot.Unlock()
@@ -425,7 +425,7 @@ func (inst *Instance) start(ctx context.Context) (err error) {
 			err = errors.Join(err, inst.release(context.WithoutCancel(ctx), r))
 		}
 	}()
-	// The links are there before the kernel's first process runs, as on EC2.
+	// The links exist before the first process runs, as on EC2.
 	for _, e := range inst.ENIs() {
 		if e.Plugged() {
 			if err := e.link(r); err != nil {
@@ -457,7 +457,7 @@ func (inst *Instance) start(ctx context.Context) (err error) {
 	}
 	started = true
 	go func() {
-		// The error of Wait is the exit status.
+		// The error of Wait contains the exit status.
 		_ = cmd.Wait()
 		r.status = cmd.ProcessState.ExitCode()
 		close(r.exited)
@@ -479,8 +479,8 @@ func (inst *Instance) start(ctx context.Context) (err error) {
 	return nil
 }
 
-// startContainer makes the command that runs a container. The ready function waits until it is
-// up.
+// startContainer returns the command that runs a container. The ready function waits until it
+// is up.
 func (inst *Instance) startContainer(_ context.Context, r *running) (*exec.Cmd, func(context.Context) error, error) {
 	notify, socket, err := inst.listenNotify()
 	if err != nil {
@@ -496,15 +496,15 @@ func (inst *Instance) startContainer(_ context.Context, r *running) (*exec.Cmd, 
 	}, nil
 }
 
-// nspawn is the command that runs the container. It is started in the instance's
-// network namespace: with --private-network nspawn would make one of its own,
-// into which no link could be put before the boot, and with
-// --network-namespace-path= (252) the container sees the /sys of the host's.
+// nspawn returns the command that runs the container. It is started in the instance's network
+// namespace. With --private-network nspawn would create its own, to which links could not be
+// added before the boot. With --network-namespace-path= (252) the container would see the /sys
+// of the host.
 //
-// Around it, unshare(1) makes a PID and a mount namespace. If this process is
-// killed, the kernel kills unshare, then nspawn, the first process of that
-// namespace, and with it everything in the container, which would outlive a
-// killed nspawn otherwise. The tmpfs keeps nspawn's run-time files off the host.
+// unshare(1) creates a PID and a mount namespace around it. If this process is killed, the
+// kernel kills unshare, then nspawn, the first process of that namespace, and with it
+// everything in the container, which would survive a killed nspawn otherwise. The tmpfs keeps
+// nspawn's run-time files off the host.
 func (inst *Instance) nspawn(notify string) *exec.Cmd {
 	cmd := exec.CommandContext(inst.vpc.life, "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child=SIGKILL",
 		"--mount-proc", "--",
@@ -548,7 +548,7 @@ func waitReady(ctx context.Context, conn *net.UnixConn, exited <-chan struct{}) 
 		case <-done:
 			return
 		}
-		_ = conn.SetReadDeadline(time.Now()) // of a closed socket nobody reads
+		_ = conn.SetReadDeadline(time.Now()) // this ends the read, unless the socket is closed
 	}()
 	buf := make([]byte, 8192)
 	for {
@@ -574,9 +574,8 @@ func cmpErr(first, second error) error {
 	return second
 }
 
-// findLeader finds the container's systemd: the one process of its cgroup that
-// is the first of a PID namespace. nspawn reports the PID too, but of another
-// namespace.
+// findLeader finds the container's systemd: the only process of its cgroup that is the first of
+// a PID namespace. nspawn reports its PID too, but in another namespace.
 func findLeader(cgroup string) (int, error) {
 	path := filepath.Join(cgroupDir(cgroup), "payload/init.scope/cgroup.procs")
 	f, err := os.Open(path)
@@ -600,7 +599,7 @@ func findLeader(cgroup string) (int, error) {
 	return 0, fmt.Errorf("looking for the instance's systemd: none in %s", path)
 }
 
-// end kills what a boot has started and waits until it is gone.
+// end kills the processes of a boot and waits until they have ended.
 func (inst *Instance) end(ctx context.Context, r *running) error {
 	inst.mu.Lock()
 	if inst.run == r {
@@ -617,13 +616,13 @@ func (inst *Instance) end(ctx context.Context, r *running) error {
 	return errors.Join(err, inst.release(ctx, r))
 }
 
-// release gives up what a boot had besides processes.
+// release releases the other resources of a boot.
 func (inst *Instance) release(ctx context.Context, r *running) (err error) {
 	if r.machine != nil {
 		r.machine.end()
 	}
-	// With the last process and this thread the namespace of a container goes, and with it the
-	// links in it.
+	// When the last process and this thread have ended, the kernel removes the namespace of a
+	// container, and thereby its links.
 	if r.thread != nil {
 		r.thread.close()
 	}
@@ -633,8 +632,8 @@ func (inst *Instance) release(ctx context.Context, r *running) (err error) {
 	return err
 }
 
-// waitUnplugged waits until the kernel has removed the VPC's end of a pair whose
-// other end went with its namespace.
+// waitUnplugged waits until the kernel has removed the VPC's end of a pair whose other end was
+// removed with its namespace.
 func (inst *Instance) waitUnplugged(ctx context.Context, e *ENI) error {
 	return until(ctx, "the link of "+e.id+" is gone", func() (bool, error) {
 		l, err := inst.vpc.thread.link.LinkByName(e.port)
@@ -644,7 +643,7 @@ func (inst *Instance) waitUnplugged(ctx context.Context, e *ENI) error {
 			}
 			return false, err
 		}
-		// Something else may still hold the namespace; the link must go.
+		// Something else may still use the namespace, but the link must be removed.
 		if err := inst.vpc.thread.link.LinkDel(l); err != nil && !linkGone(err) {
 			return false, err
 		}
@@ -660,22 +659,22 @@ func (inst *Instance) kill(ctx context.Context) error {
 	return nil
 }
 
-// Kill is a power cut: everything in the instance ends at once.
+// Kill simulates a power failure: everything in the instance ends at once.
 func (inst *Instance) Kill(ctx context.Context) error {
 	inst.boot.Lock()
 	defer inst.boot.Unlock()
 	return inst.kill(ctx)
 }
 
-// Shutdown powers the instance off as systemd does, and waits until it is off.
-// Its ENIs stay attached; [Instance.Boot] starts it again.
+// Shutdown powers the instance off through systemd, and waits until it is off. Its ENIs stay
+// attached; [Instance.Boot] starts it again.
 func (inst *Instance) Shutdown(ctx context.Context) error {
 	_, err := inst.stop(ctx, "poweroff")
 	return err
 }
 
-// Reboot restarts the instance as systemd does and waits until it is up again.
-// As on hardware, all state of the kernel's network is gone.
+// Reboot restarts the instance through systemd and waits until it is up again. As on hardware,
+// the state of the kernel's network is lost.
 func (inst *Instance) Reboot(ctx context.Context) error {
 	r, err := inst.stop(ctx, "reboot")
 	if err != nil {
@@ -700,7 +699,7 @@ func (inst *Instance) stop(ctx context.Context, how string) (*running, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, inst.bootTimeout())
 	defer cancel()
-	// The bus may go away before the answer: what counts is that nspawn ends.
+	// The bus may end before it answers: only the end of nspawn counts.
 	_, cmdErr := inst.Exec(ctx, "systemctl", "--no-block", how)
 	select {
 	case <-r.exited:
@@ -710,8 +709,8 @@ func (inst *Instance) stop(ctx context.Context, how string) (*running, error) {
 	return r, inst.end(ctx, r)
 }
 
-// NetNS is the instance's network namespace, valid until it stops; -1 if it is
-// off, or a machine.
+// NetNS returns the instance's network namespace, valid until it stops; -1 if it is off, or a
+// machine.
 func (inst *Instance) NetNS() netns.NsHandle {
 	t, err := inst.running()
 	if err != nil {
@@ -739,7 +738,7 @@ func (inst *Instance) Netlink() (*netlink.Handle, error) {
 	return netlink.NewHandleAt(t.ns)
 }
 
-// SystemdVersion asks the instance for the major version of its systemd.
+// SystemdVersion returns the major version of the instance's systemd.
 func (inst *Instance) SystemdVersion(ctx context.Context) (int, error) {
 	out, err := inst.Exec(ctx, "systemctl", "--version")
 	if err != nil {
@@ -778,9 +777,8 @@ func (inst *Instance) Journal(ctx context.Context, args ...string) (string, erro
 	return inst.Exec(ctx, append([]string{"journalctl", "--no-pager"}, args...)...)
 }
 
-// Addrs lists the addresses of a link of the instance, in the kernel's order.
-// An IPv6 address that is still being checked for duplicates is not among them:
-// it cannot be used.
+// Addrs lists the addresses of a link of the instance, in the kernel's order. It omits IPv6
+// addresses in duplicate address detection, which are not usable yet.
 func (inst *Instance) Addrs(link string) ([]netip.Prefix, error) {
 	if inst.opts.Machine {
 		return inst.machineAddrs(link)
@@ -809,8 +807,8 @@ func (inst *Instance) Addrs(link string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// AwaitAddrs waits until a link has these addresses among its [Instance.Addrs]. The
-// link need not be there yet.
+// AwaitAddrs waits until these addresses are among [Instance.Addrs] of a link, which need not
+// exist yet.
 func (inst *Instance) AwaitAddrs(ctx context.Context, link string, want ...netip.Addr) error {
 	var has []netip.Prefix
 	var hasErr error
@@ -830,13 +828,14 @@ func (inst *Instance) AwaitAddrs(ctx context.Context, link string, want ...netip
 	return nil
 }
 
-// Until waits for a condition, asking for it until ctx ends, with pauses of four times what
-// it takes to answer, and of 5 to 100 ms. An error of the condition ends the wait too.
+// Until polls a condition until it is true or ctx ends. The pause between two polls is four
+// times the duration of the last one, and 5 to 100 ms. An error of the condition also ends the
+// wait.
 func Until(ctx context.Context, what string, cond func() (bool, error)) error {
 	return until(ctx, what, cond)
 }
 
-// UntilExactly is [Until] for what is measured: with a pause of every, whatever it costs.
+// UntilExactly is [Until] for measurements: the pause is always every.
 func UntilExactly(ctx context.Context, what string, every time.Duration, cond func() (bool, error)) error {
 	return ask(ctx, what, cond, func(time.Duration) time.Duration { return every })
 }

@@ -27,7 +27,7 @@ import (
 	"ec2netd/cmd/vpclab/vpc"
 )
 
-// crashDir tells this test binary to be a lab's process that is killed.
+// crashDir makes this test binary act as a lab's process that is killed.
 const crashDir = "VPCLAB_TEST_CRASH_DIR"
 
 func TestMain(m *testing.M) {
@@ -40,11 +40,12 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// networkdFiles make plain networkd own every veth link by DHCP and RA.
+// networkdFiles make plain networkd configure every veth link by DHCP and RA.
 func networkdFiles() map[string]string {
 	return map[string]string{
 		"/etc/systemd/network/80-test.network": "[Match]\nDriver=veth\n[Network]\nDHCP=yes\n",
-		// Or it removes the rules and routes that a test has added by hand.
+		// Otherwise networkd removes the rules and routes that a test has added by
+		// hand.
 		"/etc/systemd/networkd.conf.d/test.conf": "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n",
 		"/usr/lib/systemd/system-preset/10-test.preset": "enable systemd-networkd.service\n" +
 			"enable systemd-networkd-wait-online.service\n",
@@ -83,7 +84,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// await waits until a link has addresses, and returns how long that took.
+// await waits until a link has addresses, and returns the time it took.
 func await(t *testing.T, inst *vpc.Instance, link string, want ...netip.Addr) time.Duration {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -106,7 +107,7 @@ func noDrops(t *testing.T, enis ...*vpc.ENI) {
 	}
 }
 
-// lost pings five times and returns how many got no reply.
+// lost pings five times and returns the number of requests without a reply.
 func lost(t *testing.T, inst *vpc.Instance, src, dst netip.Addr) int {
 	t.Helper()
 	r, err := inst.Ping(t.Context(), src, dst, 5, 10*time.Millisecond)
@@ -132,7 +133,7 @@ func ip(t *testing.T, inst *vpc.Instance, args ...string) string {
 	return try[string](t)(inst.Exec(t.Context(), append([]string{"ip"}, args...)...))
 }
 
-// tempState makes a state directory for a test of its own labs; socket paths in it
+// tempState creates a state directory for a test's own labs; paths of sockets in it
 // must be short.
 func tempState(t *testing.T) string {
 	t.Helper()
@@ -172,7 +173,7 @@ func metadata(t *testing.T, inst *vpc.Instance, endpoint netip.Addr, key string)
 	return do(http.MethodGet, "meta-data/"+key, "X-Aws-Ec2-Metadata-Token", token)
 }
 
-// TestLabSuites goes through the life of an instance on each systemd.
+// TestLabSuites runs an instance from its boot to its end on each systemd.
 func TestLabSuites(t *testing.T) {
 	for _, suite := range vpc.Suites {
 		t.Run(suite.Name, func(t *testing.T) { testSuite(t, suite) })
@@ -238,8 +239,8 @@ func testSuite(t *testing.T, suite vpc.Suite) {
 		t.Errorf("the instance's /run from outside: %v", err)
 	}
 
-	// A reboot: a new kernel network with the same ENIs, the same machine, and
-	// a journal that goes on.
+	// A reboot: a new kernel network with the same ENIs, the same machine, and a
+	// journal that continues.
 	machine := try[string](t)(inst.Exec(ctx, "cat", "/etc/machine-id"))
 	must(t, inst.Reboot(ctx))
 	t.Logf("rebooted in %s", inst.BootTime())
@@ -260,7 +261,7 @@ func testSuite(t *testing.T, suite vpc.Suite) {
 	must(t, inst.Kill(ctx))
 }
 
-// TestLabSourceCheck sends what EC2 would drop.
+// TestLabSourceCheck sends packets that EC2 would drop.
 func TestLabSourceCheck(t *testing.T) {
 	ctx := t.Context()
 	v := vpc.ForTest(t, vpc.Options{})
@@ -306,7 +307,7 @@ func TestLabSourceCheck(t *testing.T) {
 		ip(t, inst, "link", "del", "other0")
 	})
 
-	// Assigned, they pass; taken away again, they do not.
+	// Packets from assigned addresses pass; from unassigned ones they do not.
 	ip(t, inst, "neigh", "flush", "dev", "ens5")
 	reaches(t, inst, e.IPv4()[0], e.Subnet().Gateway4())
 	try[[]netip.Addr](t)(e.AssignIPv4(ctx, foreign4))
@@ -323,7 +324,7 @@ func TestLabSourceCheck(t *testing.T) {
 		t.Errorf("from an unassigned address %d of 5 lost", n)
 	}
 
-	// So do addresses of delegated prefixes, and the replies find back.
+	// Packets from addresses of delegated prefixes pass too, and so do the replies.
 	p4 := try[[]netip.Prefix](t)(e.AssignPrefixV4(ctx))[0]
 	p6 := try[[]netip.Prefix](t)(e.AssignPrefixV6(ctx))[0]
 	in4, in6 := p4.Addr().Next().Next(), p6.Addr().Next()
@@ -349,9 +350,9 @@ func TestLabSourceCheck(t *testing.T) {
 	}
 }
 
-// TestLabSameSubnet has several ENIs in one subnet, each with its own table: a
-// VPC answers ARP itself, so that Linux, which answers for any of its addresses
-// on any link, does not meet the source check.
+// TestLabSameSubnet has several ENIs in one subnet, each with its own table. A VPC
+// answers ARP itself, so Linux, which answers for any of its addresses on any link,
+// does not conflict with the source check.
 func TestLabSameSubnet(t *testing.T) {
 	ctx := t.Context()
 	v := vpc.ForTest(t, vpc.Options{})
@@ -387,7 +388,7 @@ func TestLabSameSubnet(t *testing.T) {
 	}
 }
 
-// TestLabSubnets boots in subnets of one family.
+// TestLabSubnets boots in subnets with one address family.
 func TestLabSubnets(t *testing.T) {
 	t.Run("IPv6 only", func(t *testing.T) {
 		v := vpc.ForTest(t, vpc.Options{})
@@ -402,7 +403,7 @@ func TestLabSubnets(t *testing.T) {
 			!strings.HasPrefix(err.Error(), "404") {
 			t.Errorf("local-ipv4s: %v, want 404", err)
 		}
-		// DHCPv4 hands out a link-local /32 there (facts: ipv6-only-subnets).
+		// DHCPv4 leases a link-local /32 there (facts: ipv6-only-subnets).
 		addrs := try[[]netip.Prefix](t)(inst.Addrs("ens5"))
 		if !slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr().Is4() && p.Addr().IsLinkLocalUnicast() && p.Bits() == 32 }) {
 			t.Errorf("no link-local IPv4 lease: %v", addrs)
@@ -422,7 +423,7 @@ func TestLabSubnets(t *testing.T) {
 	})
 }
 
-// TestLabServices mutes what a subnet and the metadata service do.
+// TestLabServices mutes the services of a subnet and the metadata service.
 func TestLabServices(t *testing.T) {
 	ctx := t.Context()
 	v := vpc.ForTest(t, vpc.Options{})
@@ -451,7 +452,7 @@ func TestLabServices(t *testing.T) {
 		t.Errorf("answers of DHCPv4 %v, want %v", answers, want)
 	}
 
-	// A router that changes its address is advertised under the new one.
+	// A router with a new address advertises itself under that.
 	router := netip.MustParseAddr("fe80::ec2:99")
 	must(t, sn.SetRouter(router))
 	until(t, "the new router is a next hop", func() bool {
@@ -501,8 +502,8 @@ func until(t *testing.T, what string, cond func() bool) {
 	must(t, vpc.Until(ctx, what, func() (bool, error) { return cond(), nil }))
 }
 
-// TestLabPrimitives attaches in steps: the metadata first, the link first, and
-// key by key.
+// TestLabPrimitives attaches in steps: the metadata first, the link first, and key by
+// key.
 func TestLabPrimitives(t *testing.T) {
 	ctx := t.Context()
 	v := vpc.ForTest(t, vpc.Options{})
@@ -563,8 +564,8 @@ func TestLabPrimitives(t *testing.T) {
 	}
 }
 
-// TestLabParallel runs several labs at once, and two instances in one VPC that
-// read their own metadata.
+// TestLabParallel runs several labs at once, and two instances in one VPC that read
+// their own metadata.
 func TestLabParallel(t *testing.T) {
 	for n := range 2 {
 		t.Run(fmt.Sprint("lab ", n), func(t *testing.T) {
@@ -635,7 +636,7 @@ func TestLabKilled(t *testing.T) {
 	must(t, cmd.Process.Kill())
 	_ = cmd.Wait() // killed, as it says
 
-	// The instance goes with the process, without anyone's help.
+	// The instance ends with the process, without any help.
 	until(t, "the instance is gone", func() bool { return errors.Is(syscall.Kill(leader, 0), syscall.ESRCH) })
 	removed := try[[]string](t)(vpc.RemoveStale(t.Context(), dir))
 	if !slices.Equal(removed, []string{name}) {
@@ -646,7 +647,7 @@ func TestLabKilled(t *testing.T) {
 	}
 }
 
-// beKilled boots a lab, says so, and waits for its end.
+// beKilled boots a lab, reports that, and waits for its end.
 func beKilled(dir string) error {
 	ctx := context.Background()
 	v, err := vpc.New(ctx, vpc.Options{StateDir: dir})
@@ -664,7 +665,7 @@ func beKilled(dir string) error {
 	select {}
 }
 
-// TestLabFailedBoot has nothing left running of an instance that does not boot.
+// TestLabFailedBoot: after a failed boot nothing of the instance is running.
 func TestLabFailedBoot(t *testing.T) {
 	dir := tempState(t)
 	v := vpc.ForTest(t, vpc.Options{StateDir: dir})

@@ -25,7 +25,7 @@ var (
 // closeTimeout bounds the clean-up.
 const closeTimeout = 30 * time.Second
 
-// EndpointState is what a client of a metadata endpoint meets.
+// EndpointState is the state of a metadata endpoint for its clients.
 type EndpointState string
 
 // The states of an endpoint.
@@ -83,8 +83,8 @@ func (v *VPC) newMetadata() (*metadata, error) {
 	return m, nil
 }
 
-// SetMetadataEndpoint switches one endpoint of the metadata service. On EC2 the
-// IPv6 endpoint is off by default; here both are on.
+// SetMetadataEndpoint changes the state of one endpoint of the metadata service. On EC2
+// the IPv6 endpoint is off by default; here both are on.
 func (v *VPC) SetMetadataEndpoint(ctx context.Context, family Family, state EndpointState) error {
 	return v.meta.set(ctx, family, state)
 }
@@ -99,8 +99,8 @@ func (v *VPC) MetadataEndpoint(family Family) EndpointState {
 	return ""
 }
 
-// SetMetadataLoss makes connections to the metadata service fail by chance: they are
-// reset as soon as they are made. A probability of 0 ends it.
+// SetMetadataLoss makes random connections to the metadata service fail: they are reset
+// at once. A probability of 0 ends this.
 func (v *VPC) SetMetadataLoss(probability float64, seed uint64) {
 	l := &v.meta.loss
 	l.mu.Lock()
@@ -108,14 +108,14 @@ func (v *VPC) SetMetadataLoss(probability float64, seed uint64) {
 	l.probability, l.rand = probability, rand.New(rand.NewPCG(seed, 0))
 }
 
-// MetadataLost is how many connections [VPC.SetMetadataLoss] has made fail.
+// MetadataLost returns the number of connections that [VPC.SetMetadataLoss] has reset.
 func (v *VPC) MetadataLost() int {
 	v.meta.loss.mu.Lock()
 	defer v.meta.loss.mu.Unlock()
 	return v.meta.loss.lost
 }
 
-// lossyListener resets connections by chance.
+// lossyListener resets random connections.
 type lossyListener struct {
 	net.Listener
 	meta *metadata
@@ -129,7 +129,7 @@ func (l lossyListener) Accept() (net.Conn, error) {
 			return conn, err
 		}
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // it fails when the client was faster
+			_ = tcp.SetLinger(0) // it fails if the client has already disconnected
 		}
 		conn.Close()
 	}
@@ -231,7 +231,7 @@ func (m *metadata) listen(ctx context.Context, e *endpoint) error {
 // stop closes the endpoint and its connections.
 func (e *endpoint) stop() {
 	if e.server != nil {
-		_ = e.server.Close() // its sockets go, whatever it says
+		_ = e.server.Close() // it closes the sockets even if it fails
 		<-e.done
 		e.server = nil
 	}
@@ -245,8 +245,7 @@ func (m *metadata) close() {
 	}
 }
 
-// serve answers with the metadata of the instance that asks, which the source
-// address tells.
+// serve answers with the metadata of the instance with this source address.
 func (m *metadata) serve(w http.ResponseWriter, r *http.Request) {
 	inst := m.client(r.RemoteAddr)
 	if inst == nil {
@@ -274,7 +273,8 @@ func (m *metadata) client(remote string) *Instance {
 			}
 		}
 	}
-	// A link-local source is none of a VPC's: the neighbour table has its MAC.
+	// A link-local source is not an address of the VPC: the neighbour table has its MAC
+	// address.
 	if !addr.IsLinkLocalUnicast() {
 		return nil
 	}

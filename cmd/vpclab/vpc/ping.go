@@ -17,21 +17,23 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// PingResult sums up echo requests and their replies.
+// PingResult summarizes echo requests and their replies.
 type PingResult struct {
 	Sent     int
 	Received int
 	// Lost are the times at which the requests without a reply were sent.
 	Lost []time.Time
-	// SendErrors are the kernel's refusals to send; such requests count as sent
+	// SendErrors counts requests that the kernel refused to send; they also count as sent
 	// and lost.
 	SendErrors []error
-	// First is when the first request with a reply was sent, zero if there was none.
+	// First is the time at which the first request with a reply was sent, zero if there
+	// was none.
 	First time.Time
 }
 
-// LostSinceFirst is how many requests had no reply of those since the first one that had
-// one, and how many these were: for an address that is only to come.
+// LostSinceFirst returns the number of requests without a reply since the first request
+// with one, and the number of all requests since then. It is for an address that appears
+// later.
 func (r PingResult) LostSinceFirst() (lost, sent int) {
 	for _, t := range r.Lost {
 		if t.After(r.First) {
@@ -50,8 +52,8 @@ func (r PingResult) String() string {
 	return s
 }
 
-// replyTimeout is how long the last replies are waited for; in the lab a reply
-// takes well under a millisecond.
+// replyTimeout is how long to wait for the last replies; in the lab a reply takes well
+// under a millisecond.
 const replyTimeout = time.Second
 
 // Pinger sends echo requests from an instance until it is stopped.
@@ -73,8 +75,8 @@ type Pinger struct {
 	ended    bool
 }
 
-// Ping sends count echo requests from an address of the instance, one each
-// interval, and waits for the replies.
+// Ping sends count echo requests from an address of the instance, one per interval, and
+// waits for the replies.
 func (inst *Instance) Ping(ctx context.Context, src, dst netip.Addr, count int, interval time.Duration) (PingResult, error) {
 	if inst.opts.Machine {
 		return inst.machinePing(ctx, src, dst, count, interval)
@@ -104,13 +106,12 @@ func (inst *Instance) startPing(ctx context.Context, src, dst netip.Addr, limit 
 }
 
 // StartPing sends echo requests from an address of the VPC, such as a subnet's gateway or
-// [FarIPv4], until [Pinger.Stop], or until ctx ends. The destination need not be there
-// yet.
+// [FarIPv4], until [Pinger.Stop], or until ctx ends. The destination need not exist yet.
 func (v *VPC) StartPing(ctx context.Context, src, dst netip.Addr, interval time.Duration) (*Pinger, error) {
 	return startPing(ctx, v.thread.do, src, dst, 0, interval)
 }
 
-// startPing opens the socket in the network namespace that do runs in.
+// startPing opens the socket in the network namespace in which do runs functions.
 func startPing(ctx context.Context, do func(func() error) error, src, dst netip.Addr, limit int, interval time.Duration) (*Pinger, error) {
 	network := "ip4:icmp"
 	if dst.Is6() {
@@ -153,7 +154,7 @@ func (p *Pinger) send(ctx context.Context) {
 		if p.ipv6 {
 			kind = ipv6.ICMPTypeEchoRequest
 		}
-		// The number is in the data too: the field has but 16 bits.
+		// The data also contain the number: the field has only 16 bits.
 		msg := icmp.Message{Type: kind, Body: &icmp.Echo{ID: p.id, Seq: n & 0xffff, Data: binary.BigEndian.AppendUint64(nil, uint64(n))}}
 		b, err := msg.Marshal(nil) // the kernel fills in the checksum of ICMPv6
 		p.mu.Lock()
@@ -182,7 +183,7 @@ func (p *Pinger) receive() {
 			return
 		}
 		if err != nil {
-			continue // an ICMP error of some request: it stays unanswered
+			continue // an ICMP error for some request, which stays unanswered
 		}
 		msg, err := icmp.ParseMessage(proto, buf[:n])
 		if err != nil || msg.Type != ipv4.ICMPTypeEchoReply && msg.Type != ipv6.ICMPTypeEchoReply {
@@ -199,7 +200,7 @@ func (p *Pinger) receive() {
 	}
 }
 
-// checkAll notes that nothing is missing any more; p.mu is held.
+// checkAll checks whether all replies have arrived; p.mu is held.
 func (p *Pinger) checkAll() {
 	if p.ended && len(p.answered)+len(p.errs) >= len(p.sent) {
 		select {
@@ -210,7 +211,7 @@ func (p *Pinger) checkAll() {
 	}
 }
 
-// Result is what has come so far; requests under way count as lost.
+// Result returns the result so far; requests without a reply yet count as lost.
 func (p *Pinger) Result() PingResult {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -225,7 +226,7 @@ func (p *Pinger) Result() PingResult {
 	return r
 }
 
-// Stop ends the sending, waits for replies under way, and sums up.
+// Stop stops sending, waits for outstanding replies, and returns the result.
 func (p *Pinger) Stop() PingResult {
 	p.cancel()
 	<-p.done
@@ -237,6 +238,6 @@ func (p *Pinger) Stop() PingResult {
 	case <-p.all:
 	case <-time.After(replyTimeout):
 	}
-	_ = p.conn.Close() // what was sent is counted already
+	_ = p.conn.Close() // everything sent has been counted
 	return p.Result()
 }

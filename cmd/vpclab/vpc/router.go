@@ -21,14 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DHCPEvent is a DHCP message of an ENI and what the router answered.
+// DHCPEvent is a DHCP message of an ENI and the answer of the router.
 type DHCPEvent struct {
 	Time    time.Time  `json:"time"`
 	Service Service    `json:"service"`
 	Message string     `json:"message"` // DISCOVER, REQUEST, SOLICIT, …
 	Answer  string     `json:"answer"`  // OFFER, ACK, NAK, …; empty: not answered
 	Address netip.Addr `json:"address"` // what was handed out, the first of several
-	// Addresses are all that DHCPv6 has handed out.
+	// Addresses are all addresses in an answer of DHCPv6.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
@@ -109,11 +109,11 @@ func (sn *Subnet) serveDHCPv4() {
 	}
 }
 
-// In a subnet without IPv4 a VPC hands out a link-local address to reach its
-// link-local services with, and a gateway that does not answer.
+// In a subnet without IPv4 a VPC leases a link-local address for access to its
+// link-local services, and a gateway that does not answer.
 var unusableGateway = netip.MustParseAddr("169.254.0.1")
 
-// answerDHCPv4 decides on the answer; nil is none.
+// answerDHCPv4 returns the answer, or nil for none.
 func (sn *Subnet) answerDHCPv4(e *ENI, req *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	var addr netip.Addr
 	mask := net.CIDRMask(32, 32)
@@ -169,7 +169,7 @@ func (sn *Subnet) answerDHCPv4(e *ENI, req *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	return reply
 }
 
-// optionsDHCPv4 are the VPC's DHCP options for the ENI of an address.
+// optionsDHCPv4 returns the VPC's DHCP options for the ENI with an address.
 func (sn *Subnet) optionsDHCPv4(addr netip.Addr) []dhcpv4.Modifier {
 	o := sn.vpc.Behaviour().DHCP
 	dns := ofFamily(o.DNS, netip.Addr.Is4)
@@ -200,7 +200,7 @@ func (sn *Subnet) optionsDHCPv4(addr netip.Addr) []dhcpv4.Modifier {
 	return mods
 }
 
-// ofFamily returns the addresses that a family's predicate takes.
+// ofFamily returns the addresses for which a family's predicate is true.
 func ofFamily(list []netip.Addr, family func(netip.Addr) bool) []net.IP {
 	var out []net.IP
 	for _, a := range list {
@@ -211,9 +211,9 @@ func ofFamily(list []netip.Addr, family func(netip.Addr) bool) []net.IP {
 	return out
 }
 
-// A rawConn sends and receives IPv6 packets of a bridge, below the kernel's
-// IPv6: it sees the client's MAC, which DHCPv6 does not carry, and it answers to
-// it without neighbour discovery.
+// rawConn sends and receives IPv6 packets of a bridge, below the kernel's IPv6: it sees
+// the client's MAC address, which DHCPv6 does not contain, and answers without
+// neighbour discovery.
 type rawConn struct {
 	conn *packet.Conn
 }
@@ -227,7 +227,7 @@ const (
 
 // listenRaw opens a packet socket for DHCPv6 requests and router solicitations.
 func listenRaw(ifindex int) (*rawConn, error) {
-	// Offsets from the IPv6 header; a packet with extension headers is neither.
+	// Offsets from the IPv6 header; a packet with extension headers is ignored.
 	filter, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: 6, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protoUDP, SkipTrue: 3},
@@ -250,7 +250,7 @@ func listenRaw(ifindex int) (*rawConn, error) {
 	return &rawConn{conn: conn}, nil
 }
 
-// send sends one upper-layer packet, whose checksum is filled in already.
+// send sends one upper-layer packet with its checksum.
 func (c *rawConn) send(mac net.HardwareAddr, src, dst netip.Addr, proto byte, payload []byte) error {
 	b := make([]byte, 40, 40+len(payload))
 	b[0] = 6 << 4
@@ -262,7 +262,7 @@ func (c *rawConn) send(mac net.HardwareAddr, src, dst netip.Addr, proto byte, pa
 	return err
 }
 
-// udp6 makes a UDP datagram with its checksum: RFC 8200, section 8.1.
+// udp6 returns a UDP datagram with its checksum: RFC 8200, section 8.1.
 func udp6(src, dst netip.Addr, from, to uint16, payload []byte) []byte {
 	b := make([]byte, 8, 8+len(payload))
 	binary.BigEndian.PutUint16(b[0:], from)
@@ -335,7 +335,7 @@ func (sn *Subnet) serveIPv6() {
 	}
 }
 
-// leasedDHCPv6 are the addresses that an answer hands out.
+// leasedDHCPv6 returns the addresses in an answer.
 func leasedDHCPv6(reply *dhcpv6.Message) (addrs []netip.Addr) {
 	for _, ia := range reply.Options.IANA() {
 		for _, a := range ia.Options.Addresses() {
@@ -347,8 +347,8 @@ func leasedDHCPv6(reply *dhcpv6.Message) (addrs []netip.Addr) {
 	return addrs
 }
 
-// answerDHCPv6 decides on the answer; nil is none. It hands out the ENI's IPv6
-// addresses, or the first of them, whatever the client asks for.
+// answerDHCPv6 returns the answer, or nil for none. It leases the ENI's IPv6 addresses,
+// or the first of them, whatever the client requests.
 func (sn *Subnet) answerDHCPv6(e *ENI, req *dhcpv6.Message) *dhcpv6.Message {
 	mode, addrs := sn.vpc.Behaviour().DHCPv6, e.IPv6()
 	if mode == DHCPv6First {
@@ -366,7 +366,7 @@ func (sn *Subnet) answerDHCPv6(e *ENI, req *dhcpv6.Message) *dhcpv6.Message {
 		if len(addrs) == 0 {
 			return nil
 		}
-		// The highest preference: there is no other server to wait for.
+		// The highest preference: the client need not wait for another server.
 		reply, err = dhcpv6.NewAdvertiseFromSolicit(req, server, dhcpv6.WithPreference(255))
 	case dhcpv6.MessageTypeRequest, dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind, dhcpv6.MessageTypeConfirm,
 		dhcpv6.MessageTypeRelease, dhcpv6.MessageTypeInformationRequest:
@@ -385,8 +385,8 @@ func (sn *Subnet) answerDHCPv6(e *ENI, req *dhcpv6.Message) *dhcpv6.Message {
 	default:
 		return reply
 	}
-	// All addresses are in one association: a client that has more of them, as no
-	// client of ours does, gets the same in each.
+	// All addresses are in one association. A client with several associations, which
+	// no client here uses, gets the same in each.
 	for _, ia := range req.Options.IANA() {
 		reply.AddOption(sn.leaseDHCPv6(ia, addrs))
 	}
@@ -414,8 +414,8 @@ func (sn *Subnet) optionsDHCPv6(reply *dhcpv6.Message) {
 	}
 }
 
-// leaseDHCPv6 answers one identity association: the addresses are confirmed, any
-// other that the client has is withdrawn.
+// leaseDHCPv6 answers one identity association: it confirms the addresses, and
+// withdraws any other address of the client.
 func (sn *Subnet) leaseDHCPv6(ia *dhcpv6.OptIANA, addrs []netip.Addr) *dhcpv6.OptIANA {
 	life := sn.vpc.Behaviour().Lifetimes
 	out := &dhcpv6.OptIANA{IaId: ia.IaId, T1: life.DHCPv6Preferred / 2, T2: life.DHCPv6Preferred * 4 / 5}
@@ -475,8 +475,8 @@ func (sn *Subnet) solicited(e *ENI, src netip.Addr) {
 	})
 }
 
-// advertiseTo sends an advertisement as EC2's routers do: addresses are managed,
-// the subnet is on-link, nothing is for autonomous configuration.
+// advertiseTo sends an advertisement as EC2's routers do: addresses are managed, the
+// subnet is on-link, and nothing is for autonomous configuration.
 func (sn *Subnet) advertiseTo(mac net.HardwareAddr, to netip.Addr) error {
 	router, life := sn.Gateway6(), sn.vpc.Behaviour().Lifetimes.Router
 	ra := &ndp.RouterAdvertisement{

@@ -18,15 +18,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultStateDir is where labs keep their files.
+// DefaultStateDir is the directory of the labs' files.
 const DefaultStateDir = "/run/vpclab"
 
 // lockName is the file in a lab's directory that its process keeps locked. The
-// kernel drops the lock with the process, so whoever gets it has found a lab
-// without an owner.
+// kernel releases the lock when the process ends, so a process that gets it has
+// found a lab without an owner.
 const lockName = "lock"
 
-// record is what is written down of a lab, for people and for [RemoveStale].
+// record is the description of a lab on disk, for people and for [RemoveStale].
 type record struct {
 	Name    string    `json:"name"`
 	PID     int       `json:"pid"`
@@ -36,20 +36,20 @@ type record struct {
 	// Cgroup is the directory under which the lab makes its cgroups, relative
 	// to a hierarchy's root.
 	Cgroup string `json:"cgroup"`
-	// Processes are those that outlive the lab's process if it is killed.
+	// Processes are those that survive the lab's process if it is killed.
 	Processes []process `json:"processes,omitempty"`
 }
 
-// process names a process for good: no other has this PID and start.
+// process identifies a process uniquely: no other has this PID and start.
 type process struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"`
 	What  string `json:"what"`
 }
 
-// lockStateDir waits for the lock of the directory of all labs. It is held only
-// to take the lock of one lab, so that a directory that is being made is never
-// taken for one whose owner is gone. Closing the file unlocks it.
+// lockStateDir waits for the lock of the directory of all labs, which is only held
+// while the lock of one lab is taken. So a directory that is being created never
+// looks like one without an owner. Closing the file unlocks it.
 func lockStateDir(ctx context.Context, stateDir string) (*os.File, error) {
 	f, err := os.Open(stateDir)
 	if err != nil {
@@ -62,7 +62,7 @@ func lockStateDir(ctx context.Context, stateDir string) (*os.File, error) {
 	return f, nil
 }
 
-// tryLock takes the lock of a file if nobody has it.
+// tryLock takes the lock of a file if it is free.
 func tryLock(f *os.File) (bool, error) {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -71,7 +71,7 @@ func tryLock(f *os.File) (bool, error) {
 	return err == nil, err
 }
 
-// claim makes the directory of a lab and locks it.
+// claim creates the directory of a lab and locks it.
 func claim(ctx context.Context, stateDir, name, cgroup string) (dir string, lock *os.File, err error) {
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
 		return "", nil, err
@@ -115,7 +115,7 @@ func claim(ctx context.Context, stateDir, name, cgroup string) (dir string, lock
 	if err := writeRecord(tmp, r); err != nil {
 		return "", nil, err
 	}
-	// A directory is renamed over nothing or over an empty directory only.
+	// The target of the rename must not exist, or be an empty directory.
 	if err := os.Rename(tmp, dir); err != nil {
 		if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
 			return "", nil, fmt.Errorf("there is a lab named %s already (%s); take another name, or remove it with: vpclab down --name %s", name, dir, name)
@@ -236,7 +236,7 @@ func lockIfStale(ctx context.Context, dir string) (_ *os.File, err error) {
 	defer all.Close()
 	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // being removed right now, or not ours
+		return nil, nil // it is being removed, or is not a lab
 	}
 	if err != nil {
 		return nil, err
@@ -256,13 +256,13 @@ func lockIfStale(ctx context.Context, dir string) (_ *os.File, err error) {
 			lock.Close()
 			return nil, nil
 		}
-		// The owner was killed just now; its last thread is still on its way out.
+		// The owner has just been killed; its last thread has not ended yet.
 		err = until(ctx, "the process of "+r.Name+" is gone", func() (bool, error) { return tryLock(lock) })
 		if err != nil {
 			return nil, err
 		}
 	}
-	// The one who removes a lab unlinks the file while it holds the lock.
+	// The process that removes a lab unlinks the file while it holds the lock.
 	var ours, there unix.Stat_t
 	if unix.Fstat(int(lock.Fd()), &ours) != nil || unix.Stat(lock.Name(), &there) != nil || ours.Ino != there.Ino {
 		lock.Close()
@@ -271,8 +271,8 @@ func lockIfStale(ctx context.Context, dir string) (_ *os.File, err error) {
 	return lock, nil
 }
 
-// kill ends a process if it is still the one that was written down, and waits
-// until it is gone.
+// kill ends a process if it is still the recorded one, and waits until it has
+// ended.
 func kill(ctx context.Context, p process) error {
 	fd, err := unix.PidfdOpen(p.PID, 0)
 	if err != nil {
@@ -282,7 +282,7 @@ func kill(ctx context.Context, p process) error {
 		return fmt.Errorf("opening process %d (%s): %w", p.PID, p.What, err)
 	}
 	defer func() { _ = unix.Close(fd) }() // a pidfd has nothing to lose
-	// The pidfd stands for one process: compare first, then signal.
+	// The pidfd refers to one process: compare first, then signal.
 	if start, err := startTime(p.PID); err != nil || start != p.Start {
 		return nil
 	}
@@ -294,7 +294,7 @@ func kill(ctx context.Context, p process) error {
 	})
 }
 
-// alive tells whether a process is there and is no zombie.
+// alive reports whether a process exists and is not a zombie.
 func alive(p process) bool {
 	start, err := startTime(p.PID)
 	return err == nil && start == p.Start && !zombie(p.PID)
@@ -305,7 +305,7 @@ func zombie(pid int) bool {
 	return strings.HasPrefix(string(text[bytes.LastIndexByte(text, ')')+1:]), " Z")
 }
 
-// sweep removes what a lab without processes has left outside of itself.
+// sweep removes the remains of a lab without processes outside its directory.
 func sweep(dir, name string) error {
 	var errs []error
 	if err := unmountUnder(dir); err != nil {
@@ -315,7 +315,7 @@ func sweep(dir, name string) error {
 		errs = append(errs, fmt.Errorf("removing the network namespace %s: %w", netnsName(name), err))
 	}
 	if len(errs) == 0 {
-		// Only now that nothing is mounted there any more.
+		// This is only possible now that nothing is mounted there any more.
 		if err := os.RemoveAll(dir); err != nil {
 			errs = append(errs, err)
 		}
@@ -323,7 +323,7 @@ func sweep(dir, name string) error {
 	return errors.Join(errs...)
 }
 
-// netnsName is the name of a lab's namespace in [namesDir].
+// netnsName returns the name of a lab's namespace in [namesDir].
 func netnsName(lab string) string { return "vpclab-" + lab }
 
 // unmountUnder unmounts everything below a directory, the last mount first.
@@ -353,8 +353,8 @@ func until(ctx context.Context, what string, cond func() (bool, error)) error {
 	return ask(ctx, what, cond, func(took time.Duration) time.Duration { return min(max(4*took, shortestPause), longestPause) })
 }
 
-// ask asks for a condition until it holds; pause is the time between two questions, of which the
-// last took some time.
+// ask polls a condition until it is true; pause returns the time until the next poll, given the
+// duration of the last one.
 func ask(ctx context.Context, what string, cond func() (bool, error), pause func(took time.Duration) time.Duration) error {
 	for {
 		began := time.Now()
@@ -373,15 +373,15 @@ func ask(ctx context.Context, what string, cond func() (bool, error), pause func
 	}
 }
 
-// The time between two questions of a wait. It is longer than it takes to answer one, which as a
-// rule is a process in the instance: what is waited for needs the processor too.
+// The time between two polls of a condition. It is longer than a poll, which usually is a
+// process in the instance: the awaited change needs the processor too.
 const (
 	shortestPause = 5 * time.Millisecond
 	longestPause  = 100 * time.Millisecond
 )
 
-// removeNamespace takes a namespace's name away; whether it was still bound to
-// a namespace does not matter.
+// removeNamespace removes the name of a namespace, whether it was still bound to a
+// namespace or not.
 func removeNamespace(name string) error {
 	path := filepath.Join(namesDir, name)
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {

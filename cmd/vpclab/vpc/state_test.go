@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// TestClaimDuringRemoveStale makes labs while others look for stale ones: a lab
-// that is only half made is nobody's to remove.
+// TestClaimDuringRemoveStale creates labs while others look for stale ones: a lab that
+// is still being created must not be removed.
 func TestClaimDuringRemoveStale(t *testing.T) {
 	dir := t.TempDir()
 	var g errgroup.Group

@@ -9,7 +9,7 @@ import (
 	"ec2netd/cmd/vpclab/imds"
 )
 
-// Status is everything about a lab, for people and programs.
+// Status describes a lab completely, for people and programs.
 type Status struct {
 	Name      string                   `json:"name"`
 	VPC       string                   `json:"vpc"`

@@ -10,20 +10,20 @@ import (
 	"strings"
 )
 
-// Stock is what a distribution's image for EC2 has besides that of the lab: who configures the
-// network there, as the distribution ships it.
+// Stock describes a distribution's image for EC2, in addition to the image of the lab: the software
+// that configures the network there, as the distribution ships it.
 type Stock struct {
 	Name string
-	// packages are Debian's, unmodified.
+	// packages are unmodified packages of Debian.
 	packages []string
 	// units are enabled by their presets.
 	units []string
-	// files make the instance a machine of EC2 for them, by path.
+	// files make the instance look like an EC2 instance for this software, by path.
 	files map[string]string
-	// drivers are files of the packages that name the drivers of ENIs: a text of theirs, and what it
-	// has to be in the lab, where ENIs are veth links.
+	// drivers are files of the packages that contain the drivers of ENIs: a text in them, and its
+	// replacement in the lab, where ENIs are veth links.
 	drivers map[string][2]string
-	// suites has what is of a suite alone.
+	// suites contains additions for single suites.
 	suites map[string]stockSuite
 }
 
@@ -34,13 +34,13 @@ type stockSuite struct {
 
 // Stocks are the stock images, see [InstanceOptions].Stock.
 var Stocks = []Stock{
-	// cloud-init writes netplan's YAML, netplan networkd's units.
+	// cloud-init writes netplan's YAML, and netplan writes networkd's units.
 	{Name: "cloud-init-netplan", packages: []string{"cloud-init", "netplan.io"}, units: networkdUnits, files: netplanFiles()},
 	// cloud-init writes networkd's units itself.
 	{Name: "cloud-init-networkd", packages: []string{"cloud-init"}, units: networkdUnits, files: cloudInitFiles},
-	// networking.service configures the primary ENI, which /etc/network/interfaces names, and udev
-	// has ens6 configured when it is attached. sid has no dhclient any more, and its dhcpcd asks for
-	// IPv6 addresses too.
+	// networking.service configures the primary ENI, which /etc/network/interfaces lists, and udev
+	// configures ens6 when it is attached. sid no longer has dhclient, and its dhcpcd also requests
+	// IPv6 addresses.
 	{
 		Name: "ifupdown", packages: []string{"ifupdown"}, units: []string{"systemd-resolved.service"}, files: deviceFiles,
 		suites: map[string]stockSuite{
@@ -49,8 +49,8 @@ var Stocks = []Stock{
 			"sid":      {[]string{"dhcpcd-base"}, map[string]string{"/etc/network/interfaces": interfaces("inet")}},
 		},
 	},
-	// NetworkManager configures all ENIs, by a profile for each of their names: by itself it makes
-	// none for a link of software, as veth links are.
+	// NetworkManager configures all ENIs, by a profile for each of their names: by default it
+	// creates none for virtual links, such as veth links.
 	{
 		Name: "networkmanager", packages: []string{"network-manager"},
 		units: []string{"NetworkManager.service", "NetworkManager-wait-online.service", "NetworkManager-dispatcher.service"},
@@ -61,7 +61,7 @@ var Stocks = []Stock{
 				"[match]\ninterface-name=ens*\n[ipv4]\nmethod=auto\n[ipv6]\nmethod=auto\n",
 		},
 	},
-	// What ec2netd replaces, 2.3.0 in bookworm and 2.4.1 later.
+	// The package that ec2netd replaces, 2.3.0 in bookworm and 2.4.1 later.
 	{
 		Name: "amazon-ec2-net-utils", packages: []string{"amazon-ec2-net-utils"}, units: networkdUnits,
 		drivers: map[string][2]string{
@@ -71,11 +71,11 @@ var Stocks = []Stock{
 	},
 }
 
-// profiles is where NetworkManager has its profiles, which it uses only if nobody else can read
+// profiles is the directory of NetworkManager's profiles, which it uses only if nobody else can read
 // them.
 const profiles = "/etc/NetworkManager/system-connections/"
 
-// interfaces is the configuration of ifupdown that asks DHCP for some families, see interfaces(5).
+// interfaces returns a configuration of ifupdown with DHCP for some families, see interfaces(5).
 func interfaces(families ...string) string {
 	var out strings.Builder
 	out.WriteString("source /etc/network/interfaces.d/*\n\nauto lo\niface lo inet loopback\n")
@@ -88,8 +88,9 @@ func interfaces(families ...string) string {
 	return out.String()
 }
 
-// deviceFiles have systemd know devices, which it does not where it starts before udevd and /dev
-// is no devtmpfs. A unit that is bound to one, as ifup@.service is, would wait for it in vain.
+// deviceFiles make devices known to systemd, which does not know them if it starts before udevd and
+// /dev is not a devtmpfs. A unit that is bound to a device, such as ifup@.service, would otherwise
+// wait in vain.
 var deviceFiles = map[string]string{
 	"/etc/systemd/system/vpclab-devices.service": `[Unit]
 DefaultDependencies=no
@@ -104,7 +105,7 @@ ExecStart=systemctl daemon-reexec
 
 var networkdUnits = []string{"systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service"}
 
-// stockNamed returns the stock image of a name.
+// stockNamed returns the stock image with a name.
 func stockNamed(name string) (Stock, error) {
 	var names []string
 	for _, s := range Stocks {
@@ -116,12 +117,12 @@ func stockNamed(name string) (Stock, error) {
 	return Stock{}, fmt.Errorf("unknown stock image %q, want one of %s", name, strings.Join(names, ", "))
 }
 
-// cloudInitFiles have cloud-init take the container for an instance of EC2. It does not ask the
-// metadata service before the network is up unless the DMI strings are EC2's, and believes none
-// in a container: it asks systemd-detect-virt and dmidecode, of which it finds these first, and
-// looks at the environment of PID 1, which is hidden from it.
+// cloudInitFiles make cloud-init treat the container as an EC2 instance. Unless the DMI strings are
+// EC2's, cloud-init does not query the metadata service before the network is up, and in a container
+// it trusts no DMI strings: it calls systemd-detect-virt and dmidecode, and finds these replacements
+// first, and reads the environment of PID 1, which is hidden from it.
 var cloudInitFiles = map[string]string{
-	// As Debian's image for EC2 has it.
+	// As in Debian's image for EC2.
 	"/etc/cloud/cloud.cfg.d/01_debian_cloud.cfg": "datasource_list: [Ec2]\n",
 	"/usr/local/bin/systemd-detect-virt":         "#!/bin/sh\ncase \"$*\" in *-c*) exit 1 ;; *-q*) exit 0 ;; esac\necho amazon\n",
 	"/usr/local/sbin/dmidecode": `#!/bin/sh
@@ -146,12 +147,12 @@ ExecStart=/usr/local/sbin/vpclab-machine
 `,
 	"/etc/systemd/system/cloud-init-local.service.d/vpclab.conf": machineFirst,
 	"/etc/systemd/system/cloud-init-main.service.d/vpclab.conf":  machineFirst,
-	// Its rule for hotplug is for the drivers of ENIs, which are veth links here.
+	// Its rule for hotplug matches the drivers of ENIs, which are veth links here.
 	"/etc/udev/rules.d/81-vpclab.rules": `SUBSYSTEM=="net", ENV{ID_NET_DRIVER}=="veth", ENV{ID_NET_DRIVER}="ena"` + "\n",
 }
 
-// netplanFiles have what netplan writes match the links of ENIs, of which it names the permanent
-// MAC address: a veth link has none.
+// netplanFiles make netplan's files match the links of ENIs: netplan uses the permanent MAC address,
+// which a veth link does not have.
 func netplanFiles() map[string]string {
 	files := maps.Clone(cloudInitFiles)
 	for n := 5; n < 10; n++ {
@@ -174,7 +175,7 @@ func (s *Stock) add(o *InstanceOptions) {
 	o.Files = files
 }
 
-// prepare makes a root with the files of a stock image one.
+// prepare adds the files of a stock image to a root.
 func (s *Stock) prepare(ctx context.Context, root string) error {
 	for path, text := range s.files {
 		mode := os.FileMode(0o644)

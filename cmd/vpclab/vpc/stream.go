@@ -13,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// StreamResult sums up a TCP connection.
+// StreamResult summarizes a TCP connection.
 type StreamResult struct {
-	// Sent and Echoed are bytes, each of them sent on its own.
+	// Sent and Echoed count bytes, each of which is sent separately.
 	Sent, Echoed int
-	// Stall is the longest time that a byte took to come back.
+	// Stall is the longest time until a byte came back.
 	Stall time.Duration
-	// Retransmits are the segments that the sender's kernel sent again: lost ones, and on
-	// a busy machine those whose reply took longer than the usual.
+	// Retransmits counts the segments that the sender's kernel sent again: lost ones and,
+	// on a busy machine, those with a late reply.
 	Retransmits int
 }
 
@@ -29,8 +29,8 @@ func (r StreamResult) String() string {
 	return fmt.Sprintf("%d bytes, %d came back, longest stall %v, %d retransmits", r.Sent, r.Echoed, r.Stall.Round(time.Millisecond), r.Retransmits)
 }
 
-// Stream is a TCP connection between an address of the VPC and one of an instance, on
-// which one byte goes each interval and comes back.
+// Stream is a TCP connection between an address of the VPC and one of an instance, which
+// sends one byte per interval and receives it back.
 type Stream struct {
 	client   *net.TCPConn
 	server   net.Conn
@@ -38,7 +38,7 @@ type Stream struct {
 	cancel   context.CancelFunc
 	tasks    sync.WaitGroup
 	done     chan struct{} // the sender has ended
-	received chan struct{} // all that was sent has come back
+	received chan struct{} // everything sent has come back
 
 	mu     sync.Mutex
 	sent   []time.Time
@@ -82,7 +82,7 @@ func (inst *Instance) StartStream(ctx context.Context, src, dst netip.Addr, inte
 		return failed(err)
 	}
 	ctx, s.cancel = context.WithCancel(ctx)
-	s.tasks.Go(func() { _, _ = io.Copy(s.server, s.server) }) // ends when it is closed
+	s.tasks.Go(func() { _, _ = io.Copy(s.server, s.server) }) // it ends when the connection is closed
 	go s.receive()
 	go s.send(ctx, interval)
 	return s, nil
@@ -102,7 +102,7 @@ func (s *Stream) send(ctx context.Context, interval time.Duration) {
 		s.sent = append(s.sent, time.Now())
 		s.mu.Unlock()
 		if _, err := s.client.Write([]byte{0}); err != nil {
-			return // it is broken: what does not come back tells
+			return // the connection is broken: the missing bytes show that
 		}
 	}
 }
@@ -124,7 +124,7 @@ func (s *Stream) receive() {
 	}
 }
 
-// check notes that nothing is missing any more; s.mu is held.
+// check checks whether all bytes have come back; s.mu is held.
 func (s *Stream) check() {
 	if s.ended && s.echoed == len(s.sent) {
 		select {
@@ -135,7 +135,8 @@ func (s *Stream) check() {
 	}
 }
 
-// Stop ends the sending, waits for what is under way, closes the connection, and sums up.
+// Stop stops sending, waits for outstanding bytes, closes the connection, and returns the
+// result.
 func (s *Stream) Stop() StreamResult {
 	s.cancel()
 	<-s.done
@@ -148,7 +149,7 @@ func (s *Stream) Stop() StreamResult {
 	case <-time.After(5 * replyTimeout):
 	}
 	retransmits, err := s.retransmits()
-	_ = s.client.Close() // what was sent is counted already
+	_ = s.client.Close() // everything sent has been counted
 	_ = s.server.Close()
 	_ = s.listener.Close()
 	s.tasks.Wait()
@@ -156,7 +157,7 @@ func (s *Stream) Stop() StreamResult {
 	defer s.mu.Unlock()
 	r := StreamResult{Sent: len(s.sent), Echoed: s.echoed, Stall: s.stall, Retransmits: retransmits}
 	if err == nil && r.Echoed < r.Sent {
-		// What did not come back has stalled until now.
+		// A byte that did not come back has stalled until now.
 		r.Stall = max(r.Stall, time.Since(s.sent[s.echoed]))
 	}
 	return r

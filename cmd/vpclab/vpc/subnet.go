@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lifetimes of what the router hands out, in whole seconds.
+// Lifetimes of leases and advertisements of the router, in whole seconds.
 type Lifetimes struct {
 	DHCPv4          time.Duration // lease
 	DHCPv6Preferred time.Duration // of addresses; half of it is the time of renewal
@@ -23,7 +23,7 @@ type Lifetimes struct {
 	AdvertiseEvery  time.Duration // unasked advertisements; 0: none
 }
 
-// defaultLifetimes are EC2's.
+// defaultLifetimes are the lifetimes of EC2.
 func defaultLifetimes() Lifetimes {
 	return Lifetimes{
 		DHCPv4: time.Hour, DHCPv6Preferred: 140 * time.Second, DHCPv6Valid: 450 * time.Second,
@@ -45,7 +45,7 @@ func (l Lifetimes) check() error {
 	return nil
 }
 
-// Service is something that a subnet's router does for its ENIs.
+// Service is a service of a subnet's router for its ENIs.
 type Service string
 
 // The services.
@@ -64,7 +64,7 @@ type Subnet struct {
 	mac    net.HardwareAddr
 	dhcp4  net.PacketConn
 	dhcp6  *rawConn
-	repace chan struct{} // the interval of advertisements is another
+	repace chan struct{} // the interval of advertisements has changed
 
 	mu     sync.Mutex
 	delays *rand.Rand // of solicited advertisements
@@ -76,7 +76,7 @@ type Subnet struct {
 // defaultRouter is the link-local address of every subnet's router.
 var defaultRouter = netip.MustParseAddr("fe80::ec2:1")
 
-// check refuses blocks that EC2 would refuse.
+// check rejects blocks that EC2 would reject.
 func (s SubnetSpec) check() error {
 	if b := s.IPv4; b.IsValid() && (!b.Addr().Is4() || b != b.Masked() || b.Bits() < 16 || b.Bits() > 28) {
 		return fmt.Errorf("IPv4 block %s: want one of /16 to /28", b)
@@ -87,7 +87,7 @@ func (s SubnetSpec) check() error {
 	return nil
 }
 
-// newSubnet makes the bridge and starts the router's services on it.
+// newSubnet creates the bridge and starts the router's services on it.
 func (v *VPC) newSubnet(spec SubnetSpec) (*Subnet, error) {
 	if len(spec.Name) > 12 || !validName.MatchString(spec.Name) {
 		return nil, fmt.Errorf("name %q: want at most 12 letters, digits and dashes", spec.Name)
@@ -115,7 +115,7 @@ func (v *VPC) newSubnet(spec SubnetSpec) (*Subnet, error) {
 	if sn.bridge, err = link.LinkByName(attrs.Name); err != nil {
 		return nil, fmt.Errorf("finding bridge %s: %w", attrs.Name, err)
 	}
-	// Set on its own it is the bridge's for good; a new port would change it else.
+	// An explicit MAC address stays; otherwise a new port would change it.
 	if err := link.LinkSetMTU(sn.bridge, v.Behaviour().mtu()); err != nil {
 		return nil, fmt.Errorf("setting the MTU of bridge %s: %w", attrs.Name, err)
 	}
@@ -126,7 +126,7 @@ func (v *VPC) newSubnet(spec SubnetSpec) (*Subnet, error) {
 	if spec.IPv4.IsValid() {
 		addrs = append(addrs, netip.PrefixFrom(sn.Gateway4(), spec.IPv4.Bits()))
 	} else {
-		// The source of DHCPv4 answers. The gateway that they name is another.
+		// The source of DHCPv4 answers. The gateway in them is another address.
 		addrs = append(addrs, netip.MustParsePrefix("169.254.169.253/32"))
 	}
 	if spec.IPv6.IsValid() {
@@ -149,7 +149,7 @@ func (v *VPC) newSubnet(spec SubnetSpec) (*Subnet, error) {
 
 func (sn *Subnet) close() {
 	if sn.dhcp4 != nil {
-		_ = sn.dhcp4.Close() // its packets are of no use any more
+		_ = sn.dhcp4.Close() // its packets are no longer needed
 	}
 	if sn.dhcp6 != nil {
 		_ = sn.dhcp6.conn.Close() // as above
@@ -194,8 +194,8 @@ func (sn *Subnet) Near6() netip.Addr {
 	return addOffset(sn.spec.IPv6.Addr(), 1)
 }
 
-// Mute stops services of the subnet: requests are not answered any more. Without
-// arguments, all of them.
+// Mute stops services of the subnet, which then answer no requests; without arguments,
+// all services.
 func (sn *Subnet) Mute(services ...Service) {
 	if len(services) == 0 {
 		services = []Service{DHCPv4, DHCPv6, RA}
@@ -209,7 +209,7 @@ func (sn *Subnet) Mute(services ...Service) {
 	}
 }
 
-// Unmute undoes [Subnet.Mute]. Without arguments, for all services.
+// Unmute undoes [Subnet.Mute]; without arguments, for all services.
 func (sn *Subnet) Unmute(services ...Service) {
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
@@ -218,7 +218,7 @@ func (sn *Subnet) Unmute(services ...Service) {
 	})
 }
 
-// Muted returns the services that do not answer.
+// Muted returns the muted services.
 func (sn *Subnet) Muted() []Service {
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
@@ -229,8 +229,8 @@ func (sn *Subnet) isMuted(s Service) bool {
 	return slices.Contains(sn.Muted(), s)
 }
 
-// SetRouter changes the link-local address of the router, as an EC2 router's may
-// change. The old address stops answering; the new one is advertised at once.
+// SetRouter changes the link-local address of the router, as can happen on EC2. The old
+// address stops answering, and the new one is advertised at once.
 func (sn *Subnet) SetRouter(addr netip.Addr) error {
 	if !addr.IsLinkLocalUnicast() || !addr.Is6() {
 		return fmt.Errorf("router address %s is not an IPv6 link-local one", addr)
@@ -251,7 +251,7 @@ func (sn *Subnet) SetRouter(addr netip.Addr) error {
 	return sn.Advertise()
 }
 
-// eni returns the ENI of a MAC in this subnet.
+// eni returns the ENI with a MAC address in this subnet.
 func (sn *Subnet) eni(mac net.HardwareAddr) *ENI {
 	sn.vpc.mu.Lock()
 	defer sn.vpc.mu.Unlock()
@@ -262,8 +262,8 @@ func (sn *Subnet) eni(mac net.HardwareAddr) *ENI {
 	return e
 }
 
-// neighbour makes packets to an address go to a MAC, or stops that. Nobody asks
-// for it by ARP or ND: it is known, as in a VPC.
+// neighbour sets or removes the MAC address for an address. There is no ARP or ND for
+// it: it is known, as in a VPC.
 func (sn *Subnet) neighbour(addr netip.Addr, mac net.HardwareAddr, add bool) error {
 	n := &netlink.Neigh{
 		LinkIndex: sn.bridge.Attrs().Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac,
@@ -275,14 +275,15 @@ func (sn *Subnet) neighbour(addr netip.Addr, mac net.HardwareAddr, add bool) err
 	if add {
 		return sn.vpc.thread.link.NeighSet(n)
 	}
-	// It may be gone with an address that came back and went meanwhile.
+	// It may have been removed with an address that was assigned and unassigned
+	// meanwhile.
 	if err := sn.vpc.thread.link.NeighDel(n); !errors.Is(err, unix.ENOENT) {
 		return err
 	}
 	return nil
 }
 
-// route sends a prefix to a next hop on the subnet, or stops that.
+// route adds or removes a route for a prefix through a next hop on the subnet.
 func (sn *Subnet) route(p netip.Prefix, via netip.Addr, add bool) error {
 	r := &netlink.Route{
 		LinkIndex: sn.bridge.Attrs().Index, Dst: ipNet(p), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_STATIC,

@@ -12,9 +12,9 @@ import (
 	"testing"
 )
 
-// RequireForTest skips a test that boots instances where it cannot: with -short,
-// for it is no unit test, and without root. In CI (the environment variable of that
-// name) it fails without root: a skipped test proves nothing.
+// RequireForTest skips a test that boots instances if it cannot run: with -short, since it
+// is not a unit test, and without root. In CI (the environment variable of that name) it
+// fails without root: a skipped test proves nothing.
 func RequireForTest(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -29,10 +29,10 @@ func RequireForTest(t testing.TB) {
 	}
 }
 
-// ForTest makes a VPC for a test that [RequireForTest] does not skip, and closes it
-// at the test's end, however that comes. Its seed, if it is told none, is made of the test's
-// name and of the environment variable EC2NETD_SEED, so that a test meets the same each time
-// unless that says another number.
+// ForTest creates a VPC for a test that [RequireForTest] does not skip, and closes it at the
+// end of the test. Its default seed depends on the name of the test and on the environment
+// variable EC2NETD_SEED, so that a test behaves the same each time unless that variable
+// changes.
 func ForTest(t testing.TB, opts Options) *VPC {
 	t.Helper()
 	RequireForTest(t)
@@ -61,8 +61,8 @@ func seedForTest(t testing.TB) uint64 {
 	return hash.Sum64()
 }
 
-// ChanceForTest is the seed of all that a test leaves to chance: EC2NETD_SEED, or 1. It is
-// logged.
+// ChanceForTest returns the seed of all random decisions of a test: EC2NETD_SEED, or 1. It
+// logs the seed.
 func ChanceForTest(t testing.TB) uint64 {
 	t.Helper()
 	seed := uint64(1)
@@ -76,8 +76,8 @@ func ChanceForTest(t testing.TB) uint64 {
 	return seed
 }
 
-// BootForTest makes an instance and boots it. If the test fails, the instance's
-// journal goes to the test's log.
+// BootForTest creates an instance and boots it. If the test fails, it adds the instance's
+// journal to the test's log.
 func BootForTest(t testing.TB, v *VPC, opts InstanceOptions) *Instance {
 	t.Helper()
 	inst, err := v.NewInstance(t.Context(), opts)
@@ -96,9 +96,9 @@ func BootForTest(t testing.TB, v *VPC, opts InstanceOptions) *Instance {
 	return inst
 }
 
-// StageForTest returns an installation of ec2netd for [InstallTree]: the directory
-// that EC2NETD_STAGE names, or else one of the test's own, made of the sources by
-// "make stage": two tests that make it in one place would take it from each other.
+// StageForTest returns an installation of ec2netd for [InstallTree]: the directory in
+// EC2NETD_STAGE, or else one of the test's own, built from the sources by "make stage": two
+// tests that build in one place would disturb each other.
 func StageForTest(t testing.TB) string {
 	t.Helper()
 	if dir := os.Getenv("EC2NETD_STAGE"); dir != "" {
@@ -115,8 +115,8 @@ func StageForTest(t testing.TB) string {
 	return dir
 }
 
-// TracesForTest lists what a lab has on this machine, or has left: files, mounts,
-// namespaces, cgroups, and of the processes those that still run.
+// TracesForTest lists the traces of a lab on this machine: files, mounts, namespaces,
+// cgroups, and processes that are still running.
 func TracesForTest(t testing.TB, stateDir, name string, pids ...int) []string {
 	t.Helper()
 	var found []string

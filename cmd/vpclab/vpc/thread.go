@@ -13,10 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A thread is an operating system thread that lives in a network namespace of
-// its own. Sockets opened and processes started on it belong to that namespace.
-// It lives until it is closed, so that processes which ask for a signal at the
-// death of their parent (which is a thread, see prctl(2)) get it then, and not
+// thread is an operating system thread in its own network namespace. Sockets opened and processes
+// started on it belong to that namespace. It lives until it is closed. So processes that request
+// a signal at the death of their parent (which is a thread, see prctl(2)) get it then, and not
 // when the Go runtime happens to end a thread.
 type thread struct {
 	ns   netns.NsHandle
@@ -27,8 +26,8 @@ type thread struct {
 	closed sync.Once
 }
 
-// newThread starts a thread in a new network namespace, bound to /run/netns/name
-// for ip-netns(8) if a name is given.
+// newThread starts a thread in a new network namespace. A name, if given, is bound to
+// /run/netns/name for ip-netns(8).
 func newThread(name string) (*thread, error) {
 	t := &thread{work: make(chan func()), ended: make(chan struct{})}
 	ready := make(chan error)
@@ -61,10 +60,10 @@ func newThread(name string) (*thread, error) {
 	return t, nil
 }
 
-// namesDir is where ip-netns(8) looks for the names of network namespaces.
+// namesDir is the directory in which ip-netns(8) looks for the names of network namespaces.
 const namesDir = "/run/netns"
 
-// newNamed puts the calling thread into a new network namespace with a name.
+// newNamed moves the calling thread to a new network namespace with a name.
 func newNamed(name string) (netns.NsHandle, error) {
 	if err := shareNames(); err != nil {
 		return netns.None(), err
@@ -72,15 +71,15 @@ func newNamed(name string) (netns.NsHandle, error) {
 	return netns.NewNamed(name)
 }
 
-// shareNames makes the directory of names a mount point with shared propagation, as the first
-// "ip netns add" on a machine does. That binds the directory over itself, with all names that are
-// in it by then. They would be mounted twice, and nobody could remove them any more. So the
-// directory has to be shared before the first name is in it.
+// shareNames makes the directory of names a mount point with shared propagation, as the first "ip
+// netns add" on a machine does. That command mounts the directory on itself, including all names
+// in it at that moment. These would then be mounted twice, and could no longer be removed.
+// Therefore the directory must be shared before the first name is in it.
 func shareNames() error {
 	if err := os.MkdirAll(namesDir, 0o755); err != nil {
 		return err
 	}
-	// ip-netns(8) of newer versions takes the same lock.
+	// Newer versions of ip-netns(8) use the same lock.
 	dir, err := os.Open(namesDir)
 	if err != nil {
 		return err
@@ -127,8 +126,7 @@ func (t *thread) run(cmd *exec.Cmd) error {
 	return cmd.Wait()
 }
 
-// close ends the thread. The namespace lives on as long as a process or a name
-// holds it.
+// close ends the thread. The namespace exists as long as a process or a name refers to it.
 func (t *thread) close() {
 	t.closed.Do(func() {
 		close(t.work)
@@ -140,7 +138,7 @@ func (t *thread) close() {
 	})
 }
 
-// inNamespace runs f on a thread that has entered ns for the time of the call.
+// inNamespace runs f on a thread that enters ns for the duration of the call.
 func inNamespace(ns netns.NsHandle, f func() error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -156,8 +154,8 @@ func inNamespace(ns netns.NsHandle, f func() error) error {
 			return
 		}
 		result <- f()
-		// A thread that cannot go back must not be used for anything else: it
-		// ends with the goroutine.
+		// A thread that cannot return must not be used for anything else: it ends with the
+		// goroutine.
 		if netns.Set(home) == nil {
 			runtime.UnlockOSThread()
 		}

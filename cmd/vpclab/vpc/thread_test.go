@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLabSharesNames: somebody's first "ip netns add" on a machine does not keep a lab that runs from
-// being removed. The test has a /run of its own.
+// TestLabSharesNames: after somebody's first "ip netns add" on a machine a running lab can still be
+// removed. The test has its own /run.
 func TestLabSharesNames(t *testing.T) {
 	RequireForTest(t)
 	const lab, others = "vpclab-test", "others"

@@ -27,18 +27,18 @@ type Options struct {
 	// IPv4 and IPv6 are the VPC's CIDR blocks; default: 10.0.0.0/16 and
 	// 2001:db8:0:100::/56.
 	IPv4, IPv6 []netip.Prefix
-	// Region and Zone are what instances read; default: us-east-1, us-east-1a.
+	// Region and Zone are in the metadata of instances; default: us-east-1, us-east-1a.
 	Region, Zone string
 	// Behaviour; default: that of [DefaultProfile].
 	Behaviour *Behaviour
-	// Seed makes all chance of the lab repeatable: that of the behaviour, and the
-	// probabilities of metadata faults.
+	// Seed makes all random decisions of the lab repeatable: those of the behaviour,
+	// and the probabilities of metadata faults.
 	Seed uint64
-	// StateDir is where the lab's files are; default: [DefaultStateDir].
+	// StateDir is the directory of the lab's files; default: [DefaultStateDir].
 	StateDir string
 	// Images is the cache of root file systems.
 	Images Images
-	// Logf, if set, is told what is going on.
+	// Logf, if set, is called with progress messages.
 	Logf func(format string, args ...any)
 }
 
@@ -67,7 +67,7 @@ var (
 	FarIPv6 = netip.MustParseAddr("2001:db8:ffff::1")
 )
 
-// VPC is a running simulation. Its methods may be called from any goroutine.
+// VPC is a running simulation. Its methods may be called concurrently.
 type VPC struct {
 	opts Options
 	// behaviour is read by everyone, and written under setMu.
@@ -81,7 +81,7 @@ type VPC struct {
 	thread *thread
 	images []*os.File // locks of the images in use
 
-	// life ends with Close; everything that runs in the background hangs on it.
+	// life ends with Close, and ends all background work.
 	life    context.Context
 	endLife context.CancelFunc
 	tasks   sync.WaitGroup
@@ -97,8 +97,8 @@ type VPC struct {
 
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9-]*$`)
 
-// New makes a VPC. It first removes what dead labs have left. The caller closes
-// it.
+// New creates a VPC. It first removes the remains of dead labs. The caller must close
+// the VPC.
 func New(ctx context.Context, opts Options) (_ *VPC, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("the lab makes namespaces and mounts: run it as root")
@@ -142,7 +142,7 @@ func New(ctx context.Context, opts Options) (_ *VPC, err error) {
 	v.logf("the lab's seed is %d", opts.Seed)
 	stale, err := RemoveStale(ctx, opts.StateDir)
 	if err != nil {
-		v.logf("%v", err) // it is not in our way, unless it has our name
+		v.logf("%v", err) // it does no harm, unless it has the same name
 	}
 	if len(stale) > 0 {
 		v.logf("removed what these labs had left: %v", stale)
@@ -272,7 +272,7 @@ func (v *VPC) addAddr(link netlink.Link, p netip.Prefix) error {
 	return nil
 }
 
-// remember writes down a process that would outlive this one.
+// remember records a process that would survive this one.
 func (v *VPC) remember(p process) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -289,8 +289,8 @@ func (v *VPC) forget(p process) {
 	}
 }
 
-// Close ends the instances, at once, and removes everything that the lab has
-// made. It may be called again.
+// Close ends the instances at once, and removes everything that the lab has created. It
+// may be called again.
 func (v *VPC) Close() error {
 	v.mu.Lock()
 	if v.closed {
