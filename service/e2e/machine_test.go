@@ -264,7 +264,7 @@ func checkClock(l *labtest.Lab, eni *vpc.ENI) {
 	l.Run("date", "--set=+2 days")
 }
 
-// suspends suspends a machine more than once, as the first time may leave it unable to do so again.
+// suspends puts a machine to sleep more than once, as the first time may leave it unable to do so again.
 // The clock jumps, and the links lose their carrier and with it all that DHCP gave them.
 func suspends(l *labtest.Lab, eni *vpc.ENI) {
 	l.T.Helper()
