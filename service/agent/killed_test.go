@@ -167,7 +167,7 @@ func TestCycles(t *testing.T) {
 			t.Error(diff)
 		}
 		if enis := len(a.Poller.Known().ENIs); len(a.links) != links || a.said.Len() > said || enis != 1 {
-			t.Errorf("%d links, %d ENIs, said %v", len(a.links), enis, a.said)
+			t.Errorf("%d links, %d ENIs, %d warnings, %d before", len(a.links), enis, a.said.Len(), said)
 		}
 		w.attach(1, "ens6", "10.0.1.20", "10.0.1.21")
 		settle(time.Minute)

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"ec2netd/cmd/vpclab/imds"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ec2netd/cmd/vpclab/imds"
 	"ec2netd/service/metadata"
 	"ec2netd/service/poller"
 	"ec2netd/service/state"

@@ -464,6 +464,7 @@ func (t *Tree) Every() ([]Text, error) {
 				continue
 			}
 			if sub.Err != nil && !sub.NoDirectory {
+				t.noteErr(sub.Path, sub.Err)
 				return nil, fmt.Errorf("looking at %s: %w", dir.Path, sub.Err)
 			}
 			if err := take(sub.Files); err != nil {

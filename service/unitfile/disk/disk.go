@@ -6,24 +6,37 @@ package disk
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"ec2netd/service/dropin"
 	"ec2netd/service/file"
 	"ec2netd/service/unitfile"
 )
 
+// Patterns of the names of unit files and of their directories of drop-ins, and of those that the
+// daemon generates. The latter are listed by themselves, so that a flood of other files hides none of
+// them: what is not there would be removed (E6).
+var (
+	units      = []string{"*.network", "*.link", "*.network.d", "*.link.d"}
+	ownUnits   = []string{"70-*.network", "70-*.link", dropin.HoldName, "70-*.network.d", "70-*.link.d", dropin.BaseName + ".d"}
+	ownDropIns = []string{dropin.FileName, dropin.MatchName, dropin.StartName, dropin.BaseLinkName, dropin.ClearName}
+)
+
 // Limits of one tree (J2).
 const (
-	// mostText is how much text it contains.
-	mostText = 32 << 20
+	// mostText is how much text of others it contains, and mostFiles how many files of others.
+	mostText  = 32 << 20
+	mostFiles = 1 << 16
 	// mostHops is how many symbolic links lead from one to the next. A loop is no file.
 	mostHops = 8
 	// mostFailures is how many unreadable files are told of, and keepTime how long if they have gone.
@@ -38,9 +51,10 @@ type Reader struct {
 	Root string
 
 	files file.Reader
-	// last is the last tree, and contents are those of its files, by path.
+	// last is the last tree, contents are those of its files, and listed its directories, by path.
 	last     *unitfile.Tree
 	contents map[string]*unitfile.Content
+	listed   map[string]*unitfile.Directory
 	// failed are the files and directories that could not be read, by path.
 	failed map[string]failure
 }
@@ -55,14 +69,17 @@ type failure struct {
 
 // Tree returns what the directories contain now.
 func (r *Reader) Tree() *unitfile.Tree {
-	t := &reading{Reader: r, contents: make(map[string]*unitfile.Content, len(r.contents)), left: mostText}
+	t := &reading{
+		Reader: r, contents: make(map[string]*unitfile.Content, len(r.contents)), listed: make(map[string]*unitfile.Directory, len(r.listed)),
+		text: mostText, count: mostFiles,
+	}
 	dirs := make([]*unitfile.Directory, 0, len(unitfile.Dirs()))
 	for _, dir := range unitfile.Dirs() {
 		dirs = append(dirs, t.directory(dir))
 	}
 	tree := unitfile.NewTree(dirs, t.file(unitfile.CloudInitYAML))
 	r.note()
-	r.last, r.contents = tree, t.contents
+	r.last, r.contents, r.listed = tree, t.contents, t.listed
 	return tree
 }
 
@@ -75,7 +92,7 @@ func (r *Reader) note() {
 	maps.DeleteFunc(r.failed, func(p string, f failure) bool {
 		there, readable := r.last.Lists(p)
 		// A file that has gone is told of a while longer.
-		return now.Sub(f.asked) > keepTime || readable || (!there && !f.file)
+		return now.Sub(f.asked) > keepTime || readable || (!there && (!f.file || generated(p)))
 	})
 	for _, p := range slices.Sorted(maps.Keys(unread)) {
 		if _, known := r.failed[p]; !known && len(r.failed) >= mostFailures {
@@ -111,22 +128,23 @@ func (r *Reader) at(p string) string {
 type reading struct {
 	*Reader
 	contents map[string]*unitfile.Content
-	// left is how much more text counts.
-	left int
+	listed   map[string]*unitfile.Directory
+	// text is how much more text of others counts, and count how many more files.
+	text, count int
 }
 
 // directory reads a directory of unit files with the drop-ins of these.
 func (r *reading) directory(dir string) *unitfile.Directory {
 	found := &unitfile.Directory{Path: dir}
-	names, err := file.ListEach(r.at(dir), "*.network", "*.link", "*.network.d", "*.link.d")
-	fail(found, err)
-	for i, names := range names {
-		for _, name := range names {
-			if p := dir + "/" + name; i < 2 {
-				found.Files = append(found.Files, r.file(p))
-			} else {
-				found.Subs = append(found.Subs, r.dropIns(p))
-			}
+	names, err := r.names(found, units, ownUnits)
+	if last := r.lasting(dir, err); last != nil {
+		return last
+	}
+	for _, name := range names {
+		if path.Ext(name) == ".d" {
+			found.Subs = append(found.Subs, r.dropIns(dir+"/"+name))
+		} else {
+			r.add(found, name)
 		}
 	}
 	return found
@@ -137,16 +155,78 @@ func (r *reading) dropIns(dir string) *unitfile.Directory {
 	found := &unitfile.Directory{Path: dir}
 	var itself unix.Stat_t
 	found.Linked = unix.Lstat(r.at(dir), &itself) == nil && itself.Mode&unix.S_IFMT == unix.S_IFLNK
-	names, err := file.List(r.at(dir), "*.conf")
-	fail(found, err)
+	names, err := r.names(found, []string{"*.conf"}, ownDropIns)
+	if last := r.lasting(dir, err); last != nil {
+		return last
+	}
 	for _, name := range names {
-		found.Files = append(found.Files, r.file(dir+"/"+name))
+		r.add(found, name)
 	}
 	return found
 }
 
-func fail(dir *unitfile.Directory, err error) {
-	dir.Err, dir.NoDirectory = err, errors.Is(err, unix.ENOTDIR)
+// names lists a directory: for each of the patterns the first names, and those that are the daemon's.
+func (r *reading) names(found *unitfile.Directory, patterns, own []string) ([]string, error) {
+	r.listed[found.Path] = found
+	each, err := file.ListEach(r.at(found.Path), slices.Concat(patterns, own)...)
+	found.Err, found.NoDirectory = err, errors.Is(err, unix.ENOTDIR)
+	var names []string
+	for i := range min(len(patterns), len(each)) {
+		of := each[i]
+		for k, pattern := range own {
+			if strings.HasSuffix(pattern, strings.TrimPrefix(patterns[i], "*")) {
+				of = append(of, each[len(patterns)+k]...)
+			}
+		}
+		slices.Sort(of)
+		names = append(names, slices.Compact(of)...)
+	}
+	return names, err
+}
+
+// lasting returns what a directory contained last if it cannot be listed now, as where the process has
+// no descriptor left; nil if it can.
+func (r *reading) lasting(dir string, err error) *unitfile.Directory {
+	last := r.Reader.listed[dir]
+	if err == nil || last == nil || errors.Is(err, file.ErrTooMany) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	kept := *last
+	kept.Err = err
+	r.keep(&kept)
+	return &kept
+}
+
+// keep takes a directory over from the last tree.
+func (r *reading) keep(dir *unitfile.Directory) {
+	r.listed[dir.Path] = dir
+	for _, f := range dir.Files {
+		if f.Content != nil {
+			r.contents[f.Path] = f.Content
+		}
+	}
+	for _, sub := range dir.Subs {
+		r.keep(sub)
+	}
+}
+
+// add reads a file of a directory.
+func (r *reading) add(dir *unitfile.Directory, name string) {
+	p := dir.Path + "/" + name
+	if r.count--; r.count < 0 && !generated(p) {
+		dir.Err = &fs.PathError{Op: "list", Path: r.at(dir.Path), Err: fmt.Errorf("%w: %d files count", file.ErrTooMany, mostFiles)}
+		return
+	}
+	dir.Files = append(dir.Files, r.file(p))
+}
+
+// generated reports whether a file is one that the daemon writes, by its path.
+func generated(p string) bool {
+	dir, name := path.Dir(p), path.Base(p)
+	if dir == dropin.Directory {
+		return p == dropin.HoldPath || strings.HasPrefix(name, "70-")
+	}
+	return path.Dir(dir) == dropin.Directory && slices.Contains(ownDropIns, name)
 }
 
 // file reads a file, of whatever kind.
@@ -181,7 +261,7 @@ func (r *reading) file(p string) *unitfile.File {
 		}
 		return f
 	}
-	if r.left -= len(text); r.left < 0 {
+	if r.text -= len(text); r.text < 0 && !generated(p) {
 		f.Err = &fs.PathError{Op: "read", Path: at, Err: file.ErrTooLarge}
 		return f
 	}

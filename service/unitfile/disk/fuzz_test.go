@@ -52,7 +52,7 @@ func FuzzLook(f *testing.F) {
 		if unit.Masked && len(unit.Texts) > 0 {
 			t.Errorf("a mask has %v", unit.Texts)
 		}
-		there := (&reading{Reader: s, contents: make(map[string]*unitfile.Content), left: mostText}).file("/etc/systemd/network/70-ens6.network").Exists()
+		there := (&reading{Reader: s, contents: make(map[string]*unitfile.Content), text: mostText, count: mostFiles}).file("/etc/systemd/network/70-ens6.network").Exists()
 		if taken := s.Tree().Extent("ens6").Taken; (taken == "/etc/systemd/network/70-ens6.network") != there {
 			t.Errorf("%q: taken by %q", target, taken)
 		}
