@@ -58,6 +58,9 @@ const (
 	shortAnswer = 500 * time.Millisecond
 )
 
+// errRefused says that a key was refused with the token that was sent.
+var errRefused = errors.New("the token was refused")
+
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	seen, ok := request.Context().Value(traceKey{}).(*trace)
@@ -105,6 +108,11 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	}
 	if a.status != http.StatusOK && a.status != http.StatusNotFound {
 		t.failed.Add(1)
+	}
+	if a.status == http.StatusUnauthorized && !seen.atToken {
+		// The SDK would drop its token, behind a lock that it holds for as long as another reader
+		// fetches one. The client gives up a refused token by itself.
+		return nil, errRefused
 	}
 	return a.response(request, seen.atToken)
 }
