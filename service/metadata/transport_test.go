@@ -1,6 +1,11 @@
 package metadata
 
 import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,4 +33,32 @@ func TestProhibitedAskedOnce(t *testing.T) {
 			t.Errorf("%v comes first after %d questions", first, asked)
 		}
 	})
+}
+
+// D1, D6: the SDK does not see that a token was refused. It would drop it behind the lock that it holds
+// while another reader fetches one.
+func TestRefusedTokenIsKeptFromSDK(t *testing.T) {
+	for status, want := range map[string]error{"401 Unauthorized": errRefused, "403 Forbidden": nil} {
+		near, far := net.Pipe()
+		tr := &transport{idle: make(map[connKey][]*conn), dial: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
+		go func() {
+			defer far.Close()
+			buffer := make([]byte, 4096)
+			_, _ = far.Read(buffer)
+			_, _ = io.WriteString(far, "HTTP/1.1 "+status+"\r\nContent-Length: 0\r\n\r\n")
+		}()
+		seen := &trace{path: Path{Endpoint: "http://pipe"}, session: newSession(tr), dial: dialTimeout, answer: requestTimeout}
+		request, err := http.NewRequestWithContext(context.WithValue(t.Context(), traceKey{}, seen), http.MethodGet, EndpointIPv4+"/latest/meta-data/mac", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set(tokenHeader, "token")
+		if _, err := tr.RoundTrip(request); !errors.Is(err, want) {
+			t.Errorf("%s: %v", status, err)
+		}
+		if got := http.StatusText(seen.key); status[4:] != got {
+			t.Errorf("%s: the trace has %q", status, got)
+		}
+		_ = near.Close()
+	}
 }
