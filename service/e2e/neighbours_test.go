@@ -38,6 +38,8 @@ type neighbour struct {
 	vip  bool
 	// repair brings back what it lost and does not restore by itself.
 	repair string
+	// again has it look again, where its start may miss what changes meanwhile, whoever changes it.
+	again string
 }
 
 // kernelObjects prints what the kernel has of everybody's.
@@ -140,6 +142,8 @@ ip route 198.51.105.0/24 ROUTER ens6
 		ready: []string{"dispatcher: active", "routable is ens5", "routable is ens6"},
 		log:   `awk '$1 == "routable" {up[$2] = 1} up[$2]' /run/dispatched`,
 		bad:   regexp.MustCompile(`^(off|no-carrier|carrier|dormant|degraded) ens[56]$`),
+		// It lists the links, subscribes to their changes, and then tells of what it has listed.
+		again: `systemctl restart networkd-dispatcher.service`,
 	},
 	{
 		name:     "network-manager",
@@ -459,14 +463,31 @@ func (h *neighbourhood) during(boots bool, do func()) eventLosses {
 	traffic := h.watchTraffic(lost)
 	do()
 	if boots {
-		ctx, cancel := context.WithTimeout(h.T.Context(), labtest.Patience)
-		defer cancel()
-		// What does not come in that time is lost.
-		_ = vpc.Until(ctx, "everything is there", func() (bool, error) { return h.incomplete() == "", nil })
+		whole := func(patience time.Duration) bool {
+			ctx, cancel := context.WithTimeout(h.T.Context(), patience)
+			defer cancel()
+			return vpc.Until(ctx, "everything is there", func() (bool, error) { return h.incomplete() == "", nil }) == nil
+		}
+		if !whole(labtest.Patience / 2) {
+			h.lookAgain()
+			whole(labtest.Patience / 2) // what does not come in that time is lost
+		}
 	}
 	traffic()
 	objects()
 	return lost
+}
+
+// lookAgain has those look again that may have missed something as they started.
+func (h *neighbourhood) lookAgain() {
+	h.T.Helper()
+	now := linesAcrossBoots(h.objects())
+	for _, n := range h.all {
+		if missing := n.missing(h.whole, now); n.again != "" && len(missing) > 0 {
+			h.T.Logf("%s has missed at its start: %s", n.name, strings.Join(missing, "; "))
+			h.Run("sh", "-ec", n.again)
+		}
+	}
 }
 
 // settle sets all neighbours up, and waits until they have all that is theirs.
