@@ -70,7 +70,10 @@ func TestLabPort(t *testing.T) {
 				t.Fatalf("%s: %s", when, link)
 			}
 		})
-		entry := l.AwaitENI(eni.ID(), func(i *state.Interface) bool { return named(i) && i.State == state.ENIOverridden })
+		// It is so for some milliseconds with each address that is assigned, and for good without a lease.
+		entry := l.AwaitENI(eni.ID(), func(i *state.Interface) bool {
+			return named(i) && i.State == state.ENIOverridden && time.Since(i.Since) > time.Second
+		})
 		_, advice, _ := strings.Cut(entry.Reason, "with: ")
 		if doctor := l.Fails("ec2netctl", "doctor"); !strings.Contains(doctor, advice) {
 			t.Errorf("doctor says\n%s", doctor)
