@@ -73,6 +73,10 @@ func (g *gone) due(lost *compare.Lost, l *link, now time.Time) (time.Time, bool)
 	case lost.Own && !l.lacks.IsValid():
 		// It was not there since networkd was last at work: that takes its time.
 		at = l.since.Add(settleTime)
+	case !lost.ByRouter && !l.lacks.IsValid():
+		// The lease is there, and not all of it: networkd 257 and 262 may lose its default route where
+		// they are told twice within 50 ms to configure the link, and never bring it.
+		at = l.since.Add(repairTime)
 	default:
 		// networkd goes on asking the DHCP server and the router by itself, and for an address
 		// that is lacking it is asked in any case.
