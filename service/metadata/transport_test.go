@@ -53,8 +53,12 @@ func TestRefusedTokenIsKeptFromSDK(t *testing.T) {
 			t.Fatal(err)
 		}
 		request.Header.Set(tokenHeader, "token")
-		if _, err := tr.RoundTrip(request); !errors.Is(err, want) {
+		answer, err := tr.RoundTrip(request)
+		if !errors.Is(err, want) {
 			t.Errorf("%s: %v", status, err)
+		}
+		if answer != nil {
+			answer.Body.Close()
 		}
 		if got := http.StatusText(seen.key); status[4:] != got {
 			t.Errorf("%s: the trace has %q", status, got)
