@@ -248,7 +248,7 @@ func (a *Agent) removeOrphans(ctx context.Context, now time.Time) {
 	if !schedule.Reached(a.orphanAt, now) || a.cleaning || a.session.BusSilent() || a.Rules.Err() != nil {
 		return
 	}
-	a.orphanDelay = min(max(2*a.orphanDelay, settleTime), slowestRepair)
+	a.orphanDelay = schedule.Double(a.orphanDelay, settleTime, slowestRepair)
 	a.orphanAt = now.Add(schedule.Jitter(a.orphanDelay))
 	names := make([]string, 0, len(orphans))
 	for _, rule := range orphans {
@@ -329,7 +329,7 @@ func (a *Agent) removeNames(ctx context.Context, now time.Time) {
 	if len(stale) == 0 {
 		return
 	}
-	a.namesTry.Delay = min(max(2*a.namesTry.Delay, settleTime), slowestRepair)
+	a.namesTry.Delay = schedule.Double(a.namesTry.Delay, settleTime, slowestRepair)
 	a.namesTry.Next = now.Add(schedule.Jitter(a.namesTry.Delay))
 	names := make([]string, 0, len(stale))
 	for _, name := range stale {

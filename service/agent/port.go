@@ -172,7 +172,7 @@ func (a *Agent) raise(eni *plan.ENI, now time.Time) time.Duration {
 	if now.Before(try.Next) {
 		return try.Next.Sub(now)
 	}
-	try.Delay = min(max(2*try.Delay, settleTime), slowestRepair)
+	try.Delay = schedule.Double(try.Delay, settleTime, slowestRepair)
 	try.Next = now.Add(try.Delay)
 	a.Log.Info("Asking networkd to set the link up", "eni", eni.View.ID, "mac", link.MAC, "interface", link.Name)
 	if err := a.Store.Renew(plan.NetworkDropIn(link.Name)); err != nil {

@@ -57,7 +57,7 @@ func (a *Agent) stored(err error) bool {
 	}
 	a.storeErr = err.Error()
 	if now := time.Now(); !now.Before(a.storeTry.Next) {
-		a.storeTry.Delay = min(max(2*a.storeTry.Delay, firstStore), slowestStore)
+		a.storeTry.Delay = schedule.Double(a.storeTry.Delay, firstStore, slowestStore)
 		a.storeTry.Next = now.Add(a.storeTry.Delay)
 	}
 	a.said.Warn("store", "Cannot write configuration files; trying again", "reason", err.Error())

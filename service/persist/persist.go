@@ -31,6 +31,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"ec2netd/service/file"
+	"ec2netd/service/schedule"
 )
 
 // Limits of a file. The views of 64 ENIs with 50 addresses of each family are 300 KiB.
@@ -226,7 +227,7 @@ func (k *keeper) failed(path string, err, left error, now time.Time) {
 		err = fmt.Errorf("%w. An older one stays until then (%w), which ec2netd would act on: do not restart it before", err, file.Cause(left))
 	}
 	k.err = err
-	k.delay = min(max(2*k.delay, firstRetry), slowestRetry)
+	k.delay = schedule.Double(k.delay, firstRetry, slowestRetry)
 	k.due = now.Add(k.delay)
 }
 

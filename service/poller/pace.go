@@ -221,7 +221,7 @@ func (p *Poller) schedule(t *target, now time.Time, changed bool) {
 		if doubted {
 			t.look = metadata.AtNumbers // without them nothing else is of use
 		}
-		t.pause = min(max(2*t.pause, firstPause), slowestPause)
+		t.pause = schedule.Double(t.pause, firstPause, slowestPause)
 		t.turn, t.Next = 0, now.Add(schedule.Jitter(t.pause))
 		return
 	}

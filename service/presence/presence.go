@@ -30,6 +30,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ec2netd/service/schedule"
 )
 
 // Delays of looks and attempts.
@@ -234,7 +236,7 @@ func (w *Watcher) mend(ctx context.Context) time.Duration {
 		return 0 // the daemon is ending because of the restart
 	case err != nil:
 		w.say(err)
-		w.delay = min(max(2*w.delay, pause), slowestRetry)
+		w.delay = schedule.Double(w.delay, pause, slowestRetry)
 		return w.delay
 	case restarting:
 		return actTime // in case the restart does not happen
