@@ -6,6 +6,7 @@ import (
 
 	"ec2netd/service/compare"
 	"ec2netd/service/plan"
+	"ec2netd/service/schedule"
 	"ec2netd/service/status"
 )
 
@@ -74,8 +75,7 @@ func (g *gone) due(lost *compare.Lost, l *link, now time.Time) (time.Time, bool)
 		// It was not there since networkd was last at work: that takes its time.
 		at = l.since.Add(settleTime)
 	case !lost.ByRouter && !l.lacks.IsValid():
-		// The lease is there, and not all of it: networkd 257 and 262 may lose its default route where
-		// they are told twice within 50 ms to configure the link, and never bring it.
+		// networkd has the lease, but not its default route, and does not add it (facts: reload).
 		at = l.since.Add(repairTime)
 	default:
 		// networkd goes on asking the DHCP server and the router by itself, and for an address
@@ -137,7 +137,7 @@ func (a *Agent) regain(eni *plan.ENI, lost compare.Lost, now time.Time) time.Dur
 	if g.whole && !lost.ByRouter {
 		g.times++
 	}
-	g.delay = min(max(2*g.delay, takenTime), slowestRepair)
+	g.delay = schedule.Double(g.delay, takenTime, slowestRepair)
 	if g.times == 0 {
 		g.delay = max(g.delay, repairTime)
 	}
